@@ -1,0 +1,43 @@
+# Everything sets itself up in .venv inside the checkout; nothing else is needed but Python >= 3.11, git and a compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format setup clean demo-seeds
+
+demo: .venv/ready            ## run the demo: no network, no GPU, no server
+	$(BIN)/spinloop run demo
+
+test: .venv/dev              ## what CI runs: lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
+	$(BIN)/python -m tests.benchmarks.demo_seeds
+
+check: .venv/dev             ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/ready
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spinloop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/ready: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/ready
+
+clean:
+	rm -rf .venv .spinloop

@@ -1,0 +1,177 @@
+"""The command line `spinloop`: run, plan, report, and the store's own commands.
+
+Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
+standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from spin_core.config import PROFILES, Config, load_profile
+from spin_core.errors import BadInput, SpinloopError
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The console only: the server still gets every log line of a run.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    args = _parser().parse_args(argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        args.command(args)
+    except SpinloopError as error:
+        print(f"spinloop: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "spinloop: interrupted; finished steps are in the store, and the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spinloop", description="SPIN as a workflow of cached steps.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(to, name: str, command, text: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_fields() if name in ("run", "plan") else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        sub.add_argument(
+            "--store",
+            default=os.environ.get("SPINLOOP_STORE", ".spinloop"),
+            metavar="DIR",
+            help="folder of the artifact store (default: $SPINLOOP_STORE or .spinloop)",
+        )
+        return sub
+
+    for name, command, text in (
+        ("run", _run, "Run a profile; what the store has is not computed again."),
+        ("plan", _plan, "Show which steps would run, which are cached, and why. Nothing is executed."),
+    ):
+        sub = add(commands, name, command, text)
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        sub.add_argument("profile", help=f"path of a YAML file, or one of: {known}")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            dest="settings",
+            help="change a field of the profile, e.g. finetune.beta=0.5 (repeatable)",
+        )
+        sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+    sub = add(commands, "report", _report, "Print a run's table and the path of its report.")
+    sub.add_argument("run", nargs="?", help="name of a run (default: the latest)")
+    store = commands.add_parser("store", help="Look at and tend the artifact store.")
+    within = store.add_subparsers(required=True, metavar="COMMAND")
+    from flows import store_cli
+
+    store_cli.add_commands(within, add)
+    return parser
+
+
+def _fields() -> str:
+    """Every field of a profile with its default and meaning, from the config model itself."""
+    lines = ["fields of a profile (--set FIELD=VALUE):"]
+
+    def walk(model, prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            section = next((o for o in options if isinstance(o, type) and hasattr(o, "model_fields")), None)
+            if section:
+                walk(section, f"{prefix}{name}.")
+            else:
+                default = (
+                    "required"
+                    if field.is_required()
+                    else json.dumps(field.get_default(call_default_factory=True), default=str)
+                )
+                lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
+
+    walk(Config, "")
+    return "\n".join(lines)
+
+
+def _run(args: argparse.Namespace) -> None:
+    config, base_dir = load_profile(args.profile, args.settings)
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.embedded import EmbeddedServer
+
+    # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
+    server = None if PREFECT_API_URL.value() else EmbeddedServer()
+    from flows.spin import check, spin
+
+    check(config, args.store, base_dir)
+
+    def run() -> dict:
+        return spin(config, str(Path(args.store).absolute()), str(base_dir))
+
+    if server is None:
+        outcome = run()
+    else:
+        with server.ready():
+            outcome = run()
+    for note in outcome["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    table = Path(outcome["folder"], "report.md").read_text()
+    print(table, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(outcome))
+    else:
+        print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached. Run: {outcome['run']}")
+        print(f"Report: {outcome['report']}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    config, base_dir = load_profile(args.profile, args.settings)
+    from flows.spin import plan
+
+    ledger, notes = plan(config, args.store, base_dir)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.json:
+        print(json.dumps([vars(entry) for entry in ledger]))
+        return
+    width = max(len(entry.title) for entry in ledger)
+    for entry in ledger:
+        cost = f" {entry.seconds:.1f} s saved" if entry.seconds is not None else ""
+        print(f"{entry.state:<9}  {entry.title:<{width}}  {entry.key[:6] + cost if entry.key else entry.why}")
+    cached = sum(entry.state == "cached" for entry in ledger)
+    print(f"{cached} cached, {len(ledger) - cached} would run.")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from spin_core.store.store import Store
+
+    store = Store(Path(args.store), create=False)
+    folder = store.root / "runs" / args.run if args.run else store.root / "latest"
+    if not (folder / "report.md").is_file():
+        known = ", ".join(sorted(p.name for p in (store.root / "runs").iterdir())) or "none"
+        raise BadInput(f"{args.run or 'latest'}: no report of such a run in {args.store}; runs there: {known}.")
+    print((folder / "report.md").read_text())
+    print(f"Report: {folder.resolve() / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""SPIN (arXiv 2401.01335) as a DAG of cached steps. This file is the picture; README's is drawn from it.
+
+dataset ─► reformat ─► rows ───────────────────────────────┐
+base model ─► (sft) ─► θ_0                                 │
+                        │                                  │
+    ┌───────────── iteration t ────────────────────────────┼─────────────┐
+    │  generate[shard 1..n](θ_t, prompts) ─► gather ─► pairs_t           │
+    │  score(θ_t, pairs_t), score(θ_t, pairs_{t−1}) ─► opponent's logps  │
+    │  finetune(θ_t, pairs_t, pairs_{t−1}, logps) ─► θ_{t+1}             │
+    │  evaluate(θ_{t+1}) ─► metrics                                      │
+    └────────────────────────────────────────────────────────────────────┘
+                                └──► report
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from spin_core.child import Children
+from spin_core.config import Config
+from spin_core.store.store import Store
+from tasks.demo import demo_model, demo_rows
+from tasks.evaluate import evaluate
+from tasks.finetune import finetune
+from tasks.gather import gather
+from tasks.generate import generate
+from tasks.ledger import Entry
+from tasks.reformat import reformat
+from tasks.report import report
+from tasks.run import Run
+from tasks.score import score
+from tasks.sft import sft, sft_instead
+
+
+def dag(run: Run):
+    """The steps in order. `run` executes them, or in a plan only looks them up; a step's result is a future, or in a
+    plan a reference."""
+    cfg = run.config
+    dataset, model = sources(run)
+    rows = reformat(run, *dataset)
+    theta = start = sft(run, model, rows) if cfg.sft else model
+    table = Table()
+    table.add("θ_0", "start", evaluate(run, "θ_0", theta, rows), trained=start if cfg.sft else None)
+    pairs: list = []
+    for t in range(cfg.iterations):
+        theta = iteration(run, t, theta, rows, pairs, table)
+    for n in range(1, cfg.iterations + 1) if cfg.control else []:
+        instead = sft_instead(run, start, rows, n)
+        label = f"SFT instead of {n} iter"
+        table.add(label, "control", evaluate(run, label, instead, rows), trained=instead)
+    return report(run, table.lines, table.inputs)
+
+
+def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table):
+    """θ_t plays against itself and becomes θ_{t+1}. `pairs` holds the pair sets of all iterations so far and gets
+    this one's."""
+    prompts = run.shards(rows)
+    answers = [generate(run, t, opponent, shard, f"{i}/{len(prompts)}") for i, shard in enumerate(prompts, 1)]
+    pairs.append(gather(run, t, rows, answers))
+    first = max(0, t + 1 - run.config.history)
+    recent = pairs[first:]
+    logps = [score(run, t, opponent, p, of=first + i) for i, p in enumerate(recent)]
+    theta = finetune(run, t, opponent, recent, logps)
+    metrics = evaluate(run, f"θ_{t + 1}", theta, rows, recent[-1], logps[-1], t)
+    table.add(f"θ_{t + 1}", "iteration", metrics, trained=theta, pairs=recent[-1], iteration=t)
+    return theta
+
+
+class Table:
+    """The lines of the report and what they read."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict] = []
+        self.inputs: dict[str, list] = {"evaluate": [], "finetune": [], "gather": []}
+
+    def add(self, label: str, kind: str, metrics, trained=None, pairs=None, iteration: int = -1) -> None:
+        line = {"label": label, "kind": kind, "iteration": iteration}
+        for name, made in (("evaluate", metrics), ("finetune", trained), ("gather", pairs)):
+            line[name] = -1 if made is None else len(self.inputs[name])
+            self.inputs[name] += [] if made is None else [made]
+        self.lines.append(line)
+
+
+def sources(run: Run) -> tuple[list, object]:
+    """The dataset (with its held-out set, where that is one of its own) and the model that everything starts from."""
+    part, start = run.config.dataset, run.config.model
+    if part.path == "builtin:tasks":
+        dataset = [demo_rows(run, "train"), demo_rows(run, "test")]
+    else:
+        held_out = part.test_path or (part.path if part.test_split else "")
+        paths = [(part.path, part.split), (held_out, part.test_split)]
+        dataset = [run.source(path, "dataset", part.revision, split=split) for path, split in paths if path]
+    builtin = start.path == "builtin:tiny-llama"
+    return dataset, demo_model(run) if builtin else run.source(start.path, "model", start.revision)
+
+
+@flow(
+    name="spin",
+    flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}",
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
+)
+def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
+    """Run every iteration of a profile. What the store already has is not computed again."""
+    artifacts = Store(Path(store))
+    with artifacts.using(), Children(config.runtime.workers) as children:
+        run = Run(config, artifacts, children, Path(base_dir))
+        return run.finish(lambda: dag(run).result())
+
+
+def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
+    """What a run would do: its ledger, and what the store has to say of itself. Computes nothing."""
+    with TemporaryDirectory() as empty:
+        artifacts = Store(Path(store), create=False) if Path(store).exists() else Store(Path(empty))
+        run = Run(config, artifacts, Children(0), base_dir, planning=True)
+        dag(run)
+    return run.ledger, artifacts.notes
+
+
+def check(config: Config, store: str, base_dir: Path) -> None:
+    """Raise what is wrong with the store or the sources before anything is waited for."""
+    sources(Run(config, Store(Path(store)), Children(0), base_dir, planning=True))

@@ -1,0 +1,224 @@
+"""A profile: one YAML file = one run. The same model is the YAML schema, the Prefect form and the command line's
+`--set`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from spin_core.chat import ChatSection
+from spin_core.errors import BadInput
+from spin_core.job import Runtime
+from spin_core.section import Section
+from spin_core.stages.evaluate import Evaluate
+from spin_core.stages.finetune import Finetune
+from spin_core.stages.gather import Gather
+from spin_core.stages.generate import Generate
+from spin_core.stages.reformat import Dataset
+from spin_core.stages.sft import Sft
+
+PROFILES = Path(__file__).resolve().parents[1] / "deployments" / "profiles"
+PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
+MAX_PROFILE_BYTES = 1 << 20
+
+
+class Model(Section):
+    """`model:` in a profile: the supervised-fine-tuned start θ_0, or with `sft:` the base model that θ_0 is made
+    from."""
+
+    path: str = Field(description="A model directory (safetensors), a hub id (org/name), or builtin:tiny-llama.")
+    revision: str = Field("", description="Hub revision; the commit it resolves to enters the key.")
+
+
+class Config(Section):
+    """One run. Every field is part of what is computed, but for `name` (a label) and `runtime` (how, not what)."""
+
+    name: str = Field(
+        "run", pattern=r"^[a-z0-9][a-z0-9._-]{0,40}$", description="What the run is called in the store and the UI."
+    )
+    seed: int = Field(42, ge=0, description="Seed of splits, sampling and training order.")
+    iterations: int = Field(3, ge=0, le=100, description="SPIN iterations.")
+    history: int = Field(2, ge=1, description="Train on the pairs of this many latest iterations (the paper: 2).")
+    model: Model
+    dataset: Dataset
+    chat: ChatSection = ChatSection()
+    sft: Sft | None = Field(
+        None, description="Make θ_0 from the base model first; leave out where the model is already fine-tuned."
+    )
+    generate: Generate = Generate()
+    gather: Gather = Gather()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    overrides: dict[int, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="Settings of single iterations: {2: {finetune: {lr: 1e-7}}}."
+    )
+    control: Sft | None = Field(
+        None,
+        description="Also train θ_0 by SFT for as many steps as SPIN took, to compare (epochs and batch are SPIN's).",
+    )
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if not self.dataset.path:
+            raise ValueError("dataset.path: is required")
+        beyond = [t for t in self.overrides if not 0 <= t < self.iterations]
+        if beyond:
+            raise ValueError(f"overrides.{beyond[0]}: this run has the iterations 0 to {self.iterations - 1}")
+        for t in range(self.iterations) if self.overrides else [0]:
+            at = self.at(t)
+            where = f" (iteration {t})" if t in self.overrides else ""
+            if self.chat.max_prompt_length >= at.finetune.max_length:
+                raise ValueError(
+                    f"chat.max_prompt_length ({self.chat.max_prompt_length}) must be below finetune.max_length "
+                    f"({at.finetune.max_length}){where}, or no token of the answer is left"
+                )
+            if at.finetune.stop_epoch > at.finetune.schedule_epochs:
+                raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
+        for name, part in (("sft", self.sft), ("control", self.control)):
+            if part and self.chat.max_prompt_length >= part.max_length:
+                raise ValueError(f"chat.max_prompt_length must be below {name}.max_length")
+        return self
+
+    def at(self, t: int) -> Config:
+        """The config of iteration `t` (from 0), its overrides applied."""
+        if t not in self.overrides:
+            return self
+        changed: dict[str, Section] = {}
+        for section, fields in self.overrides[t].items():
+            if section not in PER_ITERATION:
+                raise ValueError(
+                    f"overrides.{t}.{section}: only {', '.join(PER_ITERATION)} can differ between iterations"
+                )
+            base: Section = getattr(self, section)
+            try:
+                changed[section] = type(base).model_validate({**base.model_dump(), **fields})
+            except ValidationError as error:
+                raise ValueError(f"overrides.{t}.{section}.{_first(error, type(base)).rstrip('.')}") from None
+        return self.model_copy(update=changed)
+
+    def epochs(self, t: int) -> float:
+        """Passes over its pairs that iteration `t` makes."""
+        part = self.at(t).finetune
+        return part.stop_epoch or part.schedule_epochs
+
+
+def load_profile(name: str, settings: list[str] | None = None) -> tuple[Config, Path]:
+    """The config of a profile (a path, or the name of one in deployments/profiles) and the folder its relative paths
+    start from.
+
+    `settings` are `field.path=value` strings, values in YAML. Raises BadInput naming file and field.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) or Path(name).is_file() else PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
+    try:
+        data = _read_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
+    for setting in settings or []:
+        _apply(data, setting)
+    return parse(data, str(path)), path.resolve().parent
+
+
+def parse(data: Any, where: str) -> Config:
+    """Validate a profile's data; `where` begins the sentence of a BadInput."""
+    if not isinstance(data, dict):
+        raise BadInput(f"{where}: a profile is a mapping of sections (model:, dataset:, …), not {type(data).__name__}.")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error, Config)}") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads 5e-7 as a number, which YAML 1.1 takes for a string, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):  # a few aliases expand to gigabytes
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "YAML aliases are not used in profiles", mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: bytes, where: str) -> Any:
+    if len(text) > MAX_PROFILE_BYTES:
+        raise BadInput(f"{where}: {len(text):,} bytes is too long for a profile (at most {MAX_PROFILE_BYTES:,}).")
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise BadInput(f"{where}:{line} not valid YAML: {error.problem}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: not valid YAML: {str(error).splitlines()[0]}.") from None
+
+
+def _apply(data: Any, setting: str) -> None:
+    """Put one `a.b=value` into the profile's data."""
+    path, equals, value = setting.partition("=")
+    if not equals or not path.strip():
+        raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
+    parsed = _read_yaml(value.encode(), f"--set {path}")
+    keys: list[Any] = [int(k) if k.isdigit() else k for k in path.strip().split(".")]
+    for depth, key in enumerate(keys[:-1]):
+        if not isinstance(data, dict):
+            raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:depth]))} is not a section.")
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+    if not isinstance(data, dict):
+        raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:-1]))} is not a section.")
+    data[keys[-1]] = parsed
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first of pydantic's complaints as one sentence: field path, what is wrong, what was given, the nearest
+    known name."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), n=1)
+        return f"{path}: unknown field" + (
+            f"; did you mean {near[0]}?" if near else "; see `spinloop run --help` for the fields."
+        )
+    if first["type"] == "missing":
+        return f"{path}: is required."
+    message = first["msg"].removeprefix("Value error, ")
+    given = f" (given: {first['input']!r})" if path and not isinstance(first["input"], dict) else ""
+    return f"{path}: {message}{given}." if path else f"{message}."
+
+
+def _fields(model: type[BaseModel], loc: tuple) -> list[str]:
+    """The names that the section at `loc` has."""
+    for part in loc:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)

@@ -1,0 +1,81 @@
+"""What a running stage is given besides its inputs and its config: where to write, how to run, whom to tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from spin_core.section import Section
+
+Inputs = dict[str, Path | list[Path]]
+"""Input name → the directory (or file) to read, or a list of them. Content digests are in `Job.digests` under the
+same names."""
+
+
+class Runtime(Section):
+    """How a run uses its machine. Nothing here enters a cache key: results may differ by float rounding only."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves torch's own choice.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Stage processes at work at once (generate shards are spread over them)."
+    )
+    generate_batch: int = Field(32, ge=1, description="Prompts in one generation batch.")
+    score_batch: int = Field(16, ge=1, description="Sequences in one scoring batch.")
+    micro_batch: int = Field(
+        4,
+        ge=1,
+        description="Pairs (finetune) or rows (sft) in one forward pass; a step still sees the global batch.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    checkpoint_every: int = Field(
+        100, ge=0, description="Optimiser steps between resumable checkpoints in the store's scratch; 0 keeps none."
+    )
+    stage_timeout: int = Field(0, ge=0, description="Seconds after which a stage's process is ended; 0 is no limit.")
+
+
+@dataclass
+class Bar:
+    """One progress bar: `advance` moves it, keyword figures (tokens/s, loss) are shown beside it."""
+
+    send: Callable[[dict], None]
+    label: str
+    total: int
+    unit: str
+    done: int = 0
+    _sent: float = 0.0
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self._sent < 0.2 and self.done < self.total:
+            return
+        self._sent = now
+        self.send({"label": self.label, "done": self.done, "total": self.total, "unit": self.unit, "figures": figures})
+
+
+@dataclass
+class Job:
+    """One stage's run. `out` is published when `run` returns; `scratch` survives a kill and is given to the rerun of
+    the same key."""
+
+    out: Path
+    scratch: Path
+    runtime: Runtime = field(default_factory=Runtime)
+    digests: dict[str, str | list[str]] = field(default_factory=dict)
+    send: Callable[[dict], None] = lambda event: None
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: str) -> Iterator[Bar]:
+        """A bar over `total` units (`tokens`, `steps`, `pairs`, `rows`)."""
+        bar = Bar(self.send, label, total, unit)
+        bar.advance(0)
+        yield bar
+        self.send({"label": label, "done": bar.done, "total": total, "unit": unit, "figures": {}, "closed": True})

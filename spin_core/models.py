@@ -1,0 +1,227 @@
+"""Loading and saving Hugging Face causal language models and tokenizers (torch module).
+
+Safetensors only, local files only, never remote code, never pickle. What it is *not*: no download (the hub is another
+part's work), no quantised or adapter checkpoints.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from spin_core.chat import Chat, ChatSection
+from spin_core.collate import Batch
+from spin_core.errors import BadInput, StageFailed
+from spin_core.job import Runtime
+from spin_core.loss import IGNORE, token_logps
+
+transformers_logging.disable_progress_bar()
+
+KEPT_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json",
+    "vocab.txt", "merges.txt",
+)  # fmt: skip
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+Precision = Literal["float32", "bfloat16"]
+
+_opponent: dict[tuple[Path, str, torch.dtype], PreTrainedModel] = {}
+
+
+def pick_device(runtime: Runtime) -> torch.device:
+    """`runtime.device` as torch's; auto is the first GPU where there is one. Raises BadInput for an absent GPU."""
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(runtime.device)
+    except RuntimeError:
+        raise BadInput(f"runtime.device {runtime.device!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise BadInput(
+            f"runtime.device {runtime.device!r}: this machine has {found} CUDA devices; use auto, cpu or one of them"
+        )
+    return device
+
+
+def apply_threads(runtime: Runtime) -> None:
+    """Sets torch's CPU threads for this process; 0 leaves them."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`, right-padding, pad token = EOS where it has none (padding is masked, so which token
+    does not matter).
+
+    Raises BadInput where there is no tokenizer, chat template or EOS, or where it asks for code of its own.
+    """
+    _read_config(path)
+    _refuse_own_code(path, "tokenizer_config.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError or bare Exception, by file and format
+        raise BadInput(
+            f"{path}: no usable tokenizer ({_first_line(error)}); save one there with save_pretrained"
+        ) from error
+    if not tokenizer.chat_template:
+        raise BadInput(f"{path}: the tokenizer has no chat template; put a chat_template.jinja beside it")
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"{path}/tokenizer_config.json: no eos_token, so an answer could not end; set it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_chat(path: Path, section: ChatSection) -> Chat:
+    """The chat of the model in `path`: its tokenizer, and the tokens at which its generation_config stops."""
+    stop = _refuse_own_code(path, "generation_config.json").get("eos_token_id")
+    return Chat(load_tokenizer(path), section, str(path), stop)
+
+
+def load_model(
+    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, train: bool = False
+) -> PreTrainedModel:
+    """The model in `path` on `device`, dropout off, in train mode (gradients) or eval mode (none).
+
+    `dtype` is that of the weights in memory: float32 master weights by default, whatever is on disk.
+    Raises BadInput where weights are missing, damaged, pickled, or do not fill the architecture.
+    """
+    _read_config(path)
+    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
+        pickled = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
+        found = f"only pickled weights ({pickled[0]})" if pickled else "no model.safetensors"
+        raise BadInput(f"{path}: {found}; convert the model to safetensors (save_pretrained) and use that directory")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BadInput(f"{path}: the model does not load ({_first_line(error)}); check or download it again") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise BadInput(
+            f"{path}: the safetensors lack {len(missing)} weights (first: {missing[0]}); download the model again"
+        )
+    _disable_dropout(model)
+    model.requires_grad_(train).train(train)
+    return model.to(device)
+
+
+def opponent(path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """`load_model` for reading, remembered: shards of one iteration that run in one process load it once.
+
+    One model is kept; another key frees it first. Paths are store trees, whose content never changes.
+    """
+    key = (Path(path).resolve(), str(device), dtype)
+    if key not in _opponent:
+        release_opponent()
+        _opponent[key] = load_model(path, device, dtype)
+    return _opponent[key]
+
+
+def release_opponent() -> None:
+    """Frees the model that `opponent` remembers, so that training has the memory."""
+    _opponent.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def answer_logps(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tensor:
+    """log p(answer | prompt) of each sequence of `batch`: [B], summed in float32, with graph if the model has one.
+
+    The one forward pass that scoring and training share. Logits are made only where some sequence of the batch has a
+    label: the vocabulary is by far the widest layer. bfloat16 is autocast: weights stay as they are, log-probs float32.
+    """
+    device = next(model.parameters()).device  # a model wrapped for several processes has no .device
+    batch = {key: value.to(device) for key, value in batch.items()}
+    targets = batch["labels"][:, 1:]
+    columns = (targets != IGNORE).any(0).nonzero().squeeze(-1)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    return token_logps(logits, targets[:, columns]).sum(-1)
+
+
+def source_dtype(path: Path) -> torch.dtype:
+    """The dtype of the weights on disk (that of the first floating tensor), which `save_model` keeps."""
+    file = min(path.glob("*.safetensors"))
+    with safe_open(file, "pt") as weights:
+        names = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118 (not a dict)
+        return next((DTYPES[name] for name in names if name in DTYPES), torch.float32)
+
+
+def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
+    """Writes `model` (trained from the one in `source`) to `out`: safetensors, in the dtype that `source` has on disk.
+
+    Config, tokenizer, chat template and generation config are `source`'s own files, byte for byte, so that nothing but
+    the weights changes between iterations and no path, host or library version gets into the bytes. The one exception
+    is config.json, from which `_name_or_path` is taken out. A bfloat16 source is trained on float32 weights and
+    rounded here, once: near 0.02 its grid is 1.2e-4 wide, which RMSprop at lr 5e-7 crosses in no fewer than 240 steps.
+    To keep every bit of small updates between iterations, start from a float32 model.
+    `model` itself is cast. Raises StageFailed when the disk is full.
+    """
+    try:
+        model.to(dtype=source_dtype(source)).save_pretrained(out)  # type: ignore[call-overload,call-arg]
+        for name in KEPT_FILES:
+            (out / name).unlink(missing_ok=True)
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+        config = {key: value for key, value in _read_config(source).items() if key != "_name_or_path"}
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise StageFailed(
+            f"the trained model could not be written to {out} ({error}); free disk space and run again"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not (path / "config.json").is_file():
+        raise BadInput(f"{path}: no config.json, so this is not a Hugging Face model directory; name one that has it")
+    return _refuse_own_code(path, "config.json")
+
+
+def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
+    """The JSON file's content ({} where there is none); BadInput where it names Python code to run."""
+    try:
+        content = json.loads((path / name).read_text()) if (path / name).is_file() else {}
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path / name}: not readable as JSON ({_first_line(error)}); download the model again"
+        ) from error
+    if "auto_map" in content:
+        raise BadInput(
+            f"{path / name}: `auto_map` asks to run the model's own code; use a model that transformers knows by itself"
+        )
+    return content
+
+
+def _disable_dropout(model: PreTrainedModel) -> None:
+    """SPIN compares log-probs, so these must be deterministic. Some layers hold the rate as a number."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,218 @@
+"""Where a model or dataset comes from: a local path or hub id, as files on disk and the digest of their content.
+
+Reads and downloads only; runs no code that comes with a model or a dataset, and refuses a model that needs some.
+An existing local path wins over a hub id of the same name. Hub ids are downloaded at one commit into huggingface_hub's
+own cache; only the files that are used are fetched, and only they enter the digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from spin_core.errors import BadInput
+from spin_core.readers import SUFFIXES, choose_files, data_files, is_saved
+from spin_core.store.digest import file_digest, tree_digest
+
+Kind = Literal["model", "dataset"]
+SETTINGS = ("*.json", "tokenizer.model", "*.txt", "*.jinja", "additional_chat_templates/*.jinja")
+WEIGHTS = ("*.safetensors",)
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was found: content digest (64 hex digits), path on disk, a name for people, and the hub's commit or ''."""
+
+    digest: str
+    path: Path
+    label: str
+    revision: str
+
+
+def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "") -> Source:
+    """Find `path` (from `base_dir`, then from here), or on the hub at `revision` (empty: its main branch).
+
+    Of a dataset folder only the files of `split` count (`readers.choose_files`); `org/name/folder` picks one
+    configuration of a hub dataset. Raises BadInput for what is missing or cannot be used, with the remedy.
+    """
+    local = _local(path, base_dir)
+    if local is None:
+        return _from_hub(path, kind, revision, split)
+    if revision:
+        raise BadInput(f"{kind}.revision: {path} is a local {kind}, which has no revisions; leave `revision` empty.")
+    if kind == "model":
+        check_model(local)
+        names = _model_files([str(p.relative_to(local)) for p in local.rglob("*") if p.is_file()])
+        return Source(_digest(local, names), local, path, "")
+    return Source(_dataset_digest(local, split), local, path, "")
+
+
+def check_model(folder: Path, weights: bool = True) -> None:
+    """Raise BadInput unless `folder` is a whole safetensors model that loads without running code of its own.
+
+    `weights` False leaves out the look at the weight files (they are not downloaded yet).
+    """
+    if not folder.is_dir():
+        raise BadInput(f"Model {folder}: this is a file; give the directory that save_pretrained wrote.")
+    if (folder / "adapter_config.json").is_file():
+        raise BadInput(
+            f"Model {folder}: this is an adapter, not a whole model; merge it into its base model (peft's "
+            "merge_and_unload) and save that."
+        )
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"Model {folder}: there is no config.json; give the directory that save_pretrained wrote.")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in _json(folder / name):
+            raise BadInput(
+                f"Model {folder}: its {name} has `auto_map`, so it needs code of its own, which is never run here; "
+                "use a model whose architecture transformers has, or take out `auto_map` if it does."
+            )
+    if weights:
+        _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        _refuse_weights(str(folder), [p.name for p in folder.iterdir()])
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = _json(index).get("weight_map")
+        wanted = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+        missing = [name for name in wanted if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(f"Model {folder}: {missing[0]} is missing, which {index.name} names; copy the model again.")
+
+
+def _refuse_weights(where: str, names: list[str]) -> None:
+    pickled = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLED))
+    if pickled:
+        raise BadInput(
+            f"Model {where}: its weights are pickled ({pickled[0]}), which can run code and is not read here; load "
+            "them where you trust them and save with save_pretrained(safe_serialization=True)."
+        )
+    raise BadInput(f"Model {where}: there is no .safetensors file in it; give a directory with weights.")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: broken JSON ({error}); mend it or copy the model again.") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{file}: not a JSON object; mend it or copy the model again.")
+    return value
+
+
+def _model_files(names: list[str], patterns: tuple[str, ...] = SETTINGS + WEIGHTS) -> list[str]:
+    """The names that matter, at the top only: a checkpoint's sub-folders are other models or formats."""
+    return sorted(n for n in names if any(fnmatch(n, p) and n.count("/") == p.count("/") for p in patterns))
+
+
+def _local(path: str, base_dir: Path) -> Path | None:
+    """The existing local path, None for what may be a hub id. Raises BadInput for what can only be a local path."""
+    if not path:
+        raise BadInput("The path is empty; give a local path or a hub id (org/name).")
+    given = Path(path).expanduser()
+    for place in (base_dir / given, given):
+        if place.exists():
+            return place.resolve()
+    looks_local = given.is_absolute() or path[0] in ".~" or given.suffix in SUFFIXES or path.endswith("/")
+    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,5}", path):
+        raise BadInput(
+            f"{path}: there is no such file or folder (looked from {base_dir} and from here); check the path."
+        )
+    return None
+
+
+def _digest(root: Path, names: list[str]) -> str:
+    """Digest of files by relative name. Links are followed: in huggingface_hub's cache every file is one."""
+    return tree_digest([_entry(root / name, name) for name in sorted(names)])
+
+
+def _entry(file: Path, name: str) -> dict:
+    try:
+        size, sha256 = file_digest(file.resolve())
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); check the file's permissions.") from error
+    return {"path": name, "size": size, "sha256": sha256}
+
+
+def _dataset_digest(path: Path, split: str) -> str:
+    if is_saved(path):
+        return _digest(path, [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
+    files = data_files(path, split)
+    if path.is_file():
+        # A renamed file is the same data, but its ending says how it is read.
+        return tree_digest([_entry(path, f"data{path.suffix.lower()}")])
+    return _digest(path, [file.relative_to(path).as_posix() for file in files])
+
+
+def _from_hub(path: str, kind: Kind, revision: str, split: str) -> Source:
+    parts = path.split("/")
+    repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
+    if kind == "model" and inner:
+        raise BadInput(
+            f"{path}: there is no such folder, and a model's hub id has the form org/name; check `model.path`."
+        )
+    names, commit = _list_repo(repo, kind, revision)
+    label = f"{path}@{commit[:8]}"
+    if kind == "model":
+        if not _model_files(names, WEIGHTS):
+            _refuse_weights(label, names)
+        check_model(_download(repo, kind, commit, _model_files(names, SETTINGS)), weights=False)
+        chosen = _model_files(names)
+        folder = _download(repo, kind, commit, chosen)
+        _check_weights(folder)
+        return Source(_digest(folder, chosen), folder, label, commit)
+    within = [name for name in names if name.startswith(f"{inner}/")] if inner else names
+    chosen = choose_files(within, split, label)
+    folders = sorted({name.rpartition("/")[0] for name in chosen})
+    if len(folders) > 1:
+        raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{folders[0]}.")
+    root = _download(repo, kind, commit, chosen) / inner
+    return Source(_dataset_digest(root, split), root, label, commit)
+
+
+def _list_repo(repo: str, kind: Kind, revision: str) -> tuple[list[str], str]:
+    """(file names, commit) of a hub repository at a branch, tag or commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    ask: Any = api.model_info if kind == "model" else api.dataset_info
+    try:
+        info = ask(repo, revision=revision or None, timeout=20)
+    except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
+        raise _hub_error(repo, kind, revision, error) from error
+    if not info.sha:
+        raise BadInput(f"{repo}: the hub does not say which commit {revision or 'main'} is; give `{kind}.revision`.")
+    return [file.rfilename for file in info.siblings or []], info.sha
+
+
+def _download(repo: str, kind: Kind, commit: str, names: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=names))
+    except Exception as error:
+        raise _hub_error(repo, kind, commit, error) from error
+
+
+def _hub_error(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
+    from huggingface_hub import errors
+
+    where = f"{repo}: there is no such local path, and"
+    if isinstance(error, errors.GatedRepoError):
+        return BadInput(f"{where} the hub's {kind} of this name is gated; accept its terms there and set HF_TOKEN.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BadInput(
+            f"{where} the hub shows no {kind} of this name; check `{kind}.path`, or set HF_TOKEN if private."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return BadInput(f"{where} the hub's {kind} has no revision {revision!r}; check `{kind}.revision`.")
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return BadInput(f"{where} the hub cannot be read ({said}); go online or give the path of a local copy.")

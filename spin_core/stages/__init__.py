@@ -1,0 +1,1 @@
+"""The eight stages: one file each, one shape (docstring, VERSION, section, Config, run, helpers)."""

@@ -1,0 +1,88 @@
+"""Supervised fine-tuning: makes θ_0 from a base model on the same rows, or continues a model as SPIN's control.
+
+What it is *not*: no packing of rows, no loss on prompts, no adapters. The loss is the mean over all answer tokens of
+the global batch (nats per token), exact under accumulation: a long answer weighs more than a short one.
+
+inputs   `model`: a model directory with tokenizer and chat template · `rows`: a rows tree (its train split)
+outputs  a model directory (safetensors in the dtype of the source's files) with `metrics.jsonl`, one line per
+optimiser step
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import Field
+
+from spin_core.chat import Chat, ChatSection
+from spin_core.job import Inputs, Job
+from spin_core.rows import TRAIN_FILE, read_rows
+from spin_core.section import Section
+
+VERSION = 1
+
+
+class Sft(Section):
+    """`sft:` in a profile."""
+
+    lr: float = Field(2e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    global_batch: int = Field(64, ge=1, description="Rows in one optimiser step.")
+    optimizer: Literal["rmsprop", "adamw"] = Field("adamw", description="Optimiser.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Part of the schedule spent warming up; linear decay to 0 after it."
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by norm; 0 is none.")
+    max_length: int = Field(1024, ge=2, description="Tokens of prompt and answer together.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: autocast, float32 weights and log-probs."
+    )
+
+
+class Config(Section):
+    """What θ_0 depends on besides base model and rows."""
+
+    sft: Sft
+    chat: ChatSection
+    seed: int
+
+
+def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    from spin_core import models
+    from spin_core.objectives import AnswerRows
+    from spin_core.training import Plan, train, write_results
+
+    models.apply_threads(job.runtime)
+    source, part = cast(Path, inputs["model"]), config.sft
+    chat = models.load_chat(source, config.chat)
+    rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
+    models.release_opponent()
+    model = models.load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
+    plan = Plan(
+        lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
+        schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
+        max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
+    )  # fmt: skip
+    history = train(model, AnswerRows(rows, chat.tokenizer.pad_token_id, part.precision), plan, job, "sft")
+    write_results(model, history, source, job.out)
+    return {
+        "steps": len(history),
+        "rows": len(rows),
+        "tokens": sum(row.targets for row in rows),
+        "loss/first": history[0]["loss"],
+        "loss/last": history[-1]["loss"],
+    }
+
+
+def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list:
+    from spin_core.collate import encode_answer
+
+    rows = read_rows(tree / TRAIN_FILE)
+    encoded = []
+    with job.progress("tokenise", len(rows), "rows") as bar:
+        for row in rows:
+            encoded.append(encode_answer(chat, row.prompt, row.answer, True, max_length, f"row {row.id}"))
+            bar.advance()
+    return encoded

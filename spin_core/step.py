@@ -1,0 +1,188 @@
+"""One step of the DAG: a stage, its config and its inputs; how it is looked up, and how it is computed when it is not
+there.
+
+This is the same for whoever runs it: Prefect task, test, or worker. It knows the store and the child processes, not
+the order of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from spin_core import sources
+from spin_core.child import Children
+from spin_core.errors import StageFailed
+from spin_core.job import Runtime
+from spin_core.section import Section
+from spin_core.store import keys
+from spin_core.store.code import code_digest
+from spin_core.store.store import Record, Store
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "prefect", "numpy")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a step reads or has written, by content. Small: this is all that goes through Prefect.
+
+    A tree in the store (`digest`), one file in a tree (`digest` of the file, `tree`, `file`), or a source outside
+    (`path`; `kind` and `split` say what of it counts, see `sources.resolve`).
+    """
+
+    digest: str
+    tree: str = ""
+    file: str = ""
+    path: str = ""
+    kind: sources.Kind = "dataset"
+    split: str = ""
+
+    def locate(self, store: Store) -> Path:
+        if self.path:
+            return Path(self.path)
+        return store.tree(self.tree or self.digest) / self.file
+
+
+RefInputs = Mapping[str, Ref | Sequence[Ref]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with its config. `label` is for people (`iter 1, shard 3/8`) and in no key."""
+
+    module: ModuleType
+    label: str
+    config: Section
+
+    @property
+    def stage(self) -> str:
+        return self.module.__name__.rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        return title(self.stage, self.label)
+
+    def payload(self, inputs: RefInputs) -> dict:
+        """What the key is the hash of: stage, VERSION, config and the content digests of the inputs."""
+        return keys.payload(self.stage, self.module.VERSION, keys.config_payload(self.config), _digests(inputs))
+
+
+def title(stage: str, label: str) -> str:
+    """`finetune[iter 1]`"""
+    return f"{stage}[{label}]" if label else stage
+
+
+def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
+    """The verified record of the step, or None. On a hit that other code computed, a line is left in `store.notes`."""
+    payload = step.payload(inputs)
+    record = store.lookup(step.stage, keys.key_of(payload))
+    if record and record.facts.get("code") not in (None, code_digest(step.module.__name__)):
+        store.notes.append(
+            f"{step.stage} {record.key[:6]} was computed by other code than today's, of the same VERSION "
+            f"{step.module.VERSION}; it is used as it is."
+        )
+    return record
+
+
+def compute(
+    store: Store, step: Step, inputs: RefInputs, runtime: Runtime, children: Children, send: Callable[[dict], None]
+) -> tuple[Record, bool]:
+    """Run the step and publish it; the record, and whether another process had published it while we waited for the
+    lock."""
+    payload = step.payload(inputs)
+    key = keys.key_of(payload)
+    store.check_writable()
+    with store.lock(step.stage, key, wait=lambda s: send({"waiting": s})):
+        if record := look_up(store, step, inputs):
+            return record, True
+        out = store.new_tree()
+        spec = {
+            "module": step.module.__name__,
+            "config": step.config.model_dump(mode="json"),
+            "inputs": {k: _each(v, lambda r: str(r.locate(store))) for k, v in inputs.items()},
+            "digests": _digests(inputs),
+            "runtime": runtime.model_dump(),
+            "out": str(out),
+            "scratch": str(store.scratch(step.stage, key)),
+        }
+        try:
+            summary, seconds = children.run(spec, send, runtime.stage_timeout)
+            _sources_unchanged(inputs)
+        except BaseException:
+            store.discard(out)
+            raise
+        record = store.publish(payload, out, facts(step, summary, round(seconds, 3)))
+        store.drop_scratch(step.stage, key)
+        return record, False
+
+
+def facts(step: Step, summary: dict, seconds: float) -> dict:
+    """What is kept about a computation beside its output: nothing of it is in the key."""
+    return {
+        "summary": summary,
+        "seconds": seconds,
+        "label": step.label,
+        "code": code_digest(step.module.__name__),
+        "provenance": provenance(),
+    }
+
+
+@cache
+def provenance() -> dict:
+    """Versions, commit and hardware of this process. No host name, user, path or environment variable."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": {"system": platform.system(), "arch": platform.machine(), "cpus": os.cpu_count()},
+        "commit": commit.stdout.strip() or None,
+        "dirty": bool(dirty.stdout.strip()),
+    }
+
+
+@cache
+def source(path: str, kind: sources.Kind, revision: str, base_dir: Path, split: str) -> Ref:
+    """A model or dataset outside the store, by content. Raises BadInput naming it.
+
+    Hashed once per process: the command line checks the sources before it waits for a server, and the flow asks again.
+    """
+    found = sources.resolve(path, kind, revision, base_dir, split)
+    return Ref(digest=found.digest, path=str(found.path), kind=kind, split=split)
+
+
+def shards(store: Store, rows: Ref) -> list[Ref]:
+    """The shards of prompts in a rows tree, each with its own content digest."""
+    listed = json.loads((store.tree(rows.digest) / "shards.json").read_text())
+    return [Ref(digest=shard["sha256"], tree=rows.digest, file=shard["file"]) for shard in listed]
+
+
+def _each(value, of):
+    return of(value) if isinstance(value, Ref) else [of(item) for item in value]
+
+
+def _digests(inputs: RefInputs) -> dict[str, str | list[str]]:
+    return {name: _each(value, lambda ref: ref.digest) for name, value in inputs.items()}
+
+
+def _sources_unchanged(inputs: RefInputs) -> None:
+    """A file outside the store may have been edited while it was read: then the result belongs to no key."""
+    for value in inputs.values():
+        for ref in [value] if isinstance(value, Ref) else value:
+            if ref.path and sources.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split).digest != ref.digest:
+                raise StageFailed(f"{ref.path}: changed while it was being read; run again.")

@@ -1,0 +1,24 @@
+"""The artifact store: the cache that every step asks before it computes (DESIGN.md §4).
+
+    <dir>/spinloop-store-v1/
+        trees/<digest>/               outputs, named by their content; files 0444, folders 0555
+        records/<stage>/<key>.json    which output a key has, with the key's payload and the facts of its making
+        runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
+        quarantine/                   what was found damaged, kept for a person
+        tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
+
+Promises
+1. A record exists only if its tree was complete and durable before it (files, then tree, then record).
+2. What `lookup` returns was hashed since it was read from disk; else it is a miss, and the damage is in quarantine/.
+3. Trees and records are never modified or overwritten; the first writer wins.
+4. No decision reads a clock.
+5. Locks only save work: with locks broken the answers are the same.
+6. Failing to publish raises; nothing partial is visible; what is left in tmp/ is gc's.
+7. Reading a store runs no code and imports no module that data names.
+8. Keys do not depend on machine, path, user, time, locale, hash seed or dict order.
+9. Names in paths come only from us: hex digests, stage names, checked run names and labels.
+10. The store may be deleted at any time; only time is lost.
+
+Not promised: protection from somebody who can rewrite a record and its tree consistently (nothing is signed), and
+sharing between hosts without a POSIX file system.
+"""

@@ -1,0 +1,161 @@
+"""Every system call of the store that changes the disk, each through one seam (`_call`) where it can be made to fail.
+
+Not here: reading (digest.py, record.py) and locking (locks.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from spin_core.errors import StoreError
+
+hook: Callable[[str, Path], None] | None = None
+"""Fault injection: called with "<operation> before" and "<operation> after" around every change. None outside tests."""
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space (`spinloop store gc` removes what nothing needs) and run again",
+    errno.EDQUOT: "your disk quota is used up; free some space (`spinloop store gc`) and run again",
+    errno.EROFS: "the file system is read-only; mount it writable or name another store folder",
+    errno.EACCES: "permission denied; change its owner or mode, or name another store folder",
+    errno.EPERM: "permission denied; change its owner or mode, or name another store folder",
+    errno.EIO: "the disk reports an input/output error; check the disk, or name another store folder",
+    errno.EMFILE: "too many open files; raise the limit (`ulimit -n`) and run again",
+    errno.EXDEV: "the store spans two file systems; keep its folder on one",
+}
+IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _call(op: str, path: Path, fn: Callable[..., Any], *args: Any) -> Any:
+    if hook is not None:
+        hook(f"{op} before", path)
+    result = fn(*args)
+    if hook is not None:
+        hook(f"{op} after", path)
+    return result
+
+
+@contextmanager
+def boundary(path: Path) -> Iterator[None]:
+    """Turns an OSError into a StoreError that names the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str | Path) else path
+        why = REMEDIES.get(error.errno or 0) or f"{error.strerror or error}; see to it and run again"
+        raise StoreError(f"{where}: {why}.") from error
+
+
+def unique() -> str:
+    """A name that no other process, thread or forked copy of this one makes."""
+    return f"{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def make_dir(path: Path, mode: int = 0o700) -> bool:
+    """Makes one folder; False if it was there."""
+    try:
+        _call("mkdir", path, os.mkdir, path, mode)
+    except FileExistsError:
+        return False
+    return True
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o444) -> None:
+    """A new file, complete and durable on return; never an existing one (FileExistsError)."""
+    fd = _call("create", path, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        rest = memoryview(data)
+        while rest:
+            count = _call("write", path, os.write, fd, rest)
+            if count == 0:
+                raise OSError(errno.EIO, "wrote nothing", str(path))
+            rest = rest[count:]
+        _call("fsync", path, os.fsync, fd)
+    finally:
+        os.close(fd)
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor to lock; makes the file if it can, reads it if the store is read-only. Not inherited over exec."""
+    try:
+        return _call("lock", path, os.open, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or a folder's names, durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _call("fsync", path, os.fsync, fd)
+    finally:
+        os.close(fd)
+
+
+def chmod(path: Path, mode: int) -> None:
+    _call("chmod", path, os.chmod, path, mode)
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames within the store. A folder replaces nothing but an empty folder (OSError, one of IN_THE_WAY)."""
+    status = os.lstat(source)
+    if stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IWUSR:
+        # A folder's own `..` changes with its parent: whoever is not root must be allowed to write to it.
+        chmod(source, 0o755)
+    _call("rename", target, os.rename, source, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    _call("rename", target, os.replace, source, target)
+
+
+def put_once(source: Path, target: Path) -> bool:
+    """Gives the finished file `source` the name `target`; False if that name is taken. `source` is used up."""
+    try:
+        _call("link", target, os.link, source, target)
+    except FileExistsError:
+        unlink(source)
+        return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if os.path.lexists(target):
+            unlink(source)
+            return False
+        # Without hard links two writers can meet here; both hold a whole record, so either may stand.
+        replace(source, target)
+        return True
+    unlink(source)
+    return True
+
+
+def symlink(text: str, path: Path) -> None:
+    _call("symlink", path, os.symlink, text, path)
+
+
+def unlink(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        _call("unlink", path, os.unlink, path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, link or whole folder, read-only or not; follows no link."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        unlink(path)
+        return
+    if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        chmod(path, 0o700)
+    for name in sorted(os.listdir(path)):
+        remove(path / name)
+    _call("rmdir", path, os.rmdir, path)

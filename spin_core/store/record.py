@@ -1,0 +1,90 @@
+"""A record: which output a key has, what the key was made of, the facts of its making. Data; reading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from spin_core.errors import BadInput
+from spin_core.store.digest import Damaged, open_regular, tree_digest
+from spin_core.store.keys import DIGEST, canonical, key_of, plain
+
+FORMAT = 1
+MAX_BYTES = 1 << 26
+FIELDS = {"store", "stage", "key", "payload", "digest", "files", "facts", "check"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One published step. `path` is the folder that holds the output; `digest` is its content digest and its name."""
+
+    stage: str
+    key: str
+    payload: dict
+    digest: str
+    files: list[dict]
+    """The output's manifest: [{"path", "size", "sha256"}, …] sorted by path."""
+    facts: dict
+    """summary, provenance, timings, code digest: told to people, never part of a decision here."""
+    path: Path
+
+
+def encode(record: Record) -> bytes:
+    """The record's file: indented JSON with a checksum, one text for one record. Raises BadInput as `plain` does."""
+    body = {
+        "store": FORMAT,
+        "stage": record.stage,
+        "key": record.key,
+        "payload": plain(record.payload, "payload"),
+        "digest": record.digest,
+        "files": plain(record.files, "files"),
+        "facts": plain(record.facts, "facts"),
+    }
+    body["check"] = hashlib.sha256(canonical(body)).hexdigest()
+    return (json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read(file: Path, trees: Path) -> Record:
+    """The record in `file` (records/<stage>/<key>[.nondeterministic-…].json); its tree is not looked at.
+
+    Raises Damaged unless it is byte for byte what `encode` wrote, under the name that its payload hashes to; OSError
+    for genuine read failures.
+    """
+    data = _bytes(file)
+    try:
+        body = json.loads(data)
+        return _checked(body, data, file, trees)
+    except (ValueError, TypeError, KeyError, RecursionError, BadInput) as error:
+        raise Damaged(f"{file}: this is not a whole record ({str(error)[:120]}).") from error
+
+
+def _bytes(file: Path) -> bytes:
+    with open(open_regular(file), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_BYTES:
+            raise Damaged(f"{file}: {size} bytes is no record of ours.")
+        return stream.read(MAX_BYTES)
+
+
+def _checked(body: Any, data: bytes, file: Path, trees: Path) -> Record:
+    if not isinstance(body, dict) or set(body) != FIELDS or body["store"] != FORMAT:
+        raise ValueError("other fields than a record has")
+    stage, key, digest = body["stage"], body["key"], body["digest"]
+    if file.parent.name != stage or file.name.split(".")[0] != key:
+        raise ValueError("the name of another record")
+    if key_of(body["payload"]) != key or body["payload"]["stage"] != stage:
+        raise ValueError("a payload that does not hash to its key")
+    if not isinstance(body["facts"], dict) or not DIGEST.fullmatch(digest) or tree_digest(body["files"]) != digest:
+        raise ValueError("a list of files that does not hash to its digest")
+    for entry in body["files"]:
+        path = PurePosixPath(entry["path"])
+        if set(entry) != {"path", "size", "sha256"} or path.is_absolute() or ".." in path.parts:
+            raise ValueError("a file entry of another form")
+    record = Record(stage, key, body["payload"], digest, body["files"], body["facts"], trees / digest)
+    if encode(record) != data:
+        raise ValueError("altered bytes")
+    return record

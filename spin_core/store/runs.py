@@ -1,0 +1,74 @@
+"""runs/<run>/: links and files for people. Views, which may be rewritten; no lookup reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from spin_core.errors import BadInput
+from spin_core.store import fs
+
+RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+LABEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+# How many runs began before this one: `gc` keeps the last ones, and a copied store has other times on its files.
+ORDER = ".order"
+
+
+def link(root: Path, run: str, links: dict[str, str]) -> None:
+    """runs/<run>/<label> → ../../trees/<digest> for each, then `latest` → runs/<run>; each link changes at once.
+
+    Raises BadInput for a run name or label that is not one, OSError.
+    """
+    for label in links:
+        _demand_label(label)
+    folder = _folder(root, run)
+    for label, digest in sorted(links.items()):
+        _relink(root, f"../../trees/{digest}", folder / label)
+    latest = root / "latest"
+    if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
+        last = max(order(other) for other in (root / "runs").iterdir())
+        _replace_file(root, folder / ORDER, f"{last + 1}\n".encode())
+        _relink(root, f"runs/{run}", latest)
+
+
+def write(root: Path, run: str, name: str, data: bytes) -> None:
+    """runs/<run>/<name>, replaced at once. Raises BadInput for a name that is not one, OSError."""
+    _demand_label(name)
+    _replace_file(root, _folder(root, run) / name, data)
+
+
+def order(folder: Path) -> int:
+    """The place of a run among the others; 0 if it has none."""
+    try:
+        return int((folder / ORDER).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def _demand_label(label: str) -> None:
+    if not LABEL.fullmatch(label):
+        raise BadInput(f"{label!r}: no name for a link or file of a run; use letters, digits, '.', '_' and '-'.")
+
+
+def _folder(root: Path, run: str) -> Path:
+    if not RUN.fullmatch(run):
+        raise BadInput(
+            f"run name {run!r}: use up to 64 lower-case letters, digits, '.', '_' and '-', first a letter or digit."
+        )
+    fs.make_dir(root / "runs" / run, 0o755)
+    return root / "runs" / run
+
+
+def _relink(root: Path, text: str, path: Path) -> None:
+    if path.is_symlink() and os.readlink(path) == text:
+        return
+    temp = root / "tmp" / f"{fs.unique()}.link"
+    fs.symlink(text, temp)
+    fs.replace(temp, path)
+
+
+def _replace_file(root: Path, path: Path, data: bytes) -> None:
+    temp = root / "tmp" / f"{fs.unique()}.file"
+    fs.write_file(temp, data, 0o644)
+    fs.replace(temp, path)

@@ -1,0 +1,276 @@
+"""The store: look up, publish, and the folders for work in hand. Its promises are in the package's docstring."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from spin_core.errors import BadInput, StoreError
+from spin_core.store import fs, locks, runs
+from spin_core.store.digest import Damaged, tree_digest
+from spin_core.store.keys import DIGEST, STAGE, key_of, plain
+from spin_core.store.record import Record, encode, read
+from spin_core.store.seal import check_tree, seal
+
+NAME = "spinloop-store-v1"
+FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+# One damaged thing may be in the way, and another process may be putting it aside at the same moment.
+ATTEMPTS = 8
+
+
+class Store:
+    """The store in `path`/spinloop-store-v1, for many threads and processes, also where nothing can be written.
+
+    Every method raises StoreError, naming the path and a remedy, when the disk fails it.
+    """
+
+    def __init__(self, path: Path, create: bool = True) -> None:
+        """Opens the store; makes it if `create`. Raises StoreError if there is none or one of an unknown format."""
+        folder = Path(path).expanduser().absolute()
+        self.root = folder / NAME
+        self.notes: list[str] = []
+        """What was found damaged and set aside, a sentence each: for the caller to show."""
+        self._owners: dict[Path, int | None] = {}
+        with fs.boundary(folder):
+            others = sorted(p.name for p in folder.glob("spinloop-store-*") if p.name != NAME)
+            if others:
+                remedy = "use the spinloop that made it or name another folder"
+                raise StoreError(f"{folder / others[0]}: a store of another format; {remedy}.")
+            if create:
+                self._make(folder)
+            elif not self.root.is_dir():
+                raise StoreError(f"{folder}: there is no spinloop store here; check the path or run a profile first.")
+        for name in FOLDERS:
+            if (self.root / name).is_symlink():
+                raise StoreError(f"{self.root / name}: a link where the store needs its own folder; remove the link.")
+
+    def _make(self, folder: Path) -> None:
+        for parent in reversed([folder, *folder.parents]):
+            if not parent.exists():
+                fs.make_dir(parent, 0o755)
+        fresh = not self.root.exists() and fs.make_dir(self.root)
+        made = []
+        for name in FOLDERS:
+            try:
+                made.append(not (self.root / name).exists() and fs.make_dir(self.root / name))
+            except OSError as error:
+                # A copied store may lack its empty folders, and may be for reading only.
+                if fresh or error.errno not in NOT_WRITABLE:
+                    raise
+        if any(made):
+            fs.sync(self.root)
+            fs.sync(folder)
+
+    def tree(self, digest: str) -> Path:
+        """Where the output with this content digest lies, if it does."""
+        if not DIGEST.fullmatch(digest):
+            raise BadInput(f"{digest!r}: no content digest (64 hex digits); give the artifact's.")
+        return self.root / "trees" / digest
+
+    def lookup(self, stage: str, key: str) -> Record | None:
+        """The verified output of a key, or None: the stage must run. Hashes the record and every file, each time.
+
+        Damage is put into quarantine/, told in `notes`, and counts as a miss. A failing disk does not: StoreError.
+        The output stays as long as the caller is inside `using`.
+        """
+        file = self._record_file(stage, key)
+        with fs.boundary(file), self.using():
+            record, bad, where = self._judge(file)
+            if bad is None:
+                return record
+            with locks.locked(self.root / "locks" / "quarantine"):
+                # Another process may have healed it since: what is whole now must not be set aside.
+                record, bad, where = self._judge(file)
+                if bad is not None:
+                    self._set_aside(where, bad)
+        return record
+
+    def _judge(self, file: Path) -> tuple[Record | None, Damaged | None, list[Path]]:
+        """(record, None, []) if it and its tree are whole, else (None, what is wrong if anything, what is to go)."""
+        if not os.path.lexists(file):
+            return None, None, []
+        try:
+            record = read(file, self.root / "trees")
+        except Damaged as bad:
+            return None, bad, [file]
+        try:
+            check_tree(record.path, record.files)
+        except Damaged as bad:
+            # The record first: without its tree it would promise what is not there.
+            return None, bad, [file, record.path]
+        return record, None, []
+
+    def _set_aside(self, where: list[Path], bad: Damaged) -> None:
+        done = "it is set aside in quarantine/"
+        for path in where:
+            try:
+                fs.move(path, self.root / "quarantine" / f"{path.name}-{fs.unique()}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in NOT_WRITABLE:
+                    raise
+                done = "it stays where it is, as the store cannot be written"
+        self.notes.append(f"{str(bad).rstrip('.')}; {done}, and counts as not there.")
+
+    def publish(self, payload: dict, tree: Path, facts: dict) -> Record:
+        """Gives the finished folder `tree` (of `new_tree`; used up) its name and its record; durable on return.
+
+        Returns the record that stands: if another writer was first, theirs. If theirs has another output, ours is kept
+        beside it as evidence (<key>.nondeterministic-<digest>.json). Raises StageFailed if the tree is empty or holds
+        pickled files, StoreError if it holds links or the disk fails; then nothing of it is visible and `tree` is gone.
+        """
+        tree = Path(tree)
+        try:
+            with fs.boundary(tree), self.using():
+                if tree.parent != self.root / "tmp":
+                    raise StoreError(f"{tree}: not a folder of this store's new_tree(), so it cannot be published.")
+                stage, key = payload["stage"], key_of(payload)
+                file, facts = self._record_file(stage, key), plain(facts, "facts")
+                files = seal(tree)
+                digest = tree_digest(files)
+                self._place(tree, self.tree(digest), files)
+                return self._commit(Record(stage, key, plain(payload), digest, files, facts, self.tree(digest)), file)
+        finally:
+            if tree in self._owners:
+                self.discard(tree)
+
+    def _place(self, tree: Path, target: Path, files: list[dict]) -> None:
+        """Gives `tree` its final name, unless the same tree, whole, has it."""
+        for _ in range(ATTEMPTS):
+            try:
+                fs.move(tree, target)
+                fs.chmod(target, 0o555)
+                break
+            except OSError as error:
+                if error.errno not in fs.IN_THE_WAY:
+                    raise
+            with suppress(Damaged):
+                check_tree(target, files)
+                break
+            with locks.locked(self.root / "locks" / "quarantine"):
+                try:
+                    check_tree(target, files)
+                except Damaged as bad:
+                    self._set_aside([target], bad)
+        else:
+            raise StoreError(f"{target}: something damaged stays in the way; remove it and run again.")
+        fs.sync(target.parent)
+
+    def _commit(self, record: Record, file: Path) -> Record:
+        fs.make_dir(file.parent)
+        fs.sync(file.parent.parent)
+        for _ in range(ATTEMPTS):
+            if self._put(record, file):
+                return record
+            standing = self.lookup(record.stage, record.key)
+            if standing is None:
+                continue
+            if standing.digest != record.digest:
+                self._put(record, file.with_name(f"{record.key}.nondeterministic-{record.digest[:12]}.json"))
+                self.notes.append(f"{file}: the same inputs gave another output this time; the first one stands.")
+            return standing
+        raise StoreError(f"{file}: something damaged stays in the way; remove it and run again.")
+
+    def _put(self, record: Record, file: Path) -> bool:
+        temp = self.root / "tmp" / f"{fs.unique()}.record"
+        try:
+            fs.write_file(temp, encode(record))
+            first = fs.put_once(temp, file)
+        except BaseException:
+            with suppress(OSError):
+                fs.unlink(temp)
+            raise
+        fs.sync(file.parent)
+        return first
+
+    def record(self, stage: str, key: str) -> Record | None:
+        """The record of a key as it is written, its output not verified: for telling, not for using."""
+        file = self._record_file(stage, key)
+        with fs.boundary(file):
+            try:
+                return read(file, self.root / "trees") if os.path.lexists(file) else None
+            except Damaged as bad:
+                self.notes.append(str(bad))
+                return None
+
+    def records(self, stage: str = "*") -> Iterator[Record]:
+        """The standing records (of one stage) by stage and key, outputs not verified; a note for each damaged one."""
+        for file in sorted((self.root / "records").glob(f"{stage}/*.json")):
+            if STAGE.fullmatch(file.parent.name) and DIGEST.fullmatch(file.stem):
+                record = self.record(file.parent.name, file.stem)
+                if record is not None:
+                    yield record
+
+    def new_tree(self) -> Path:
+        """An empty private folder to write one output in; `gc` leaves it alone while this process lives."""
+        tree = self.root / "tmp" / fs.unique()
+        with fs.boundary(tree), self.using():
+            self._owners[tree] = locks.acquire(self._owner_file(tree))
+            try:
+                fs.make_dir(tree)
+            except OSError:
+                self.discard(tree)
+                raise
+        return tree
+
+    def discard(self, tree: Path) -> None:
+        """Gives up a folder of `new_tree`."""
+        owner = self._owners.pop(tree, None)
+        try:
+            with fs.boundary(tree):
+                fs.remove(tree)
+                fs.unlink(self._owner_file(tree))
+        finally:
+            if owner is not None:
+                os.close(owner)
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """The folder for a key's unfinished work (checkpoints): survives a kill, and the next attempt gets it again."""
+        folder = self.root / "scratch" / f"{stage}-{self._record_file(stage, key).stem}"
+        with fs.boundary(folder), self.using():
+            fs.make_dir(folder)
+        return folder
+
+    def drop_scratch(self, stage: str, key: str) -> None:
+        """Removes a key's unfinished work, if there is any."""
+        folder = self.root / "scratch" / f"{stage}-{self._record_file(stage, key).stem}"
+        with fs.boundary(folder), self.using():
+            fs.remove(folder)
+
+    def lock(self, stage: str, key: str, wait: locks.Wait | None = None) -> AbstractContextManager[bool]:
+        """Lets one process at a time compute a key. Only saves work; look the key up again once inside."""
+        return locks.locked(self.root / "locks" / f"{stage}-{self._record_file(stage, key).stem}", wait)
+
+    def using(self) -> AbstractContextManager[bool]:
+        """Keeps `gc` out: hold it from a lookup on for as long as the outputs are read (a run: all through)."""
+        return locks.locked(self.root / "locks" / "gc", shared=True)
+
+    def check_writable(self) -> None:
+        """Raises StoreError if nothing could be published here: ask before computing."""
+        probe = self.root / "tmp" / f"{fs.unique()}.probe"
+        with fs.boundary(probe), self.using():
+            fs.write_file(probe, b"probe")
+            fs.unlink(probe)
+
+    def link_run(self, run: str, links: dict[str, str]) -> None:
+        """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it."""
+        with fs.boundary(self.root / "runs"), self.using():
+            runs.link(self.root, run, {label: self.tree(digest).name for label, digest in links.items()})
+
+    def write_run_file(self, run: str, name: str, data: bytes) -> None:
+        """Puts a file for people into runs/<run>/, in place of one of that name."""
+        with fs.boundary(self.root / "runs"), self.using():
+            runs.write(self.root, run, name, data)
+
+    def _record_file(self, stage: str, key: str) -> Path:
+        if not STAGE.fullmatch(stage) or not DIGEST.fullmatch(key):
+            raise BadInput(f"{stage}/{key}: a stage name and a key (64 hex digits) are needed.")
+        return self.root / "records" / stage / f"{key}.json"
+
+    def _owner_file(self, tree: Path) -> Path:
+        return tree.with_name(tree.name + ".owner")

@@ -1,0 +1,246 @@
+"""The training loop of finetune and sft, on accelerate: exact global batches, resumable (torch module).
+
+What it is *not*: no loss of its own (an `Objective` has it), no evaluation, no second model in memory, and no sharded
+weights: one process, or several that each hold a whole model (DDP under `accelerate launch`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spin_core.checkpoint import latest_checkpoint, restore, save_checkpoint
+from spin_core.errors import BadInput, StageFailed
+from spin_core.job import Bar, Job
+from spin_core.models import pick_device, save_model
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, in which order: what finetune and sft have in common. Epochs may be fractions."""
+
+    lr: float
+    optimizer: Literal["rmsprop", "adamw"]
+    weight_decay: float
+    warmup_ratio: float
+    schedule_epochs: float
+    stop_epoch: float
+    global_batch: int
+    max_grad_norm: float
+    seed: int
+    examples: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may have fewer examples than `global_batch`."""
+        return math.ceil(self.examples / self.global_batch)
+
+    @property
+    def schedule_steps(self) -> int:
+        return math.ceil(self.schedule_epochs * self.steps_per_epoch)
+
+    @property
+    def stop_step(self) -> int:
+        return math.ceil(self.stop_epoch * self.steps_per_epoch) if self.stop_epoch else self.schedule_steps
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of optimiser step `step` (from 0): transformers' `linear`, whose warm-up begins at 0."""
+        warmup = math.ceil(self.warmup_ratio * self.schedule_steps)
+        if step < warmup:
+            return self.lr * (step / warmup)
+        return self.lr * max(0.0, (self.schedule_steps - step) / max(1, self.schedule_steps - warmup))
+
+    def examples_of(self, step: int) -> np.ndarray:
+        """Indices of the examples in step `step`: a slice of the epoch's permutation, drawn from (seed, epoch)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+        return order[place * self.global_batch :][: self.global_batch]
+
+
+class Objective(Protocol):
+    """What is learned: examples by index, a loss to be summed over them, and figures beside it."""
+
+    name: str
+    """What one example is called in metrics and figures (`pairs`, `rows`)."""
+
+    def length(self, index: int) -> int:
+        """Tokens of the example, to put like with like."""
+
+    def size(self, index: int) -> int:
+        """How much the example counts in the mean over the global batch (1 a pair; its answer tokens for a row)."""
+
+    def sums(self, model: torch.nn.Module, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
+        likewise.
+
+        Figures are sums over examples (not over sizes), detached.
+        """
+
+
+@dataclass
+class Learner:
+    """Model and optimiser under accelerate. `step` is one optimiser step over a global batch of any size."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    max_grad_norm: float
+    micro_batch: int
+
+    def step(self, objective: Objective, batch: np.ndarray, lr: float) -> Metrics:
+        """Moves the weights by the mean loss over `batch`, divided by its true size; returns that mean and the figures.
+
+        The result does not depend on `micro_batch` or on the number of processes but for rounding. Raises StageFailed,
+        before the weights are touched, when loss or gradient is not finite.
+        """
+        processes = self.accelerator.num_processes
+        size = sum(objective.size(int(i)) for i in batch)
+        shares = _shares(objective, batch, self.micro_batch, self.accelerator.process_index, processes)
+        totals: dict[str, Tensor] = {}
+        for number, (indices, weights) in enumerate(shares, 1):
+            alone = number < len(shares) and processes > 1
+            with self.accelerator.no_sync(self.model) if alone else nullcontext():
+                loss, figures = objective.sums(self.model, indices, weights.to(self.accelerator.device))
+                # DDP averages gradients over processes; the sum is wanted.
+                self.accelerator.backward(loss * (processes / size))
+            for name, value in {"loss": loss, **figures}.items():
+                totals[name] = totals.get(name, 0) + value.detach().double()
+        summed = self.accelerator.reduce(torch.stack(list(totals.values())), "sum").tolist()
+        metrics = {
+            name: value / (size if name == "loss" else len(batch)) for name, value in zip(totals, summed, strict=True)
+        }
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf)
+        metrics["grad_norm"] = float(norm)
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise StageFailed(f"loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return metrics
+
+
+def make_learner(model: PreTrainedModel, plan: Plan, job: Job) -> Learner:
+    """`model` (float32, train mode) and its optimiser, on the runtime's device. Not under DeepSpeed or FSDP."""
+    device = pick_device(job.runtime)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    # bfloat16 is `answer_logps`' own autocast, the same for scoring and training: a launcher's must not add to it.
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise StageFailed(
+            f"training under accelerate's {kind.value} is not supported; launch with plain multi-GPU (DDP)"
+        )
+    if job.runtime.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
+    optimizer = kinds[plan.optimizer](model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return Learner(accelerator, prepared_model, prepared_optimizer, plan.max_grad_norm, job.runtime.micro_batch)
+
+
+def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, label: str) -> list[Metrics]:
+    """Trains `model` in place to `plan.stop_step`; returns the metrics of every step, the same in all processes.
+
+    Resumes from the newest sound checkpoint in `job.scratch`. On CPU a run that was killed and resumed ends in the same
+    bytes as one that was not. Raises BadInput for no examples or a schedule that never leaves 0, StageFailed (naming
+    the step) when loss or gradient is not finite.
+    """
+    if plan.examples == 0:
+        raise BadInput(
+            f"{label}: there are no {objective.name} to train on; look at the dataset's train split and its rejects"
+        )
+    if not any(plan.lr_at(step) > 0 for step in range(plan.stop_step)):
+        raise BadInput(
+            f"{label}: its {plan.stop_step} optimiser step(s) all have the warm-up's learning rate 0, so nothing would "
+            "be trained; set warmup_ratio to 0, lower global_batch or raise the epochs"
+        )
+    learner = make_learner(model, plan, job)
+    history = _resume(model, learner, job.scratch, plan)
+    with job.progress(label, plan.stop_step, "steps") as bar:
+        bar.advance(len(history))
+        for step in range(len(history), plan.stop_step):
+            history.append(_step(learner, objective, plan, step, bar))
+            _keep(model, learner, history, job, plan)
+    return history
+
+
+def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path) -> None:
+    """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes."""
+    if PartialState().is_main_process:
+        save_model(model, source, out)
+        (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))
+
+
+def _step(learner: Learner, objective: Objective, plan: Plan, step: int, bar: Bar) -> Metrics:
+    batch, lr, begin = plan.examples_of(step), plan.lr_at(step), time.monotonic()
+    try:
+        metrics = learner.step(objective, batch, lr)
+    except StageFailed as error:
+        raise StageFailed(
+            f"{bar.label}: step {step + 1} of {plan.stop_step}: {error}; lower lr or set max_grad_norm, "
+            "and look for broken rows and weights"
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise StageFailed(
+            f"{bar.label}: step {step + 1} of {plan.stop_step} ran out of GPU memory; lower runtime.micro_batch or "
+            "turn on runtime.gradient_checkpointing (both leave the result as it is)"
+        ) from error
+    rate = len(batch) / max(time.monotonic() - begin, 1e-9)
+    shown = {name.rpartition("/")[2]: metrics[name] for name in ("loss", "rewards/margins") if name in metrics}
+    bar.advance(1, **shown, **{f"{objective.name}/s": rate})
+    return {
+        "step": step + 1, "epoch": (step + 1) / plan.steps_per_epoch, "lr": lr, objective.name: len(batch), **metrics,
+    }  # fmt: skip
+
+
+def _shares(
+    objective: Objective, batch: np.ndarray, micro: int, rank: int, processes: int
+) -> list[tuple[list[int], Tensor]]:
+    """This process's micro-batches of a global batch: (indices, weights), equally many in every process.
+
+    Sorted by length, longest first: within one optimiser step order means nothing, and like with like needs little
+    padding. Where there is nothing left for a process, an example of weight 0 keeps it in step with the others.
+    """
+    order = sorted((int(i) for i in batch), key=lambda i: (-objective.length(i), i))
+    own = order[rank::processes]
+    longest_share = math.ceil(len(order) / processes)
+    weights = [1.0] * len(own) + [0.0] * (longest_share - len(own))
+    own += [order[-1]] * (longest_share - len(own))
+    return [(own[i : i + micro], torch.tensor(weights[i : i + micro])) for i in range(0, len(own), micro)]
+
+
+def _resume(model: PreTrainedModel, learner: Learner, scratch: Path, plan: Plan) -> list[Metrics]:
+    """Metrics of the steps that the newest checkpoint has behind it. Processes must share one scratch directory."""
+    found = latest_checkpoint(scratch)
+    history = restore(found, model, learner.optimizer) if found else []
+    if len(history) > plan.stop_step:
+        raise StageFailed(
+            f"{found}: a checkpoint of {len(history)} steps cannot be of this run of {plan.stop_step}; delete it"
+        )
+    steps = learner.accelerator.gather(torch.tensor([len(history)], device=learner.accelerator.device))
+    if len(set(steps.tolist())) > 1:
+        raise StageFailed(
+            f"{scratch}: the processes found different checkpoints {steps.tolist()}; put the store on a shared disk"
+        )
+    return history
+
+
+def _keep(model: PreTrainedModel, learner: Learner, history: list[Metrics], job: Job, plan: Plan) -> None:
+    every, step = job.runtime.checkpoint_every, len(history)
+    if every and step % every == 0 and step < plan.stop_step and learner.accelerator.is_main_process:
+        save_checkpoint(job.scratch, model, learner.optimizer, history)

@@ -1,0 +1,92 @@
+"""The child process that stages run in: `python -m spin_core.worker`.
+
+Jobs come in as JSON lines on standard input, events go out as JSON lines on what was standard output; prints of
+libraries go to standard error, whose last lines the parent keeps for its error message. One child runs many jobs, so
+a model that several shards need is loaded once. When standard input ends, the parent is gone (however it went,
+SIGKILL included), and the child ends its whole process group. It needs `spin_core` only: no Prefect.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from spin_core.errors import SpinloopError
+from spin_core.job import Job, Runtime
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "svg",
+}
+
+
+def main() -> None:
+    """Serve jobs until standard input ends."""
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    while True:
+        _serve(json.loads(jobs.get()), events)
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _serve(spec: dict, events: TextIO) -> None:
+    def send(event: dict) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    try:
+        send({"done": run_spec(spec, lambda event: send({"progress": event}))})
+    except SpinloopError as error:
+        send({"error": type(error).__name__, "message": str(error)})
+    except BaseException as error:
+        traceback.print_exc()
+        send({"error": "StageFailed", "message": _sentence(spec, error)})
+
+
+def _sentence(spec: dict, error: BaseException) -> str:
+    """What an unforeseen exception comes down to. Running out of memory or disk is foreseen: it has a remedy."""
+    stage = spec["module"].rpartition(".")[2]
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return f"{stage}: out of memory; lower runtime.micro_batch, runtime.score_batch or runtime.generate_batch."
+    if isinstance(error, OSError):
+        return f"{stage}: {error.strerror or error} ({error.filename or spec['out']})."
+    return f"{stage}: {type(error).__name__}: {error}"
+
+
+def run_spec(spec: dict, send) -> dict:
+    """Run one job's stage here and return its summary."""
+    stage = importlib.import_module(spec["module"])
+    inputs = {k: [Path(p) for p in v] if isinstance(v, list) else Path(v) for k, v in spec["inputs"].items()}
+    job = Job(
+        out=Path(spec["out"]),
+        scratch=Path(spec["scratch"]),
+        runtime=Runtime.model_validate(spec["runtime"]),
+        digests=spec["digests"],
+        send=send,
+    )
+    summary: dict = stage.run(inputs, stage.Config.model_validate(spec["config"]), job)
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The ledger of a run: what each step did, and `runs/<name>/`, where a person finds it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spin_core.stages.report import STEPS_MARK, steps_table
+from spin_core.step import title
+from spin_core.store.store import Store
+
+
+@dataclass(frozen=True)
+class Pending:
+    """In a plan: what a step will write once it has run. `step` says which."""
+
+    step: str
+
+
+@dataclass
+class Entry:
+    """One line of the ledger."""
+
+    stage: str
+    label: str
+    key: str
+    state: str
+    """`Cached` or `ran`; in a plan `cached` or `would run`."""
+    seconds: float | None = None
+    """What the computation took when it was computed (now or then)."""
+    digest: str = ""
+    why: str = ""
+    """In a plan: the first setting or input that makes the step miss."""
+    summary: dict = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return title(self.stage, self.label)
+
+
+def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], report: Path | None) -> Path:
+    """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger, the report with
+    the steps in it."""
+    place = {title: i for i, title in enumerate(titles, 1)}
+    ledger.sort(key=lambda entry: place[entry.title])
+    store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
+    steps = [vars(entry) for entry in ledger]
+    store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
+    if report:
+        page = (report / "report.html").read_text().replace(STEPS_MARK, steps_table(steps))
+        store.write_run_file(name, "report.html", page.encode())
+        store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
+    return store.root / "runs" / name
+
+
+def _slug(label: str) -> str:
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label.replace("θ", "theta")).split()
+    return "".join(f"-{word}" for word in words)

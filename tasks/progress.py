@@ -1,0 +1,73 @@
+"""Shows the progress of running steps: a bar on a terminal, else a line in the task run's log now and then."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from tqdm import tqdm
+
+LOG_SECONDS = 15
+
+
+class Progress:
+    """Called with a step's title and an event of `Job.progress`, from the thread of the step's task."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm] = {}
+        self._logged: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, title: str, event: dict) -> None:
+        if "waiting" in event:
+            self._log(
+                title, f"{title}: another process computes the same step; waiting for it since {event['waiting']:.0f} s"
+            )
+        elif self._terminal:
+            self._draw(f"{title} {event['label']}", event)
+        else:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in event["figures"].items())
+            self._log(
+                title, f"{title} {event['label']}: {event['done']:,} of {event['total']:,} {event['unit']} {figures}"
+            )
+
+    def step(self, line: str, seconds: float | None) -> None:
+        """One line for a finished step; where a Prefect worker runs the flow, its log has that already."""
+        if "PREFECT__FLOW_RUN_ID" not in os.environ:
+            with self._lock:
+                tqdm.write(line + (f"  {seconds:.1f} s" if seconds is not None else ""), file=sys.stderr)
+
+    def _draw(self, name: str, event: dict) -> None:
+        with self._lock:
+            bar = self._bars.get(name)
+            if bar is None:
+                bar = self._bars[name] = tqdm(
+                    total=event["total"], desc=name, unit=" " + event["unit"], leave=False, dynamic_ncols=True
+                )
+            bar.set_postfix({k: f"{v:.4g}" for k, v in event["figures"].items()}, refresh=False)
+            bar.update(event["done"] - bar.n)
+            if event.get("closed"):
+                bar.close()
+                del self._bars[name]
+
+    def _log(self, title: str, message: str) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(title, now - LOG_SECONDS) < LOG_SECONDS:
+            return
+        self._logged[title] = now
+        try:
+            get_run_logger().info(message)
+        except MissingContextError:
+            logging.getLogger(__name__).info(message)
+
+    def close(self) -> None:
+        with self._lock:
+            for bar in self._bars.values():
+                bar.close()
+            self._bars.clear()

@@ -1,0 +1,11 @@
+"""reformat: the dataset to rows and shards of prompts."""
+
+from spin_core.stages import reformat as core
+from tasks.run import Run
+from tasks.stage import stage
+
+
+@stage(core)
+def reformat(run: Run, source, test_source=None):
+    config = core.Config(dataset=core.anonymous(run.config.dataset), seed=run.config.seed)
+    return "", config, {"source": source} | ({"test_source": test_source} if test_source else {})

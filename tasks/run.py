@@ -1,0 +1,114 @@
+"""One execution of the DAG, or one plan of it: what the tasks share, and the ledger of what they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spin_core import sources
+from spin_core.child import Children
+from spin_core.config import Config
+from spin_core.errors import SpinloopError
+from spin_core.step import Ref, Step, look_up, shards, source
+from spin_core.store import keys
+from spin_core.store.explain import explain
+from spin_core.store.store import Record, Store
+from tasks.ledger import Entry, Pending, lay_out
+from tasks.progress import Progress
+
+
+class Run:
+    """Config, store and child processes of one run. Not a dataclass: Prefect would walk through it as a parameter."""
+
+    def __init__(self, config: Config, store: Store, children: Children, base_dir: Path, planning: bool = False):
+        self.config, self.store, self.children, self.base_dir, self.planning = (
+            config,
+            store,
+            children,
+            base_dir,
+            planning,
+        )
+        self.ledger: list[Entry] = []
+        self.failures: list[SpinloopError] = []
+        self.futures: list[Any] = []
+        self.titles: list[str] = []
+        """Every step submitted so far, in the order of the DAG."""
+        self.progress = Progress()
+
+    def source(self, path: str, kind: sources.Kind, revision: str = "", split: str = "") -> Ref:
+        """A model or dataset outside the store, by content. Raises BadInput naming it."""
+        return source(path, kind, revision, self.base_dir, split)
+
+    def shards(self, rows: Any) -> list[Any]:
+        """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
+        if isinstance(rows, Pending):
+            return [rows]
+        return list(shards(self.store, rows if isinstance(rows, Ref) else rows.result()))
+
+    def note(self, step: Step, record: Record, cached: bool) -> Ref:
+        """Enter a finished step into the ledger; its output as a Ref."""
+        seconds, summary = record.facts.get("seconds"), record.facts.get("summary", {})
+        state = "Cached" if cached else "ran"
+        self.ledger.append(Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary))
+        self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
+        return Ref(digest=record.digest)
+
+    def plan(self, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
+        """Look the step up without running it, and enter into the ledger what would happen and why."""
+        waiting = [
+            v
+            for value in inputs.values()
+            for v in (value if isinstance(value, list) else [value])
+            if isinstance(v, Pending)
+        ]
+        if waiting:
+            self.ledger.append(
+                Entry(step.stage, step.label, "", "would run", why=f"reads what {waiting[0].step} will write")
+            )
+            return Pending(step.title)
+        payload = step.payload(inputs)
+        if record := look_up(self.store, step, inputs):
+            self.ledger.append(
+                Entry(step.stage, step.label, record.key, "cached", record.facts.get("seconds"), record.digest)
+            )
+            return Ref(digest=record.digest)
+        self.ledger.append(Entry(step.stage, step.label, "", "would run", why=explain(self.store, payload)))
+        return Pending(step.title)
+
+    @property
+    def name(self) -> str:
+        """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
+        folder."""
+        payload = keys.config_payload(self.config)
+        payload.pop("runtime")
+        return f"{self.config.name}-{keys.key_of(payload)[:6]}"
+
+    def finish(self, outcome: Any) -> dict:
+        """Wait for the last step and lay out `runs/<name>/` for people; also after a failure, for the steps that did
+        finish.
+
+        Raises the first failure once every step that was already at work has ended (and is published).
+        """
+        try:
+            ref = outcome()
+        except SpinloopError as error:
+            self.failures.append(error)
+            ref = None
+        except Exception:
+            if not self.failures:
+                raise
+            ref = None
+        for future in self.futures:
+            future.wait()
+        self.progress.close()
+        folder = lay_out(self.store, self.name, self.titles, self.ledger, self.store.tree(ref.digest) if ref else None)
+        if self.failures:
+            raise self.failures[0]
+        return {
+            "run": self.name,
+            "folder": str(folder),
+            "report": str(folder / "report.html"),
+            "ran": sum(entry.state == "ran" for entry in self.ledger),
+            "cached": sum(entry.state == "Cached" for entry in self.ledger),
+            "notes": self.store.notes,
+        }

@@ -1,0 +1,25 @@
+"""sft: a base model to θ_0; and, to compare, θ_0 trained on by SFT instead of SPIN."""
+
+from spin_core.stages import sft as core
+from tasks.run import Run
+from tasks.stage import stage
+
+
+@stage(core)
+def sft(run: Run, base, rows):
+    cfg = run.config
+    return "θ_0", core.Config(sft=cfg.sft, chat=cfg.chat, seed=cfg.seed), {"model": base, "rows": rows}
+
+
+@stage(core)
+def sft_instead(run: Run, start, rows, iterations: int):
+    """As many optimiser steps of SFT as SPIN's first `iterations` took, in batches of the same size."""
+    cfg = run.config
+    assert cfg.control
+    passes = sum(cfg.epochs(t) * min(t + 1, cfg.history) for t in range(iterations))
+    part = cfg.control.model_copy(update={"epochs": passes, "global_batch": cfg.finetune.global_batch})
+    return (
+        f"instead of {iterations} iter",
+        core.Config(sft=part, chat=cfg.chat, seed=cfg.seed),
+        {"model": start, "rows": rows},
+    )

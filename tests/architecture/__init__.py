@@ -1,0 +1,1 @@
+"""The project's rules as tests. Each scanner is proved on a small bad file in test_scan.py."""

@@ -1,0 +1,20 @@
+"""Prefect's settings for the whole session, made before anything imports it: own home, no telemetry, no server but
+ours."""
+
+import os
+import socket
+import tempfile
+
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SPINLOOP_STORE"] = "/nonexistent/every-test-names-its-own-store"
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    PORT = probe.getsockname()[1]
+# Where tests/flows/conftest.py starts `prefect server start`; nothing listens there before.
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
+os.environ["PREFECT_SERVER_API_PORT"] = str(PORT)

@@ -1,0 +1,111 @@
+"""A real Prefect server for the session, and runs of a tiny profile against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+TINY = {
+    "name": "tiny",
+    "seed": 3,
+    "iterations": 2,
+    "model": {"path": "builtin:tiny-llama"},
+    "dataset": {"path": "builtin:tasks", "limit": 60, "test_limit": 12, "shard_rows": 16},
+    "chat": {"max_prompt_length": 48},
+    "sft": {"lr": 1e-3, "epochs": 1, "global_batch": 16, "max_length": 80},
+    "generate": {"max_new_tokens": 8},
+    "finetune": {"lr": 1e-4, "beta": 1.0, "schedule_epochs": 1, "global_batch": 16, "max_length": 80},
+    "evaluate": {"exact_match": "answer", "max_new_tokens": 8},
+    "runtime": {"threads": 1, "checkpoint_every": 1, "micro_batch": 16},
+}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """`prefect server start` on the port that the session's settings name."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = os.environ["PREFECT_API_URL"]
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    else:
+        pytest.fail("prefect server start did not answer in 120 s")
+    yield url
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny profile as a file."""
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's untrained model as an ordinary model directory of a user."""
+    from spin_core.demo import demo_model
+    from spin_core.job import Job
+
+    out = tmp_path_factory.mktemp("model")
+    demo_model.run({}, demo_model.Config(seed=0), Job(out=out, scratch=out))
+    return out
+
+
+@pytest.fixture
+def spinloop(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit code, standard output, standard error."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        from flows.cli import main
+
+        capsys.readouterr()
+        try:
+            main([str(arg) for arg in args])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def run(spinloop, server, tiny) -> Callable[..., list[dict]]:
+    """Run the tiny profile into a store and give the ledger of its steps."""
+
+    def call(store: Path, *settings: str) -> list[dict]:
+        sets = [part for setting in settings for part in ("--set", setting)]
+        code, out, err = spinloop("run", tiny, "--store", store, "--json", *sets)
+        assert code == 0, err
+        return json.loads(Path(json.loads(out)["folder"], "steps.json").read_text())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(server, tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A store in which the tiny profile has run once, and that run's ledger. Tests that change a store copy it
+    first."""
+    store = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    return store, json.loads(Path(json.loads(done.stdout)["folder"], "steps.json").read_text())

@@ -1,0 +1,108 @@
+"""The cache as a user meets it: what runs again after a change, and what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def store(finished, tmp_path: Path) -> Path:
+    """A private copy of the finished store."""
+    return Path(shutil.copytree(finished[0], tmp_path / "store", symlinks=True))
+
+
+def test_second_run_everything_is_cached_in_prefects_own_states(run, finished, store) -> None:
+    """Catches a key that holds a path or a clock, and a hit that Prefect shows as an ordinary completion."""
+    from prefect.client.orchestration import get_client
+
+    before = {step["key"]: step["digest"] for step in finished[1]}
+    again = run(store)
+    assert {step["state"] for step in again} == {"Cached"}
+    assert {step["key"]: step["digest"] for step in again} == before
+    with get_client(sync_client=True) as client:
+        latest = client.read_flow_runs(sort="START_TIME_DESC", limit=1)[0]
+        runs = [r for r in client.read_task_runs(limit=200) if r.flow_run_id == latest.id]
+    assert {r.state.name for r in runs} == {"Cached"}
+    key = next(step["key"] for step in again if step["stage"] == "finetune" and step["label"] == "iter 1")
+    assert f"finetune[iter 1] {key[:6]}" in {r.name for r in runs}
+
+
+def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, run, store, tiny) -> None:
+    """Catches a key that lacks a setting, one that has too many, and a plan that does not tell what the run then
+    does."""
+    setting = "finetune.beta=0.5"
+    code, out, _ = spinloop("plan", tiny, "--store", store, "--json", "--set", setting)
+    assert code == 0
+    plan = json.loads(out)
+    would = {(s["stage"], s["label"]) for s in plan if s["state"] == "would run"}
+    steps = run(store, setting)
+    ran = {(s["stage"], s["label"]) for s in steps if s["state"] == "ran"}
+    assert ran == would
+    iteration_0 = {(stage, label) for stage, label in ran if "iter 0" in label}
+    assert iteration_0 == {("finetune", "iter 0")}
+    assert {("evaluate", "θ_1"), ("generate", "iter 1, shard 1/4"), ("finetune", "iter 1"), ("report", "")} <= ran
+    assert not {stage for stage, _ in ran} & {"reformat", "sft", "demo_model", "demo_rows"}
+    why = next(s["why"] for s in plan if s["stage"] == "finetune" and s["label"] == "iter 0")
+    assert why == "finetune.beta: 1.0 → 0.5"
+
+
+def test_runtime_settings_change_no_key(spinloop, store, tiny) -> None:
+    """Catches a Runtime field that has slipped into a key: users would pay again for another batch size."""
+    sets = [
+        f"runtime.{name}"
+        for name in ("micro_batch=3", "workers=2", "generate_batch=5", "checkpoint_every=7", "stage_timeout=900")
+    ]
+    code, out, _ = spinloop("plan", tiny, "--store", store, "--json", *[part for s in sets for part in ("--set", s)])
+    assert code == 0
+    assert {step["state"] for step in json.loads(out)} == {"cached"}
+
+
+def test_file_deleted_in_a_stored_tree_is_detected_and_recomputed_to_the_same(run, finished, store) -> None:
+    """Catches a look-up that trusts the record, and a recomputation that is not the same."""
+    step = next(s for s in finished[1] if s["stage"] == "finetune" and s["label"] == "iter 0")
+    tree = store / "spinloop-store-v1" / "trees" / step["digest"]
+    tree.chmod(tree.stat().st_mode | stat.S_IWUSR)
+    (tree / "model.safetensors").unlink()
+    again = run(store)
+    assert [(s["stage"], s["label"]) for s in again if s["state"] == "ran"] == [("finetune", "iter 0")]
+    assert next(s["digest"] for s in again if s["key"] == step["key"]) == step["digest"]
+    assert any((store / "spinloop-store-v1" / "quarantine").iterdir())
+
+
+def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
+    spinloop, server, tiny, model, tmp_path
+) -> None:
+    """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the whole
+    set in it."""
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]
+    settings = [
+        f"dataset.path={data}",
+        "dataset.limit=0",
+        "iterations=1",
+        "generate.max_new_tokens=2",
+        f"model.path={model}",
+        "sft=",
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+
+    def generate_steps(command: str, rows: list[dict]) -> list[dict]:
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, out, err = spinloop(command, tiny, "--store", tmp_path / "store", "--json", *sets)
+        assert code == 0, err
+        found = json.loads(out)
+        steps = found if command == "plan" else json.loads(Path(found["folder"], "steps.json").read_text())
+        return [step for step in steps if step["stage"] == "generate"]
+
+    first = generate_steps("run", rows)
+    assert len(first) > 8
+    grown = generate_steps("run", [*rows[::-1], {"prompt": "Reverse: more", "response": "erom"}])
+    assert 1 <= sum(step["state"] == "ran" for step in grown) <= 2
+    rows[0]["response"] = "another answer"
+    edited = generate_steps("run", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
+    assert {step["state"] for step in edited} == {"Cached"}, "an answer's edit regenerates nothing"

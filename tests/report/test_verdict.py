@@ -1,0 +1,92 @@
+"""The sentence at the top is true of the figures, also where they are bad news."""
+
+from __future__ import annotations
+
+import pytest
+
+from spin_core.figures import read_model, table_row
+from spin_core.stages import report
+from spin_core.verdict import verdict
+from tests.report.made_up import evaluate_tree, whole_run
+
+ROSE = "Exact match rose from 0.580 to 0.660"
+
+
+def sentence(inputs: dict, config: report.Config) -> str:
+    models = []
+    for row in config.rows:
+        trees = [
+            inputs[name][index] if (index := getattr(row, name)) >= 0 else None
+            for name in ("evaluate", "finetune", "gather")
+        ]
+        models.append(read_model(row.label, row.kind, row.iteration, *trees))
+    return verdict([table_row(model, models[0]) for model in models])
+
+
+@pytest.mark.parametrize(
+    ("rates", "controls", "said"),
+    [
+        (
+            (580, 630, 660), (590, 600),
+            ROSE + " over two iterations (greedy, 1,000 held-out prompts); "
+            "the same number of SFT steps (240) reached 0.590.",
+        ),
+        (
+            (580, 560, 540), (),
+            "Exact match fell from 0.580 to 0.540 over two iterations (greedy, 1,000 held-out prompts); "
+            "it was best after iteration 0 (θ_1), at 0.560.",
+        ),
+        ((580, 580), (), "Exact match stayed at 0.580 over one iteration (greedy, 1,000 held-out prompts)."),
+        (
+            (580, 660), (590, 700),
+            ROSE + " over one iteration (greedy, 1,000 held-out prompts); "
+            "the control “SFT instead, 2×” reached 0.700 in 480 steps against SPIN's 120.",
+        ),
+        (
+            (580, 630, 660), (590, 700),
+            ROSE + " over two iterations (greedy, 1,000 held-out prompts); "
+            "the same number of SFT steps (240) reached 0.590; "
+            "the control “SFT instead, 2×” reached 0.700 in 480 steps against SPIN's 240.",
+        ),
+    ],
+)  # fmt: skip
+def test_sentence_greedy_exact_match_says_what_happened(tmp_path, rates, controls, said):
+    """Catches "rose" for a fall, the peak instead of the last iteration, and a control with other steps called the
+    same number."""
+    assert sentence(*whole_run(tmp_path, rates, controls)) == said
+
+
+def test_sentence_change_within_chance_says_so(tmp_path):
+    """Catches a gain of five rows with forty lost on the way sold as progress."""
+    said = sentence(*whole_run(tmp_path, (500, 505), ()))
+    assert (
+        "rose from 0.500 to 0.505" in said
+        and "within what chance gives on these rows (95 % interval −0.008 to +0.018)" in said
+    )
+
+
+@pytest.mark.parametrize(("nll", "said"), [(1.9, "fell from 2.000 to 1.900"), (2.2, "rose from 2.000 to 2.200")])
+def test_sentence_without_exact_match_uses_nll(tmp_path, nll, said):
+    """Catches a sentence about exact match that nobody measured, and NLL read as if more were better."""
+    inputs = {"evaluate": [evaluate_tree(tmp_path / "a", None, 2.0), evaluate_tree(tmp_path / "b", None, nll)]}
+    rows = [
+        report.Row(label="θ_0", kind="start", evaluate=0),
+        report.Row(label="i", kind="iteration", iteration=0, evaluate=1),
+    ]
+    text = sentence(inputs, report.Config(name="n", profile={}, rows=rows))
+    assert (
+        text
+        == f"The per-token NLL of held-out real answers {said} over one iteration (20 held-out rows; lower is better)."
+    )
+
+
+def test_sentence_start_alone_claims_no_change(tmp_path):
+    """Catches "over no iterations" or a crash where only θ_0 was evaluated."""
+    assert "no iteration has been run" in sentence(*whole_run(tmp_path, (580,), ()))
+
+
+def test_sentence_start_not_evaluated_compares_with_nothing(tmp_path):
+    """Catches an iteration compared with a start that was not measured."""
+    inputs, config = whole_run(tmp_path, (580, 660), ())
+    rows = [config.rows[0].model_copy(update={"evaluate": -1}), config.rows[1]]
+    assert "nothing to compare it with" in sentence(inputs, config.model_copy(update={"rows": rows}))

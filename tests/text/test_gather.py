@@ -1,0 +1,143 @@
+"""Gather: exactly one answer for each row, whatever the shards' order, and honest figures about the pairs."""
+
+import json
+
+import pytest
+
+from spin_core.errors import StageFailed
+from spin_core.job import Job
+from spin_core.rows import FILES, read_pairs, read_rows
+from spin_core.stages import gather, reformat
+from spin_core.stages.gather import Config, Gather
+
+
+@pytest.fixture
+def rows(tmp_path, jsonl):
+    """A rows tree of 30 train and 10 test rows."""
+    train = jsonl([{"question": f"q{i}", "answer": f"real {i}"} for i in range(30)], "train.jsonl")
+    test = jsonl([{"question": f"t{i}", "answer": f"real {i} "} for i in range(10)], "test.jsonl")
+    (tmp_path / "rows").mkdir()
+    config = reformat.Config(dataset=reformat.Dataset(shard_rows=8), seed=1)
+    reformat.run({"source": train, "test_source": test}, config, Job(tmp_path / "rows", tmp_path / "scratch"))
+    return tmp_path / "rows"
+
+
+@pytest.fixture
+def answers(rows, tmp_path):
+    """Writes answers trees for all shards (`change` may alter or drop each) and gives their paths."""
+
+    def write(change=lambda answer: answer) -> list:
+        trees = []
+        for number, shard in enumerate(json.loads((rows / "shards.json").read_text())):
+            made = []
+            for line in (rows / shard["file"]).read_text().splitlines():
+                id = json.loads(line)["id"]
+                made.append(
+                    change({"id": id, "text": f"made {id}", "finish": "stop", "tokens": 3, "token_ids": [1, 2, 3]})
+                )
+            trees.append(tmp_path / f"answers{number}")
+            trees[-1].mkdir()
+            text = "".join(json.dumps(answer) + "\n" for answer in made if answer)
+            (trees[-1] / "answers.jsonl").write_text(text)
+        return trees
+
+    return write
+
+
+def gathered(job, rows, trees, name="pairs", **settings):
+    given = job(name)
+    summary = gather.run({"rows": rows, "answers": trees}, Config(gather=Gather(**settings)), given)
+    return given.out, summary
+
+
+def test_run_all_shards_in_any_order_give_each_row_its_answer(job, rows, answers):
+    """Catches: answers joined by position, or a tree that depends on which shard came first."""
+    trees = answers()
+    out, summary = gathered(job, rows, trees)
+    again, _ = gathered(job, rows, trees[::-1], "again")
+    assert (summary["train_pairs"], summary["test_pairs"]) == (30, 10)
+    for name in FILES.values():
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+        pairs = read_pairs(out / name)
+        assert [(p.id, p.prompt, p.real) for p in pairs] == [(r.id, r.prompt, r.answer) for r in read_rows(rows / name)]
+        assert all(p.generated == f"made {p.id}" and p.finish == "stop" for p in pairs)
+    assert (out / "quality.json").read_bytes() == (again / "quality.json").read_bytes()
+
+
+def test_run_missing_answers_names_five_and_the_count(job, rows, answers):
+    """Catches: fewer pairs without a word, as when the reference lost a shard."""
+    missing = sorted(row.id for name in FILES.values() for row in read_rows(rows / name))[:7]
+    with pytest.raises(StageFailed, match=f"7 rows have no answer: {', '.join(missing[:5])}, …"):
+        gathered(job, rows, answers(lambda answer: None if answer["id"] in missing else answer))
+
+
+def test_run_shard_given_twice_is_an_error(job, rows, answers):
+    """Catches: the reference's doubled rows (its published set had each twice)."""
+    trees = answers()
+    with pytest.raises(StageFailed, match="have more than one answer"):
+        gathered(job, rows, [*trees, trees[0]])
+
+
+def test_run_answer_to_unknown_row_is_an_error(job, rows, answers, tmp_path):
+    """Catches: a stale shard of another dataset taken in silently."""
+    stale = tmp_path / "stale.jsonl"
+    stale.write_text(json.dumps({"id": "0123", "text": "x", "finish": "stop", "tokens": 1, "token_ids": [1]}) + "\n")
+    with pytest.raises(StageFailed, match="1 rows are answered that are not among the rows: 0123 "):
+        gathered(job, rows, [*answers(), stale])
+
+
+@pytest.mark.parametrize(
+    "line", ['{"id": "a"', "[]", '{"id": "a", "text": null, "finish": "stop", "tokens": 1}', "\xff"]
+)
+def test_run_damaged_shard_names_file_and_line(job, rows, answers, line):
+    """Catches: a traceback, or a half-written shard that is read up to its tear."""
+    trees = answers()
+    with (trees[0] / "answers.jsonl").open("ab") as file:
+        count = (trees[0] / "answers.jsonl").read_bytes().count(b"\n")
+        file.write(line.encode("latin-1") + b"\n")
+    with pytest.raises(StageFailed, match=f"answers0/answers.jsonl, line {count + 1}: not a shard of answers"):
+        gathered(job, rows, trees)
+
+
+def test_run_truncated_answers_are_kept_or_dropped_as_told(job, rows, answers):
+    """Catches: `drop` that keeps cut answers, `keep` that forgets that they were cut, or figures of the wrong set."""
+    cut = {read_rows(rows / FILES["train"])[i].id for i in (0, 3, 4)}
+    trees = answers(lambda a: {**a, "finish": "length"} if a["id"] in cut else a)
+    kept, _ = gathered(job, rows, trees, "kept")
+    dropped, summary = gathered(job, rows, trees, "dropped", truncated="drop")
+    assert {p.id for p in read_pairs(kept / FILES["train"]) if p.finish == "length"} == cut
+    assert {p.id for p in read_pairs(dropped / FILES["train"])} == {
+        row.id for row in read_rows(rows / FILES["train"]) if row.id not in cut
+    }
+    quality = json.loads((dropped / "quality.json").read_text())["train"]
+    assert (quality["rows"], quality["pairs"], quality["truncated"], quality["dropped"]) == (30, 27, 3, 3)
+    assert summary["train_pairs"] == 27 and summary["truncated_fraction"] == 0.1
+
+
+def test_run_drop_that_leaves_nothing_says_so(job, rows, answers):
+    """Catches: an empty training set that fails only in finetune."""
+    trees = answers(lambda a: {**a, "finish": "length"})
+    with pytest.raises(StageFailed, match="raise generate\\.max_new_tokens"):
+        gathered(job, rows, trees, truncated="drop")
+
+
+def test_run_quality_counts_what_is_odd(job, rows, answers):
+    """Catches: counts over the wrong split, or a repeated answer counted as none or as all."""
+    test = read_rows(rows / FILES["test"])
+    texts = {test[0].id: "", test[1].id: " ", test[2].id: test[2].answer + "\n", test[3].id: "same", test[4].id: "same"}
+    texts |= {row.id: f"{'x' * 9}{i}" for i, row in enumerate(test[5:])}
+    trees = answers(lambda a: {**a, "text": texts.get(a["id"], a["text"]), "tokens": 4})
+    out, _ = gathered(job, rows, trees)
+    quality = json.loads((out / "quality.json").read_text())["test"]
+    assert {k: quality[k] for k in ("empty", "identical_to_real", "truncated", "duplicate_answers")} == {
+        "empty": 2,
+        "identical_to_real": 1,
+        "truncated": 0,
+        "duplicate_answers": 1,
+    }
+    assert quality["empty_fraction"] == 0.2 and quality["generated_tokens_mean"] == 4
+    lengths = [len(texts[row.id]) for row in test]
+    assert quality["generated_characters_mean"] == pytest.approx(sum(lengths) / 10)
+    assert quality["real_characters_mean"] == 7 and quality["real_characters_median"] == 7
+    assert quality["length_gap_mean"] == pytest.approx(7 - sum(lengths) / 10)
+    assert json.loads((out / "quality.json").read_text())["train"]["empty"] == 0

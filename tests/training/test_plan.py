@@ -1,0 +1,67 @@
+"""Length, learning rate and data order of a training run."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import get_scheduler
+
+from spin_core.training import Plan, _shares
+
+
+def plan(**changes) -> Plan:
+    defaults = {
+        "lr": 5e-7, "optimizer": "rmsprop", "weight_decay": 0.0, "warmup_ratio": 0.1, "schedule_epochs": 6.0,
+        "stop_epoch": 2.0, "global_batch": 4, "max_grad_norm": 1.0, "seed": 3, "examples": 10,
+    }  # fmt: skip
+    return Plan(**{**defaults, **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"warmup_ratio": 0.0}, {"schedule_epochs": 0.5}, {"warmup_ratio": 0.99}])
+def test_lr_any_schedule_equals_transformers_linear(changes) -> None:
+    """Catches a warm-up rounded down, one that starts at 1, a decay that ends one step early or late."""
+    own = plan(**changes)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=own.lr)
+    warmup = math.ceil(own.schedule_steps * own.warmup_ratio)
+    scheduler = get_scheduler("linear", optimizer, warmup, own.schedule_steps)
+    for step in range(own.schedule_steps + 1):
+        assert own.lr_at(step) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_lr_schedule_6_stop_2_ends_at_74_percent() -> None:
+    """Catches a schedule laid out for the stop epoch: the published scripts schedule 6, stop at 2, at ~74 % of peak."""
+    own = plan(examples=49792, global_batch=64)
+    assert own.stop_step == 2 * 778
+    assert own.schedule_steps == 6 * 778
+    assert own.lr_at(own.stop_step) / own.lr == pytest.approx(0.74, abs=0.005)
+
+
+def test_order_every_epoch_sees_every_example_once() -> None:
+    """Catches examples dropped at the end of an epoch, or one order for all epochs."""
+    own = plan()
+    epochs = [np.concatenate([own.examples_of(3 * epoch + i) for i in range(3)]) for epoch in range(3)]
+    assert [len(own.examples_of(i)) for i in range(4)] == [4, 4, 2, 4]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert tuple(plan(seed=4).examples_of(0)) != tuple(epochs[0][:4])
+
+
+class Lengths:
+    name = "pairs"
+
+    def length(self, index: int) -> int:
+        return [9, 1, 5, 7, 3, 2, 8][index]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro", [1, 2, 100])
+def test_shares_any_split_counts_every_example_once(processes, micro) -> None:
+    """Catches examples lost or doubled over processes, and processes that would wait for each other for ever."""
+    shares = [_shares(Lengths(), np.arange(7), micro, rank, processes) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    seen = [i for share in shares for indices, weights in share for i, w in zip(indices, weights, strict=True) if w]
+    assert sorted(seen) == list(range(7))
+    assert all(len(indices) <= micro for share in shares for indices, _ in share)

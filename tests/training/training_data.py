@@ -1,0 +1,108 @@
+"""A tiny model, pairs and scores on disk, made from the golden data."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spin_core.chat import ChatSection
+from spin_core.job import Bar, Job, Runtime
+from spin_core.rows import Pair, Row, write_pairs, write_rows
+from spin_core.stages import finetune, score, sft
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def copy_model(to: Path, weights: str = "step_weights.safetensors") -> Path:
+    shutil.copytree(GOLDEN / "tokenizer", to, ignore=shutil.ignore_patterns("templates"))
+    shutil.copyfile(GOLDEN / "config.json", to / "config.json")
+    shutil.copyfile(GOLDEN / weights, to / "model.safetensors")
+    for path in (to, *to.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return to
+
+
+def made_up_pairs(count: int, first: int = 0) -> list[Pair]:
+    """Pairs of unlike lengths, one cut answer among them, ids sorted."""
+    return [
+        Pair(
+            f"{i:016x}",
+            [{"role": "user", "content": f"How many stamps are {i} and {i + 3} stamps?" + " Please." * (i % 3)}],
+            f"Together they are {2 * i + 3} stamps." + " Half of 12 is 6." * (i % 4),
+            f"There are {i} boxes." + " Rivers carve valleys." * ((i + 1) % 3),
+            "length" if i % 5 == 4 else "stop",
+        )
+        for i in range(first, first + count)
+    ]
+
+
+def pairs_tree(path: Path, train: list[Pair], test: list[Pair]) -> Path:
+    path.mkdir(parents=True)
+    write_pairs(path / "train_prefs-00000-of-00001.parquet", train)
+    write_pairs(path / "test_prefs-00000-of-00001.parquet", test)
+    return path
+
+
+def rows_tree(path: Path, train: list[Pair]) -> Path:
+    path.mkdir(parents=True)
+    write_rows(path / "train_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in train])
+    write_rows(path / "test_prefs-00000-of-00001.parquet", [])
+    return path
+
+
+class LoudBar(Bar):
+    """Tells of every step; a bar for people keeps quiet for 0.2 s."""
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self._sent = 0.0
+        super().advance(n, **figures)
+
+
+class LoudJob(Job):
+    @contextmanager
+    def progress(self, label: str, total: int, unit: str) -> Iterator[Bar]:
+        bar = LoudBar(self.send, label, total, unit)
+        bar.advance(0)
+        yield bar
+
+
+def job_at(path: Path, digests: dict | None = None, events: list | None = None, **runtime: Any) -> Job:
+    """A job as the runner makes it: empty `out`, `scratch` that may be there already."""
+    (path / "out").mkdir(parents=True, exist_ok=True)
+    (path / "scratch").mkdir(exist_ok=True)
+    settings = Runtime(**{"device": "cpu", "threads": 1, **runtime})
+    found = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
+    return LoudJob(path / "out", path / "scratch", settings, found, (events if events is not None else []).append)
+
+
+CHAT = ChatSection(max_prompt_length=64)
+DIGESTS = {"model": "m", "pairs": ["p"], "logps": ["s"]}
+
+
+def finetune_config(seed: int = 7, **changes: Any) -> finetune.Config:
+    defaults = {"lr": 1e-3, "schedule_epochs": 2.0, "global_batch": 4, "max_length": 128, "warmup_ratio": 0.0}
+    return finetune.Config(finetune=finetune.Finetune(**{**defaults, **changes}), chat=CHAT, seed=seed)
+
+
+def sft_config(seed: int = 7, **changes: Any) -> sft.Config:
+    defaults = {"lr": 1e-3, "epochs": 2.0, "global_batch": 4, "max_length": 128, "warmup_ratio": 0.0}
+    return sft.Config(sft=sft.Sft(**{**defaults, **changes}), chat=CHAT, seed=seed)
+
+
+def score_config(config: finetune.Config) -> score.Config:
+    part = config.finetune
+    settings = score.Score(max_length=part.max_length, precision=part.precision, collation=part.collation)
+    return score.Config(score=settings, chat=config.chat)
+
+
+def scored(path: Path, model: Path, pairs: Path, config: finetune.Config, digest: str = "p", **runtime: Any) -> Path:
+    """A logps tree as finetune with `config` needs it."""
+    job = job_at(path, {"model": "m", "pairs": digest}, **runtime)
+    score.run({"model": model, "pairs": pairs}, score_config(config), job)
+    return job.out
+
+
+def metrics_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
