@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
             default=[],
             metavar="FIELD=VALUE",
             dest="settings",
-            help="change a field of the profile, e.g. finetune.beta=0.5 (repeatable)",
+            help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
         )
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
     sub = add(commands, "report", _report, "Print a run's table and the path of its report.")

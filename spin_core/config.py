@@ -178,7 +178,7 @@ def _read_yaml(text: bytes, where: str) -> Any:
 
 
 def _apply(data: Any, setting: str) -> None:
-    """Put one `a.b=value` into the profile's data."""
+    """Put one `a.b=value` into the profile's data; `a.b=` takes the field back to its default."""
     path, equals, value = setting.partition("=")
     if not equals or not path.strip():
         raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
@@ -192,7 +192,10 @@ def _apply(data: Any, setting: str) -> None:
         data = data[key]
     if not isinstance(data, dict):
         raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:-1]))} is not a section.")
-    data[keys[-1]] = parsed
+    if value.strip():
+        data[keys[-1]] = parsed
+    else:
+        data.pop(keys[-1], None)
 
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:

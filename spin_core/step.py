@@ -156,12 +156,8 @@ def provenance() -> dict:
     }
 
 
-@cache
 def source(path: str, kind: sources.Kind, revision: str, base_dir: Path, split: str) -> Ref:
-    """A model or dataset outside the store, by content. Raises BadInput naming it.
-
-    Hashed once per process: the command line checks the sources before it waits for a server, and the flow asks again.
-    """
+    """A model or dataset outside the store, by its content at this moment. Raises BadInput naming it."""
     found = sources.resolve(path, kind, revision, base_dir, split)
     return Ref(digest=found.digest, path=str(found.path), kind=kind, split=split)
 

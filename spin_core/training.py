@@ -153,8 +153,11 @@ def make_learner(model: PreTrainedModel, plan: Plan, job: Job) -> Learner:
     return Learner(accelerator, prepared_model, prepared_optimizer, plan.max_grad_norm, job.runtime.micro_batch)
 
 
-def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, label: str) -> list[Metrics]:
-    """Trains `model` in place to `plan.stop_step`; returns the metrics of every step, the same in all processes.
+def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, label: str) -> tuple[list[Metrics], int]:
+    """Trains `model` in place to `plan.stop_step`.
+
+    Returns the metrics of every step, the same in all processes, and the step of the checkpoint that it went on from
+    (0: none).
 
     Resumes from the newest sound checkpoint in `job.scratch`. On CPU a run that was killed and resumed ends in the same
     bytes as one that was not. Raises BadInput for no examples or a schedule that never leaves 0, StageFailed (naming
@@ -171,12 +174,13 @@ def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, la
         )
     learner = make_learner(model, plan, job)
     history = _resume(model, learner, job.scratch, plan)
+    resumed_at = len(history)
     with job.progress(label, plan.stop_step, "steps") as bar:
         bar.advance(len(history))
         for step in range(len(history), plan.stop_step):
             history.append(_step(learner, objective, plan, step, bar))
             _keep(model, learner, history, job, plan)
-    return history
+    return history, resumed_at
 
 
 def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path) -> None:

@@ -102,7 +102,7 @@ class Run:
             future.wait()
         self.progress.close()
         folder = lay_out(self.store, self.name, self.titles, self.ledger, self.store.tree(ref.digest) if ref else None)
-        if self.failures:
+        if ref is None:
             raise self.failures[0]
         return {
             "run": self.name,

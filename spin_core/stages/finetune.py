@@ -83,11 +83,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     models.release_opponent()
     model = models.load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
     objective = _objective(encoded, opponent, chat.tokenizer.pad_token_id, config.finetune)
-    history = train(model, objective, _plan(config, len(pairs)), job, "finetune")
+    history, resumed_at = train(model, objective, _plan(config, len(pairs)), job, "finetune")
     write_results(model, history, source, job.out)
     last = history[-1]
     return {
         "steps": len(history),
+        "resumed_at": resumed_at,
         "pairs": len(pairs),
         "loss/first": history[0]["loss"],
         "loss/last": last["loss"],

@@ -65,10 +65,11 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
         max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
     )  # fmt: skip
-    history = train(model, AnswerRows(rows, chat.tokenizer.pad_token_id, part.precision), plan, job, "sft")
+    history, resumed_at = train(model, AnswerRows(rows, chat.tokenizer.pad_token_id, part.precision), plan, job, "sft")
     write_results(model, history, source, job.out)
     return {
         "steps": len(history),
+        "resumed_at": resumed_at,
         "rows": len(rows),
         "tokens": sum(row.targets for row in rows),
         "loss/first": history[0]["loss"],

@@ -61,7 +61,7 @@ def test_bad_profile_is_one_sentence_with_its_file(spinloop, tmp_path: Path, tex
 
 
 DATA = [
-    (b"", "empty"),
+    (b"", "no rows"),
     (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2"),
     (b'{"prompt": "a", "response": "b"}\n\xff\xfe\n', "line 2"),
     (b'{"text": "a"}\n', "columns"),

@@ -45,7 +45,10 @@ def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, r
     assert ran == would
     iteration_0 = {(stage, label) for stage, label in ran if "iter 0" in label}
     assert iteration_0 == {("finetune", "iter 0")}
-    assert {("evaluate", "θ_1"), ("generate", "iter 1, shard 1/4"), ("finetune", "iter 1"), ("report", "")} <= ran
+    assert {("evaluate", "θ_1"), ("score", "iter 1, pairs 0"), ("finetune", "iter 1"), ("report", "")} <= ran
+    assert {label for stage, label in ran if stage == "generate"} == {
+        s["label"] for s in steps if s["stage"] == "generate" and "iter 1" in s["label"]
+    }
     assert not {stage for stage, _ in ran} & {"reformat", "sft", "demo_model", "demo_rows"}
     why = next(s["why"] for s in plan if s["stage"] == "finetune" and s["label"] == "iter 0")
     assert why == "finetune.beta: 1.0 → 0.5"

@@ -22,7 +22,10 @@ from training_data import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spin_core.collate import encode_answer
 from spin_core.errors import BadInput, StageFailed
+from spin_core.loss import sequence_logps
+from spin_core.models import load_chat, load_model
 from spin_core.stages import finetune, score
 
 KEYS = {
@@ -205,21 +208,22 @@ def test_finetune_diverging_run_names_the_step(spin) -> None:
         spin(lr=1e30)
 
 
-def test_score_policy_equal_to_opponent_gives_same_logps_at_any_batch(tmp_path, theta) -> None:
-    """Catches padding that leaks into log-probs, and results put back in the wrong order."""
+def test_score_any_batch_equals_each_pair_alone(tmp_path, theta) -> None:
+    """Catches padding that leaks into log-probs, results put back in the wrong order, sides or splits exchanged."""
     pairs, test = made_up_pairs(9), made_up_pairs(3, 100)
     tree = pairs_tree(tmp_path / "pairs", pairs, test)
-    tables = []
-    for batch in (1, 7):
-        out = scored(tmp_path / f"score{batch}", theta, tree, finetune_config(), score_batch=batch)
-        tables.append(pq.read_table(out / "logps.parquet").to_pydict())
-    one, seven = tables
-    assert one["id"] == [pair.id for pair in pairs + test]
-    assert one["split"] == ["train"] * 9 + ["test"] * 3
-    for side in ("real", "generated"):
-        assert one[side] == pytest.approx(seven[side], abs=2e-4)
-        assert one[f"{side}_tokens"] == seven[f"{side}_tokens"]
-    assert len(set(one["real"])) > 6
+    out = scored(tmp_path / "score", theta, tree, finetune_config(), score_batch=7)
+    table = pq.read_table(out / "logps.parquet").to_pydict()
+    assert table["id"] == [pair.id for pair in pairs + test]
+    assert table["split"] == ["train"] * 9 + ["test"] * 3
+    chat, model = load_chat(theta, finetune_config().chat), load_model(theta, "cpu")
+    for number, pair in enumerate(pairs + test):
+        for side, finished in (("real", True), ("generated", pair.finish == "stop")):
+            tokens = encode_answer(chat, pair.prompt, getattr(pair, side), finished, 128, "pair")
+            ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (tokens.ids, tokens.labels()))
+            alone = sequence_logps(model(ids).logits, labels).item()
+            assert table[side][number] == pytest.approx(alone, abs=2e-4)
+            assert table[f"{side}_tokens"][number] == tokens.targets
 
 
 def test_score_unfinished_answer_has_no_end_token(tmp_path, theta) -> None:

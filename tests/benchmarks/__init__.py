@@ -1,0 +1,1 @@
+"""Measurements, not tests: run by a named command, their tables quoted in the README."""
