@@ -45,11 +45,12 @@ def dag(run: Run):
     theta = start = sft(run, model, rows) if cfg.sft else model
     table = Table()
     table.add("θ_0", "start", evaluate(run, "θ_0", theta, rows), trained=start if cfg.sft else None)
+    # Submitted before the iterations, because they need θ_0 only: a second worker is busy with them meanwhile.
+    controls = [sft_instead(run, start, rows, n + 1) for n in range(cfg.iterations) if cfg.control]
     pairs: list = []
     for t in range(cfg.iterations):
         theta = iteration(run, t, theta, rows, pairs, table)
-    for n in range(1, cfg.iterations + 1) if cfg.control else []:
-        instead = sft_instead(run, start, rows, n)
+    for n, instead in enumerate(controls, 1):
         label = f"SFT instead of {n} iter"
         table.add(label, "control", evaluate(run, label, instead, rows), trained=instead)
     return report(run, table.lines, table.inputs)
@@ -102,7 +103,7 @@ def sources(run: Run) -> tuple[list, object]:
     name="spin",
     flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}",
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=8),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
 )
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
     """Run every iteration of a profile. What the store already has is not computed again."""

@@ -18,6 +18,15 @@ class Pending:
     step: str
 
 
+def waits_for(inputs: dict) -> Pending | None:
+    """The first input of a planned step that is not there yet."""
+    for value in inputs.values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Pending):
+                return one
+    return None
+
+
 @dataclass
 class Entry:
     """One line of the ledger."""

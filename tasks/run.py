@@ -13,7 +13,7 @@ from spin_core.step import Ref, Step, look_up, shards, source
 from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Record, Store
-from tasks.ledger import Entry, Pending, lay_out
+from tasks.ledger import Entry, Pending, lay_out, waits_for
 from tasks.progress import Progress
 
 
@@ -31,8 +31,7 @@ class Run:
         self.ledger: list[Entry] = []
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
-        self.titles: list[str] = []
-        """Every step submitted so far, in the order of the DAG."""
+        self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
         self.progress = Progress()
 
     def source(self, path: str, kind: sources.Kind, revision: str = "", split: str = "") -> Ref:
@@ -55,25 +54,19 @@ class Run:
 
     def plan(self, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
         """Look the step up without running it, and enter into the ledger what would happen and why."""
-        waiting = [
-            v
-            for value in inputs.values()
-            for v in (value if isinstance(value, list) else [value])
-            if isinstance(v, Pending)
-        ]
-        if waiting:
+        if (waits := waits_for(inputs)) is not None:
             self.ledger.append(
-                Entry(step.stage, step.label, "", "would run", why=f"reads what {waiting[0].step} will write")
+                Entry(step.stage, step.label, "", "would run", why=f"reads what {waits.step} will write")
             )
             return Pending(step.title)
-        payload = step.payload(inputs)
-        if record := look_up(self.store, step, inputs):
-            self.ledger.append(
-                Entry(step.stage, step.label, record.key, "cached", record.facts.get("seconds"), record.digest)
-            )
-            return Ref(digest=record.digest)
-        self.ledger.append(Entry(step.stage, step.label, "", "would run", why=explain(self.store, payload)))
-        return Pending(step.title)
+        record = look_up(self.store, step, inputs)
+        if record is None:
+            why = explain(self.store, step.payload(inputs))
+            self.ledger.append(Entry(step.stage, step.label, "", "would run", why=why))
+            return Pending(step.title)
+        seconds = record.facts.get("seconds")
+        self.ledger.append(Entry(step.stage, step.label, record.key, "cached", seconds, record.digest))
+        return Ref(digest=record.digest)
 
     @property
     def name(self) -> str:
@@ -89,26 +82,20 @@ class Run:
 
         Raises the first failure once every step that was already at work has ended (and is published).
         """
+        ref = None
         try:
             ref = outcome()
         except SpinloopError as error:
             self.failures.append(error)
-            ref = None
         except Exception:
             if not self.failures:
                 raise
-            ref = None
         for future in self.futures:
             future.wait()
         self.progress.close()
         folder = lay_out(self.store, self.name, self.titles, self.ledger, self.store.tree(ref.digest) if ref else None)
         if ref is None:
             raise self.failures[0]
-        return {
-            "run": self.name,
-            "folder": str(folder),
-            "report": str(folder / "report.html"),
-            "ran": sum(entry.state == "ran" for entry in self.ledger),
-            "cached": sum(entry.state == "Cached" for entry in self.ledger),
-            "notes": self.store.notes,
-        }
+        ran = sum(entry.state == "ran" for entry in self.ledger)
+        counts = {"ran": ran, "cached": len(self.ledger) - ran, "notes": self.store.notes}
+        return {"run": self.name, "folder": str(folder), "report": str(folder / "report.html"), **counts}

@@ -71,6 +71,7 @@ class Config(Section):
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
     from spin_core import models
     from spin_core.collate import encode_pairs
     from spin_core.training import train, write_results

@@ -37,11 +37,14 @@ class Score(Section):
 
 
 class Config(Section):
+    """What a log-prob depends on besides model and pairs."""
+
     score: Score
     chat: ChatSection
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
     from spin_core.collate import encode_pairs
     from spin_core.models import load_chat
 

@@ -50,6 +50,7 @@ class Config(Section):
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
     from spin_core import models
     from spin_core.objectives import AnswerRows
     from spin_core.training import Plan, train, write_results

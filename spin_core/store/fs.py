@@ -100,6 +100,7 @@ def sync(path: Path) -> None:
 
 
 def chmod(path: Path, mode: int) -> None:
+    """Set the permission bits of a file or folder."""
     _call("chmod", path, os.chmod, path, mode)
 
 
@@ -113,6 +114,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
+    """Put `source` in the place of `target` at once, whatever is there."""
     _call("rename", target, os.replace, source, target)
 
 
@@ -137,10 +139,12 @@ def put_once(source: Path, target: Path) -> bool:
 
 
 def symlink(text: str, path: Path) -> None:
+    """A link `path` that says `text`."""
     _call("symlink", path, os.symlink, text, path)
 
 
 def unlink(path: Path) -> None:
+    """Remove a file or link, if it is there."""
     with suppress(FileNotFoundError):
         _call("unlink", path, os.unlink, path)
 

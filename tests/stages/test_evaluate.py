@@ -1,0 +1,122 @@
+"""evaluate: figures checked against their definitions on a tiny model, through the stages that feed it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from spin_core.chat import ChatSection
+from spin_core.demo import demo_model
+from spin_core.errors import BadInput
+from spin_core.job import Job, Runtime
+from spin_core.models import load_chat, load_model
+from spin_core.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
+from spin_core.stages import evaluate, score
+
+CHAT = ChatSection(max_prompt_length=48)
+SCORE = score.Score(max_length=80, precision="float32", collation="exact")
+
+
+def _prompt(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+ROWS = [Row(f"r{i}", _prompt(f"Say {i}"), f"it is {i}. #### {i}") for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, held-out rows, and pairs of them scored under the first model."""
+    root = tmp_path_factory.mktemp("world")
+    for seed in (0, 1):
+        (root / f"model{seed}").mkdir()
+        demo_model.run({}, demo_model.Config(seed=seed), Job(out=root / f"model{seed}", scratch=root))
+    for name in ("rows", "pairs", "logps"):
+        (root / name).mkdir()
+    write_rows(root / "rows" / TEST_FILE, ROWS)
+    pairs = [Pair(row.id, row.prompt, row.answer, f"it is not {i}", "stop") for i, row in enumerate(ROWS)]
+    write_pairs(root / "pairs" / TRAIN_FILE, pairs[:1])
+    write_pairs(root / "pairs" / TEST_FILE, pairs)
+    job = Job(root / "logps", root, Runtime(device="cpu"), {"model": "0" * 64, "pairs": "1" * 64})
+    score.run({"model": root / "model0", "pairs": root / "pairs"}, score.Config(score=SCORE, chat=CHAT), job)
+    return root
+
+
+def _evaluate(world: Path, out: Path, model: int, paired: bool = False, **part) -> tuple[dict, list[dict]]:
+    out.mkdir()
+    section = evaluate.Evaluate(**{"exact_match": r"#### (\d+)", "max_new_tokens": 6, **part})
+    config = evaluate.Config(evaluate=section, chat=CHAT, score=SCORE, beta=0.5, loss="sigmoid", seed=1)
+    inputs = {"model": world / f"model{model}", "rows": world / "rows"}
+    inputs |= {"pairs": world / "pairs", "logps": world / "logps"} if paired else {}
+    metrics = evaluate.run(inputs, config, Job(out, out, Runtime(device="cpu", threads=1)))
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    return metrics, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_nll_is_the_models_own_per_answer_token(world, tmp_path) -> None:
+    """Catches prompt tokens in the mean, a missing end-of-turn, and a mean of means: computed here token by token."""
+    metrics, rows = _evaluate(world, tmp_path / "out", 0, exact_match="")
+    model, chat = load_model(world / "model0", "cpu"), load_chat(world / "model0", CHAT)
+    total, tokens = 0.0, 0
+    for row, line in zip(ROWS, rows, strict=True):
+        prompt, answer = chat.encode_prompt(row.prompt), chat.encode_answer(row.prompt, row.answer)
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        own = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+        assert line["nll"] == pytest.approx(-own / len(answer), rel=1e-5)
+        total, tokens = total - own, tokens + len(answer)
+    assert metrics["nll/real"] == pytest.approx(total / tokens, rel=1e-5)
+    assert "exact_match/greedy" not in metrics
+
+
+def test_unchanged_model_has_no_margin_and_half_accuracy(world, tmp_path) -> None:
+    """Catches margins that are not against the opponent, and ties that count as wins."""
+    metrics, rows = _evaluate(world, tmp_path / "out", 0, paired=True, exact_match="")
+    assert abs(metrics["spin/margin"]) < 1e-4
+    assert metrics["spin/loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert all(abs(row["margin"]) < 1e-3 for row in rows)
+
+
+def test_margin_is_beta_times_the_difference_of_log_ratios(world, tmp_path) -> None:
+    """Catches swapped models, swapped answers and a forgotten beta."""
+    metrics, rows = _evaluate(world, tmp_path / "out", 1, paired=True, exact_match="")
+    nets = [load_model(world / f"model{i}", "cpu") for i in (0, 1)]
+    chat = load_chat(world / "model0", CHAT)
+
+    def logp(net: torch.nn.Module, row: Row, text: str) -> float:
+        prompt, answer = chat.encode_prompt(row.prompt), chat.encode_answer(row.prompt, text)
+        with torch.no_grad():
+            logps = net(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        return sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+    for i, (row, line) in enumerate(zip(ROWS, rows, strict=True)):
+        real, generated = (logp(nets[1], row, t) - logp(nets[0], row, t) for t in (row.answer, f"it is not {i}"))
+        assert line["margin"] == pytest.approx(0.5 * (real - generated), abs=2e-4)
+    assert metrics["spin/accuracy"] == sum(row["margin"] > 0 for row in rows) / len(rows)
+
+
+def test_exact_match_compares_what_the_expression_finds() -> None:
+    """Catches a comparison of whole answers where only the last number counts, and of nothing with nothing."""
+    assert evaluate._equal(r"#### (\d+)", "long way #### 7", "short way #### 7 ")
+    assert not evaluate._equal(r"#### (\d+)", "#### 7", "#### 77")
+    assert not evaluate._equal(r"#### (\d+)", "#### 7", "seven")
+    assert evaluate._equal("answer", " 7", "7 ")
+    assert not evaluate._equal("answer", "7", "7.")
+    with pytest.raises(BadInput, match=r"evaluate\.exact_match"):
+        evaluate._equal(r"#### (\d+)", "no number", "#### 7")
+
+
+def test_scores_of_other_pairs_are_refused(world, tmp_path) -> None:
+    """Catches log-probs that are joined to pairs by position."""
+    other = tmp_path / "world"
+    other.mkdir()
+    for name in ("model1", "rows", "logps"):
+        (other / name).symlink_to(world / name)
+    (other / "pairs").mkdir()
+    write_pairs(other / "pairs" / TEST_FILE, [Pair("x", ROWS[0].prompt, "a", "b", "stop")])
+    with pytest.raises(BadInput, match="score the pairs again"):
+        _evaluate(other, tmp_path / "out", 1, paired=True, exact_match="")
