@@ -8,6 +8,7 @@ SIGKILL included), and the child ends its whole process group. It needs `spin_co
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -68,6 +69,8 @@ def _sentence(spec: dict, error: BaseException) -> str:
     stage = spec["module"].rpartition(".")[2]
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return f"{stage}: out of memory; lower runtime.micro_batch, runtime.score_batch or runtime.generate_batch."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{stage}: the disk is full ({spec['out']}); free space or name another --store, and run again."
     if isinstance(error, OSError):
         return f"{stage}: {error.strerror or error} ({error.filename or spec['out']})."
     return f"{stage}: {type(error).__name__}: {error}"

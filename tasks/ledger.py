@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spin_core.config import Config
 from spin_core.stages.report import STEPS_MARK, steps_table
 from spin_core.step import title
+from spin_core.store import keys
 from spin_core.store.store import Store
 
 
@@ -46,6 +48,14 @@ class Entry:
     @property
     def title(self) -> str:
         return title(self.stage, self.label)
+
+
+def run_name(config: Config) -> str:
+    """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
+    folder."""
+    payload = keys.config_payload(config)
+    payload.pop("runtime")
+    return f"{config.name}-{keys.key_of(payload)[:6]}"
 
 
 def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], report: Path | None) -> Path:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from spin_core import sources
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.errors import SpinloopError
+from spin_core.errors import SpinloopError, StoreError
 from spin_core.step import Ref, Step, look_up, shards, source
-from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Record, Store
-from tasks.ledger import Entry, Pending, lay_out, waits_for
+from tasks.ledger import Entry, Pending, lay_out, run_name, waits_for
 from tasks.progress import Progress
 
 
@@ -68,21 +68,12 @@ class Run:
         self.ledger.append(Entry(step.stage, step.label, record.key, "cached", seconds, record.digest))
         return Ref(digest=record.digest)
 
-    @property
-    def name(self) -> str:
-        """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
-        folder."""
-        payload = keys.config_payload(self.config)
-        payload.pop("runtime")
-        return f"{self.config.name}-{keys.key_of(payload)[:6]}"
-
     def finish(self, outcome: Any) -> dict:
-        """Wait for the last step and lay out `runs/<name>/` for people; also after a failure, for the steps that did
-        finish.
+        """Wait for the last step and lay out `runs/<name>/` for people; after a failure too, for what did finish.
 
         Raises the first failure once every step that was already at work has ended (and is published).
         """
-        ref = None
+        ref, name = None, run_name(self.config)
         try:
             ref = outcome()
         except SpinloopError as error:
@@ -93,9 +84,11 @@ class Run:
         for future in self.futures:
             future.wait()
         self.progress.close()
-        folder = lay_out(self.store, self.name, self.titles, self.ledger, self.store.tree(ref.digest) if ref else None)
         if ref is None:
+            with suppress(StoreError):  # the first failure is what is told; often it is this one
+                lay_out(self.store, name, self.titles, self.ledger, None)
             raise self.failures[0]
+        folder = lay_out(self.store, name, self.titles, self.ledger, self.store.tree(ref.digest))
         ran = sum(entry.state == "ran" for entry in self.ledger)
         counts = {"ran": ran, "cached": len(self.ledger) - ran, "notes": self.store.notes}
-        return {"run": self.name, "folder": str(folder), "report": str(folder / "report.html"), **counts}
+        return {"run": name, "folder": str(folder), "report": str(folder / "report.html"), **counts}

@@ -25,7 +25,7 @@ class Config(Section):
 
     seed: int
     split: Literal["train", "test"]
-    train_rows: int = 6000
+    train_rows: int = 12000
     test_rows: int = 1000
 
 

@@ -1,0 +1,51 @@
+"""Without a server: the command brings its own, and takes it away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def _servers() -> set[str]:
+    """Processes of flows.embedded."""
+    found = set()
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"flows.embedded" in cmdline.read_bytes():
+                found.add(cmdline.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
+    """Catches a server that outlives the command, Prefect's own logs on the terminal, and output that is not only JSON."""
+    store = shutil.copytree(finished[0], tmp_path / "store", symlinks=True)
+    before = _servers()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"],
+        cwd=ROOT,
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ran"] == 0
+    steps = len(finished[1])
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    assert [line.split()[0] for line in said[:steps]] == ["Cached"] * steps
+    assert not [line for line in said if "prefect" in line.lower() or "Traceback" in line]
+    for _ in range(500):
+        if _servers() <= before:
+            break
+        time.sleep(0.02)
+    assert _servers() <= before
