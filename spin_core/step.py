@@ -30,6 +30,10 @@ from spin_core.store.store import Record, Store
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "prefect", "numpy")
 
 
+# Parsing a stage's modules takes 0.2 s, and a run asks once per step; what runs is what was imported at its start.
+_code = cache(code_digest)
+
+
 @dataclass(frozen=True)
 class Ref:
     """What a step reads or has written, by content. Small: this is all that goes through Prefect.
@@ -84,7 +88,7 @@ def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
     """The verified record of the step, or None. On a hit that other code computed, a line is left in `store.notes`."""
     payload = step.payload(inputs)
     record = store.lookup(step.stage, keys.key_of(payload))
-    if record and record.facts.get("code") not in (None, code_digest(step.module.__name__)):
+    if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
         store.notes.append(
             f"{step.stage} {record.key[:6]} was computed by other code than today's, of the same VERSION "
             f"{step.module.VERSION}; it is used as it is."
@@ -130,7 +134,7 @@ def facts(step: Step, summary: dict, seconds: float) -> dict:
         "summary": summary,
         "seconds": seconds,
         "label": step.label,
-        "code": code_digest(step.module.__name__),
+        "code": _code(step.module.__name__),
         "provenance": provenance(),
     }
 

@@ -11,5 +11,6 @@ def evaluate(run: Run, label: str, model, rows, pairs=None, logps=None, t: int =
     cfg = run.config.at(t)
     part = cfg.finetune
     how = Score(**part.model_dump(include=set(Score.model_fields)))
-    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, beta=part.beta, loss=part.loss, seed=cfg.seed)
+    against = {"beta": part.beta, "loss": part.loss} if pairs else {}
+    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
     return label, config, {"model": model, "rows": rows} | ({"pairs": pairs, "logps": logps} if pairs else {})

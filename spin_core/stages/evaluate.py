@@ -63,8 +63,9 @@ class Config(Section):
     evaluate: Evaluate
     chat: ChatSection
     score: Score
-    beta: float
-    loss: Literal["sigmoid", "hinge"]
+    beta: float | None = None
+    """None, as `loss`, for a model without an opponent: its figures do not depend on them."""
+    loss: Literal["sigmoid", "hinge"] | None = None
     seed: int
 
 
@@ -153,6 +154,7 @@ def _against_opponent(
     new = logps_of(model, [tokens for both in encoded for tokens in both], chat, config.score, job, "margins")
     sides = (new[::2], new[1::2], [row["real"] for row in table], [row["generated"] for row in table])
     ours_real, ours_generated, theirs_real, theirs_generated = (torch.tensor(side).double() for side in sides)
+    assert config.beta is not None and config.loss is not None
     losses, real, generated = spin_loss(
         ours_real, ours_generated, theirs_real, theirs_generated, config.beta, config.loss
     )

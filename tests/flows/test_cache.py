@@ -50,6 +50,7 @@ def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, r
         s["label"] for s in steps if s["stage"] == "generate" and "iter 1" in s["label"]
     }
     assert not {stage for stage, _ in ran} & {"reformat", "sft", "demo_model", "demo_rows"}
+    assert ("evaluate", "θ_0") not in ran
     why = next(s["why"] for s in plan if s["stage"] == "finetune" and s["label"] == "iter 0")
     assert why == "finetune.beta: 1.0 → 0.5"
 

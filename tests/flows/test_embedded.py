@@ -26,7 +26,7 @@ def _servers() -> set[str]:
 
 
 def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
-    """Catches a server that outlives the command, Prefect's own logs on the terminal, and output that is not only JSON."""
+    """Catches a server that outlives the command, Prefect's logs on the terminal, and output besides the JSON."""
     store = shutil.copytree(finished[0], tmp_path / "store", symlinks=True)
     before = _servers()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
