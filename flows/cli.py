@@ -116,10 +116,13 @@ def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     from prefect.settings import PREFECT_API_URL
 
-    from flows.embedded import EmbeddedServer
+    from flows.embedded import EmbeddedServer, answers
 
+    url = PREFECT_API_URL.value()
+    if url and not answers(url):
+        raise SpinloopError(f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or unset the variable.")
     # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
-    server = None if PREFECT_API_URL.value() else EmbeddedServer()
+    server = None if url else EmbeddedServer()
     from flows.spin import check, spin
 
     check(config, args.store, base_dir)

@@ -24,6 +24,17 @@ from spin_core.errors import SpinloopError
 START_SECONDS = 120
 
 
+def answers(url: str) -> bool:
+    """Whether a Prefect API is there; one that asks for a login is."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 class EmbeddedServer:
     """Starts at once, is awaited later, and ends by itself with the process that made it, however that ends.
 
@@ -56,11 +67,9 @@ class EmbeddedServer:
     def _await(self, url: str) -> None:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            if answers(url):
                 return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+            time.sleep(0.1)
         raise SpinloopError(
             "Prefect's server did not start; `prefect server start` shows why. "
             "If its database was written by a newer Prefect, set PREFECT_HOME to another folder."

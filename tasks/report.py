@@ -1,5 +1,7 @@
 """report: the table of iterations, the curves and sample answers."""
 
+from pathlib import Path
+
 from spin_core.stages import report as core
 from tasks.run import Run
 from tasks.stage import stage
@@ -8,5 +10,10 @@ from tasks.stage import stage
 @stage(core)
 def report(run: Run, lines: list[dict], inputs: dict[str, list]):
     profile = run.config.model_dump(mode="json", exclude={"runtime"})
+    # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
+    for section, field in (("model", "path"), ("dataset", "path"), ("dataset", "test_path")):
+        place = profile[section][field]
+        if place and ((run.base_dir / place).expanduser().exists() or Path(place).expanduser().exists()):
+            profile[section][field] = "(local)"
     config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])
     return "", config, inputs

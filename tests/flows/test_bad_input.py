@@ -4,7 +4,10 @@ traceback."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +138,18 @@ def test_unknown_profile_lists_the_known_ones(spinloop, tmp_path) -> None:
     assert code == 2
     assert "demo" in err
     assert "zephyr-7b" in err
+
+
+def test_server_that_does_not_answer_is_named(tiny, tmp_path) -> None:
+    """Catches an HTTP client's traceback, and a server of our own that hides the run from the one asked for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("spinloop: PREFECT_API_URL http://127.0.0.1:9/api")
+    assert len(done.stderr.splitlines()) == 1

@@ -110,3 +110,22 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     rows[0]["response"] = "another answer"
     edited = generate_steps("run", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
     assert {step["state"] for step in edited} == {"Cached"}, "an answer's edit regenerates nothing"
+
+
+def test_copied_source_is_a_full_hit_and_no_tree_knows_a_path(spinloop, server, tiny, model, tmp_path) -> None:
+    """Catches a path of this machine in a key, a record or an output: a colleague's copy of the data would miss."""
+    store = tmp_path / "store"
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        shutil.copytree(model, tmp_path / place / "model")
+        rows = [{"prompt": f"Sort: {i:03d}", "response": "".join(sorted(f"{i:03d}"))} for i in range(40)]
+        (tmp_path / place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = [f"dataset.path={tmp_path / place / 'data.jsonl'}", f"model.path={tmp_path / place / 'model'}"]
+        sets = [part for setting in [*settings, "sft=", "iterations=1"] for part in ("--set", setting)]
+        code, out, err = spinloop("run", tiny, "--store", store, "--json", *sets)
+        assert code == 0, err
+    assert json.loads(out)["ran"] == 0
+    root = store / "spinloop-store-v1"
+    files = [path for folder in ("trees", "records") for path in (root / folder).rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
