@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,15 @@ def test_second_run_everything_is_cached_in_prefects_own_states(run, finished, s
     again = run(store)
     assert {step["state"] for step in again} == {"Cached"}
     assert {step["key"]: step["digest"] for step in again} == before
+    # Prefect sends task states as events, which reach the database a moment after the flow has ended.
     with get_client(sync_client=True) as client:
         latest = client.read_flow_runs(sort="START_TIME_DESC", limit=1)[0]
-        runs = [r for r in client.read_task_runs(limit=200) if r.flow_run_id == latest.id]
+        for _ in range(300):
+            runs = [r for r in client.read_task_runs(limit=200) if r.flow_run_id == latest.id]
+            if len(runs) == len(again) and all(r.state.is_final() for r in runs):
+                break
+            time.sleep(0.1)
+    assert len(runs) == len(again)
     assert {r.state.name for r in runs} == {"Cached"}
     key = next(step["key"] for step in again if step["stage"] == "finetune" and step["label"] == "iter 1")
     assert f"finetune[iter 1] {key[:6]}" in {r.name for r in runs}
