@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--store",
             default=os.environ.get("SPINLOOP_STORE", ".spinloop"),
+            type=lambda folder: str(Path(folder).expanduser().absolute()),
             metavar="DIR",
             help="folder of the artifact store (default: $SPINLOOP_STORE or .spinloop)",
         )
@@ -114,11 +115,9 @@ def _fields() -> str:
 
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from prefect.settings import PREFECT_API_URL
+    from flows.embedded import EmbeddedServer, answers, configured_server
 
-    from flows.embedded import EmbeddedServer, answers
-
-    url = PREFECT_API_URL.value()
+    url = configured_server()
     if url and not answers(url):
         raise SpinloopError(f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or unset the variable.")
     # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
@@ -128,7 +127,7 @@ def _run(args: argparse.Namespace) -> None:
     check(config, args.store, base_dir)
 
     def run() -> dict:
-        return spin(config, str(Path(args.store).absolute()), str(base_dir))
+        return spin(config, args.store, str(base_dir))
 
     if server is None:
         outcome = run()

@@ -19,7 +19,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from spin_core.errors import SpinloopError
+from spin_core.child import python_path
+from spin_core.errors import BadInput, SpinloopError
 
 START_SECONDS = 120
 
@@ -27,12 +28,24 @@ START_SECONDS = 120
 def answers(url: str) -> bool:
     """Whether a Prefect API is there; one that asks for a login is."""
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        # No proxy: `http_proxy` without `no_proxy` would send loopback to it.
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=5).close()
     except urllib.error.HTTPError:
         return True
-    except OSError:
+    except (OSError, ValueError):
         return False
     return True
+
+
+def configured_server() -> str | None:
+    """The API that Prefect's settings name. Raises BadInput for one that is no URL."""
+    try:
+        from prefect.settings import PREFECT_API_URL
+
+        return PREFECT_API_URL.value()
+    except ValueError as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({said}); mend it.") from None
 
 
 class EmbeddedServer:
@@ -46,11 +59,13 @@ class EmbeddedServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.embedded", str(self.port)],
+            [sys.executable, "-P", "-m", "flows.embedded", str(self.port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false"},
+            # Its own session: Ctrl-C is for the run, which still has to tell the server how it ended.
+            start_new_session=True,
+            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": python_path()},
         )
 
     @contextmanager
@@ -60,6 +75,8 @@ class EmbeddedServer:
 
         url = f"http://127.0.0.1:{self.port}/api"
         self._await(url)
+        for name in ("NO_PROXY", "no_proxy"):  # Prefect's client would ask a proxy for 127.0.0.1
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
         # A heartbeat thread costs a sync flow one second at its end, and no automation listens to this server.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield

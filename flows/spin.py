@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.store.store import Store
+from spin_core.store.store import NAME, Store
 from tasks.demo import demo_model, demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
@@ -45,7 +45,7 @@ def dag(run: Run):
     theta = start = sft(run, model, rows) if cfg.sft else model
     table = Table()
     table.add("θ_0", "start", evaluate(run, "θ_0", theta, rows), trained=start if cfg.sft else None)
-    # Submitted before the iterations, because they need θ_0 only: a second worker is busy with them meanwhile.
+    # Submitted before the iterations: they need θ_0 only, so with runtime.workers above 1 they run beside them.
     controls = [sft_instead(run, start, rows, n + 1) for n in range(cfg.iterations) if cfg.control]
     pairs: list = []
     for t in range(cfg.iterations):
@@ -116,7 +116,7 @@ def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
 def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
     """What a run would do: its ledger, and what the store has to say of itself. Computes nothing."""
     with TemporaryDirectory() as empty:
-        artifacts = Store(Path(store), create=False) if Path(store).exists() else Store(Path(empty))
+        artifacts = Store(Path(store), create=False) if (Path(store) / NAME).exists() else Store(Path(empty))
         run = Run(config, artifacts, Children(0), base_dir, planning=True)
         dag(run)
     return run.ledger, artifacts.notes

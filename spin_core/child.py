@@ -31,13 +31,17 @@ class ChildDied(StageFailed):
     """The stage's process ended without an answer: killed, out of memory, crashed. Worth one more try."""
 
 
+def python_path() -> str:
+    """PYTHONPATH for a child started with -P, which keeps the current folder (a user's queue.py) out of its imports."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 class Child:
     """One process that serves one job at a time, in its own process group."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "spin_core.worker"],
+            [sys.executable, "-P", "-m", "spin_core.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -45,8 +49,9 @@ class Child:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
+        self._ended = False
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._drain = threading.Thread(target=self._keep_last, daemon=True)
         self._drain.start()
@@ -70,12 +75,14 @@ class Child:
         if timer:
             timer.daemon = True
             timer.start()
+        answered = False
         try:
             self.process.stdin.write(json.dumps(spec) + "\n")
             self.process.stdin.flush()
             for line in self.process.stdout:
                 event = json.loads(line)
-                if "progress" in event:
+                answered = "progress" not in event
+                if not answered:
                     send(event["progress"])
                 elif "error" in event:
                     raise getattr(errors, event["error"], StageFailed)(event["message"])
@@ -87,10 +94,11 @@ class Child:
         finally:
             if timer:
                 timer.cancel()
+            if not answered:  # whatever ended the wait, its answer must not be taken for the next job's
+                self.kill()
         raise self._obituary(spec["module"].rpartition(".")[2], expired.is_set(), timeout)
 
     def _obituary(self, stage: str, expired: bool, timeout: float) -> StageFailed:
-        self.kill()
         if expired:
             return StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
         code = self.process.returncode
@@ -100,7 +108,11 @@ class Child:
         return ChildDied(f"{stage}: its process ended without an answer, {how}{hint}.{tail}")
 
     def kill(self) -> None:
-        """End the process and every process that it started."""
+        """End the process and every process that it started. Once: a reaped process's number may be another's by
+        now."""
+        if self._ended:
+            return
+        self._ended = True
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -173,8 +173,9 @@ def _read_yaml(text: bytes, where: str) -> Any:
         mark = error.problem_mark
         line = f" line {mark.line + 1}:" if mark else ""
         raise BadInput(f"{where}:{line} not valid YAML: {error.problem}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: not valid YAML: {str(error).splitlines()[0]}.") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise BadInput(f"{where}: not valid YAML ({type(error).__name__}: {said}).") from None
 
 
 def _apply(data: Any, setting: str) -> None:

@@ -18,7 +18,7 @@ same names."""
 
 
 class Runtime(Section):
-    """How a run uses its machine. Nothing here enters a cache key: results may differ by float rounding only."""
+    """How a run uses its machine. Nothing here enters a cache key: on CPU results differ by float rounding only."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves torch's own choice.")

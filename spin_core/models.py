@@ -28,8 +28,8 @@ transformers_logging.disable_progress_bar()
 
 KEPT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json",
-    "vocab.txt", "merges.txt",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

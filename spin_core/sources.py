@@ -7,6 +7,7 @@ own cache; only the files that are used are fetched, and only they enter the dig
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from spin_core.readers import SUFFIXES, choose_files, data_files, is_saved
 from spin_core.store.digest import file_digest, tree_digest
 
 Kind = Literal["model", "dataset"]
-SETTINGS = ("*.json", "tokenizer.model", "*.txt", "*.jinja", "additional_chat_templates/*.jinja")
+SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -32,6 +33,15 @@ class Source:
     path: Path
     label: str
     revision: str
+    stamp: str = ""
+    """`stamp` of the path from before it was hashed."""
+
+
+def stamp(path: Path) -> str:
+    """Sizes, modification times and inode numbers of the files below: the same while nobody writes to them."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in files for stat in [file.stat()]]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "") -> Source:
@@ -45,11 +55,20 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
         return _from_hub(path, kind, revision, split)
     if revision:
         raise BadInput(f"{kind}.revision: {path} is a local {kind}, which has no revisions; leave `revision` empty.")
-    if kind == "model":
-        check_model(local)
-        names = _model_files([str(p.relative_to(local)) for p in local.rglob("*") if p.is_file()])
-        return Source(_digest(local, names), local, path, "")
-    return Source(_dataset_digest(local, split), local, path, "")
+    try:
+        before = stamp(local)
+        if kind == "model":
+            check_model(local)
+            names = _model_files([str(p.relative_to(local)) for p in local.rglob("*") if p.is_file()])
+            return Source(_digest(local, names), local, path, "", before)
+        return Source(_dataset_digest(local, split), local, path, "", before)
+    except OSError as error:
+        raise BadInput(f"{local}: cannot be read ({error.strerror}); mend its permissions or name another.") from error
+
+
+def is_local(path: str, base_dir: Path) -> bool:
+    """Whether `resolve` would take `path` for a place on this machine."""
+    return not path.startswith("builtin:") and _local(path, base_dir) is not None
 
 
 def check_model(folder: Path, weights: bool = True) -> None:
@@ -119,8 +138,11 @@ def _local(path: str, base_dir: Path) -> Path | None:
         raise BadInput("The path is empty; give a local path or a hub id (org/name).")
     given = Path(path).expanduser()
     for place in (base_dir / given, given):
-        if place.exists():
-            return place.resolve()
+        try:
+            if place.exists():
+                return place.resolve()
+        except OSError as error:
+            raise BadInput(f"{place}: cannot be read ({error.strerror}); mend its permissions.") from error
     looks_local = given.is_absolute() or path[0] in ".~" or given.suffix in SUFFIXES or path.endswith("/")
     if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,5}", path):
         raise BadInput(

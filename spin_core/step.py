@@ -48,6 +48,9 @@ class Ref:
     path: str = ""
     kind: sources.Kind = "dataset"
     split: str = ""
+    stamp: str = ""
+    """Sizes, times and numbers of a source's files when it was hashed: saves hashing it again, decides nothing
+    alone."""
 
     def locate(self, store: Store) -> Path:
         if self.path:
@@ -120,10 +123,11 @@ def compute(
         try:
             summary, seconds = children.run(spec, send, runtime.stage_timeout)
             _sources_unchanged(inputs)
+            made = facts(step, summary, round(seconds, 3))
         except BaseException:
             store.discard(out)
             raise
-        record = store.publish(payload, out, facts(step, summary, round(seconds, 3)))
+        record = store.publish(payload, out, made)
         store.drop_scratch(step.stage, key)
         return record, False
 
@@ -148,22 +152,37 @@ def provenance() -> dict:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return {
         "versions": versions,
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "arch": platform.machine(), "cpus": os.cpu_count()},
-        "commit": commit.stdout.strip() or None,
-        "dirty": bool(dirty.stdout.strip()),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "-uno")),
     }
+
+
+def _git(*command: str) -> str | None:
+    """What git says of the checkout that this file is in; None for an installed package or where there is no git."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def source(path: str, kind: sources.Kind, revision: str, base_dir: Path, split: str) -> Ref:
     """A model or dataset outside the store, by its content at this moment. Raises BadInput naming it."""
     found = sources.resolve(path, kind, revision, base_dir, split)
-    return Ref(digest=found.digest, path=str(found.path), kind=kind, split=split)
+    return Ref(
+        digest=found.digest,
+        path=str(found.path),
+        kind=kind,
+        split=split,
+        stamp=found.stamp or sources.stamp(found.path),
+    )
 
 
 def shards(store: Store, rows: Ref) -> list[Ref]:
@@ -184,5 +203,7 @@ def _sources_unchanged(inputs: RefInputs) -> None:
     """A file outside the store may have been edited while it was read: then the result belongs to no key."""
     for value in inputs.values():
         for ref in [value] if isinstance(value, Ref) else value:
-            if ref.path and sources.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split).digest != ref.digest:
+            if not ref.path or sources.stamp(Path(ref.path)) == ref.stamp:
+                continue
+            if sources.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split).digest != ref.digest:
                 raise StageFailed(f"{ref.path}: changed while it was being read; run again.")

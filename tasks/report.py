@@ -1,7 +1,6 @@
 """report: the table of iterations, the curves and sample answers."""
 
-from pathlib import Path
-
+from spin_core.sources import is_local
 from spin_core.stages import report as core
 from tasks.run import Run
 from tasks.stage import stage
@@ -13,7 +12,7 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list]):
     # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
     for section, field in (("model", "path"), ("dataset", "path"), ("dataset", "test_path")):
         place = profile[section][field]
-        if place and ((run.base_dir / place).expanduser().exists() or Path(place).expanduser().exists()):
+        if place and is_local(place, run.base_dir):
             profile[section][field] = "(local)"
     config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])
     return "", config, inputs

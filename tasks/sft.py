@@ -13,7 +13,10 @@ def sft(run: Run, base, rows):
 
 @stage(core)
 def sft_instead(run: Run, start, rows, iterations: int):
-    """As many optimiser steps of SFT as SPIN's first `iterations` took, in batches of the same size."""
+    """As many passes of SFT as SPIN's first `iterations` took over each row's pairs, in batches of the same size.
+
+    So as many optimiser steps, up to the rounding of a last partial batch (the report says when the two differ).
+    """
     cfg = run.config
     assert cfg.control
     passes = sum(cfg.epochs(t) * min(t + 1, cfg.history) for t in range(iterations))

@@ -15,27 +15,30 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from spin_core.child import ChildDied
-from spin_core.errors import SpinloopError
+from spin_core.errors import SpinloopError, StageFailed
 from spin_core.step import Step, compute, look_up
 from spin_core.store import keys
 from tasks.run import Run
 
+RETRIES = 1
 
-def stage(module: ModuleType, retries: int = 1) -> Callable:
+
+def stage(module: ModuleType) -> Callable:
     """Make a Prefect task of a function that describes a step.
 
     The function takes the run and what the step reads, and returns `(label, config, inputs)`. Calling the result
     submits the step and returns a future of its Ref; in a plan it looks the step up and returns a Ref or Pending.
-    Only a child process that died is tried again (`retries` times): bad input stays bad.
+    Only a child process that died is tried again (RETRIES times): bad input stays bad.
     """
     name = module.__name__.rpartition(".")[2]
     run_step = task(
         name=name,
         task_run_name=_run_name,  # type: ignore[arg-type]
-        retries=retries,
+        retries=RETRIES,
         retry_condition_fn=_worth_a_retry,
         persist_result=False,
         cache_policy=NO_CACHE,  # and no tags: each asks the server for a concurrency slot, 12 s of a 20 s cached run
@@ -62,6 +65,8 @@ def _perform(run: Run, step: Step, inputs: dict) -> Any:
     try:
         record = look_up(run.store, step, inputs)
         cached = record is not None
+        if record is None and run.failures:
+            raise StageFailed(f"{step.title}: not begun, because another step failed.")
         if record is None:
             log = get_run_logger()
             log.info("%s runs", step.title)
@@ -75,7 +80,8 @@ def _perform(run: Run, step: Step, inputs: dict) -> Any:
             )
             log.info("%s: %s", step.title, record.facts["summary"])
     except SpinloopError as error:
-        run.failures.append(error)
+        if not isinstance(error, ChildDied) or task_run.run_count > RETRIES:
+            run.failures.append(error)
         raise
     ref = run.note(step, record, cached)
     return Completed(name="Cached", data=ref) if cached else ref

@@ -1,6 +1,6 @@
-"""An untrained Llama of a few ten thousand parameters with a character tokenizer and a chat template.
+"""An untrained Llama of about 0.1 million parameters with a character tokenizer and a chat template.
 
-Not a model of anything: it knows nothing until `sft`. Small, so that the demo's three trainings take a minute each.
+Not a model of anything: it knows nothing until `sft`. Small, so that each of the demo's trainings takes a minute or so.
 
 inputs   none
 outputs  a Hugging Face model directory (safetensors, tokenizer, chat template)

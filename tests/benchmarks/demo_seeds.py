@@ -28,7 +28,8 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     command = [sys.executable, "-m", "flows.cli", "run", "demo", "--set", f"seed={seed}", "--json"]
     done = subprocess.run(command, cwd=HERE.parents[1], env=os.environ, stdout=subprocess.PIPE, text=True, check=True)
     folder = Path(json.loads(done.stdout)["folder"])
-    rows = json.loads((next(folder.glob("*-report")) / "report.json").read_text())["rows"]
+    digest = next(s["digest"] for s in json.loads((folder / "steps.json").read_text()) if s["stage"] == "report")
+    rows = json.loads((folder.parents[1] / "trees" / digest / "report.json").read_text())["rows"]
     return {row["label"]: {how: row[how]["value"] for how in ("greedy", "sampled")} for row in rows}
 
 

@@ -144,3 +144,27 @@ def test_child_is_its_own_process_group():
     child = Child()
     assert os.getpgid(child.process.pid) == child.process.pid != os.getpgid(0)
     child.kill()
+
+
+def test_callback_that_raises_leaves_no_answer_for_the_next_job(spec):
+    """Catches a child that goes back to the pool while still at work: the next job would get this one's answer."""
+
+    def broken(event: dict) -> None:
+        raise OSError("the terminal is gone")
+
+    with Children(1) as children:
+        with pytest.raises(OSError, match="terminal"):
+            children.run(spec("work"), broken)
+        assert "pid" in children.run(spec("print"), print)[0]
+
+
+def test_module_in_the_current_folder_is_not_imported(spec, tmp_path, monkeypatch):
+    """Catches `python -m`, which puts the user's data folder first on the path: its queue.py would run."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("queue", "tqdm", "json"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w'); raise SystemExit")
+    monkeypatch.chdir(folder)
+    with Children(1) as children:
+        assert children.run(spec("work"), print)[0] == {"done": True}
+    assert not (tmp_path / "marker").exists()

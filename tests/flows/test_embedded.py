@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,3 +50,28 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
             break
         time.sleep(0.02)
     assert _servers() <= before
+
+
+def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
+    """Catches a server that Ctrl-C reaches too: the run would then knock at a dead port for minutes."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
+    run = subprocess.Popen(
+        [*command, "--set", "sft.epochs=500"],
+        cwd=ROOT,
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    scratch = tmp_path / "store" / "spinloop-store-v1" / "scratch"
+    for _ in range(6000):
+        if list(scratch.glob("sft-*/checkpoint-*")) or run.poll() is not None:
+            break
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert err.splitlines()[-1].startswith("spinloop: interrupted; finished steps are in the store")
+    assert "Traceback" not in err
