@@ -94,10 +94,5 @@ def _run_name(parameters: dict) -> str:
 
 
 def _worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
-    try:
-        state.result()
-    except ChildDied:
-        return True
-    except BaseException:
-        return False
-    return False
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ChildDied)
