@@ -48,7 +48,7 @@ class Progress:
             bar = self._bars.get(name)
             if bar is None:
                 bar = self._bars[name] = tqdm(
-                    total=event["total"], desc=name, unit=" " + event["unit"], leave=False, dynamic_ncols=True
+                    total=event["total"] or None, desc=name, unit=" " + event["unit"], leave=False, dynamic_ncols=True
                 )
             bar.set_postfix({k: f"{v:.4g}" for k, v in event["figures"].items()}, refresh=False)
             bar.update(event["done"] - bar.n)
