@@ -61,6 +61,8 @@ def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
         cwd=ROOT,
         env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
         start_new_session=True,
+        # A test run in the background of a shell has SIGINT ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
