@@ -28,8 +28,9 @@ START_SECONDS = 120
 def answers(url: str) -> bool:
     """Whether a Prefect API is there; one that asks for a login is."""
     try:
-        # No proxy: `http_proxy` without `no_proxy` would send loopback to it.
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/health", timeout=5).close()
+        # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
+        proxies = urllib.request.ProxyHandler({} if "//127.0.0.1" in url else None)
+        urllib.request.build_opener(proxies).open(f"{url}/health", timeout=5).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):

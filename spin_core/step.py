@@ -49,8 +49,7 @@ class Ref:
     kind: sources.Kind = "dataset"
     split: str = ""
     stamp: str = ""
-    """Sizes, times and numbers of a source's files when it was hashed: saves hashing it again, decides nothing
-    alone."""
+    """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
 
     def locate(self, store: Store) -> Path:
         if self.path:
