@@ -42,7 +42,7 @@ def save_checkpoint(
             shutil.rmtree(left)
         part = Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
         # named_parameters names tied weights once; as the model still ties them, restoring one restores both.
-        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, part / FILES[0])
+        save_file({name: p.detach().contiguous() for name, p in _trained(model)}, part / FILES[0])
         save_file(_optimizer_tensors(optimizer), part / FILES[1])
         hashes = {name: _sha256(part / name) for name in FILES}
         state = {"step": len(history), "sha256": {**hashes, "history": _digest(history)}, "history": history}
@@ -80,7 +80,7 @@ def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     """Puts a checkpoint's weights and optimiser state in place and returns the metrics of the steps so far."""
     weights = load_file(path / FILES[0])
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in _trained(model):
             parameter.copy_(weights[name])
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in load_file(path / FILES[1]).items():
@@ -88,6 +88,11 @@ def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((path / "state.json").read_text())["history"]
+
+
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The weights that training changes: all of a model's, or those of an adapter."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

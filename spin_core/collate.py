@@ -147,17 +147,3 @@ def pad(sequences: Sequence[Tokens], pad_id: int) -> Batch:
         "attention_mask": torch.from_numpy(mask),
         "labels": torch.from_numpy(labels),
     }
-
-
-def pad_reference(pairs: Sequence[tuple[Tokens, Tokens]], pad_id: int) -> Batch:
-    """[2B, W] as the reference's collator and `concatenated_inputs` make it, real first.
-
-    Each side is padded with `pad_id` to its own longest; the shorter side then with token 0 to the longer one's width.
-    """
-    sides = [pad(side, pad_id) for side in zip(*pairs, strict=True)]
-    width = max(side["input_ids"].shape[1] for side in sides)
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
-    return {
-        key: torch.cat([torch.nn.functional.pad(s[key], (0, width - s[key].shape[1]), value=fill[key]) for s in sides])
-        for key in fill
-    }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,12 +27,19 @@ class Runtime(Section):
         1, ge=1, le=64, description="Stage processes at work at once (generate shards are spread over them)."
     )
     generate_batch: int = Field(32, ge=1, description="Prompts in one generation batch.")
-    score_batch: int = Field(16, ge=1, description="Sequences in one scoring batch.")
-    micro_batch: int = Field(
-        4,
+    score_tokens: int = Field(8192, ge=1, description="Tokens in one scoring pass (one pair or row at least).")
+    micro_tokens: int = Field(
+        2048,
         ge=1,
-        description="Pairs (finetune) or rows (sft) in one forward pass; a step still sees the global batch.",
+        description="Tokens in one training pass (one pair or row at least); a step still sees the global batch.",
     )
+    packing: bool = Field(
+        True, description="Compute each prompt once for both answers, without padding; off: the padded form."
+    )
+    attn_implementation: Literal["sdpa", "flex_attention", "flash_attention_2"] = Field(
+        "sdpa", description="Kernel of packed attention; flash_attention_2 needs flash-attn and bfloat16 on CUDA."
+    )
+    liger: bool = Field(False, description="Liger kernels for norms, rotary and MLP while training; CUDA only.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
@@ -71,6 +79,10 @@ class Job:
     runtime: Runtime = field(default_factory=Runtime)
     digests: dict[str, str | list[str]] = field(default_factory=dict)
     send: Callable[[dict], None] = lambda event: None
+
+    def note(self, text: str) -> None:
+        """One sentence that the user should see while the stage runs."""
+        self.send({"note": text})
 
     @contextmanager
     def progress(self, label: str, total: int, unit: str) -> Iterator[Bar]:

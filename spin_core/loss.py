@@ -49,6 +49,15 @@ def spin_loss(
     return losses, real_rewards, generated_rewards
 
 
+def per_label(logps: Tensor, labels: Tensor) -> Tensor:
+    """Mean log-prob of a label, in nats: sums over answers [B], divided by their numbers of labels [B].
+
+    With it, β weighs a log-ratio per token, so a long answer does not outweigh a short one; its negative is the anchor
+    that `sft_weight` adds (the NLL per token of arXiv 2404.19733). An answer without labels is divided by 1.
+    """
+    return logps / labels.clamp(min=1)
+
+
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is −100.
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from spin_core.chat import Chat, ChatSection
-from spin_core.collate import Batch
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Runtime
-from spin_core.loss import IGNORE, token_logps
 
 transformers_logging.disable_progress_bar()
 
@@ -33,9 +37,9 @@ KEPT_FILES = (
 )  # fmt: skip
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-Precision = Literal["float32", "bfloat16"]
+Quantize = Literal["none", "nf4"]
 
-_opponent: dict[tuple[Path, str, torch.dtype], PreTrainedModel] = {}
+_opponent: dict[tuple[Path, str, torch.dtype, Quantize], PreTrainedModel] = {}
 
 
 def pick_device(runtime: Runtime) -> torch.device:
@@ -91,14 +95,24 @@ def load_chat(path: Path, section: ChatSection) -> Chat:
 
 
 def load_model(
-    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, train: bool = False
-) -> PreTrainedModel:
+    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, train: bool = False,
+    quantize: Quantize = "none",
+) -> PreTrainedModel:  # fmt: skip
     """The model in `path` on `device`, dropout off, in train mode (gradients) or eval mode (none).
 
-    `dtype` is that of the weights in memory: float32 master weights by default, whatever is on disk.
-    Raises BadInput where weights are missing, damaged, pickled, or do not fill the architecture.
+    `dtype` is that of the weights in memory: float32 master weights by default, whatever is on disk. Quantised, the
+    linear layers have 4 bits, all else is bfloat16, and only an adapter can be trained: no weight asks for gradients.
+    Raises BadInput where weights are missing, damaged, pickled, or do not fill the architecture, and for a
+    quantisation that this machine cannot do.
     """
-    _read_config(path)
+    how: dict[str, Any] = {"dtype": dtype} if quantize == "none" else _nf4(torch.device(device))
+    if _read_config(path).get("attn_logit_softcapping"):  # Gemma 2: transformers' SDPA silently leaves the cap out
+        how["attn_implementation"] = "eager"
+    if (path / "adapter_config.json").is_file():  # with peft installed, transformers would load the base it names
+        raise BadInput(
+            f"{path}: this is an adapter (adapter_config.json); merge it into its model with peft's merge_and_unload, "
+            "save that, and use its directory"
+        )
     if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
         pickled = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
         found = f"only pickled weights ({pickled[0]})" if pickled else "no model.safetensors"
@@ -106,7 +120,7 @@ def load_model(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=dtype,
+            **how,
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
@@ -120,19 +134,41 @@ def load_model(
             f"{path}: the safetensors lack {len(missing)} weights (first: {missing[0]}); download the model again"
         )
     _disable_dropout(model)
-    model.requires_grad_(train).train(train)
+    model.requires_grad_(train and quantize == "none").train(train)
     return model.to(device)
 
 
-def opponent(path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def _nf4(device: torch.device) -> dict[str, Any]:
+    """QLoRA's loading (arXiv 2305.14314): 4-bit NormalFloat, quantised constants, products in bfloat16."""
+    if device.type != "cuda":
+        raise BadInput(
+            f"finetune.lora.quantize: nf4 runs on a CUDA GPU, not on {device.type}; use none, or another device"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise BadInput(
+            "finetune.lora.quantize: nf4 needs the package bitsandbytes, which is not installed; "
+            "`pip install bitsandbytes`, or use none"
+        )
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": how, "device_map": {"": device}}
+
+
+def opponent(
+    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, quantize: Quantize = "none"
+) -> PreTrainedModel:
     """`load_model` for reading, remembered: shards of one iteration that run in one process load it once.
 
     One model is kept; another key frees it first. Paths are store trees, whose content never changes.
     """
-    key = (Path(path).resolve(), str(device), dtype)
+    key = (Path(path).resolve(), str(device), dtype, quantize)
     if key not in _opponent:
         release_opponent()
-        _opponent[key] = load_model(path, device, dtype)
+        _opponent[key] = load_model(path, device, dtype, quantize=quantize)
     return _opponent[key]
 
 
@@ -144,20 +180,18 @@ def release_opponent() -> None:
         torch.cuda.empty_cache()
 
 
-def answer_logps(model: torch.nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """log p(answer | prompt) of each sequence of `batch`: [B], summed in float32, with graph if the model has one.
+def use_liger(model: PreTrainedModel) -> None:
+    """Puts Liger's Triton kernels (norms, rotary, MLP; not its losses) into `model`. Raises BadInput where they cannot
+    run."""
+    if find_spec("liger_kernel") is None:
+        raise BadInput(
+            "runtime.liger: the package liger-kernel is not installed; `pip install liger-kernel` or leave it off"
+        )
+    if model.device.type != "cuda":
+        raise BadInput(f"runtime.liger: its kernels run on CUDA, not on {model.device.type}; leave it off")
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    The one forward pass that scoring and training share. Logits are made only where some sequence of the batch has a
-    label: the vocabulary is by far the widest layer. bfloat16 is autocast: weights stay as they are, log-probs float32.
-    """
-    device = next(model.parameters()).device  # a model wrapped for several processes has no .device
-    batch = {key: value.to(device) for key, value in batch.items()}
-    targets = batch["labels"][:, 1:]
-    columns = (targets != IGNORE).any(0).nonzero().squeeze(-1)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
-    return token_logps(logits, targets[:, columns]).sum(-1)
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def source_dtype(path: Path) -> torch.dtype:

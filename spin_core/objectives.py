@@ -1,6 +1,6 @@
 """What the training loop learns: SPIN's loss over pairs, or the likelihood of answers over rows (torch module).
 
-What it is *not*: no loop, no optimiser. Both are `training.Objective`s.
+What it is *not*: no loop, no optimiser, no model: log-probs come in. Both are `training.Objective`s.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spin_core.collate import Tokens, pad, pad_reference
-from spin_core.loss import LossName, spin_loss
-from spin_core.models import Precision, answer_logps
+from spin_core.collate import Tokens
+from spin_core.loss import LossName, per_label, spin_loss
 
 
 @dataclass
@@ -21,33 +20,32 @@ class SpinPairs:
     """SPIN over pairs whose opponent log-probs are known: `opponent` float32 [N, 2], columns real and generated.
 
     The mean is over pairs. Figures under the reference's names; a tie of the rewards counts as wrong, as there.
+    `length_normalised`: log-ratios per label of their answer, so rewards too; `sft_weight` times `nll/real` (nats per
+    label of the real answer, averaged over pairs) is added to the loss. Neither changes `logps/…`, nats per answer.
     """
 
     pairs: Sequence[tuple[Tokens, Tokens]]
     opponent: Tensor
-    pad_id: int
     beta: float
     loss: LossName = "sigmoid"
-    precision: Precision = "float32"
-    reference: bool = False
+    sft_weight: float = 0.0
+    length_normalised: bool = False
     name: str = "pairs"
 
-    def length(self, index: int) -> int:
-        return max(len(tokens) for tokens in self.pairs[index])
+    def group(self, index: int) -> Sequence[Tokens]:
+        return self.pairs[index]
 
     def size(self, index: int) -> int:
         return 1
 
-    def sums(self, model: torch.nn.Module, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        pairs = [self.pairs[i] for i in indices]
-        if self.reference:
-            batch = pad_reference(pairs, self.pad_id)
-        else:
-            batch = pad([*(real for real, _ in pairs), *(generated for _, generated in pairs)], self.pad_id)
-        real, generated = answer_logps(model, batch, self.precision).chunk(2)
-        opponent = self.opponent[indices].to(real.device)
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
+        real, generated = ours.unbind(1)
+        labels = torch.tensor([[tokens.targets for tokens in self.pairs[i]] for i in indices], device=logps.device)
+        if self.length_normalised:
+            ours, theirs = per_label(ours, labels), per_label(theirs, labels)
         losses, real_rewards, generated_rewards = spin_loss(
-            real, generated, opponent[:, 0], opponent[:, 1], self.beta, self.loss
+            ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], self.beta, self.loss
         )
         figures = {
             "rewards/real": real_rewards,
@@ -57,6 +55,10 @@ class SpinPairs:
             "logps/real": real.detach(),
             "logps/generated": generated.detach(),
         }
+        if self.sft_weight:
+            nll = -per_label(real, labels[:, 0])
+            losses = losses + self.sft_weight * nll
+            figures["nll/real"] = nll.detach()
         return (losses * weights).sum(), {name: (values * weights).sum() for name, values in figures.items()}
 
 
@@ -68,16 +70,13 @@ class AnswerRows:
     """
 
     rows: Sequence[Tokens]
-    pad_id: int
-    precision: Precision = "float32"
     name: str = "rows"
 
-    def length(self, index: int) -> int:
-        return len(self.rows[index])
+    def group(self, index: int) -> Sequence[Tokens]:
+        return [self.rows[index]]
 
     def size(self, index: int) -> int:
         return self.rows[index].targets
 
-    def sums(self, model: torch.nn.Module, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logps = answer_logps(model, pad([self.rows[i] for i in indices], self.pad_id), self.precision)
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.checkpoint import latest_checkpoint, restore, save_checkpoint
+from spin_core.collate import Tokens
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
-from spin_core.models import pick_device, save_model
+from spin_core.models import pick_device, save_model, use_liger
+from spin_core.policy import Policy, Precision, make_policy, micro_batches
 
 Metrics = dict[str, float]
 
@@ -76,53 +79,57 @@ class Objective(Protocol):
     name: str
     """What one example is called in metrics and figures (`pairs`, `rows`)."""
 
-    def length(self, index: int) -> int:
-        """Tokens of the example, to put like with like."""
+    def group(self, index: int) -> Sequence[Tokens]:
+        """The example's token sequences, which share a prompt."""
 
     def size(self, index: int) -> int:
         """How much the example counts in the mean over the global batch (1 a pair; its answer tokens for a row)."""
 
-    def sums(self, model: torch.nn.Module, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
         likewise.
 
-        Figures are sums over examples (not over sizes), detached.
+        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
         """
 
 
 @dataclass
 class Learner:
-    """Model and optimiser under accelerate. `step` is one optimiser step over a global batch of any size."""
+    """Policy and optimiser under accelerate. `step` is one optimiser step over a global batch of any size."""
 
     accelerator: Accelerator
-    model: torch.nn.Module
+    policy: Policy
+    wrapped: torch.nn.Module
+    """The policy itself, or DDP around it."""
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
-    micro_batch: int
+    micro_tokens: int
 
     def step(self, objective: Objective, batch: np.ndarray, lr: float) -> Metrics:
         """Moves the weights by the mean loss over `batch`, divided by its true size; returns that mean and the figures.
 
-        The result does not depend on `micro_batch` or on the number of processes but for rounding. Raises StageFailed,
+        The result does not depend on `micro_tokens` or on the number of processes but for rounding. Raises StageFailed,
         before the weights are touched, when loss or gradient is not finite.
         """
         processes = self.accelerator.num_processes
         size = sum(objective.size(int(i)) for i in batch)
-        shares = _shares(objective, batch, self.micro_batch, self.accelerator.process_index, processes)
+        shares = _shares(self.policy, objective, batch, self.micro_tokens, processes)[self.accelerator.process_index]
         totals: dict[str, Tensor] = {}
-        for number, (indices, weights) in enumerate(shares, 1):
-            alone = number < len(shares) and processes > 1
-            with self.accelerator.no_sync(self.model) if alone else nullcontext():
-                loss, figures = objective.sums(self.model, indices, weights.to(self.accelerator.device))
-                # DDP averages gradients over processes; the sum is wanted.
-                self.accelerator.backward(loss * (processes / size))
-            for name, value in {"loss": loss, **figures}.items():
-                totals[name] = totals.get(name, 0) + value.detach().double()
+        with self.policy.autocast():
+            for number, (indices, weights) in enumerate(shares, 1):
+                alone = number < len(shares) and processes > 1
+                with self.accelerator.no_sync(self.wrapped) if alone else nullcontext():
+                    logps = self.wrapped(self.policy.batch([objective.group(i) for i in indices]))
+                    loss, figures = objective.sums(logps, indices, weights.to(logps.device))
+                    # DDP averages gradients over processes; the sum is wanted.
+                    self.accelerator.backward(loss * (processes / size))
+                for name, value in {"loss": loss, **figures}.items():
+                    totals[name] = totals.get(name, 0) + value.detach().double()
         summed = self.accelerator.reduce(torch.stack(list(totals.values())), "sum").tolist()
         metrics = {
             name: value / (size if name == "loss" else len(batch)) for name, value in zip(totals, summed, strict=True)
         }
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm or math.inf)
         metrics["grad_norm"] = float(norm)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise StageFailed(f"loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}")
@@ -133,29 +140,42 @@ class Learner:
         return metrics
 
 
-def make_learner(model: PreTrainedModel, plan: Plan, job: Job) -> Learner:
-    """`model` (float32, train mode) and its optimiser, on the runtime's device. Not under DeepSpeed or FSDP."""
+def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator) -> Learner:
+    """The policy (float32 weights, train mode) and its optimiser, on the accelerator's device."""
+    model = policy.model
+    if job.runtime.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = kinds[plan.optimizer](trained, lr=plan.lr, weight_decay=plan.weight_decay)
+    if accelerator.num_processes == 1:
+        policy.own_gradients()
+    wrapped, prepared = accelerator.prepare(policy, optimizer)
+    return Learner(accelerator, policy, wrapped, prepared, plan.max_grad_norm, job.runtime.micro_tokens)
+
+
+def make_accelerator(job: Job) -> Accelerator:
+    """accelerate on the runtime's device; one process, or DDP. Not under DeepSpeed or FSDP (StageFailed)."""
     device = pick_device(job.runtime)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    # bfloat16 is `answer_logps`' own autocast, the same for scoring and training: a launcher's must not add to it.
+    # bfloat16 is the policy's own autocast, the same for scoring and training: a launcher's must not add to it.
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise StageFailed(
             f"training under accelerate's {kind.value} is not supported; launch with plain multi-GPU (DDP)"
         )
-    if job.runtime.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
-    optimizer = kinds[plan.optimizer](model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    return Learner(accelerator, prepared_model, prepared_optimizer, plan.max_grad_norm, job.runtime.micro_batch)
+    return accelerator
 
 
-def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, label: str) -> tuple[list[Metrics], int]:
-    """Trains `model` in place to `plan.stop_step`.
+def train(
+    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: Plan, job: Job, label: str,
+    watch: Callable[[list[Metrics]], None] = lambda history: None,
+) -> tuple[list[Metrics], int]:  # fmt: skip
+    """Trains the weights of `model` that ask for gradients, in place, to `plan.stop_step`.
 
+    `watch` is called after every step with the metrics of all steps so far, those before a resume among them.
     Returns the metrics of every step, the same in all processes, and the step of the checkpoint that it went on from
     (0: none).
 
@@ -172,13 +192,20 @@ def train(model: PreTrainedModel, objective: Objective, plan: Plan, job: Job, la
             f"{label}: its {plan.stop_step} optimiser step(s) all have the warm-up's learning rate 0, so nothing would "
             "be trained; set warmup_ratio to 0, lower global_batch or raise the epochs"
         )
-    learner = make_learner(model, plan, job)
+    accelerator = make_accelerator(job)
+    model.to(accelerator.device)
+    if job.runtime.liger:
+        use_liger(model)
+    longest = max(len(tokens) for i in range(plan.examples) for tokens in objective.group(i))
+    policy = make_policy(model, pad_id, precision, longest, job.runtime, job.note)
+    learner = make_learner(policy, plan, job, accelerator)
     history = _resume(model, learner, job.scratch, plan)
     resumed_at = len(history)
     with job.progress(label, plan.stop_step, "steps") as bar:
         bar.advance(len(history))
         for step in range(len(history), plan.stop_step):
             history.append(_step(learner, objective, plan, step, bar))
+            watch(history)
             _keep(model, learner, history, job, plan)
     return history, resumed_at
 
@@ -201,7 +228,7 @@ def _step(learner: Learner, objective: Objective, plan: Plan, step: int, bar: Ba
         ) from None
     except torch.OutOfMemoryError as error:
         raise StageFailed(
-            f"{bar.label}: step {step + 1} of {plan.stop_step} ran out of GPU memory; lower runtime.micro_batch or "
+            f"{bar.label}: step {step + 1} of {plan.stop_step} ran out of GPU memory; lower runtime.micro_tokens or "
             "turn on runtime.gradient_checkpointing (both leave the result as it is)"
         ) from error
     rate = len(batch) / max(time.monotonic() - begin, 1e-9)
@@ -213,19 +240,29 @@ def _step(learner: Learner, objective: Objective, plan: Plan, step: int, bar: Ba
 
 
 def _shares(
-    objective: Objective, batch: np.ndarray, micro: int, rank: int, processes: int
-) -> list[tuple[list[int], Tensor]]:
-    """This process's micro-batches of a global batch: (indices, weights), equally many in every process.
+    policy: Policy, objective: Objective, batch: np.ndarray, budget: int, processes: int
+) -> list[list[tuple[list[int], Tensor]]]:
+    """The micro-batches of a global batch for every process: (indices, weights), equally many for each.
 
     Sorted by length, longest first: within one optimiser step order means nothing, and like with like needs little
-    padding. Where there is nothing left for a process, an example of weight 0 keeps it in step with the others.
+    padding. Each example goes to the process that has the fewest tokens so far. Where a process has nothing left, an
+    example of weight 0 keeps it in step with the others.
     """
-    order = sorted((int(i) for i in batch), key=lambda i: (-objective.length(i), i))
-    own = order[rank::processes]
-    longest_share = math.ceil(len(order) / processes)
-    weights = [1.0] * len(own) + [0.0] * (longest_share - len(own))
-    own += [order[-1]] * (longest_share - len(own))
-    return [(own[i : i + micro], torch.tensor(weights[i : i + micro])) for i in range(0, len(own), micro)]
+    costs = {int(i): policy.cost(objective.group(int(i))) for i in batch}
+    order = sorted(costs, key=lambda i: (-costs[i], i))
+    owned: list[list[int]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    for i in order:
+        least = load.index(min(load))
+        owned[least].append(i)
+        load[least] += costs[i]
+    cuts = [micro_batches([costs[i] for i in own], budget, policy.packed) for own in owned]
+    rounds = max(map(len, cuts))
+    shares = []
+    for own, cut in zip(owned, cuts, strict=True):
+        share = [([own[n] for n in part], torch.ones(len(part))) for part in cut]
+        shares.append(share + [([order[-1]], torch.zeros(1))] * (rounds - len(share)))
+    return shares
 
 
 def _resume(model: PreTrainedModel, learner: Learner, scratch: Path, plan: Plan) -> list[Metrics]:

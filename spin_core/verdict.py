@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from spin_core.alarms import alarms
 from spin_core.figures import Model, show
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -43,7 +44,8 @@ def verdict(rows: list[dict]) -> str:
 
 
 def notes(models: list[Model], rows: list[dict]) -> list[str]:
-    """Warnings in table order: losses that were not finite, models without metrics, pair sets that teach little."""
+    """Warnings in table order: losses that were not finite, alarms of the training, models without metrics, pair sets
+    that teach little."""
     found = []
     for model, row in zip(models, rows, strict=True):
         label = row["label"]
@@ -53,6 +55,7 @@ def notes(models: list[Model], rows: list[dict]) -> list[str]:
                 f"{label}: the training loss was not finite in {len(bad):,} of {len(model.steps):,} steps, "
                 f"first at step {bad[0].get('step')}."
             )
+        found += [f"{label}: {alarm['text']}" for alarm in alarms(model.steps, len(model.steps))]
         if all(_value(row, metric) is None for metric, _, _ in METRICS):
             found.append(f"{label}: no held-out metric was found.")
         shares = {name: share for name, share in (row["pairs"] or {}).items() if name != "rows" and share is not None}

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
@@ -16,7 +17,7 @@ LOG_SECONDS = 15
 
 
 class Progress:
-    """Called with a step's title and an event of `Job.progress`, from the thread of the step's task."""
+    """Called with a step's title and an event of `Job.progress` or `Job.note`, from the thread of the step's task."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm] = {}
@@ -25,7 +26,9 @@ class Progress:
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, title: str, event: dict) -> None:
-        if "waiting" in event:
+        if "note" in event:
+            self._note(f"{title}: {event['note']}")
+        elif "waiting" in event:
             self._log(
                 title, f"{title}: another process computes the same step; waiting for it since {event['waiting']:.0f} s"
             )
@@ -39,9 +42,12 @@ class Progress:
 
     def step(self, line: str, seconds: float | None) -> None:
         """One line for a finished step; where a Prefect worker runs the flow, its log has that already."""
+        self._write(line + (f"  {seconds:.1f} s" if seconds is not None else ""))
+
+    def _write(self, line: str) -> None:
         if "PREFECT__FLOW_RUN_ID" not in os.environ:
             with self._lock:
-                tqdm.write(line + (f"  {seconds:.1f} s" if seconds is not None else ""), file=sys.stderr)
+                tqdm.write(line, file=sys.stderr)
 
     def _draw(self, name: str, event: dict) -> None:
         with self._lock:
@@ -56,18 +62,27 @@ class Progress:
                 bar.close()
                 del self._bars[name]
 
+    def _note(self, message: str) -> None:
+        """At once, whatever else was said lately: to the task run's log, and to whoever watches the command."""
+        _logger().warning(message)
+        self._write(f"note: {message}")
+
     def _log(self, title: str, message: str) -> None:
         now = time.monotonic()
         if now - self._logged.get(title, now - LOG_SECONDS) < LOG_SECONDS:
             return
         self._logged[title] = now
-        try:
-            get_run_logger().info(message)
-        except MissingContextError:
-            logging.getLogger(__name__).info(message)
+        _logger().info(message)
 
     def close(self) -> None:
         with self._lock:
             for bar in self._bars.values():
                 bar.close()
             self._bars.clear()
+
+
+def _logger() -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """score: the opponent's log-probs of one pair set."""
 
 from spin_core.stages import score as core
+from spin_core.stages.finetune import score_settings
 from tasks.run import Run
 from tasks.stage import stage
 
@@ -8,5 +9,5 @@ from tasks.stage import stage
 @stage(core)
 def score(run: Run, t: int, opponent, pairs, of: int):
     cfg = run.config.at(t)
-    how = core.Score(**cfg.finetune.model_dump(include=set(core.Score.model_fields)))
-    return f"iter {t}, pairs {of}", core.Config(score=how, chat=cfg.chat), {"model": opponent, "pairs": pairs}
+    config = core.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
+    return f"iter {t}, pairs {of}", config, {"model": opponent, "pairs": pairs}

@@ -7,7 +7,8 @@ inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree (
          came out of an iteration also `pairs` (that iteration's, whose test set is read) and `logps` (the opponent
          θ_t's scores of them)
 outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row contributed
-metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer ·
+metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
+         unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains) ·
          `exact_match/greedy`, `exact_match/sampled` (temperature 1, as pairs are drawn by default) ·
          `length/greedy_tokens` · with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t),
          `spin/margin`, `spin/accuracy` (a tie counts half: an unchanged model has 0.5), `spin/loss`
@@ -29,7 +30,7 @@ from spin_core.job import Inputs, Job
 from spin_core.rows import TEST_FILE, Row, read_pairs, read_rows
 from spin_core.section import Section
 from spin_core.stages.generate import request, sampling
-from spin_core.stages.score import Score, logps_of
+from spin_core.stages.score import Score, logps_of, read_scores
 
 VERSION = 1
 
@@ -66,6 +67,8 @@ class Config(Section):
     beta: float | None = None
     """None, as `loss`, for a model without an opponent: its figures do not depend on them."""
     loss: Literal["sigmoid", "hinge"] | None = None
+    length_normalised: bool = Field(False, json_schema_extra={"omit_default": True})
+    """As in `finetune:`, so that rewards and loss are what the model was trained by."""
     seed: int
 
 
@@ -97,7 +100,8 @@ def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: J
 
     length = config.score.max_length
     tokens = [encode_answer(chat, row.prompt, row.answer, True, length, f"row {row.id}") for row in rows]
-    logps = logps_of(model, tokens, chat, config.score, job, "likelihood")
+    settings = config.score.model_copy(update={"quantize": "none"})  # of the model that is published
+    logps = logps_of(model, [[one] for one in tokens], chat, settings, job, "likelihood")
     for row, logp, encoded in zip(rows, logps, tokens, strict=True):
         lines[row.id]["nll"] = -logp / max(encoded.targets, 1)
     return {"nll/real": -sum(logps) / max(sum(t.targets for t in tokens), 1), "logps/real": fmean(logps)}
@@ -135,29 +139,27 @@ def _equal(rule: str, real: str, text: str) -> bool:
 def _against_opponent(
     model: Path, chat: Chat, inputs: Inputs, config: Config, job: Job, lines: dict
 ) -> dict[str, float]:
-    """SPIN's own measures: log-ratios of the new model to its opponent on held-out pairs (paper, eq. 4.7)."""
-    import pyarrow.parquet as pq
+    """SPIN's own measures: log-ratios of the new model to its opponent on held-out pairs (paper, eq. 4.7).
+
+    They are defined as the training's are: with `length_normalised` the log-ratios are per token. `spin/loss` is the
+    training's loss without the anchor that `sft_weight` adds (its held-out counterpart is `nll/real`).
+    """
     import torch
 
     from spin_core.collate import encode_pairs
-    from spin_core.loss import spin_loss
+    from spin_core.loss import per_label, spin_loss
 
     pairs = read_pairs(cast(Path, inputs["pairs"]) / TEST_FILE)
     if not pairs:
         return {}
-    table = pq.read_table(cast(Path, inputs["logps"]) / "logps.parquet", filters=[("split", "=", "test")]).to_pylist()
-    if [pair.id for pair in pairs] != [row["id"] for row in table]:
-        raise BadInput(
-            f"{inputs['logps']}: these scores are not of the pairs in {inputs['pairs']}; score the pairs again."
-        )
+    theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", [pair.id for pair in pairs])).double()
     encoded = encode_pairs(pairs, chat, config.score, job)
-    new = logps_of(model, [tokens for both in encoded for tokens in both], chat, config.score, job, "margins")
-    sides = (new[::2], new[1::2], [row["real"] for row in table], [row["generated"] for row in table])
-    ours_real, ours_generated, theirs_real, theirs_generated = (torch.tensor(side).double() for side in sides)
+    ours = torch.tensor(logps_of(model, encoded, chat, config.score, job, "margins")).double().view(-1, 2)
+    if config.length_normalised:
+        labels = torch.tensor([[tokens.targets for tokens in pair] for pair in encoded])
+        ours, theirs = per_label(ours, labels), per_label(theirs, labels)
     assert config.beta is not None and config.loss is not None
-    losses, real, generated = spin_loss(
-        ours_real, ours_generated, theirs_real, theirs_generated, config.beta, config.loss
-    )
+    losses, real, generated = spin_loss(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], config.beta, config.loss)
     margins = real - generated
     for pair, margin in zip(pairs, margins.tolist(), strict=True):
         lines[pair.id]["margin"] = margin

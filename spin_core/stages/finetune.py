@@ -1,7 +1,8 @@
 """One SPIN iteration: weights in, weights out (paper, eq. 4.7).
 
 What it is *not*: no generation, no evaluation, no opponent in memory (its log-probs come from score). Trains on the
-train split of all pairs trees together; whole-model data parallel at most (no ZeRO, no adapters).
+train split of all pairs trees together; whole-model data parallel at most (no ZeRO). With `lora` an adapter is trained
+on θ_t and merged into it, so that θ_{t+1} is a whole model, and the next iteration's opponent, in either case.
 
 inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
 outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser step
@@ -11,24 +12,56 @@ assumes  `job.digests` has the inputs' digests, which the score trees must name
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from spin_core.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.rows import TRAIN_FILE, Pair, read_pairs
 from spin_core.section import Section
-from spin_core.stages.score import Score
+from spin_core.stages.score import Score, read_scores
+from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from spin_core.objectives import SpinPairs
     from spin_core.training import Plan
 
 VERSION = 1
+
+
+class Lora(Section):
+    """`finetune.lora:` in a profile. It has no dropout: SPIN compares log-probs, which must be those of one model."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        description="Setting any of these trains an adapter B·A of this rank per layer, not all weights, and merges "
+        "it; it wants a far larger lr, such as 1e-4. A bfloat16 model is saved as bfloat16, which rounds small updates "
+        "off: start from float32 to keep them.",
+    )
+    alpha: int = Field(16, ge=1, description="The update is alpha/rank times B·A.")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Layers that get an adapter: all-linear (but the output layer), or names of layers."
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4 (QLoRA): train and score on θ_t in 4 bit; needs CUDA and bitsandbytes. The adapter is merged "
+        "into the unquantised θ_t, with which the next answers are generated.",
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if value == "all-linear":
+            return value
+        if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):
+            raise ValueError("give all-linear or a list of layers' names, such as [q_proj, v_proj]")
+        return sorted(set(value))
 
 
 class Finetune(Section):
@@ -36,6 +69,17 @@ class Finetune(Section):
 
     loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="sigmoid: −log σ(z); hinge: max(0, 1 − z).")
     beta: float = Field(0.1, gt=0, description="λ of the paper: weight of the log-ratio in the loss.")
+    length_normalised: bool = Field(
+        False,
+        description="Divide each log-ratio by its answer's tokens before beta (which then has to be larger).",
+        json_schema_extra={"omit_default": True},
+    )
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Adds this times the real answers' NLL per token to the loss, against collapse (RPO: 1).",
+        json_schema_extra={"omit_default": True},
+    )
     lr: float = Field(5e-7, gt=0, description="Peak learning rate.")
     optimizer: Literal["rmsprop", "adamw"] = Field(
         "rmsprop", description="Optimiser (torch defaults; the paper: RMSprop)."
@@ -60,6 +104,11 @@ class Finetune(Section):
         "exact",
         description="exact: what was sampled is scored. reference: the published code's tokenisation, masks and cuts.",
     )
+    lora: Lora | None = Field(
+        None,
+        description="Train a low-rank adapter and merge it into the model; leave out to train all weights.",
+        json_schema_extra={"omit_default": True},
+    )
 
 
 class Config(Section):
@@ -73,39 +122,71 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
     from spin_core import models
+    from spin_core.alarms import alarms, watch
     from spin_core.collate import encode_pairs
     from spin_core.training import train, write_results
 
     models.apply_threads(job.runtime)
-    source, settings = cast(Path, inputs["model"]), _score_settings(config.finetune)
+    source, settings = cast(Path, inputs["model"]), score_settings(config.finetune)
     pairs, opponent = _pairs_and_scores(inputs, config, job)
     chat = models.load_chat(source, config.chat)
     encoded = encode_pairs(pairs, chat, settings, job)
     models.release_opponent()
-    model = models.load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
-    objective = _objective(encoded, opponent, chat.tokenizer.pad_token_id, config.finetune)
-    history, resumed_at = train(model, objective, _plan(config, len(pairs)), job, "finetune")
-    write_results(model, history, source, job.out)
+    model = _trainable(source, config, job)
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
+    plan, precision = _plan(config, len(pairs)), config.finetune.precision
+    watching = watch(plan.stop_step, job.note)
+    history, resumed_at = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
+    write_results(_whole(model, source, config.finetune), history, source, job.out)
     last = history[-1]
     return {
         "steps": len(history),
         "resumed_at": resumed_at,
         "pairs": len(pairs),
+        "trainable": trainable,
         "loss/first": history[0]["loss"],
         "loss/last": last["loss"],
         "rewards/margins": last["rewards/margins"],
         "rewards/accuracies": last["rewards/accuracies"],
+        "alarms": alarms(history, plan.stop_step),
     }
 
 
-def _objective(encoded: list, opponent: list[tuple[float, float]], pad_id: int, part: Finetune) -> SpinPairs:
+def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
+    """θ_t, of which all weights ask for gradients, or those of a new adapter in it."""
+    from spin_core.models import load_model
+
+    part = config.finetune.lora
+    if part is None:
+        return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
+    from spin_core.lora import add_adapter, seed_of
+    from spin_core.training import make_accelerator
+
+    device = "cpu" if part.quantize == "none" else make_accelerator(job).device  # quantised where it is used
+    model = load_model(source, device, train=True, quantize=part.quantize)
+    add_adapter(model, part, seed_of(config.seed, cast(str, job.digests["model"])))
+    return model
+
+
+def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
+    """The trained model without an adapter. Of several processes only the first merges, as it writes."""
+    from accelerate import PartialState
+
+    if part.lora is None or not PartialState().is_main_process:
+        return model
+    from spin_core.lora import merged
+
+    return merged(model, source, part.lora)
+
+
+def _objective(encoded: list, opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
     import torch
 
     from spin_core.objectives import SpinPairs
 
     scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
-    reference = part.collation == "reference"
-    return SpinPairs(encoded, scores, pad_id, part.beta, part.loss, part.precision, reference)
+    return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
 
 
 def _plan(config: Config, examples: int) -> Plan:
@@ -119,8 +200,10 @@ def _plan(config: Config, examples: int) -> Plan:
     )  # fmt: skip
 
 
-def _score_settings(part: Finetune) -> Score:
-    return Score(max_length=part.max_length, precision=part.precision, collation=part.collation)
+def score_settings(part: Finetune) -> Score:
+    """How the opponent's log-probs of this finetune are computed: as the policy's own."""
+    quantize = part.lora.quantize if part.lora else "none"
+    return Score(max_length=part.max_length, precision=part.precision, collation=part.collation, quantize=quantize)
 
 
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:
@@ -139,10 +222,10 @@ def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pa
         own = read_pairs(tree / TRAIN_FILE)
         expected = {
             "model": job.digests["model"], "pairs": digest,
-            "chat": config.chat.model_dump(), "score": _score_settings(config.finetune).model_dump(),
+            "chat": config.chat.model_dump(), "score": config_payload(score_settings(config.finetune)),
         }  # fmt: skip
         _check_scores(score / "scores.json", expected)
-        opponent += _read_scores(score / "logps.parquet", [pair.id for pair in own])
+        opponent += read_scores(score, "train", [pair.id for pair in own])
         pairs += own
     return pairs, opponent
 
@@ -152,24 +235,11 @@ def _check_scores(path: Path, expected: dict) -> None:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: a JSON object is needed; run score on these pairs again")
     for name, value in expected.items():
         if found.get(name) != value:
             raise BadInput(
                 f"{path}: `{name}` is {found.get(name)}, this finetune has {value}; these log-probs are of other "
                 "pairs, another model or other settings, so run score again with this profile"
             )
-
-
-def _read_scores(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == "train"]
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
-    if [row["id"] for row in rows] != list(ids):
-        raise BadInput(
-            f"{path}: its {len(rows)} train ids are not the {len(ids)} of the pairs; run score on these pairs again"
-        )
-    return [(row["real"], row["generated"]) for row in rows]

@@ -25,7 +25,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.section import Section
 
-VERSION = 1
+VERSION = 2
 
 STEPS_MARK = "<!-- spinloop:steps -->"
 """Stands exactly once in report.html; what a run cached and ran is known only after the stage, to its caller."""

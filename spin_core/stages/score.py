@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import Field
 
 from spin_core.chat import Chat, ChatSection
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job
 from spin_core.rows import FILES, Pair, read_pairs
 from spin_core.section import Section
+from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
     from spin_core.collate import Tokens
+    from spin_core.packing import Group
 
 VERSION = 1
 
@@ -34,6 +39,8 @@ class Score(Section):
     max_length: int
     precision: Literal["float32", "bfloat16"]
     collation: Literal["exact", "reference"]
+    quantize: Literal["none", "nf4"] = Field("none", json_schema_extra={"omit_default": True})
+    """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
 
 
 class Config(Section):
@@ -54,8 +61,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         raise BadInput(f"{pairs_path}: there are no pairs to score; look at the dataset and its rejects")
     chat = load_chat(model_path, config.chat)
     encoded = encode_pairs([pair for _, pair in pairs], chat, config.score, job)
-    sequences = [tokens for both in encoded for tokens in both]
-    logps = logps_of(model_path, sequences, chat, config.score, job, "score")
+    logps = logps_of(model_path, encoded, chat, config.score, job, "score")
     for (_, pair), real, generated in zip(pairs, logps[::2], logps[1::2], strict=True):
         if not (math.isfinite(real) and math.isfinite(generated)):
             raise StageFailed(
@@ -63,39 +69,78 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
             )
     _write(pairs, encoded, logps, job.out / "logps.parquet")
     scores = {"model": job.digests["model"], "pairs": job.digests["pairs"]}
-    settings = {"chat": config.chat.model_dump(), "score": config.score.model_dump()}
+    settings = {"chat": config.chat.model_dump(), "score": config_payload(config.score)}
     (job.out / "scores.json").write_text(json.dumps({**scores, **settings}, indent=2, sort_keys=True) + "\n")
     return {
         "pairs": len(pairs),
         "logps/real": sum(logps[::2]) / len(pairs),
         "logps/generated": sum(logps[1::2]) / len(pairs),
-        "tokens": sum(tokens.targets for tokens in sequences),
+        "tokens": sum(tokens.targets for both in encoded for tokens in both),
     }
 
 
-def logps_of(path: Path, sequences: list[Tokens], chat: Chat, settings: Score, job: Job, label: str) -> list[float]:
-    """log p(answer | prompt) of every sequence under the model in `path`, in order; computed longest first."""
+def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, job: Job, label: str) -> list[float]:
+    """log p(answer | prompt) of every sequence under the model in `path`, in the order of the groups' sequences.
+
+    A group is sequences that share a prompt; the longest are computed first.
+    """
     import torch
 
-    from spin_core.collate import pad
-    from spin_core.models import answer_logps, apply_threads, opponent, pick_device
+    from spin_core.models import apply_threads, opponent, pick_device
+    from spin_core.policy import make_policy, micro_batches
 
+    if not groups:
+        return []
     apply_threads(job.runtime)
-    model, pad_id = opponent(path, pick_device(job.runtime)), chat.tokenizer.pad_token_id
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    logps = [math.nan] * len(sequences)
-    size = job.runtime.score_batch
-    with torch.inference_mode(), job.progress(label, len(sequences), "sequences") as bar:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+    model = opponent(path, pick_device(job.runtime), quantize=settings.quantize)
+    pad_id = chat.tokenizer.pad_token_id
+    longest = max(len(tokens) for group in groups for tokens in group)
+    policy = make_policy(model, pad_id, settings.precision, longest, job.runtime, job.note)
+    costs = [policy.cost(group) for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: (-costs[i], i))
+    logps: list[list[float]] = [[]] * len(groups)
+    with torch.inference_mode(), policy.autocast(), job.progress(label, len(groups), "groups") as bar:
+        for part in micro_batches([costs[i] for i in order], job.runtime.score_tokens, policy.packed):
+            batch = [order[n] for n in part]
             try:
-                values = answer_logps(model, pad([sequences[i] for i in batch], pad_id), settings.precision)
+                values = policy(policy.batch([groups[i] for i in batch])).tolist()
             except torch.OutOfMemoryError as error:
-                raise StageFailed(f"scoring ran out of GPU memory; lower runtime.score_batch (now {size})") from error
-            for i, value in zip(batch, values.tolist(), strict=True):
-                logps[i] = value
+                size = job.runtime.score_tokens
+                raise StageFailed(f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})") from error
+            for i in batch:
+                logps[i], values = values[: len(groups[i])], values[len(groups[i]) :]
             bar.advance(len(batch))
-    return logps
+    return [value for group in logps for value in group]
+
+
+def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:
+    """The opponent's log-probs (real, generated) of a split's pairs, in nats.
+
+    Raises BadInput naming the file where it is unreadable, has not just these ids in this order, or a log-prob that is
+    not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tree / "logps.parquet"
+    try:
+        rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == split]
+        scores = [(row["id"], row["real"], row["generated"]) for row in rows]
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
+    except KeyError as error:
+        raise BadInput(f"{path}: there is no column {error}; run score on these pairs again") from None
+    if [id for id, *_ in scores] != list(ids):
+        raise BadInput(
+            f"{path}: its {len(scores)} {split} ids are not the {len(ids)} of the pairs, in their order; "
+            "run score on these pairs again"
+        )
+    for id, *both in scores:
+        if not all(isinstance(value, float) and math.isfinite(value) for value in both):
+            raise BadInput(
+                f"{path}: the log-probs of pair {id} are {both[0]} and {both[1]}; run score on these pairs again"
+            )
+    return [(real, generated) for _, real, generated in scores]
 
 
 def _write(pairs: list[tuple[str, Pair]], encoded: list[tuple[Tokens, Tokens]], logps: list[float], path: Path) -> None:

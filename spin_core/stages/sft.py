@@ -66,7 +66,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
         max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
     )  # fmt: skip
-    history, resumed_at = train(model, AnswerRows(rows, chat.tokenizer.pad_token_id, part.precision), plan, job, "sft")
+    pad_id = chat.tokenizer.pad_token_id
+    history, resumed_at = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
     write_results(model, history, source, job.out)
     return {
         "steps": len(history),

@@ -25,7 +25,7 @@ TINY = {
     "generate": {"max_new_tokens": 8},
     "finetune": {"lr": 1e-4, "beta": 1.0, "schedule_epochs": 1, "global_batch": 16, "max_length": 80},
     "evaluate": {"exact_match": "answer", "max_new_tokens": 8},
-    "runtime": {"threads": 1, "checkpoint_every": 1, "micro_batch": 16},
+    "runtime": {"threads": 1, "checkpoint_every": 1, "micro_tokens": 1024},
 }
 
 

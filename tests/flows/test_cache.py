@@ -66,7 +66,15 @@ def test_runtime_settings_change_no_key(spinloop, store, tiny) -> None:
     """Catches a Runtime field that has slipped into a key: users would pay again for another batch size."""
     sets = [
         f"runtime.{name}"
-        for name in ("micro_batch=3", "workers=2", "generate_batch=5", "checkpoint_every=7", "stage_timeout=900")
+        for name in (
+            "micro_tokens=300",
+            "score_tokens=99",
+            "packing=false",
+            "workers=2",
+            "generate_batch=5",
+            "checkpoint_every=7",
+            "stage_timeout=900",
+        )
     ]
     code, out, _ = spinloop("plan", tiny, "--store", store, "--json", *[part for s in sets for part in ("--set", s)])
     assert code == 0

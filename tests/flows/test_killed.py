@@ -66,7 +66,7 @@ def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_mode
     run, server, tiny, tmp_path: Path
 ) -> None:
     """Catches training that begins again, and a resumed optimiser that is not the one that was saved."""
-    long = ("finetune.schedule_epochs=40", "iterations=1", "runtime.micro_batch=4")
+    long = ("finetune.schedule_epochs=40", "iterations=1", "runtime.micro_tokens=256")
     store, whole = tmp_path / "killed", tmp_path / "whole"
     scratch = store / "spinloop-store-v1" / "scratch"
 

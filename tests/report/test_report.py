@@ -136,6 +136,29 @@ def test_pairs_mostly_identical_are_pointed_out(tmp_path):
     ]
 
 
+def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
+    """Catches a collapse that only metrics.jsonl knows of, a note under another iteration's name, and a label that
+    reaches the page as markup through a note."""
+    inputs, config = whole_run(tmp_path, rates=(3, 4, 5), controls=(2,), count=6)
+    lines = [
+        {"loss": 0.5, "pairs": 64, "rewards/real": -i / 10, "rewards/margins": i / 5, "rewards/accuracies": 1.0}
+        for i in range(1, 41)
+    ]
+    (inputs["finetune"][1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html, markdown, figures = render(tmp_path / "out", inputs, config)
+    falling, won = figures["notes"]
+    assert falling.startswith("iteration 1 (θ_2): step 10 of 40: real answers become less likely")
+    assert "rewards/real fell from −0.300 to −0.800, rewards/margins rose from 0.600 to 1.600; " in falling
+    assert won.startswith("iteration 1 (θ_2): step 15 of 40: rewards/accuracies was 1.000 for 15 steps")
+    assert markdown.split("\n\n")[-1] == "".join(f"- {note}\n" for note in figures["notes"])
+    for note in figures["notes"]:
+        assert f'<p class="note">{note}</p>' in html
+    hostile = [row.model_copy(update={"label": "<img src=x>*a*"}) for row in config.rows]
+    html, markdown, _ = render(tmp_path / "hostile", inputs, config.model_copy(update={"rows": hostile}))
+    assert "<img" not in html + markdown
+    assert "- &lt;img src=x&gt;\\*a\\*: step 10 of 40" in markdown
+
+
 def test_samples_changed_rows_first_and_both_ways(tmp_path):
     """Catches samples chosen to flatter: gains are shown with as many losses, and unchanged rows only after them."""
     inputs, config = whole_run(tmp_path, rates=(50, 60), controls=(), count=100)

@@ -118,5 +118,5 @@ def test_scores_of_other_pairs_are_refused(world, tmp_path) -> None:
         (other / name).symlink_to(world / name)
     (other / "pairs").mkdir()
     write_pairs(other / "pairs" / TEST_FILE, [Pair("x", ROWS[0].prompt, "a", "b", "stop")])
-    with pytest.raises(BadInput, match="score the pairs again"):
+    with pytest.raises(BadInput, match="run score on these pairs again"):
         _evaluate(other, tmp_path / "out", 1, paired=True, exact_match="")

@@ -1,7 +1,7 @@
 """Fixtures of the training room."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from training_data import (
     scored,
 )
 
+from spin_core.packing import Batch
+from spin_core.policy import Policy
 from spin_core.stages import finetune
 
 
@@ -31,6 +33,17 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
     return lambda name: json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture
+def policy_calls() -> Iterator[list[Batch]]:
+    """The batch of every forward pass of a policy, in order."""
+    calls: list[Batch] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: calls.append(args[0]) if isinstance(module, Policy) else None
+    )
+    yield calls
+    hook.remove()
 
 
 @pytest.fixture(scope="session")

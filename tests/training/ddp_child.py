@@ -1,12 +1,30 @@
-"""One of several processes of a finetune, as `accelerate launch` starts them (its environment variables, gloo)."""
+"""One of several processes of a finetune, as `accelerate launch` starts them (its environment variables, gloo).
 
+The last argument is a JSON list of settings: one finetune after another, in `0`, `1` … of the place.
+"""
+
+import json
+import os
 import sys
 from pathlib import Path
 
+import torch
 from training_data import DIGESTS, finetune_config, job_at
 
+from spin_core.policy import Policy
 from spin_core.stages import finetune
 
-model, pairs, logps, place = map(Path, sys.argv[1:])
+model, pairs, logps, place = map(Path, sys.argv[1:5])
+passes: list[tuple[int, bool]] = []
+"""Sequences of every forward pass of this process, and whether they were packed."""
+torch.nn.modules.module.register_module_forward_pre_hook(
+    lambda module, args: (
+        passes.append((args[0].sequences, "layout" in args[0].inputs)) if isinstance(module, Policy) else None
+    )
+)
 inputs = {"model": model, "pairs": [pairs], "logps": [logps]}
-finetune.run(inputs, finetune_config(lr=1e-5), job_at(place, DIGESTS, micro_batch=2, checkpoint_every=2))
+for number, settings in enumerate(json.loads(sys.argv[5])):
+    passes.clear()
+    run = place / str(number)
+    finetune.run(inputs, finetune_config(**settings), job_at(run, DIGESTS, micro_tokens=100, checkpoint_every=2))
+    (run / f"passes-{os.environ['RANK']}.json").write_text(json.dumps(passes))

@@ -72,13 +72,25 @@ def test_finetune_saved_model_loads_without_pickle_or_paths(spin, theta) -> None
 
 
 @pytest.mark.parametrize(
-    "runtime", [{"micro_batch": 2}, {"micro_batch": 3}, {"micro_batch": 100}, {"gradient_checkpointing": True}]
+    ("runtime", "pairs"),
+    [
+        ({"micro_tokens": 160}, 2),
+        ({"micro_tokens": 240}, 3),
+        ({"micro_tokens": 100_000}, 4),
+        ({"micro_tokens": 1, "packing": False}, 1),
+        ({"micro_tokens": 250, "packing": False}, 2),
+        ({"micro_tokens": 160, "gradient_checkpointing": True}, 2),
+    ],
 )
-def test_finetune_runtime_changes_result_stays(spin, runtime) -> None:
-    """Catches a mean of micro-batch means (the last global batch has 2 of 4 pairs): runtime fields change nothing."""
+def test_finetune_runtime_changes_result_stays(spin, policy_calls, runtime, pairs) -> None:
+    """Catches a mean of micro-batch means (the last global batch has 2 of 4 pairs): runtime fields change nothing. Nor
+    is the test empty: a budget really gives so many pairs a pass."""
     settings = {"lr": 1e-5, "schedule_epochs": 1.0}
-    _, one = spin(runtime={"micro_batch": 1}, **settings)
+    _, one = spin(runtime={"micro_tokens": 1}, **settings)
+    policy_calls.clear()
     _, other = spin(runtime=runtime, **settings)
+    assert max(batch.sequences for batch in policy_calls) == 2 * pairs
+    assert all(("layout" in batch.inputs) is runtime.get("packing", True) for batch in policy_calls)
     for a, b in zip(metrics_of(one), metrics_of(other), strict=True):
         for name in ("loss", "rewards/margins", "rewards/accuracies"):
             assert a[name] == pytest.approx(b[name], abs=2e-5), name
@@ -208,11 +220,24 @@ def test_finetune_diverging_run_names_the_step(spin) -> None:
         spin(lr=1e30)
 
 
-def test_score_any_batch_equals_each_pair_alone(tmp_path, theta) -> None:
-    """Catches padding that leaks into log-probs, results put back in the wrong order, sides or splits exchanged."""
+@pytest.mark.parametrize(
+    ("runtime", "passes"),
+    [
+        ({"score_tokens": 1}, 12),
+        ({"score_tokens": 300}, 3),
+        ({"score_tokens": 300, "packing": False}, 6),
+        ({"packing": True}, 1),
+    ],
+)
+def test_score_any_batch_equals_each_pair_alone(tmp_path, theta, policy_calls, runtime, passes) -> None:
+    """Catches padding or neighbours that leak into log-probs, results put back in the wrong order, sides or splits
+    exchanged, a budget that is not kept."""
     pairs, test = made_up_pairs(9), made_up_pairs(3, 100)
     tree = pairs_tree(tmp_path / "pairs", pairs, test)
-    out = scored(tmp_path / "score", theta, tree, finetune_config(), score_batch=7)
+    out = scored(tmp_path / "score", theta, tree, finetune_config(), **runtime)
+    sizes = [batch.inputs["input_ids"].numel() for batch in policy_calls]
+    assert len(sizes) == passes
+    assert passes == 12 or max(sizes) <= runtime.get("score_tokens", 8192)
     table = pq.read_table(out / "logps.parquet").to_pydict()
     assert table["id"] == [pair.id for pair in pairs + test]
     assert table["split"] == ["train"] * 9 + ["test"] * 3
@@ -269,12 +294,12 @@ def test_score_nothing_or_broken_weights_refused(tmp_path, theta) -> None:
         score.run({"model": broken, "pairs": tree}, config, job_at(tmp_path / "b"))
 
 
-def test_score_progress_ends_at_all_sequences(tmp_path, theta) -> None:
-    """Catches a bar that counts batches."""
+def test_score_progress_ends_at_all_pairs(tmp_path, theta) -> None:
+    """Catches a bar that counts passes."""
     events: list[dict] = []
     tree = pairs_tree(tmp_path / "pairs", made_up_pairs(5), [])
     config = score_config(finetune_config())
-    score.run({"model": theta, "pairs": tree}, config, job_at(tmp_path / "a", events=events, score_batch=3))
+    score.run({"model": theta, "pairs": tree}, config, job_at(tmp_path / "a", events=events, score_tokens=160))
     last = [event for event in events if event["label"] == "score"][-1]
-    assert (last["done"], last["total"]) == (10, 10)
+    assert (last["done"], last["total"]) == (5, 5)
     assert json.loads((tmp_path / "a" / "out" / "scores.json").read_text())["model"] == "m"

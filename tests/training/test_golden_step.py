@@ -1,21 +1,32 @@
-"""One optimiser step, and three in a row, against the reference's trainer, through the project's own loop."""
+"""One optimiser step, and three in a row, against the reference's trainer, through the project's own scoring and loop:
+padded and packed, with and without gradient checkpointing. The golden data hides EOS keys, so packing is held to these
+too."""
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from training_data import GOLDEN, copy_model
+from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
 from spin_core.chat import reference_texts
-from spin_core.collate import Batch, encode_reference, pad_reference
-from spin_core.models import answer_logps, load_model, load_tokenizer
+from spin_core.collate import encode_reference
+from spin_core.models import load_chat, load_model, load_tokenizer
 from spin_core.objectives import SpinPairs
-from spin_core.training import Learner
+from spin_core.policy import make_policy
+from spin_core.stages.score import Score, logps_of
+from spin_core.training import Learner, Plan, make_learner
+from tests.benchmarks.reference_way import pad_reference
 
-TOLERANCE = {"logps": 2e-4, "rewards": 2e-5, "logits": 1e-6}
+TOLERANCE = {"logps": 2e-4, "rewards": 2e-5}
 ALL = np.arange(4)
+SIDES = ("real", "generated")
+FORMS = [
+    pytest.param({"packing": packing, "gradient_checkpointing": again}, id=f"{form}{', checkpointed' * again}")
+    for packing, form in ((False, "padded"), (True, "packed"))
+    for again in (False, True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +38,58 @@ def paths(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def step_data(golden, paths) -> dict:
-    """step.json, with each batch's pairs and opponent log-probs as the project makes them from its messages."""
+    """step.json, with each batch's pairs as the project makes them from its messages."""
     data, tokenizer = golden("step.json"), load_tokenizer(paths["policy"])
-    opponent = load_model(paths["opponent"], "cpu")
     for batch in data["batches"]:
         texts = [reference_texts(row, tokenizer) for row in batch["rows"]]
         lengths = data["max_length"], data["max_prompt_length"], data["truncation_mode"]
         batch["pairs"] = [encode_reference(text, tokenizer, *lengths) for text in texts]
-        with torch.no_grad():
-            batch["opponent"] = answer_logps(opponent, concatenated(batch), "float32").view(2, 4).T
     return data
 
 
-def concatenated(batch: dict) -> Batch:
-    return pad_reference(batch["pairs"], 3)
+@pytest.fixture(scope="module")
+def scores(step_data, paths, tmp_path_factory):
+    """`scores(batch, form)`: the opponent's log-probs [4, 2] of a golden batch, as `score` makes them in that form."""
+    chat, settings = (
+        load_chat(paths["opponent"], CHAT),
+        Score(max_length=112, precision="float32", collation="reference"),
+    )
+    known: dict[tuple[int, bool], torch.Tensor] = {}
+
+    def scores(number: int, form: dict) -> torch.Tensor:
+        key = number, form["packing"]
+        if key not in known:
+            job = job_at(tmp_path_factory.mktemp("score"), packing=form["packing"])
+            pairs = step_data["batches"][number]["pairs"]
+            logps = logps_of(paths["opponent"], pairs, chat, settings, job, "score")
+            known[key] = torch.tensor(logps, dtype=torch.float32).view(4, 2)
+        return known[key]
+
+    return scores
 
 
-def objective_of(batch: dict, beta: float = 0.1, loss: str = "sigmoid") -> SpinPairs:
-    return SpinPairs(batch["pairs"], batch["opponent"], 3, beta, loss, "float32", reference=True)
+def learner_of(
+    path, tmp_path, form: dict, clip: float = 0.0, budget: int = 100_000
+) -> tuple[Learner, list[dict], PreTrainedModel]:
+    """The project's learner of the model in `path`, and what its decoder is called with from here on."""
+    model = load_model(path, "cpu", train=True)
+    job = job_at(tmp_path, micro_tokens=budget, **form)
+    policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
+    plan = Plan(
+        lr=1e-3, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=1.0, stop_epoch=0.0,
+        global_batch=4, max_grad_norm=clip, seed=0, examples=4,
+    )  # fmt: skip
+    return make_learner(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model
 
 
-def learner_of(model: PreTrainedModel, clip: float = 0.0, micro: int = 4) -> Learner:
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
-    return Learner(accelerator, *accelerator.prepare(model, optimizer), max_grad_norm=clip, micro_batch=micro)
+def objective_of(batch: dict, opponent: torch.Tensor, beta: float = 0.1, loss: str = "sigmoid") -> SpinPairs:
+    return SpinPairs(batch["pairs"], opponent, beta=beta, loss=loss)
+
+
+def check_form(calls: list[dict], form: dict, passes: int) -> None:
+    """The decoder was called so often, and in the form that was asked for."""
+    assert len(calls) == passes
+    assert all(("layout" in call) is form["packing"] for call in calls)
 
 
 def check_metrics(got: dict, expected: dict) -> None:
@@ -62,31 +101,59 @@ def check_metrics(got: dict, expected: dict) -> None:
 def test_reference_batch_golden_messages_same_tokens(step_data) -> None:
     """Catches a chain from messages over chat text to tensors that is not the reference's."""
     for batch in step_data["batches"]:
-        for key, value in concatenated(batch).items():
+        for key, value in pad_reference(batch["pairs"], 3).items():
             assert value.tolist() == batch["concatenated"][f"concatenated_{key}"]
 
 
-@pytest.mark.parametrize("micro", [4, 1])
-def test_step_golden_batches_loss_and_metrics_equal(step_data, paths, micro) -> None:
-    """Catches wrong log-probs, rewards, or means over micro-batches."""
+def test_packing_golden_batches_hide_tokens(step_data) -> None:
+    """Catches golden data that has lost what makes packing hard: hidden keys inside prompts and answers."""
     for batch in step_data["batches"]:
-        model = load_model(paths["policy"], "cpu", train=True)
-        got = learner_of(model, micro=micro).step(objective_of(batch), ALL, lr=0.0)
+        found = [tokens.masked for pair in batch["pairs"] for tokens in pair]
+        assert any(masked is not None and len(masked) > 1 for masked in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_golden_batches_equal(step_data, scores, form) -> None:
+    """Catches opponent log-probs that are not the reference's, or exchanged sides, in either form."""
+    for number, batch in enumerate(step_data["batches"]):
+        for column, side in enumerate(SIDES):
+            expected = torch.tensor(batch[f"opponent_{side}_logps"])
+            torch.testing.assert_close(scores(number, form)[:, column], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("budget", "passes"), [(100_000, 1), (1, 4)])
+def test_step_golden_batches_loss_and_metrics_equal(step_data, paths, scores, tmp_path, form, budget, passes) -> None:
+    """Catches wrong log-probs, rewards, or means over micro-batches; and packing that is quietly not used."""
+    for number, batch in enumerate(step_data["batches"]):
+        learner, calls, _ = learner_of(paths["policy"], tmp_path, form, budget=budget)
+        got = learner.step(objective_of(batch, scores(number, form)), ALL, lr=0.0)
+        check_form(calls, form, passes)
         assert got["loss"] == pytest.approx(batch["loss"], abs=5e-6)
         assert got["grad_norm"] == pytest.approx(batch["grad_norm"], abs=2e-5)
         check_metrics(got, batch["metrics"])
-        for side, column in (("real", 0), ("generated", 1)):
-            expected = torch.tensor(batch[f"opponent_{side}_logps"])
-            torch.testing.assert_close(batch["opponent"][:, column], expected, rtol=0, atol=2e-4)
 
 
-def test_step_golden_variants_loss_equal(step_data, paths) -> None:
-    """Catches hinge or β that do not reach the loss of a whole step."""
+@pytest.mark.parametrize("form", FORMS)
+def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tmp_path, form) -> None:
+    """Catches log-probs whose mean is right and that belong to other sequences."""
+    learner, _, _ = learner_of(paths["policy"], tmp_path, form)
     for batch in step_data["batches"]:
+        with torch.no_grad():
+            found = learner.policy(learner.policy.batch(batch["pairs"])).view(4, 2)
+        for column, side in enumerate(SIDES):
+            expected = torch.tensor(batch[f"policy_{side}_logps"])
+            torch.testing.assert_close(found[:, column], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_step_golden_variants_loss_equal(step_data, paths, scores, tmp_path, form) -> None:
+    """Catches hinge or β that do not reach the loss of a whole step."""
+    learner, _, _ = learner_of(paths["policy"], tmp_path, form)
+    for number, batch in enumerate(step_data["batches"]):
         for variant in batch["variants"]:
-            model = load_model(paths["policy"], "cpu", train=True)
-            objective = objective_of(batch, variant["beta"], variant["loss_type"])
-            got = learner_of(model).step(objective, ALL, lr=0.0)
+            objective = objective_of(batch, scores(number, form), variant["beta"], variant["loss_type"])
+            got = learner.step(objective, ALL, lr=0.0)
             assert got["loss"] == pytest.approx(variant["loss"], abs=5e-5)
 
 
@@ -94,46 +161,54 @@ def test_model_golden_batches_logits_equal(step_data, paths) -> None:
     """Catches weights or masks that reach the model wrongly: mean logits, padding included, as the reference logs."""
     model = load_model(paths["policy"], "cpu")
     for batch in step_data["batches"]:
-        inputs = concatenated(batch)
+        inputs = pad_reference(batch["pairs"], 3)
         with torch.no_grad():
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        for side, half in zip(("real", "generated"), logits.chunk(2), strict=True):
+        for side, half in zip(SIDES, logits.chunk(2), strict=True):
             assert half.mean().item() == pytest.approx(batch["metrics"][f"logits/{side}"], abs=1e-6)
 
 
-def test_gradients_golden_batches_equal(step_data, paths, golden) -> None:
-    """Catches a loss that is right and a gradient that is not (detached terms, padding that leaks)."""
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_golden_batches_equal(step_data, paths, scores, tmp_path, form) -> None:
+    """Catches a loss that is right and a gradient that is not (detached terms, padding that leaks, a backward pass of
+    our own that is wrong)."""
     for number, batch in enumerate(step_data["batches"]):
-        model = load_model(paths["policy"], "cpu", train=True)
-        loss, _ = objective_of(batch).sums(model, list(range(4)), torch.ones(4))
+        learner, calls, model = learner_of(paths["policy"], tmp_path, form)
+        layer = calls_of(model, "layers.1.mlp")
+        logps = learner.wrapped(learner.policy.batch(batch["pairs"]))
+        loss, _ = objective_of(batch, scores(number, form)).sums(logps, list(range(4)), torch.ones(4))
         (loss / 4).backward()
+        check_form(calls, form, 1)
+        assert len(layer) == 1 + form["gradient_checkpointing"]
         expected = load_file(GOLDEN / f"grads_batch{number}.safetensors")
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=5e-6, msg=name)
 
 
-def test_step_policy_equals_opponent_ties(step_data, paths) -> None:
-    """Catches an accuracy that counts ties as won, and a loss that is not ln 2 at the start of an iteration."""
+@pytest.mark.parametrize("form", FORMS)
+def test_step_policy_equals_opponent_ties(step_data, paths, scores, tmp_path, form) -> None:
+    """Catches an accuracy that counts ties as won, a loss that is not ln 2 at the start of an iteration, and training
+    whose forward pass is another one than scoring's: in batches of one shape these tie to the last bit."""
     expected = step_data["policy_equals_opponent"]
     batch = step_data["batches"][expected["batch"]]
-    model = load_model(paths["opponent"], "cpu", train=True)
-    scored = answer_logps(model, concatenated(batch), "float32").detach().view(2, 4).T
-    got = learner_of(model).step(objective_of({**batch, "opponent": scored}), ALL, lr=0.0)
+    learner, _, _ = learner_of(paths["opponent"], tmp_path, form)
+    got = learner.step(objective_of(batch, scores(expected["batch"], form)), ALL, lr=0.0)
     assert got["loss"] == pytest.approx(expected["loss"], abs=1e-7)
     assert got["rewards/accuracies"] == 0
     check_metrics(got, expected["metrics"])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["noclip", "clip1"])
-def test_three_rmsprop_steps_golden_weights_equal(step_data, paths, name) -> None:
+def test_three_rmsprop_steps_golden_weights_equal(step_data, paths, scores, tmp_path, name, form) -> None:
     """Catches another optimiser setting, clipping by value, gradients that are not cleared between steps."""
     trajectory = step_data["trajectories"][name]
-    model = load_model(paths["policy"], "cpu", train=True)
-    learner = learner_of(model, clip=trajectory["max_grad_norm"] or 0.0)
-    for batch, expected in zip(step_data["batches"], trajectory["steps"], strict=True):
-        got = learner.step(objective_of(batch), ALL, lr=1e-3)
+    learner, calls, model = learner_of(paths["policy"], tmp_path, form, clip=trajectory["max_grad_norm"] or 0.0)
+    for number, (batch, expected) in enumerate(zip(step_data["batches"], trajectory["steps"], strict=True)):
+        got = learner.step(objective_of(batch, scores(number, form)), ALL, lr=1e-3)
         assert got["loss"] == pytest.approx(expected["loss"], abs=2e-5)
         assert got["grad_norm"] == pytest.approx(expected["grad_norm_before_clip"], rel=1e-4)
+    check_form(calls, form, 3)
     final = load_file(GOLDEN / trajectory["weights_after3"])
     difference = torch.cat([(p - final[n]).detach().abs().flatten() for n, p in model.named_parameters()])
     assert difference.max() <= 1e-3

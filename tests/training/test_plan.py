@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from spin_core.training import Plan, _shares
+from spin_core.training import Plan
 
 
 def plan(**changes) -> Plan:
@@ -47,21 +47,3 @@ def test_order_every_epoch_sees_every_example_once() -> None:
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert tuple(plan(seed=4).examples_of(0)) != tuple(epochs[0][:4])
-
-
-class Lengths:
-    name = "pairs"
-
-    def length(self, index: int) -> int:
-        return [9, 1, 5, 7, 3, 2, 8][index]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("micro", [1, 2, 100])
-def test_shares_any_split_counts_every_example_once(processes, micro) -> None:
-    """Catches examples lost or doubled over processes, and processes that would wait for each other for ever."""
-    shares = [_shares(Lengths(), np.arange(7), micro, rank, processes) for rank in range(processes)]
-    assert len({len(share) for share in shares}) == 1
-    seen = [i for share in shares for indices, weights in share for i, w in zip(indices, weights, strict=True) if w]
-    assert sorted(seen) == list(range(7))
-    assert all(len(indices) <= micro for share in shares for indices, _ in share)

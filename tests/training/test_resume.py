@@ -1,5 +1,6 @@
 """A killed run goes on from its checkpoint and ends in the same bytes."""
 
+import json
 import logging
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_data import (
@@ -79,10 +81,10 @@ def spin_run(tmp_path, inputs):
     return run
 
 
-def kill_at(step: int, inputs: dict, place: Path) -> None:
+def kill_at(step: int, inputs: dict, place: Path, **changes: Any) -> None:
     """Starts the child and sends SIGKILL when it says that `step` optimiser steps are done."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
-    arguments = [inputs["model"], inputs["pairs"][0], inputs["logps"][0], place]
+    arguments = [inputs["model"], inputs["pairs"][0], inputs["logps"][0], place, json.dumps(changes)]
     command = [sys.executable, str(HERE / "killed_child.py"), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout

@@ -50,11 +50,18 @@ def test_sft_first_loss_is_token_mean_of_answers_only(tmp_path, theta) -> None:
     assert expected.item() > math.log(2)
 
 
-def test_sft_micro_batches_same_result(tmp_path, theta) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "rows"),
+    [({"micro_tokens": 150}, 3), ({"micro_tokens": 150, "packing": False}, 3), ({"micro_tokens": 1000}, 4)],
+)
+def test_sft_micro_batches_same_result(tmp_path, theta, policy_calls, runtime, rows) -> None:
     """Catches a mean of micro-batch means: rows of unlike length would weigh differently."""
-    runs = [run(tmp_path, theta, f"m{m}", runtime={"micro_batch": m}, lr=1e-5)[1] for m in (1, 3)]
-    one, three = (metrics_of(out) for out in runs)
-    for a, b in zip(one, three, strict=True):
+    _, one = run(tmp_path, theta, "alone", runtime={"micro_tokens": 1}, lr=1e-5)
+    assert {batch.sequences for batch in policy_calls} == {1}
+    policy_calls.clear()
+    _, several = run(tmp_path, theta, "several", runtime=runtime, lr=1e-5)
+    assert max(batch.sequences for batch in policy_calls) == rows
+    for a, b in zip(metrics_of(one), metrics_of(several), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
 

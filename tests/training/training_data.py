@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from spin_core.chat import ChatSection
 from spin_core.job import Bar, Job, Runtime
 from spin_core.rows import Pair, Row, write_pairs, write_rows
@@ -106,3 +108,11 @@ def scored(path: Path, model: Path, pairs: Path, config: finetune.Config, digest
 
 def metrics_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def calls_of(model: PreTrainedModel, part: str = "") -> list[dict]:
+    """What the model's decoder, or a part of it, is called with from now on; a packed pass has a `layout`."""
+    calls: list[dict] = []
+    module = model.base_model.get_submodule(part)
+    module.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    return calls

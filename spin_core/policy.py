@@ -1,0 +1,185 @@
+"""A model as what SPIN needs of it: log p(answer | prompt) of whole groups of sequences (torch module).
+
+Scoring and training share this one forward pass. It is *packed* (each prompt once, no padding) and takes logits only
+where a label is, for every model that allows it; whether a model does is not looked up in a list but tried, on the
+model itself, against its own plain logits. What it is *not*: no loss, no optimiser, no loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spin_core import attention
+from spin_core.collate import Tokens
+from spin_core.errors import BadInput
+from spin_core.fused import Head, head_of, label_logps
+from spin_core.job import Runtime
+from spin_core.loss import token_logps
+from spin_core.packing import Batch, Group, pack, packable, pad_groups, tokens_of
+
+Precision = Literal["float32", "bfloat16"]
+
+PROBE = 24, (12, 9)
+"""Tokens of the probe's prompt and of its two answers."""
+TOLERANCE = {torch.float32: 3e-4}
+"""Nats per label between two ways of computing it. Rounding was 1e-5 in float32 on a 135M model; a foreign mask
+changes tenths."""
+ROUGH = 5e-2
+"""The same for other dtypes, which only quantised models have here, and for flash-attn, which computes in bfloat16."""
+
+
+class Policy(torch.nn.Module):
+    """`model` with the form that its batches have. Call it with what `batch` made."""
+
+    def __init__(
+        self, model: PreTrainedModel, pad_id: int, precision: Precision, kernel: str | None, head: Head | None
+    ):
+        super().__init__()
+        self.model, self.pad_id, self.precision, self.kernel = model, pad_id, precision, kernel
+        self._head = (head,)  # in a tuple, as the layer in it is the model's and must not be registered twice
+
+    @property
+    def packed(self) -> bool:
+        """Whether each prompt is computed once; else sequences are padded."""
+        return self.kernel is not None
+
+    def batch(self, groups: Sequence[Group]) -> Batch:
+        """The groups as one forward pass reads them."""
+        if self.kernel and all(map(packable, groups)):
+            return pack(groups, self.kernel)
+        return pad_groups(groups, self.pad_id)
+
+    def own_gradients(self) -> None:
+        """The output layer's gradient is added in place from here on: for one process that calls `backward`."""
+        self._head = tuple(head and replace(head, in_place=True) for head in self._head)  # type: ignore[assignment]
+
+    def cost(self, group: Group) -> int:
+        """Tokens that the group puts into a forward pass, beside groups that are no longer."""
+        return tokens_of(group) if self.packed else len(group) * max(map(len, group))
+
+    def autocast(self) -> Any:
+        """The precision's autocast. Around several forward passes it casts each weight to bfloat16 only once."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """log p(answer | prompt) of each sequence, float32 [S], in nats: the sum over its labels."""
+        (head,) = self._head
+        batch = batch.to(self.model.device)
+        with self.autocast():
+            logps = _head_logps(self.model, batch, head) if head else _plain_logps(self.model, batch)
+        return logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
+
+
+def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
+    """Groups 0 … n−1 of the given costs (longest first) as forward passes of at most `budget` tokens, one at least.
+
+    Padded, every group costs as much as the longest beside it.
+    """
+    cut: list[list[int]] = []
+    spent = 0
+    for number, cost in enumerate(costs):
+        cost = cost if packed or not cut else max(cost, costs[cut[-1][0]])
+        if not cut or spent + cost > budget:
+            cut.append([])
+            spent, cost = 0, costs[number]
+        cut[-1].append(number)
+        spent += cost
+    return cut
+
+
+def make_policy(
+    model: PreTrainedModel, pad_id: int, precision: Precision, longest: int, runtime: Runtime,
+    note: Callable[[str], None] = lambda text: None,
+) -> Policy:  # fmt: skip
+    """The policy of `model` for sequences of at most `longest` tokens; says by `note` where it cannot be packed.
+
+    Raises BadInput where `longest` is beyond the model's context, or the asked-for attention cannot run.
+    """
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room and longest > room:
+        raise BadInput(
+            f"the longest prompt and answer have {longest} tokens, the model's context is {room}; lower max_length"
+        )
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    attention.require(runtime.attn_implementation, model.device, trained, precision)
+    plain, head, problems = _probe(model, pad_groups([_probe_group(model)], pad_id)), head_of(model), []
+    if head and (why := _differs(model, pad_groups([_probe_group(model)], pad_id), head, plain)):
+        head = None
+        problems.append(f"all its logits are computed, as its output layer is not just linear ({why})")
+    kernel = runtime.attn_implementation if runtime.packing else None
+    if kernel and (why := _cannot_pack(model, kernel, head, plain, longest)):
+        kernel = None
+        problems.append(f"it is padded instead of packed, as {why}")
+    if problems:
+        note(f"{type(model).__name__}: {'; '.join(problems)}. The result is the same, in more time.")
+    return Policy(model, pad_id, precision, kernel, head)
+
+
+def _cannot_pack(model: PreTrainedModel, kernel: str, head: Head | None, plain: Tensor, longest: int) -> str:
+    """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
+    chunk = getattr(model.config, "attention_chunk_size", None)
+    if chunk and longest > chunk:
+        return f"its attention chunks of {chunk} tokens are shorter than a sequence of {longest}"
+    before = model.config._attn_implementation
+    batch = pack([_probe_group(model)], kernel)
+    batch.inputs["layout"].longest = longest
+    try:
+        model.set_attn_implementation(attention.NAME)
+    except (ValueError, ImportError, KeyError) as error:
+        return f"it does not take another attention ({str(error).splitlines()[0]})"
+    why = _differs(model, batch, head, plain)
+    if why:
+        model.set_attn_implementation(before)
+    return why
+
+
+def _differs(model: PreTrainedModel, batch: Batch, head: Head | None, plain: Tensor) -> str:
+    """Empty where the probe's log-probs come out as `plain`; else what is wrong."""
+    try:
+        with torch.no_grad():
+            found = _head_logps(model, batch.to(model.device), head) if head else _probe(model, batch)
+    except attention.CannotPack as error:
+        return str(error)
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        # Whatever an architecture does with arguments that it was not written for: it is then run without them.
+        return f"it fails with {type(error).__name__} ({str(error).strip().splitlines()[0][:120]})"
+    off = float((found - plain).abs().max())
+    rough = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
+    tolerance = ROUGH if rough else TOLERANCE.get(model.dtype, ROUGH)
+    return "" if off <= tolerance else f"its log-probs are off by {off:.2g} nats"
+
+
+def _probe_group(model: PreTrainedModel) -> list[Tokens]:
+    """A prompt and two answers of random tokens, the same every time."""
+    prompt, answers = PROBE
+    draws = np.random.default_rng(0)
+    words: Any = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    shared = draws.integers(0, words, prompt)
+    return [Tokens(np.r_[shared, draws.integers(0, words, n)].astype(np.int32), prompt) for n in answers]
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return _plain_logps(model, batch.to(model.device))
+
+
+def _plain_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """log p of each label [N] from the model's own logits, of all positions."""
+    logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)
+    return token_logps(logits[None, batch.predictors], batch.targets[None])[0]
+
+
+def _head_logps(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:
+    """log p of each label [N], logits only where a label is."""
+    states = model.base_model(**batch.inputs, use_cache=False)[0].flatten(0, 1)
+    return label_logps(states.index_select(0, batch.predictors), batch.targets, head)

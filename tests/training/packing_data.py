@@ -1,0 +1,108 @@
+"""Groups of sequences of made-up lengths, and what a model itself says of them: its own logits, one sequence at a time
+or padded, without any code of the packed forward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from spin_core.collate import Tokens, pad
+from spin_core.fused import head_of
+from spin_core.loss import sequence_logps
+from spin_core.packing import Group
+from spin_core.policy import Policy
+
+WORDS = 61
+PAD = 3
+
+
+def tiny_llama(dtype: torch.dtype = torch.float64, attention: str = "eager", **changes: Any) -> PreTrainedModel:
+    """Two layers, grouped-query attention, weights so large that a wrong mask or position moves whole nats.
+
+    Its norms keep float64; Llama's own compute in float32, and rounding there hides what a float64 test is for.
+    """
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, pad_token_id=None,
+        attn_implementation=attention, **changes,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for layer in model.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = torch.nn.RMSNorm(24, 1e-6), torch.nn.RMSNorm(24, 1e-6)
+    model.model.norm = torch.nn.RMSNorm(24, 1e-6)
+    return model.to(dtype).train()
+
+
+def forms_of(model: PreTrainedModel, kernel: str = "sdpa") -> tuple[Policy, Policy]:
+    """Policies of one model, packed and padded. No probe: that is `make_policy`'s, and has tests of its own."""
+    model.set_attn_implementation("spinloop")
+    return tuple(Policy(model, PAD, "float32", form, head_of(model)) for form in (kernel, None))  # type: ignore
+
+
+def tokens(prompt: Sequence[int], answer: Sequence[int], hidden: Sequence[int] = ()) -> Tokens:
+    ids = np.array([*prompt, *answer], np.int32)
+    return Tokens(ids, len(prompt), np.array(sorted(hidden), np.int32) if len(hidden) else None)
+
+
+@st.composite
+def group_lists(draw: st.DrawFn, hide: bool = True) -> list[Group]:
+    """One to four groups of one to three sequences: no prompt, short and long ones, empty and equal answers, hidden
+    tokens. Everything that can be packed and has a token at all."""
+    return [draw(_groups(hide)) for _ in range(draw(st.integers(1, 4)))]
+
+
+@st.composite
+def _groups(draw: st.DrawFn, hide: bool) -> Group:
+    words = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    prompt = words.integers(0, WORDS, draw(st.sampled_from([0, 1, 2, 5, 17])))
+    answers: list[np.ndarray] = []
+    for _ in range(draw(st.integers(1, 3))):
+        least = 0 if len(prompt) else 1
+        answer = words.integers(0, WORDS, draw(st.sampled_from([least, 1, 2, 3, 9, 14])))
+        answers.append(answers[0] if answers and draw(st.booleans()) and draw(st.booleans()) else answer)
+    rate = draw(st.sampled_from([0.0, 0.3, 1.0])) if hide else 0.0
+    # The very first token stays visible: without it a sequence has a token that sees nothing.
+    of_prompt = [i for i in range(1, len(prompt)) if words.random() < rate]
+    return [
+        tokens(
+            prompt, a, of_prompt + [len(prompt) + i for i in range(not len(prompt), len(a)) if words.random() < rate]
+        )
+        for a in answers
+    ]
+
+
+def alone(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
+    """log p of each sequence [S], read alone: no padding, no neighbour, all logits."""
+    logps = []
+    for group in groups:
+        for one in group:
+            ids, mask, labels = (torch.from_numpy(np.int64(part))[None] for part in (one.ids, one.mask(), one.labels()))
+            logps.append(sequence_logps(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, labels)[0])
+    return torch.stack(logps)
+
+
+def padded(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
+    """log p of each sequence [S] from the model's own logits over a padded batch."""
+    batch = pad([one for group in groups for one in group], PAD)
+    out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return sequence_logps(out.logits.float(), batch["labels"])
+
+
+def gradients(model: PreTrainedModel, logps: Tensor) -> dict[str, Tensor]:
+    """Gradient of every parameter from a sum in which each sequence has a weight of its own."""
+    model.zero_grad()
+    weights = torch.cos(torch.arange(len(logps), dtype=logps.dtype))
+    (logps * weights).sum().backward()
+    return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
+
+
+def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of one parameter's gradient by norm, over the norm of the whole expected gradient."""
+    whole = torch.stack([grad.norm() for grad in expected.values()]).norm()
+    most = max(float((found[name] - expected[name]).norm()) for name in expected)
+    return most / max(float(whole), 1e-30) if most else 0.0

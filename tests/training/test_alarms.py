@@ -1,0 +1,158 @@
+"""Alarms over made-up histories and a real run: raised where they should be, once, and nowhere else."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
+
+from spin_core.alarms import alarms, watch
+from spin_core.stages import finetune
+
+Curve = Callable[[float], float]
+
+
+def history(steps: int, real: Curve, generated: Curve, noise: float = 0.1, accuracy: float = 0.9, seed: int = 0):
+    """Metrics of a run; the curves give rewards over the done part of it (0 to 1)."""
+    draw, lines = random.Random(seed), []
+    for step in range(1, steps + 1):
+        ours = real(step / steps) + draw.gauss(0, noise)
+        theirs = generated(step / steps) + draw.gauss(0, 2 * noise)
+        lines.append({
+            "step": step, "loss": 0.5, "pairs": 64, "rewards/real": ours, "rewards/generated": theirs,
+            "rewards/margins": ours - theirs, "rewards/accuracies": accuracy,
+        })  # fmt: skip
+    return lines
+
+
+@pytest.mark.parametrize("steps", [20, 37, 100, 400, 2000])
+def test_falling_real_and_growing_margins_alarm_once_with_numbers_and_remedy(steps) -> None:
+    """Catches a slow collapse that no window shows against the one before it (twenty windows, each 5 % of the fall),
+    one alarm per window, and a sentence without the step, the figures or what to do."""
+    for seed in range(5):
+        lines = history(steps, lambda part: -part, lambda part: -4 * part, seed=seed)
+        (alarm,) = alarms(lines, steps)
+        assert alarm["step"] <= steps / 2 or steps < 40
+        text = alarm["text"]
+        assert text.startswith(f"step {alarm['step']:,} of {steps:,}: real answers become less likely")
+        for word in ("rewards/real fell from", "rewards/margins rose from", "finetune.sft_weight", "finetune.lr"):
+            assert word in text
+
+
+def test_figures_of_the_sentence_are_the_windows_means() -> None:
+    """Catches figures of single steps, of the run so far or of the wrong window: 20 steps are four windows of 5."""
+    lines = history(20, lambda part: -round(part * 20), lambda part: -3 * round(part * 20), noise=0.0)
+    (alarm,) = alarms(lines, 20)
+    assert alarm["step"] == 10
+    assert "rewards/real fell from −3.000 to −8.000, rewards/margins rose from 6.000 to 16.000;" in alarm["text"]
+
+
+SOUND = {
+    "real rises": (lambda part: 0.2 * part, lambda part: -1.4 * part),
+    "real stays": (lambda part: 0.0, lambda part: -2 * part),
+    "nothing moves": (lambda part: 0.0, lambda part: 0.0),
+    "falls and recovers above the opponent": (lambda part: part - 0.02, lambda part: -part),
+    "a fall that is little of the margin": (lambda part: -0.3 * part, lambda part: -8 * part),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_runs_give_no_alarm(name) -> None:
+    """Catches alarms at every wobble: of 20 noisy runs of each kind and length at most one alarms."""
+    for steps in (20, 100, 400):
+        raised = [seed for seed in range(20) if alarms(history(steps, *SOUND[name], seed=seed), steps)]
+        assert len(raised) <= 1, (steps, raised)
+
+
+def test_both_falling_alike_is_not_this_alarm() -> None:
+    """Catches a look at the real answers alone: where the margin does not grow, SPIN is not what pushes them down."""
+    assert not alarms(history(100, lambda part: -part, lambda part: -part, noise=0.0), 100)
+    assert not alarms(history(100, lambda part: -2 * part, lambda part: -part, noise=0.02), 100)
+
+
+def test_short_or_strange_history_gives_no_alarm() -> None:
+    """Catches an answer from one window (nothing to compare), a crash on an SFT run's metrics, NaN or an empty file."""
+
+    def down(part: float) -> float:
+        return -5 * part
+
+    assert not alarms([], 0)
+    assert not alarms(history(9, down, lambda part: -50 * part, noise=0.0), 9)
+    assert not alarms([{"step": i, "loss": 1.0, "rows": 4} for i in range(50)], 50)
+    lines = history(50, down, lambda part: -50 * part, noise=0.0)
+    assert alarms(lines, 50)
+    assert not alarms([{**line, "rewards/real": float("nan")} for line in lines], 50)
+    assert not alarms([{**line, "rewards/margins": "?"} for line in lines], 50)
+    assert not alarms([{"pairs": 4, "rewards/accuracies": float("inf")}] * 50, 50)
+
+
+def test_window_mean_weighs_steps_by_their_pairs() -> None:
+    """Catches an epoch's last step of one pair that counts as much as 64: here it is wrong in each window, and the game
+    is won all the same."""
+    lines = [
+        {**line, "pairs": 64 if i % 5 else 1, "rewards/accuracies": 1.0 if i % 5 else 0.0}
+        for i, line in enumerate(history(30, lambda part: 0.0, lambda part: -part))
+    ]
+    assert [alarm["step"] for alarm in alarms(lines, 30)] == [15]
+
+
+def test_accuracy_of_one_alarms_in_the_third_window_in_a_row() -> None:
+    """Catches an alarm at the first lucky window, one that a bad window between does not put off, and spam after it."""
+    lines = history(100, lambda part: 0.0, lambda part: -part, accuracy=1.0)
+    (alarm,) = alarms(lines, 100)
+    assert alarm["step"] == 15
+    assert "rewards/accuracies was 1.000 for 15 steps" in alarm["text"]
+    lines[12]["rewards/accuracies"] = 0.5
+    assert [alarm["step"] for alarm in alarms(lines, 100)] == [30]
+    assert not alarms([{**line, "rewards/accuracies": 0.97} for line in lines], 100)
+
+
+def test_watch_says_what_the_whole_history_says_and_once() -> None:
+    """Catches alarms that look ahead or change with later steps, and a note at every step after the first."""
+    lines = history(100, lambda part: -part, lambda part: -4 * part, accuracy=1.0)
+    whole = alarms(lines, 100)
+    assert len(whole) == 2
+    said: list[tuple[int, str]] = []
+    now = 0
+    look = watch(100, lambda text: said.append((now, text)))
+    for now in range(1, 101):
+        look(lines[:now])
+        assert alarms(lines[:now], 100) == [alarm for alarm in whole if alarm["step"] <= now]
+    assert said == [(alarm["step"], alarm["text"]) for alarm in whole]
+
+
+class Stopped(Exception):
+    """Ends a run in place of a kill."""
+
+
+def test_finetune_says_and_keeps_its_alarms_also_when_resumed(tmp_path, theta) -> None:
+    """Catches a finetune that tells nobody, an alarm without its own history after a resume, and one that is lost
+    with the process that gave it: the run that goes on says it again."""
+    config = finetune_config(schedule_epochs=40.0, lr=3e-3)
+    tree = pairs_tree(tmp_path / "pairs", made_up_pairs(4), [])
+    inputs = {"model": theta, "pairs": [tree], "logps": [scored(tmp_path / "score", theta, tree, config)]}
+    events: list[dict] = []
+    summary = finetune.run(inputs, config, job_at(tmp_path / "whole", DIGESTS, events))
+    found = summary["alarms"]
+    assert found
+    assert [event["note"] for event in events if "note" in event] == [alarm["text"] for alarm in found]
+    assert found == alarms(metrics_of(tmp_path / "whole" / "out"), 40)
+    place = next(n for n, event in enumerate(events) if "note" in event)
+    assert events[place - 1]["done"] == found[0]["step"], "as soon as it is known"
+
+    again: list[dict] = []
+
+    def stop(event: dict) -> None:
+        again.append(event)
+        if event.get("done") == found[0]["step"] + 2 and event["label"] == "finetune":
+            raise Stopped
+
+    job = job_at(tmp_path / "stopped", DIGESTS, checkpoint_every=1)
+    job.send = stop
+    with pytest.raises(Stopped):
+        finetune.run(inputs, config, job)
+    resumed = job_at(tmp_path / "stopped", DIGESTS, again, checkpoint_every=1)
+    second = finetune.run(inputs, config, resumed)
+    assert second["resumed_at"] == found[0]["step"] + 1
+    assert second["alarms"] == found
+    assert [event["note"] for event in again if "note" in event] == [found[0]["text"], *[a["text"] for a in found]]
