@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format setup clean demo-seeds
+.PHONY: demo test check format setup clean demo-seeds bench-train
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -15,6 +15,10 @@ test: .venv/dev              ## what CI runs: lint, types, tests
 
 demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
 	$(BIN)/python -m tests.benchmarks.demo_seeds
+
+bench-train: .venv/ready     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
 
 check: .venv/dev             ## lint and types only
 	$(BIN)/ruff check .

@@ -1,0 +1,78 @@
+"""Pairs of token ids for the training benchmark, from question/answer rows: short prompts, or long ones.
+
+No model is asked: the "generated" answer of a row is another row's answer of about the same length. What a step costs
+depends on lengths only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from spin_core.chat import Chat, Messages
+from spin_core.collate import encode_answer
+from spin_core.errors import BadInput
+from spin_core.readers import read
+
+SETS = ("short", "long")
+LONG_PROMPT = (260, 508)
+"""Tokens that a prompt of the long set has at least and at most; decoding and encoding again may move it by a few."""
+MAX_PROMPT, MAX_LENGTH = 512, 1024
+
+Row = tuple[list[int], list[int], list[int]]
+
+
+def read_rows(path: Path, wanted: int) -> list[tuple[str, str]]:
+    """(question, answer) of the training rows in a file or folder. Raises BadInput where there are too few."""
+    found = [(r.fields.get("question"), r.fields.get("answer")) for r in read(path, "train") if not r.reject]
+    rows = [(q, a) for q, a in found if isinstance(q, str) and isinstance(a, str) and q.strip() and a.strip()]
+    if len(rows) < wanted + 1:
+        raise BadInput(
+            f"{path}: {len(rows)} rows with a text `question` and `answer`, and the benchmark needs {wanted + 1}; "
+            "lower --pairs or give --data a set like GSM8K"
+        )
+    return rows
+
+
+def make_pairs(rows: list[tuple[str, str]], chat: Chat, count: int, name: str, seed: int) -> list[Row]:
+    """`count` pairs as token ids of (prompt, real answer, generated answer). `name`: short or long."""
+    random = np.random.default_rng([seed, SETS.index(name)])
+    order = random.permutation(len(rows))
+    pairs: list[Row] = []
+    for number in range(count):
+        question, answer = rows[order[number]]
+        if name == "long":
+            question = _with_examples(question, rows, chat, random)
+        prompt: Messages = [{"role": "user", "content": question}]
+        other, wanted = "", int(len(answer) * random.uniform(0.8, 1.2))
+        for follower in range(1, len(rows)):  # the next answer that is long enough to be cut
+            other = rows[order[(number + follower) % len(rows)]][1]
+            if len(other) >= wanted:
+                break
+        where = f"row {order[number]}"
+        real = encode_answer(chat, prompt, answer, True, MAX_LENGTH, where)
+        generated = encode_answer(chat, prompt, other[:wanted], len(other) <= wanted, MAX_LENGTH, where)
+        ids, ids_generated = real.ids.tolist(), generated.ids.tolist()
+        pairs.append((ids[: real.prompt], ids[real.prompt :], ids_generated[generated.prompt :]))
+    return pairs
+
+
+def lengths(pairs: list[Row]) -> dict[str, dict[str, float]]:
+    """Least, mean and largest number of tokens of prompts, real and generated answers."""
+    columns = dict(zip(("prompt", "real", "generated"), zip(*pairs, strict=True), strict=True))
+    sizes = {name: [len(ids) for ids in column] for name, column in columns.items()}
+    return {name: {"min": min(s), "mean": sum(s) / len(s), "max": max(s)} for name, s in sizes.items()}
+
+
+def _with_examples(question: str, rows: list[tuple[str, str]], chat: Chat, random: np.random.Generator) -> str:
+    """The question behind other rows' questions and answers, the oldest cut so that the prompt has a drawn length."""
+    target = int(random.integers(LONG_PROMPT[0], LONG_PROMPT[1] + 1))
+    own = len(chat.encode_prompt([{"role": "user", "content": f"Question: {question}"}]))
+    examples: list[int] = []
+    while len(examples) < target - own:
+        asked, answered = rows[int(random.integers(len(rows)))]
+        text = f"Question: {asked}\nAnswer: {answered}\n\n"
+        examples += chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    kept = examples[len(examples) - max(target - own, 0) :]
+    return f"{chat.tokenizer.decode(kept)}Question: {question}"

@@ -1,0 +1,163 @@
+"""What every way of training is given (`Work`) and whom it tells how far it is (`Watch`, `MemoryWatch`)."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spin_core.collate import Tokens
+from spin_core.training import Plan
+
+Pair = tuple[Tokens, Tokens]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One training run: the model on disk, its pairs as token ids, and every setting that the ways share.
+
+    `rows`: per pair the token ids of (prompt, real answer, generated answer). `batch` is pairs per optimiser step,
+    `micro` pairs per forward pass of the ways that pad; `micro_tokens` packed tokens per forward pass of ours (0: its
+    default). `scored` False leaves the opponent's log-probs at 0 where a way computes them beforehand.
+    """
+
+    model: str
+    rows: list[tuple[list[int], list[int], list[int]]]
+    pad_id: int
+    batch: int
+    micro: int
+    epochs: int
+    lr: float
+    precision: str
+    device: str
+    threads: int
+    micro_tokens: int = 0
+    beta: float = 0.1
+    max_grad_norm: float = 1.0
+    seed: int = 1
+    scored: bool = True
+
+    @property
+    def path(self) -> Path:
+        return Path(self.model)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """(real, generated) of each pair, sharing their prompt's ids."""
+        return [
+            (Tokens(np.array(p + r, np.int32), len(p)), Tokens(np.array(p + g, np.int32), len(p)))
+            for p, r, g in self.rows
+        ]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence (prompt and one answer)."""
+        return max(len(p) + max(len(r), len(g)) for p, r, g in self.rows)
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens of all pairs without padding, each prompt once."""
+        return sum(len(p) + len(r) + len(g) for p, r, g in self.rows)
+
+    @property
+    def plan(self) -> Plan:
+        """RMSprop, linear decay to 0 without warm-up; the order of the pairs comes from `seed`."""
+        return Plan(
+            lr=self.lr, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=self.epochs,
+            stop_epoch=0.0, global_batch=self.batch, max_grad_norm=self.max_grad_norm, seed=self.seed,
+            examples=len(self.rows),
+        )  # fmt: skip
+
+    def warm_up(self) -> Work:
+        """One optimiser step on the shortest pair: what a process does only once is then behind it."""
+        shortest = min(self.rows, key=lambda row: sum(map(len, row)))
+        return replace(self, rows=[shortest], batch=1, micro=1, epochs=1)
+
+
+@dataclass
+class Watch:
+    """Stopwatch of one run: seconds of each part, `wall` and `cpu` (this process's, all threads together)."""
+
+    tick: Callable[[], None] = lambda: None
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds what runs inside to part `name`; a GPU's queue is emptied before each reading of the clock."""
+        synchronize()
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        synchronize()
+        spent = self.parts.setdefault(name, {"wall": 0.0, "cpu": 0.0})
+        spent["wall"] += time.perf_counter() - wall
+        spent["cpu"] += time.process_time() - cpu
+
+    def weights(self, *models: torch.nn.Module) -> None:
+        """A way calls it with all models that it holds, each time one more is in memory, and before its first step."""
+
+    def step(self) -> None:
+        """A way calls it after every optimiser step."""
+        self.tick()
+
+    def total(self, clock: str) -> float:
+        """Seconds of all parts on `clock`: wall or cpu."""
+        return sum(spent[clock] for spent in self.parts.values())
+
+
+@dataclass
+class MemoryWatch(Watch):
+    """Also the memory in bytes: `bases` at each call of `weights`, `peaks` since the last of them, after each step."""
+
+    bases: list[int] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+    models: int = 0
+
+    def weights(self, *models: torch.nn.Module) -> None:
+        for model in models:  # pages of a file that nobody has read yet are not in memory
+            for parameter in model.parameters():
+                parameter.detach().sum().item()
+        self.models = len(models)
+        give_back_free_memory()
+        self.bases.append(memory("VmRSS"))
+        reset_peak()
+
+    def step(self) -> None:
+        self.peaks.append(memory("VmHWM"))
+        super().step()
+
+
+def synchronize() -> None:
+    """Waits for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def memory(which: str) -> int:
+    """Bytes in use now (VmRSS) or at most since `reset_peak` (VmHWM): of the GPU's allocator, or of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() if which == "VmRSS" else torch.cuda.max_memory_allocated()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{which}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"the kernel does not tell {which}; leave out --memory on this system")
+
+
+def reset_peak() -> None:
+    """From now on `memory("VmHWM")` counts anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_back_free_memory() -> None:
+    """Freed memory that the C library keeps for itself would hide later allocations in the base."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's only
+    if trim is not None:
+        trim(0)

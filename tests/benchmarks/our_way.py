@@ -1,0 +1,54 @@
+"""How spinloop trains: the score stage once, then prompt-shared packed steps without an opponent in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from spin_core.chat import ChatSection
+from spin_core.job import Job, Runtime
+from tests.benchmarks.bench_work import Watch, Work
+
+
+def run(work: Work, watch: Watch) -> list[float]:
+    """The whole training run, as the stages score and finetune do it, the probing of the model included; returns the
+    loss of each optimiser step."""
+    from spin_core.models import load_model, release_opponent
+    from spin_core.objectives import SpinPairs
+    from spin_core.training import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        job, pairs = _job(work, Path(folder)), work.pairs
+        opponent = _score(work, job, watch) if work.scored else torch.zeros(len(pairs), 2)
+        release_opponent()
+        model = load_model(work.path, work.device, train=True)
+        watch.weights(model)
+        objective = SpinPairs(pairs, opponent, work.beta)
+        with watch.part("train"):
+            history, _ = train(
+                model, work.pad_id, work.precision, objective, work.plan, job, "train", lambda history: watch.step()
+            )
+        return [metrics["loss"] for metrics in history]
+
+
+def _job(work: Work, folder: Path) -> Job:
+    chosen = {"micro_tokens": work.micro_tokens} if work.micro_tokens else {}
+    runtime = Runtime(device=work.device, threads=work.threads, checkpoint_every=0, **chosen)
+    return Job(folder, folder, runtime)
+
+
+def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
+    """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
+    from spin_core.models import load_chat
+    from spin_core.stages.score import Score, logps_of
+
+    chat = load_chat(work.path, ChatSection(max_prompt_length=work.longest))
+    settings = Score(max_length=work.longest, precision=work.precision, collation="exact")
+    groups = [list(pair) for pair in work.pairs]
+    shortest = min(groups, key=lambda group: sum(map(len, group)))
+    logps_of(work.path, [shortest], chat, settings, job, "load")
+    with watch.part("score"):
+        logps = logps_of(work.path, groups, chat, settings, job, "score")
+    return torch.tensor(logps, dtype=torch.float32).view(-1, 2)
