@@ -16,8 +16,7 @@ test: .venv/dev              ## what CI runs: lint, types, tests
 demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
 	$(BIN)/python -m tests.benchmarks.demo_seeds
 
-bench-train: .venv/ready     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
-	$(BIN)/pip install --quiet --editable '.[bench]'
+bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
 
 check: .venv/dev             ## lint and types only
@@ -41,6 +40,10 @@ setup: .venv/ready
 
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ .venv/ready
+
+.venv/bench: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@ .venv/ready
 
 clean:

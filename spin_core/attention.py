@@ -73,8 +73,12 @@ def _sdpa(
         if softcap:
             out = _capped(q, k, v, mask, scaling, softcap)
         else:
+            # On CUDA grouped keys with a mask, or in float32, would take the kernel that holds all scores.
+            shared = q.shape[1] // k.shape[1]
+            if shared > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+                k, v, shared = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), 1
             out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared > 1
             )
         out = out.transpose(1, 2).flatten(0, 1)
         outputs.append(out if kept is None else out.index_select(0, kept))
@@ -183,7 +187,9 @@ def _block_mask(layout: Layout, device: torch.device) -> Any:
         of_prompt_or_own = (branch[k] == 0) | (branch[k] == branch[q])
         return (group[q] == group[k]) & (k <= q) & of_prompt_or_own & seen[k]
 
-    return create_block_mask(visible, None, None, len(group), len(group), device=device.type)
+    return create_block_mask(
+        visible, None, None, len(group), len(group), device=device.type, _compile=device.type == "cuda"
+    )
 
 
 @cache
@@ -197,8 +203,6 @@ def _flash(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: f
     """flash-attn's varlen kernel, whose causal mask is aligned to the last key: just what a branch needs."""
     from flash_attn import flash_attn_varlen_func
 
-    if layout.hidden is not None:
-        raise CannotPack("flash-attn has no mask for hidden tokens (collation: reference)")
     outputs = []
     # It takes half precision only. Rotary positions give float32 even under autocast; the probe has no autocast.
     half = value.dtype if value.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
@@ -247,7 +251,7 @@ def attend(
         return _capped(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-    if sliding_window and layout.longest > sliding_window:
+    if sliding_window and layout.longest > sliding_window:  # one that no config says; `policy` knows the others
         raise CannotPack(f"its sliding window of {sliding_window} is shorter than a sequence of {layout.longest}")
     if asked := sorted(name for name, given in more.items() if given is not None and name not in PLAIN):
         raise CannotPack(f"its attention takes {', '.join(asked)}")

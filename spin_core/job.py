@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Runtime(Section):
     attn_implementation: Literal["sdpa", "flex_attention", "flash_attention_2"] = Field(
         "sdpa", description="Kernel of packed attention; flash_attention_2 needs flash-attn and bfloat16 on CUDA."
     )
-    liger: bool = Field(False, description="Liger kernels for norms, rotary and MLP while training; CUDA only.")
+    liger: bool = Field(False, description="Liger kernels for norms, rotary and MLP when training; CUDA only.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
@@ -79,14 +80,17 @@ class Job:
     runtime: Runtime = field(default_factory=Runtime)
     digests: dict[str, str | list[str]] = field(default_factory=dict)
     send: Callable[[dict], None] = lambda event: None
+    _noted: set[str] = field(default_factory=set)
 
     def note(self, text: str) -> None:
-        """One sentence that the user should see while the stage runs."""
-        self.send({"note": text})
+        """One sentence that the user should see while the stage runs, once. Of several processes the first speaks."""
+        if text not in self._noted and os.environ.get("RANK", "0") == "0":
+            self._noted.add(text)
+            self.send({"note": text})
 
     @contextmanager
     def progress(self, label: str, total: int, unit: str) -> Iterator[Bar]:
-        """A bar over `total` units (`tokens`, `steps`, `pairs`, `rows`)."""
+        """A bar over `total` units (`tokens`, `steps`, `pairs`, `rows`; `groups` are either of the two)."""
         bar = Bar(self.send, label, total, unit)
         bar.advance(0)
         yield bar

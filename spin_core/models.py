@@ -190,7 +190,10 @@ def use_liger(model: PreTrainedModel) -> None:
     if model.device.type != "cuda":
         raise BadInput(f"runtime.liger: its kernels run on CUDA, not on {model.device.type}; leave it off")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise BadInput(f"runtime.liger: it has no kernels for {model.config.model_type}; leave it off")
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
@@ -248,12 +251,13 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
 
 
 def _disable_dropout(model: PreTrainedModel) -> None:
-    """SPIN compares log-probs, so these must be deterministic. Some layers hold the rate as a number."""
+    """SPIN compares log-probs, so these must be deterministic. Some layers hold the rate as a number; routers of
+    experts hold that of their noise so."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if ("dropout" in name or "jitter_noise" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -11,5 +11,6 @@ def evaluate(run: Run, label: str, model, rows, pairs=None, logps=None, t: int =
     cfg = run.config.at(t)
     part = cfg.finetune
     against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
-    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=score_settings(part), seed=cfg.seed, **against)
+    how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
+    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
     return label, config, {"model": model, "rows": rows} | ({"pairs": pairs, "logps": logps} if pairs else {})

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from spin_core.chat import ChatSection
 from spin_core.errors import BadInput
@@ -109,6 +109,12 @@ class Finetune(Section):
         description="Train a low-rank adapter and merge it into the model; leave out to train all weights.",
         json_schema_extra={"omit_default": True},
     )
+
+    @model_validator(mode="after")
+    def _nf4_computes_in_bfloat16(self) -> Finetune:
+        if self.lora and self.lora.quantize == "nf4" and self.precision != "bfloat16":
+            raise ValueError("lora.quantize nf4 computes in bfloat16; set precision: bfloat16")
+        return self
 
 
 class Config(Section):

@@ -90,10 +90,16 @@ def _head(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in v.items() if version)
     return (
         f"{s['model']} ({s['weights'] / 1e6:.1f} M weights), {s['pairs']} pairs of {s['data']}, {s['epochs']} epochs, "
-        f"{s['batch']} pairs a step, RMSprop; {where}; {versions}. Scoring of the opponent included, loading of models "
-        f"not. {s['repeats']} repeats in alternating processes: median (least–largest) of wall time; CPU-time ratios "
-        f"beside it.{_slow_half(report)}\n"
+        f"{s['batch']} pairs a step, RMSprop at lr {s['lr']:g}; one pass has {s['micro']} pairs where it pads and "
+        f"{_budget(s['micro_tokens'])} where it packs; {where}; {versions}. Scoring of the opponent included, "
+        f"loading of models not. {s['repeats']} repeats in alternating processes: median (least–largest) of wall time; "
+        f"CPU-time ratios beside it.{_slow_half(report)}\n"
     )
+
+
+def _budget(tokens: int) -> str:
+    """What `runtime.micro_tokens` lets into a pass; a pair at least."""
+    return "one pair" if tokens == 1 else f"up to {tokens or 2048:,} tokens"
 
 
 def _slow_half(report: dict[str, Any]) -> str:

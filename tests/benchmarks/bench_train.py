@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             report["sets"][name] = part
             if "speed" in args.measure:
                 part["runs"] = run_in_turn(args, name, work, bar)
-                part["speed"] = speed(args, part["runs"], work, report["settings"]["weights"], report["machine"]["gpu"])
+                part["speed"] = speed(args, part["runs"], work, report["settings"], report["machine"]["gpu"])
             if "memory" in args.measure:
                 small = replace(work, rows=work.rows[: work.batch], epochs=2, scored=False)
                 for way in args.ways:
@@ -156,9 +156,12 @@ def loss_difference(losses: list[float], expected: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(losses, expected, strict=True))
 
 
-def speed(args: argparse.Namespace, runs: dict, work: Any, weights: int, gpu: str) -> dict[str, dict[str, Any]]:
+def speed(
+    args: argparse.Namespace, runs: dict, work: Any, settings: dict[str, Any], gpu: str
+) -> dict[str, dict[str, Any]]:
     """Of each way pairs/s, useful tokens/s (each prompt once, no padding; training tokens only) and, on a GPU, the part
-    of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once."""
+    of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once, where the
+    output layer has work at labels only and the embedding none."""
     found = {}
     for way, repeats in runs.items():
         walls = [run["wall"] for run in repeats]
@@ -170,7 +173,8 @@ def speed(args: argparse.Namespace, runs: dict, work: Any, weights: int, gpu: st
             "loss_difference": max(run["loss_difference"] for run in repeats) if compared else None,
         }
         if gpu:
-            operations = weights * work.useful_tokens * (6 * work.epochs + 2)
+            once = settings["body"] * work.useful_tokens + settings["head"] * work.labels
+            operations = once * (6 * work.epochs + 2)
             of["flops_used"] = operations / seconds / (args.peak_tflops * 1e12)
         found[way] = of
     return found
@@ -224,6 +228,9 @@ def describe(args: argparse.Namespace, model: Path) -> dict[str, Any]:
         given = getattr(args, name)
         settings[name] = Path(given).name if Path(given).exists() else given
     settings["weights"] = sum(p.numel() for p in shell.parameters())
+    head, words = (layer.weight for layer in (shell.get_output_embeddings(), shell.get_input_embeddings()))
+    settings["head"] = head.numel()
+    settings["body"] = settings["weights"] - words.numel() - (0 if head is words else head.numel())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     packages = ("torch", "transformers", "accelerate", *(["trl"] if any("trl" in way for way in args.ways) else []))
     return {

@@ -66,6 +66,11 @@ class Work:
         return sum(len(p) + len(r) + len(g) for p, r, g in self.rows)
 
     @property
+    def labels(self) -> int:
+        """Answer tokens of all pairs."""
+        return sum(len(r) + len(g) for _, r, g in self.rows)
+
+    @property
     def plan(self) -> Plan:
         """RMSprop, linear decay to 0 without warm-up; the order of the pairs comes from `seed`."""
         return Plan(

@@ -22,6 +22,9 @@ COMMON = {
 HEADS = {**COMMON, "head_dim": 8}
 GPT = {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.2}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+MASKED = {
+    **COMMON, **EXPERTS, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "decoder_sparse_step": 1,
+}  # fmt: skip
 FULL_HEADS = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
 GEMMA = {**HEADS, "sliding_window": 64, "query_pre_attn_scalar": 8}
 LENGTH = 30
@@ -47,6 +50,12 @@ KINDS = {
     "mistral, window 16": Kind("mistral", {**COMMON, "sliding_window": 16}, WINDOW),
     "mixtral": Kind("mixtral", {**COMMON, **EXPERTS, "sliding_window": None}),
     "qwen2": Kind("qwen2", COMMON),
+    "qwen2_moe": Kind("qwen2_moe", MASKED),
+    "qwen2_moe, window in the mask alone": Kind(
+        "qwen2_moe",
+        {**MASKED, "use_sliding_window": True, "sliding_window": 26, "max_window_layers": 0},
+        "its sliding window of 26 is shorter",
+    ),
     "qwen3": Kind("qwen3", HEADS),
     "qwen3_moe": Kind("qwen3_moe", {**HEADS, **EXPERTS, "moe_intermediate_size": 16, "decoder_sparse_step": 1}),
     "gemma": Kind("gemma", HEADS),

@@ -105,7 +105,7 @@ def test_flash_under_autocast_near_sdpa_and_the_probe_lets_it_pass(flash_attn) -
     has none): every model would be padded, with a note. What is faulty is still refused."""
     model = tiny_llama(torch.float32, "sdpa")
     sdpa, _ = forms_of(tiny_llama(torch.float32, "sdpa"))
-    plain = policy._probe(model, policy.pad_groups([policy._probe_group(model)], 3))
+    plain = policy._probe(model, policy.pad_groups(policy._probe_groups(model), 3))
     assert policy._cannot_pack(model, "flash_attention_2", head_of(model), plain, 64) == ""
     flash = Policy(model, 3, "bfloat16", "flash_attention_2", head_of(model))
     batch = flash.batch(GROUPS)

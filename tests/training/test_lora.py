@@ -264,13 +264,21 @@ def test_lora_in_a_profile() -> None:
         load_profile("demo", ["finetune.lora.rnk=8"])
     assert "lora" not in config_payload(Finetune())
     assert "quantize" not in config_payload(score_settings(Finetune()))
-    assert config_payload(score_settings(Finetune(lora=Lora(quantize="nf4"))))["quantize"] == "nf4"
+    assert (
+        config_payload(score_settings(Finetune(lora=Lora(quantize="nf4"), precision="bfloat16")))["quantize"] == "nf4"
+    )
+
+
+def test_lora_nf4_in_float32_refused() -> None:
+    """Catches a key that says float32 for a model that computes in bfloat16."""
+    with pytest.raises(ValueError, match="computes in bfloat16; set precision: bfloat16"):
+        Finetune(lora=Lora(quantize="nf4"))
 
 
 def test_lora_nf4_on_cpu_refused_in_a_sentence(tmp_path, inputs) -> None:
     """Catches a traceback of bitsandbytes, scores of the unquantised opponent for a quantised policy, and a policy
     trained unquantised where 4 bits were asked for."""
-    config = finetune_config(lora={"quantize": "nf4"})
+    config = finetune_config(lora={"quantize": "nf4"}, precision="bfloat16")
     with pytest.raises(BadInput, match=r"`score`.*run score again"):
         finetune.run(inputs, config, job_at(tmp_path / "stale", DIGESTS))
     how = score.Config(score=score_settings(config.finetune), chat=config.chat)
@@ -287,7 +295,7 @@ def test_evaluate_nf4_likelihood_is_of_the_unquantised_model(tmp_path, theta) ->
     write_rows(tree / "test_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in made_up_pairs(4)])
     found = []
     for quantize in ("none", "nf4"):
-        part = finetune_config(lora={"quantize": quantize})
+        part = finetune_config(lora={"quantize": quantize}, precision="bfloat16")
         settings = evaluate.Evaluate(exact_match="")
         config = evaluate.Config(evaluate=settings, chat=part.chat, score=score_settings(part.finetune), seed=1)
         found.append(evaluate.run({"model": theta, "rows": tree}, config, job_at(tmp_path / quantize)))
@@ -324,12 +332,14 @@ def test_qlora_starts_at_its_opponent_and_merges_into_unquantised_weights(
     """Catches scores of the unquantised opponent (the margin would not begin at 0) and B·A added to dequantised
     weights: untrained, θ_{t+1} must be θ_t; trained, the difference has the adapter's rank."""
     tree = inputs["pairs"][0]
-    config = finetune_config(lora={**LORA, "quantize": "nf4"}, lr=5e-3)
+    config = finetune_config(lora={**LORA, "quantize": "nf4"}, precision="bfloat16", lr=5e-3)
     how = score.Config(score=score_settings(config.finetune), chat=config.chat)
     job = job_at(tmp_path / "score", device=DEVICE)
     score.run({"model": theta, "pairs": tree}, how, job)
     outs = []
-    for number, settings in enumerate((config, finetune_config(lora={**LORA, "quantize": "nf4"}, lr=1e-300))):
+    for number, settings in enumerate(
+        (config, finetune_config(lora={**LORA, "quantize": "nf4"}, precision="bfloat16", lr=1e-300))
+    ):
         run = job_at(tmp_path / f"run{number}", DIGESTS, device=DEVICE)
         finetune.run({"model": theta, "pairs": [tree], "logps": [job.out]}, settings, run)
         outs.append(run.out)
