@@ -30,7 +30,7 @@ def test_second_run_everything_is_cached_in_prefects_own_states(run, finished, s
         latest = client.read_flow_runs(sort="START_TIME_DESC", limit=1)[0]
         for _ in range(300):
             runs = [r for r in client.read_task_runs(limit=200) if r.flow_run_id == latest.id]
-            if len(runs) == len(again) and all(r.state.is_final() for r in runs):
+            if len(runs) == len(again) and all(r.state and r.state.is_final() for r in runs):
                 break
             time.sleep(0.1)
     assert len(runs) == len(again)
