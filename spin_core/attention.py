@@ -1,11 +1,11 @@
 """Attention over packed groups, by a choice of kernels, as transformers' models call it (torch module).
 
 It is registered with transformers' attention interface as `NAME`, so no model code is touched; the `Layout` comes as a
-keyword through the model's forward. Where none comes (generation, padded batches) it is plain SDPA. Every kernel
-computes the blocks that are seen: per group the prompt and first answer, then each further answer against prompt and
-itself. One dense mask over the packed sequence would be exact as well, and compute the unseen blocks (1.2× slower per
-step, measured on CPU). What it is *not*: no fall-back (that is `policy`); a model that needs more than causal
-attention gets `CannotPack`.
+keyword through the model's forward. Where none comes (generation, padded batches) it is plain SDPA, or written out with
+the soft-cap on scores that SDPA has not. Every kernel computes the blocks that are seen: per group the prompt and first
+answer, then each further answer against prompt and itself. One dense mask over the packed sequence would be exact as
+well, and compute the unseen blocks (1.2× slower per step, measured on CPU). What it is *not*: no fall-back (that is
+`policy`); a model that needs more than causal attention gets `CannotPack`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Policy(torch.nn.Module):
         return torch.autocast(self.model.device.type, torch.bfloat16)
 
     def forward(self, batch: Batch) -> Tensor:
-        """log p(answer | prompt) of each sequence, float32 [S], in nats: the sum over its labels."""
+        """log p(answer | prompt) of each sequence, [S], in nats: the sum over its labels, float32 at least."""
         (head,) = self._head
         batch = batch.to(self.model.device)
         with self.autocast():

@@ -124,3 +124,26 @@ def test_pick_device_absent_gpu_refused() -> None:
     with pytest.raises(BadInput, match="is not a device"):
         pick_device(Runtime(device="gpu"))
     assert pick_device(Runtime(device="cpu")).type == "cpu"
+
+
+def test_load_model_router_noise_off(tmp_path) -> None:
+    """Catches experts chosen with noise while training: log-probs would differ from one pass to the next."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=4,
+            router_jitter_noise=0.5,
+        )
+    ).save_pretrained(tmp_path)
+    model = load_model(tmp_path, "cpu", train=True)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)

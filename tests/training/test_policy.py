@@ -46,6 +46,32 @@ def test_make_policy_wrong_kernel_noticed_and_padded(monkeypatch) -> None:
     check_logps(policy, tiny_llama(torch.float32))
 
 
+def test_make_policy_groups_that_see_each_other_noticed(monkeypatch) -> None:
+    """Catches a probe of a single group, which any leak from pair to pair passes: only the second group is wrong."""
+    right = attention.KERNELS["sdpa"]
+
+    def leaks(layout, query, key, value, scaling):
+        out = right(layout, query, key, value, scaling)
+        return torch.where(torch.from_numpy(layout.group > 0)[None, :, None, None], out.mean(1, keepdim=True), out)
+
+    monkeypatch.setitem(attention.KERNELS, "sdpa", leaks)
+    policy, notes = made(tiny_llama(torch.float32, "sdpa"))
+    assert not policy.packed and len(notes) == 1
+
+
+def test_make_policy_out_of_memory_in_the_probe_is_no_reason_to_pad() -> None:
+    """Catches a full GPU read as a model that cannot be packed: it would go on in the form that takes more memory."""
+    model = tiny_llama(torch.float32, "sdpa")
+
+    def full(module, args, kwargs):
+        if "layout" in kwargs:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.model.register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        made(model)
+
+
 def test_make_policy_positions_ignored_noticed(monkeypatch) -> None:
     """Catches a probe that cannot tell whether the second answer's positions begin again behind the prompt."""
     model = tiny_llama(torch.float32, "sdpa")
