@@ -1,8 +1,8 @@
 """Runs jobs in child processes, and makes sure that none outlives its purpose.
 
-Covered: time-out, a parent that ends in any way (the child sees its standard input end), a child that dies (its last
-lines of output are in the error), the group of processes that a child started. Not covered: a child stopped with
-SIGSTOP, when there is no time-out.
+Covered: time-out, a parent that ends in any way (the child sees its standard input end), a child that dies in any way
+(its guard sees it and ends its process group, so that no engine's own worker keeps a GPU; its last lines of output are
+in the error). Not covered: a child stopped with SIGSTOP, when there is no time-out; a process that left the group.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core import errors
-from spin_core.errors import StageFailed
+from spin_core.errors import ChildDied, StageFailed
 
 LAST_LINES = 20
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class ChildDied(StageFailed):
-    """The stage's process ended without an answer: killed, out of memory, crashed. Worth one more try."""
 
 
 def python_path() -> str:
@@ -37,11 +34,12 @@ def python_path() -> str:
 
 
 class Child:
-    """One process that serves one job at a time, in its own process group."""
+    """One process in its own process group. It serves one job at a time, or several that share an engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str = sys.executable, gpus: str = "") -> None:
+        shown = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "spin_core.worker"],
+            [python, "-P", "-m", "spin_core.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -49,108 +47,167 @@ class Child:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": python_path()},
+            env={**os.environ, "PYTHONPATH": python_path(), **shown},
         )
+        self._lock = threading.Lock()
+        self._jobs: dict[int, queue.Queue[dict | None]] = {}
+        self._count = 0
+        self._eof = False
         self._ended = False
         self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self._drain = threading.Thread(target=self._keep_last, daemon=True)
-        self._drain.start()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._keep_last, self._deal)]
+        for thread in self._threads:
+            thread.start()
 
     def _keep_last(self) -> None:
         assert self.process.stderr
         for line in self.process.stderr:
             self.last.append(line.rstrip())
 
-    def run(self, spec: dict, send: Callable[[dict], None], timeout: float = 0) -> dict:
-        """The summary of the job. Raises what the stage raised; ChildDied when there is no answer; StageFailed after
-        `timeout` seconds."""
-        assert self.process.stdin and self.process.stdout
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self.kill()
-
-        timer = threading.Timer(timeout, expire) if timeout else None
-        if timer:
-            timer.daemon = True
-            timer.start()
-        answered = False
-        try:
-            self.process.stdin.write(json.dumps(spec) + "\n")
-            self.process.stdin.flush()
+    def _deal(self) -> None:
+        """Hands each event to the job that it is of; None to all when the process ended or broke the protocol."""
+        assert self.process.stdout
+        with suppress(json.JSONDecodeError, KeyError, TypeError):
             for line in self.process.stdout:
                 event = json.loads(line)
-                answered = "progress" not in event
-                if not answered:
+                with self._lock:
+                    if event["job"] in self._jobs:
+                        self._jobs[event["job"]].put(event)
+        with self._lock:
+            self._eof = True
+            for events in self._jobs.values():
+                events.put(None)
+
+    def run(self, spec: dict, send: Callable[[dict], None], timeout: float = 0) -> dict:
+        """The summary of the job. Raises what the stage raised; ChildDied when there is no answer; StageFailed after
+        `timeout` seconds. Without an answer the process is ended, and with it every other job in it."""
+        events: queue.Queue[dict | None] = queue.Queue()
+        with self._lock:
+            self._count += 1
+            job = self._count
+            self._jobs[job] = events
+            if self._eof:
+                events.put(None)
+        answered = expired = False
+        try:
+            self._give({**spec, "job": job})
+            until = time.monotonic() + timeout
+            while event := events.get(timeout=max(0.0, until - time.monotonic()) if timeout else None):
+                if "progress" in event:
                     send(event["progress"])
                 elif "error" in event:
-                    raise getattr(errors, event["error"], StageFailed)(event["message"])
+                    kind = getattr(errors, event["error"], StageFailed)
+                    answered = kind is not ChildDied  # an engine died in it: what is left is of no use
+                    raise kind(event["message"] + (self._tail() if kind is ChildDied else ""))
                 else:
+                    answered = True
                     summary: dict = event["done"]
                     return summary
-        except (BrokenPipeError, json.JSONDecodeError):
-            pass
+        except queue.Empty:
+            expired = True
         finally:
-            if timer:
-                timer.cancel()
+            with self._lock:
+                del self._jobs[job]
             if not answered:  # whatever ended the wait, its answer must not be taken for the next job's
                 self.kill()
-        raise self._obituary(spec["module"].rpartition(".")[2], expired.is_set(), timeout)
-
-    def _obituary(self, stage: str, expired: bool, timeout: float) -> StageFailed:
+        stage = spec["module"].rpartition(".")[2]
         if expired:
-            return StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
+            raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
+        raise self._obituary(stage)
+
+    def _give(self, spec: dict) -> None:
+        assert self.process.stdin
+        with suppress(BrokenPipeError), self._lock:
+            self.process.stdin.write(json.dumps(spec) + "\n")
+            self.process.stdin.flush()
+
+    def _obituary(self, stage: str) -> StageFailed:
         code = self.process.returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
-        tail = "".join(f"\n  | {line}" for line in self.last)
-        return ChildDied(f"{stage}: its process ended without an answer, {how}{hint}.{tail}")
+        return ChildDied(f"{stage}: its process ended without an answer, {how}{hint}.{self._tail()}")
+
+    def _tail(self) -> str:
+        return "".join(f"\n  | {line}" for line in self.last)
 
     def kill(self) -> None:
         """End the process and every process that it started. Once: a reaped process's number may be another's by
         now."""
-        if self._ended:
-            return
-        self._ended = True
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._drain.join(timeout=1)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=1)
+
+
+@dataclass
+class _Slot:
+    """A place for one child; `process` says which jobs it can serve, `jobs` how many are in it now."""
+
+    gpus: str = ""
+    child: Child | None = None
+    process: str = ""
+    jobs: int = 0
 
 
 class Children:
     """At most `count` children, started when first needed and kept for the next job. A context manager: none is left
-    at its end."""
+    at its end.
 
-    def __init__(self, count: int) -> None:
-        self._slots: queue.Queue[Child | None] = queue.Queue()
-        for _ in range(count):
-            self._slots.put(None)
-        self._all: list[Child] = []
+    A job's `process` names the kind of child that it needs: "" for this interpreter, else one that serves this and
+    nothing else (vLLM with one model), under the interpreter `python`; up to `share` such jobs are in one child.
+    `gpus`: CUDA_VISIBLE_DEVICES of each place.
+    """
+
+    def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
+        self._slots = [_Slot(gpus[i] if gpus else "") for i in range(count)]
         self._closed = False
-        self._lock = threading.Lock()
+        self._free = threading.Condition()
 
     def run(self, spec: dict, send: Callable[[dict], None], timeout: float = 0) -> tuple[dict, float]:
-        """Wait for a free child and run the job in it: its summary, and the seconds it took, the wait not counted."""
-        child = self._slots.get()
+        """Wait for a free place and run the job in its child: the summary, and the seconds it took, the wait not
+        counted."""
+        slot, child = self._enter(spec)
         try:
-            with self._lock:
-                if self._closed:
-                    raise StageFailed(f"{spec['module'].rpartition('.')[2]}: the run is being ended.")
-                if child is None or child.process.poll() is not None:
-                    child = Child()
-                    self._all.append(child)
             began = time.monotonic()
             return child.run(spec, send, timeout), time.monotonic() - began
         finally:
-            self._slots.put(child)
+            with self._free:
+                slot.jobs -= 1
+                self._free.notify_all()
+
+    def _enter(self, spec: dict) -> tuple[_Slot, Child]:
+        process, share = spec.get("process", ""), spec.get("share", 1)
+        with self._free:
+            while True:
+                if self._closed:
+                    raise StageFailed(f"{spec['module'].rpartition('.')[2]}: the run is being ended.")
+                open_to = [s for s in self._slots if s.jobs == 0 or (s.process == process and s.jobs < share)]
+                if open_to:
+                    break
+                self._free.wait()
+            # An idle child of the kind, then an empty place, then another kind's, and last one that is at work.
+            slot = min(open_to, key=lambda s: (s.jobs, s.child is not None and s.process != process, s.child is None))
+            if slot.child is None or slot.process != process or slot.child.process.poll() is not None:
+                if slot.child is not None:
+                    slot.child.kill()  # gives its memory back before the next one takes some
+                slot.child = Child(spec.get("python") or sys.executable, slot.gpus)
+                slot.process = process
+            slot.jobs += 1
+            return slot, slot.child
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with self._free:
             self._closed = True
-        for child in self._all:
-            child.kill()
+            self._free.notify_all()
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.kill()

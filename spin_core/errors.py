@@ -18,5 +18,10 @@ class StageFailed(SpinloopError):
     """A stage began and did not finish; nothing of it was published."""
 
 
+class ChildDied(StageFailed):
+    """The stage's process, or one that it started, ended without an answer: killed, out of memory, crashed. Worth
+    another try, in a new process."""
+
+
 class StoreError(SpinloopError):
     """The artifact store cannot be read or written (full, read-only, wrong format)."""

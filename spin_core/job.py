@@ -27,7 +27,14 @@ class Runtime(Section):
     workers: int = Field(
         1, ge=1, le=64, description="Stage processes at work at once (generate shards are spread over them)."
     )
-    generate_batch: int = Field(32, ge=1, description="Prompts in one generation batch.")
+    generate_batch: int = Field(32, ge=1, description="Prompts in one generation batch (transformers engine).")
+    requests_in_flight: int = Field(128, ge=1, description="Prompts that one vLLM engine works on at once.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one vLLM engine; each worker has so many.")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="Part of a GPU's memory that vLLM takes.")
+    vllm_kv_gib: int = Field(4, ge=1, description="GiB of memory for vLLM's keys and values on CPU.")
+    vllm_python: str = Field(
+        "", description="Interpreter that has vLLM; empty: $SPINLOOP_VLLM_PYTHON, else .venv-vllm (`make vllm-env`)."
+    )
     score_tokens: int = Field(8192, ge=1, description="Tokens in one scoring pass (one pair or row at least).")
     micro_tokens: int = Field(
         2048,
@@ -80,6 +87,8 @@ class Job:
     runtime: Runtime = field(default_factory=Runtime)
     digests: dict[str, str | list[str]] = field(default_factory=dict)
     send: Callable[[dict], None] = lambda event: None
+    figures: dict[str, float] = field(default_factory=dict)
+    """What an engine measured of itself (tokens per second, …), for the record."""
     _noted: set[str] = field(default_factory=set)
 
     def note(self, text: str) -> None:

@@ -20,6 +20,7 @@ from types import ModuleType
 
 from spin_core import sources
 from spin_core.child import Children
+from spin_core.engines import vllm_env
 from spin_core.errors import StageFailed
 from spin_core.job import Runtime
 from spin_core.section import Section
@@ -27,6 +28,7 @@ from spin_core.store import keys
 from spin_core.store.code import code_digest
 from spin_core.store.store import Record, Store
 
+SHARE = 2  # jobs in one engine: while the last answers of one shard end, the next shard's are at work
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "prefect", "numpy")
 
 
@@ -91,10 +93,12 @@ def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
     payload = step.payload(inputs)
     record = store.lookup(step.stage, keys.key_of(payload))
     if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
-        store.notes.append(
-            f"{step.stage} {record.key[:6]} was computed by other code than today's, of the same VERSION "
-            f"{step.module.VERSION}; it is used as it is."
+        note = (
+            f"{step.stage}: results that other code than today's computed, of the same VERSION {step.module.VERSION}, "
+            "are used as they are."
         )
+        if note not in store.notes:  # once, not for each of hundreds of shards
+            store.notes.append(note)
     return record
 
 
@@ -118,6 +122,7 @@ def compute(
             "runtime": runtime.model_dump(),
             "out": str(out),
             "scratch": str(store.scratch(step.stage, key)),
+            **environment(step, runtime, _digests(inputs)),
         }
         try:
             summary, seconds = children.run(spec, send, runtime.stage_timeout)
@@ -129,6 +134,16 @@ def compute(
         record = store.publish(payload, out, made)
         store.drop_scratch(step.stage, key)
         return record, False
+
+
+def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> dict:
+    """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may name another
+    interpreter; a process of that is kept for one model. Raises BadInput where there is no such interpreter."""
+    asked = getattr(step.module, "environment", None)
+    if asked is None or not (name := asked(step.config, runtime)):
+        return {}
+    python = vllm_env.interpreter(runtime.vllm_python)
+    return {"process": f"{name} {digests['model']}", "python": python, "share": SHARE}
 
 
 def facts(step: Step, summary: dict, seconds: float) -> dict:

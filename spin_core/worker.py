@@ -3,7 +3,8 @@
 Jobs come in as JSON lines on standard input, events go out as JSON lines on what was standard output; prints of
 libraries go to standard error, whose last lines the parent keeps for its error message. One child runs many jobs, so
 a model that several shards need is loaded once. When standard input ends, the parent is gone (however it went,
-SIGKILL included), and the child ends its whole process group. It needs `spin_core` only: no Prefect.
+SIGKILL included), and the child ends its whole process group; when the child itself is killed, its guard does. It needs
+`spin_core` only: no Prefect.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import TextIO
@@ -32,15 +34,39 @@ QUIET = {
 }
 
 
+GUARD_SECONDS = 0.2
+WRITING = threading.Lock()
+
+
 def main() -> None:
-    """Serve jobs until standard input ends."""
+    """Serve jobs until standard input ends: one after the other, or side by side those that share an engine."""
+    _start_guard()
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     while True:
-        _serve(json.loads(jobs.get()), events)
+        spec = json.loads(jobs.get())
+        if spec.get("share", 1) > 1:
+            threading.Thread(target=_serve, args=(spec, events), daemon=True).start()
+        else:
+            _serve(spec, events)
+
+
+def _start_guard() -> None:
+    """A second process that does nothing but end the group when this one is gone: SIGKILL leaves no time to end an
+    engine's own workers, and where the parent was killed too, nobody else would. A process that leads no group has
+    none to end."""
+    worker = os.getpid()
+    if os.getpgrp() != worker or os.fork():
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(0, 1024)  # an open end of the parent's pipes would hide the death from the parent
+    while os.getppid() == worker:
+        time.sleep(GUARD_SECONDS)
+    os.killpg(worker, signal.SIGKILL)
 
 
 def _read(jobs: queue.Queue[str]) -> None:
@@ -53,7 +79,8 @@ def _read(jobs: queue.Queue[str]) -> None:
 
 def _serve(spec: dict, events: TextIO) -> None:
     def send(event: dict) -> None:
-        events.write(json.dumps(event) + "\n")
+        with WRITING:
+            events.write(json.dumps({"job": spec["job"], **event}) + "\n")
 
     try:
         send({"done": run_spec(spec, lambda event: send({"progress": event}))})

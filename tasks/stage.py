@@ -18,13 +18,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from spin_core.child import ChildDied
-from spin_core.errors import SpinloopError, StageFailed
+from spin_core.errors import ChildDied, SpinloopError, StageFailed
 from spin_core.step import Step, compute, look_up
 from spin_core.store import keys
 from tasks.run import Run
 
-RETRIES = 1
+RETRIES = 2  # of a step whose process died; a shard may be hit twice before its machine is at fault
 
 
 def stage(module: ModuleType) -> Callable:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.child import Child, ChildDied, Children
-from spin_core.errors import BadInput, StageFailed
+from spin_core.child import Child, Children
+from spin_core.errors import BadInput, ChildDied, StageFailed
 
 STAGE = '''
 """Stages that misbehave, for the tests of the child processes."""
@@ -136,7 +136,7 @@ def test_closed_children_take_no_job(spec):
         pass
     with pytest.raises(StageFailed, match="being ended"):
         children.run(spec("work"), print)
-    assert not children._all
+    assert all(slot.child is None for slot in children._slots)
 
 
 def test_child_is_its_own_process_group():

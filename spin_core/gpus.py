@@ -1,0 +1,41 @@
+"""Which GPUs each stage process sees. Asks the driver's own tool, not torch, which the parent never loads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from spin_core.errors import BadInput
+from spin_core.job import Runtime
+
+
+def visible() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return listed.stdout.split()
+
+
+def groups(runtime: Runtime, gpus: list[str]) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each of `runtime.workers` processes: `tensor_parallel` GPUs each, none shared while there
+    are enough. Empty where nothing is to be divided: one process, no GPU, or a device that the user chose.
+
+    Raises BadInput where one process's GPUs are not there. With fewer GPUs than workers some are shared, which suits
+    small models only.
+    """
+    each = runtime.tensor_parallel
+    if not gpus or runtime.device not in ("auto", "cuda") or runtime.workers == each == 1:
+        return []
+    if each > len(gpus):
+        raise BadInput(
+            f"runtime.tensor_parallel is {each}, and {len(gpus)} GPUs are visible; lower it, or show more of them in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    places = len(gpus) // each
+    return [",".join(gpus[(i % places) * each : (i % places + 1) * each]) for i in range(runtime.workers)]
