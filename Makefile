@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format setup clean demo-seeds bench-train
+.PHONY: demo test check format setup clean demo-seeds bench-train vllm-env
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -18,6 +18,8 @@ demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table 
 
 bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
+
+vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.engine=vllm (VLLM=cpu or cuda; else what is found)
 
 check: .venv/dev             ## lint and types only
 	$(BIN)/ruff check .
@@ -46,5 +48,9 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@ .venv/ready
 
+.venv-vllm/ready: deployments/vllm-env.sh
+	PYTHON="$(PYTHON)" deployments/vllm-env.sh .venv-vllm
+	touch $@
+
 clean:
-	rm -rf .venv .spinloop
+	rm -rf .venv .venv-vllm .spinloop

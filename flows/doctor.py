@@ -1,0 +1,82 @@
+"""`spinloop doctor`: what this machine has for spinloop, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from spin_core import gpus
+from spin_core.engines import vllm_env
+from spin_core.errors import SpinloopError
+from spin_core.store.store import Store
+
+NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
+OPTIONAL = {
+    "flash_attn": "runtime.attn_implementation: flash_attention_2",
+    "bitsandbytes": "finetune.lora.quantize: nf4",
+    "liger_kernel": "runtime.liger",
+    "deepspeed": "finetune over several GPUs",
+}
+
+Line = tuple[str, str, str]
+"""(`ok`, `missing` or `-` for what is not needed, what was looked at, what was found or what to do)."""
+
+
+def diagnose(store: str) -> list[Line]:
+    """Look at the interpreter, the packages, GPUs, vLLM's environment and the store. Starts vLLM's interpreter (5 to
+    20 s) where there is one; writes nothing but a file that it takes away again."""
+    return [_python(), *_packages(), _gpus(), _vllm(), _store(store)]
+
+
+def _python() -> Line:
+    return "ok", "python", f"{platform.python_version()} {sys.executable}"
+
+
+def _packages() -> list[Line]:
+    lines: list[Line] = []
+    for name in NEEDED:
+        try:
+            lines.append(("ok", name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            lines.append(("missing", name, "`pip install -e .` in the checkout (or `make setup`)"))
+    for name, use in OPTIONAL.items():
+        if find_spec(name):
+            lines.append(("ok", name, f"for {use}"))
+        else:
+            lines.append(("-", name, f"not installed; only for {use}: `pip install {name.replace('_', '-')}`"))
+    return lines
+
+
+def _gpus() -> Line:
+    found = gpus.visible()
+    if found:
+        return "ok", "GPUs", ", ".join(found)
+    return "-", "GPUs", f"none (no nvidia-smi, or CUDA_VISIBLE_DEVICES is empty); {os.cpu_count()} CPU cores are used"
+
+
+def _vllm() -> Line:
+    place = vllm_env.place("")
+    if not place.exists():
+        return "-", "vllm", f"no {place}; only for generate.engine: vllm: `make vllm-env`"
+    try:
+        return "ok", "vllm", f"{vllm_env.version('')} {place}"
+    except SpinloopError as error:
+        return "missing", "vllm", str(error)
+
+
+def _store(folder: str) -> Line:
+    try:
+        if Path(folder).exists():
+            Store(Path(folder), create=False).check_writable()
+    except SpinloopError as error:
+        return "missing", "store", str(error)
+    above = next(p for p in [Path(folder), *Path(folder).parents] if p.exists())
+    free = shutil.disk_usage(above).free / 2**30
+    if not os.access(above, os.W_OK):
+        return "missing", "store", f"{above} cannot be written; name another --store"
+    return "ok", "store", f"{folder}, {free:,.0f} GiB free"

@@ -1,0 +1,193 @@
+"""Sampling with vLLM: continuous batching, paged attention, one engine for all shards of its process.
+
+Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own
+(`draws`), so its answer is a function of model, prompt, settings, seed and the logits' rounding. Which rows are computed together
+differs from run to run, and with it the rounding (1e-6 in float32, 1e-2 in bfloat16): an answer differs where a draw
+falls that close to the border between two tokens. How often that was: README, "Which answers are the same".
+Several jobs may call `sample` at once, from threads: while one shard's last rows end, the next shard's are at work.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spin_core.engines import Answer, Request, Sampling
+from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.job import Job, Runtime
+
+SETTINGS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # a fork of a process with threads can hang
+    # The scheduler runs in this process: one process less to start (12 s on 2 cores), to watch and to end.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no logits processor, and that is how rows draw
+}
+
+
+def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: Job, label: str) -> list[Answer]:
+    """One answer for each request, in the order of the requests. Raises BadInput for a model or setting that vLLM
+    refuses, ChildDied when its engine died."""
+    began = time.monotonic()
+    shared, loaded = _shared(model_path, sampling, job.runtime)
+    ready = time.monotonic()
+    mine = [_Row(request, sampling) for request in requests]
+    shared.add(mine, sampling)
+    flying = 0
+    steps = 0
+    with job.progress(label, len(requests), "prompts") as bar:
+        done = 0
+        while waiting := sum(row.finish == "" for row in mine):
+            flying, steps = flying + shared.step(mine), steps + 1
+            waiting = sum(row.finish == "" for row in mine)
+            rate = sum(len(row.tokens) for row in mine) / (time.monotonic() - ready)
+            bar.advance(len(mine) - waiting - done, **{"tokens/s": rate, "in flight": shared.flying})
+            done = len(mine) - waiting
+    tokens = sum(len(row.tokens) for row in mine)
+    job.figures |= {
+        "tokens_per_second": tokens / max(time.monotonic() - ready, 1e-9),
+        "in_flight_mean": flying / max(steps, 1),
+        "load_seconds": ready - began if loaded else 0.0,
+    }
+    return [row.answer() for row in mine]
+
+
+class _Row:
+    """A request at work."""
+
+    def __init__(self, request: Request, sampling: Sampling):
+        self.request, self.sampling = request, sampling
+        self.tokens: list[int] = []
+        self.logps: list[float] = []
+        self.finish = ""
+
+    def take(self, output: Any) -> None:
+        """What one step added."""
+        self.tokens += output.token_ids
+        if self.sampling.logprobs:
+            self.logps += [found[token].logprob for token, found in zip(output.token_ids, output.logprobs, strict=True)]
+        self.finish = output.finish_reason or ""
+
+    def answer(self) -> Answer:
+        if self.finish not in ("stop", "length"):
+            raise StageFailed(f"row {self.request.id}: vLLM ended its answer with {self.finish!r}; run again.")
+        return Answer(self.request.id, self.tokens, self.finish, self.logps if self.sampling.logprobs else None)
+
+
+class _Shared:
+    """One vLLM engine, driven by whichever thread waits for answers."""
+
+    def __init__(self, engine: Any, key: tuple):
+        self.engine, self.key = engine, key
+        self.rows: dict[str, _Row] = {}
+        self.count = 0
+        self.lock = threading.Lock()
+        self.flying = 0
+
+    def add(self, rows: list[_Row], sampling: Sampling) -> None:
+        # Longest prompts first: what is left at the end is short.
+        with self.lock:
+            for row in sorted(rows, key=lambda row: (-len(row.request.prompt), row.request.id)):
+                name = str(self.count)
+                self.count += 1
+                self.rows[name] = row
+                prompt = {"prompt_token_ids": row.request.prompt}
+                self.engine.add_request(name, prompt, _params(row.request, sampling))
+
+    def step(self, mine: list[_Row]) -> int:
+        """One step of the engine, unless another thread's step ended all of `mine`. The rows in flight."""
+        with self.lock:
+            if all(row.finish for row in mine):
+                return self.flying
+            try:
+                outputs = self.engine.step()
+            except Exception as error:
+                raise ChildDied(f"vLLM's engine died ({type(error).__name__}: {error})") from error
+            for output in outputs:
+                row = self.rows[output.request_id]
+                row.take(output.outputs[0])
+                if row.finish:
+                    del self.rows[output.request_id]
+            self.flying = min(len(self.rows), self.engine.vllm_config.scheduler_config.max_num_seqs)
+            return self.flying
+
+
+_engine: _Shared | None = None
+_starting = threading.Lock()
+
+
+def _shared(model_path: Path, sampling: Sampling, runtime: Runtime) -> tuple[_Shared, bool]:
+    """The engine of this model, and whether it was started for this call. One is kept; another model ends it first,
+    as no job of the earlier one is left then (an iteration begins when the one before has ended)."""
+    global _engine
+    key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
+    with _starting:
+        if _engine is not None and _engine.key == key:
+            return _engine, False
+        if _engine is not None:
+            raise ChildDied("vLLM serves one model in a process")
+        _engine = _Shared(_start(*key, runtime), key)
+        return _engine, True
+
+
+def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:
+    """A vLLM engine. On CPU in float32, as the transformers engine; on GPU in the model's own dtype."""
+    os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    import torch
+
+    cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    if cpu:
+        threads = runtime.threads or len(os.sched_getaffinity(0))
+        # vLLM would bind its threads to cores that it counts itself, and leave one of two cores idle.
+        os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime.vllm_kv_gib)
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    try:
+        args = EngineArgs(
+            model=str(model_path),
+            dtype="float32" if cpu else "auto",
+            load_format="safetensors",
+            generation_config="vllm",  # else the model's own penalties would enter
+            max_model_len=length,
+            max_num_seqs=runtime.requests_in_flight,
+            tensor_parallel_size=runtime.tensor_parallel,
+            gpu_memory_utilization=runtime.gpu_memory,
+            enforce_eager=cpu,
+            skip_tokenizer_init=not decodes,
+            async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
+            logits_processors=["spin_core.engines.vllm_draws:RowDraws"],
+            disable_log_stats=True,
+            seed=0,
+        )
+        return LLMEngine.from_engine_args(args)
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise BadInput(f"{model_path}: vLLM {metadata.version('vllm')} does not take this model ({said})") from error
+
+
+def _params(request: Request, sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,  # RowDraws leaves one token
+        max_tokens=sampling.max_new_tokens,
+        min_tokens=sampling.min_new_tokens,
+        stop_token_ids=sorted(sampling.stop_ids),
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        ignore_eos=True,  # `stop_ids` has it
+        logprobs=0 if sampling.logprobs else None,
+        detokenize=bool(sampling.stop),
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args={"seed": f"{request.seed:x}", "temperature": sampling.temperature, "top_p": sampling.top_p},
+    )

@@ -1,0 +1,44 @@
+"""Where vLLM is. It cannot share an environment with Prefect (vLLM 0.32 needs FastAPI below 0.137, Prefect 0.139), so
+it has an interpreter of its own, which `make vllm-env` builds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from spin_core.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ".venv-vllm"
+ASK = "import importlib.metadata as m, vllm; print(vllm.__version__)"
+
+
+def place(setting: str) -> Path:
+    """The interpreter that `runtime.vllm_python`, the environment or the checkout names, whether or not it is there."""
+    named = setting or os.environ.get("SPINLOOP_VLLM_PYTHON", "")
+    return Path(named).expanduser() if named else ROOT / FOLDER / "bin" / "python"
+
+
+def interpreter(setting: str) -> str:
+    """That interpreter. Raises BadInput, with the remedy, where there is none. Does not ask whether vLLM works."""
+    path = place(setting)
+    if not os.access(path, os.X_OK):
+        raise BadInput(
+            f"generate.engine vllm: there is no interpreter {path}; run `make vllm-env`, or name one that has vLLM in "
+            "runtime.vllm_python or $SPINLOOP_VLLM_PYTHON"
+        )
+    return str(path)
+
+
+def version(setting: str) -> str:
+    """vLLM's version there. Starts it (5 to 20 s). Raises BadInput with the last line of what it said."""
+    path = interpreter(setting)
+    try:
+        asked = subprocess.run([path, "-P", "-c", ASK], capture_output=True, text=True, check=False, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"{path}: does not start ({error}); run `make vllm-env` again") from error
+    if asked.returncode:
+        last = (asked.stderr.strip().splitlines() or ["no output"])[-1]
+        raise BadInput(f"{path}: vLLM does not import there ({last}); run `make vllm-env` again")
+    return asked.stdout.strip().splitlines()[-1]
