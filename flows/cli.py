@@ -1,4 +1,4 @@
-"""The command line `spinloop`: run, plan, report, and the store's own commands.
+"""The command line `spinloop`: run, plan, report, doctor, and the store's own commands.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -10,10 +10,14 @@ import argparse
 import json
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from spin_core.config import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
+from spin_core.step import title
+from tasks.ledger import Entry
+from tasks.throughput import iteration
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -67,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, command, text in (
         ("run", _run, "Run a profile; what the store has is not computed again."),
-        ("plan", _plan, "Show which steps would run, which are cached, and why. Nothing is executed."),
+        (
+            "plan",
+            _plan,
+            "Show which steps would run, which are cached, and why. Computes nothing but reads and cuts a dataset that "
+            "the store does not have, to say how many answers are missing; writes nothing to the store.",
+        ),
     ):
         sub = add(commands, name, command, text)
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -83,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
     sub = add(commands, "report", _report, "Print a run's table and the path of its report.")
     sub.add_argument("run", nargs="?", help="name of a run (default: the latest)")
+    add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     store = commands.add_parser("store", help="Look at and tend the artifact store.")
     within = store.add_subparsers(required=True, metavar="COMMAND")
     from flows import store_cli
@@ -122,7 +132,8 @@ def _run(args: argparse.Namespace) -> None:
         raise SpinloopError(f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or unset the variable.")
     # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
     server = None if url else EmbeddedServer()
-    from flows.spin import check, spin
+    from flows.plan import check
+    from flows.spin import spin
 
     check(config, args.store, base_dir)
 
@@ -147,7 +158,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from flows.spin import plan
+    from flows.plan import plan
 
     ledger, notes = plan(config, args.store, base_dir)
     for note in notes:
@@ -155,12 +166,53 @@ def _plan(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([vars(entry) for entry in ledger]))
         return
-    width = max(len(entry.title) for entry in ledger)
-    for entry in ledger:
-        cost = f" {entry.seconds:.1f} s saved" if entry.seconds is not None else ""
-        print(f"{entry.state:<9}  {entry.title:<{width}}  {entry.key[:6] + cost if entry.key else entry.why}")
+    lines = _plan_lines(ledger)
+    width = max(len(name) for _, name, _ in lines)
+    for state, name, told in lines:
+        print(f"{state:<9}  {name:<{width}}  {told}")
     cached = sum(entry.state == "cached" for entry in ledger)
     print(f"{cached} cached, {len(ledger) - cached} would run.")
+
+
+def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
+    """(state, title, what is told) of each step for people; the shards of one iteration are one line."""
+    lines = []
+    for (stage, place), group in groupby(ledger, lambda entry: (entry.stage, _place(entry))):
+        entries = list(group)
+        first = next((entry for entry in entries if entry.state != "cached"), entries[0])
+        if "rows" in first.summary and stage == "generate":
+            lines.append((first.state, title(stage, place), _shards_told(entries, first)))
+        else:
+            lines.append((first.state, first.title, _cost(first.key, entries) if first.key else first.why))
+    return lines
+
+
+def _place(entry: Entry) -> str:
+    return iteration(entry.label) if entry.stage == "generate" else entry.label
+
+
+def _shards_told(entries: list[Entry], first: Entry) -> str:
+    rows = sum(entry.summary["rows"] for entry in entries)
+    if first.state == "cached":
+        return f"{len(entries):,} shards, {rows:,} rows{_cost('', entries)}"
+    missing = [entry for entry in entries if entry.state != "cached"]
+    would = sum(entry.summary["rows"] for entry in missing)
+    return f"{len(missing):,} of {len(entries):,} shards would run, {would:,} of {rows:,} rows: {first.why}"
+
+
+def _cost(key: str, entries: list[Entry]) -> str:
+    seconds = [entry.seconds for entry in entries if entry.seconds is not None]
+    return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from flows.doctor import diagnose
+
+    lines = diagnose(args.store)
+    for state, what, told in lines:
+        print(f"{state:<8} {what:<16} {told}")
+    if missing := [what for state, what, _ in lines if state == "missing"]:
+        raise SpinloopError(f"{', '.join(missing)}: needed and not in order; the lines above say what to do.")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -15,20 +15,19 @@ base model ─► (sft) ─► θ_0                                 │
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.store.store import NAME, Store
+from spin_core.store.store import Store
 from tasks.demo import demo_model, demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.gather import gather
 from tasks.generate import generate
-from tasks.ledger import Entry
 from tasks.reformat import reformat
 from tasks.report import report
 from tasks.run import Run
@@ -108,20 +107,7 @@ def sources(run: Run) -> tuple[list, object]:
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
     """Run every iteration of a profile. What the store already has is not computed again."""
     artifacts = Store(Path(store))
-    with artifacts.using(), Children(config.runtime.workers) as children:
+    seen = gpus.groups(config.runtime, gpus.visible())
+    with artifacts.using(), Children(config.runtime.workers, seen) as children:
         run = Run(config, artifacts, children, Path(base_dir))
         return run.finish(lambda: dag(run).result())
-
-
-def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
-    """What a run would do: its ledger, and what the store has to say of itself. Computes nothing."""
-    with TemporaryDirectory() as empty:
-        artifacts = Store(Path(store), create=False) if (Path(store) / NAME).exists() else Store(Path(empty))
-        run = Run(config, artifacts, Children(0), base_dir, planning=True)
-        dag(run)
-    return run.ledger, artifacts.notes
-
-
-def check(config: Config, store: str, base_dir: Path) -> None:
-    """Raise what is wrong with the store or the sources before anything is waited for."""
-    sources(Run(config, Store(Path(store)), Children(0), base_dir, planning=True))

@@ -2,13 +2,15 @@
 
 from spin_core.sources import is_local
 from spin_core.stages import report as core
+from spin_core.store import keys
 from tasks.run import Run
 from tasks.stage import stage
 
 
 @stage(core)
 def report(run: Run, lines: list[dict], inputs: dict[str, list]):
-    profile = run.config.model_dump(mode="json", exclude={"runtime"})
+    profile = keys.config_payload(run.config)
+    del profile["runtime"]
     # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
     for section, field in (("model", "path"), ("dataset", "path"), ("dataset", "test_path")):
         place = profile[section][field]

@@ -10,24 +10,23 @@ from spin_core import sources
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.errors import SpinloopError, StoreError
-from spin_core.step import Ref, Step, look_up, shards, source
-from spin_core.store.explain import explain
+from spin_core.step import Ref, Step, shards, source
 from spin_core.store.store import Record, Store
-from tasks.ledger import Entry, Pending, lay_out, run_name, waits_for
+from tasks.ledger import Entry, Pending, lay_out, run_name
+from tasks.planning import Planner
 from tasks.progress import Progress
+from tasks.throughput import Throughput
 
 
 class Run:
     """Config, store and child processes of one run. Not a dataclass: Prefect would walk through it as a parameter."""
 
-    def __init__(self, config: Config, store: Store, children: Children, base_dir: Path, planning: bool = False):
-        self.config, self.store, self.children, self.base_dir, self.planning = (
-            config,
-            store,
-            children,
-            base_dir,
-            planning,
-        )
+    def __init__(
+        self, config: Config, store: Store, children: Children, base_dir: Path, planning: Planner | None = None
+    ):
+        self.config, self.store, self.children = config, store, children
+        self.base_dir, self.planning = base_dir, planning
+        self.throughput = Throughput()
         self.ledger: list[Entry] = []
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
@@ -42,7 +41,8 @@ class Run:
         """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
         if isinstance(rows, Pending):
             return [rows]
-        return list(shards(self.store, rows if isinstance(rows, Ref) else rows.result()))
+        ref = rows if isinstance(rows, Ref) else rows.result()
+        return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         """Enter a finished step into the ledger; its output as a Ref."""
@@ -50,23 +50,15 @@ class Run:
         state = "Cached" if cached else "ran"
         self.ledger.append(Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary))
         self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
+        self.throughput.add(step, record, cached)
+        if step.stage == "gather" and (line := self.throughput.line(step.label)):
+            self.progress.step(line, None)
         return Ref(digest=record.digest)
 
     def plan(self, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
-        """Look the step up without running it, and enter into the ledger what would happen and why."""
-        if (waits := waits_for(inputs)) is not None:
-            self.ledger.append(
-                Entry(step.stage, step.label, "", "would run", why=f"reads what {waits.step} will write")
-            )
-            return Pending(step.title)
-        record = look_up(self.store, step, inputs)
-        if record is None:
-            why = explain(self.store, step.payload(inputs))
-            self.ledger.append(Entry(step.stage, step.label, "", "would run", why=why))
-            return Pending(step.title)
-        seconds = record.facts.get("seconds")
-        self.ledger.append(Entry(step.stage, step.label, record.key, "cached", seconds, record.digest))
-        return Ref(digest=record.digest)
+        """Enter into the ledger what would happen to the step and why; its output, as far as it is known."""
+        assert self.planning
+        return self.planning.step(self, step, inputs)
 
     def finish(self, outcome: Any) -> dict:
         """Wait for the last step and lay out `runs/<name>/` for people; after a failure too, for what did finish.
@@ -87,8 +79,10 @@ class Run:
         if ref is None:
             with suppress(StoreError):  # the first failure is what is told; often it is this one
                 lay_out(self.store, name, self.titles, self.ledger, None)
+                self.throughput.write(self.store, name)
             raise self.failures[0]
         folder = lay_out(self.store, name, self.titles, self.ledger, self.store.tree(ref.digest))
+        self.throughput.write(self.store, name)
         ran = sum(entry.state == "ran" for entry in self.ledger)
         counts = {"ran": ran, "cached": len(self.ledger) - ran, "notes": self.store.notes}
         return {"run": name, "folder": str(folder), "report": str(folder / "report.html"), **counts}
