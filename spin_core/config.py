@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from spin_core import engine_logps
 from spin_core.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
 from spin_core.section import Section
 from spin_core.stages.evaluate import Evaluate
-from spin_core.stages.finetune import Finetune
+from spin_core.stages.finetune import Finetune, score_settings
 from spin_core.stages.gather import Gather
 from spin_core.stages.generate import Generate
 from spin_core.stages.reformat import Dataset
@@ -80,10 +81,22 @@ class Config(Section):
                 )
             if at.finetune.stop_epoch > at.finetune.schedule_epochs:
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
+            if at.finetune.engine_logps:
+                self._engine_logps_are_there(t, where)
         for name, part in (("sft", self.sft), ("control", self.control)):
             if part and self.chat.max_prompt_length >= part.max_length:
                 raise ValueError(f"chat.max_prompt_length must be below {name}.max_length")
         return self
+
+    def _engine_logps_are_there(self, t: int, where: str) -> None:
+        if why := engine_logps.unusable(score_settings(self.at(t).finetune), self.chat):
+            raise ValueError(f"finetune.engine_logps{where}: {why}")
+        for made in range(max(0, t + 1 - self.history), t + 1):
+            if not self.at(made).generate.logprobs:
+                raise ValueError(
+                    f"finetune.engine_logps{where} needs generate.logprobs: true in iteration {made}, whose pairs it "
+                    "trains on"
+                )
 
     def at(self, t: int) -> Config:
         """The config of iteration `t` (from 0), its overrides applied."""

@@ -134,7 +134,8 @@ def _change(start: Model, model: Model, kind: str) -> dict | None:
 
 
 def _pairs(quality: dict) -> dict | None:
-    """Shares of the answers generated for the training rows; `rows` counts them before any is dropped."""
+    """Shares of the answers generated for the training rows; `rows` counts them before any is dropped. `rejected`: rows
+    beside them whose prompt was too long to be answered."""
     part = quality.get("train")
     part = part if isinstance(part, dict) else {}
     rows = number(part.get("rows"))
@@ -145,7 +146,9 @@ def _pairs(quality: dict) -> dict | None:
         "truncated": number(part.get("truncated")),
         "empty": number(part.get("empty")),
     }
-    return {"rows": int(rows), **{name: None if count is None else count / rows for name, count in counts.items()}}
+    shares = {name: None if count is None else count / rows for name, count in counts.items()}
+    rejected = number(part.get("rejected"))  # only where there are any, and not among `rows`
+    return {"rows": int(rows), **shares, **({"rejected": int(rejected)} if rejected else {})}
 
 
 # --- text --------------------------------------------------------------------------------
@@ -200,7 +203,7 @@ def cells(row: dict) -> list[tuple[str, str, str]]:
         ("accuracy", show(row["accuracy"]), ""),
         ("identical", percent(pairs.get("identical")), ""),
         ("truncated", percent(pairs.get("truncated")), ""),
-        ("empty", percent(pairs.get("empty")), ""),
+        ("empty", percent(pairs.get("empty")), f"{pairs['rejected']:,} rejected" if "rejected" in pairs else ""),
     ]
 
 

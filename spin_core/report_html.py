@@ -54,7 +54,7 @@ PAGE = """<!doctype html>
 <dt>Δ</dt><dd>Difference from the start (θ_0). Small print: held-out rows that became right (gained) and wrong (lost).</dd>
 <dt>NLL</dt><dd>Mean negative log-likelihood per token of the real answers; lower is better. SPIN does not optimise it and may raise it.</dd>
 <dt>margin, accuracy</dt><dd>β times the gap of log-ratios between real and generated answers against the iteration's opponent, and the share of rows where it is positive (a tie counts half).</dd>
-<dt>identical, truncated, empty</dt><dd>Shares of the generated answers, before any is dropped, that equal the real one, were cut at the length cap, or are empty.</dd>
+<dt>identical, truncated, empty</dt><dd>Shares of the generated answers, before any is dropped, that equal the real one, were cut at the length cap, or are empty. Small print: further rows without an answer, as their prompt does not fit into the model's context (rejected).</dd>
 <dt>–</dt><dd>Not measured in this run, or not finite.</dd>
 </dl>
 </details>

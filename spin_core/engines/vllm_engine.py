@@ -1,9 +1,9 @@
 """Sampling with vLLM: continuous batching, paged attention, one engine for all shards of its process.
 
 Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own
-(`draws`), so its answer is a function of model, prompt, settings, seed and the logits' rounding. Which rows are computed together
-differs from run to run, and with it the rounding (1e-6 in float32, 1e-2 in bfloat16): an answer differs where a draw
-falls that close to the border between two tokens. How often that was: README, "Which answers are the same".
+(`draws`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
+computed together differs from run to run, and with it the rounding (1e-6 in float32, 1e-2 in bfloat16): an answer
+differs where a draw falls that close to the border between two tokens. README says how often that was.
 Several jobs may call `sample` at once, from threads: while one shard's last rows end, the next shard's are at work.
 """
 
@@ -187,7 +187,7 @@ def _params(request: Request, sampling: Sampling) -> Any:
         ignore_eos=True,  # `stop_ids` has it
         logprobs=0 if sampling.logprobs else None,
         detokenize=bool(sampling.stop),
-        skip_special_tokens=False,
+        skip_special_tokens=True,  # as the transformers engine looks for stop strings
         output_kind=RequestOutputKind.DELTA,
         extra_args={"seed": f"{request.seed:x}", "temperature": sampling.temperature, "top_p": sampling.top_p},
     )

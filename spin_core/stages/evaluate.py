@@ -71,6 +71,12 @@ class Config(Section):
     """As in `finetune:`, so that rewards and loss are what the model was trained by."""
     seed: int
 
+    @field_validator("score")
+    @classmethod
+    def _computes_its_own(cls, value: Score) -> Score:
+        """Where the opponent's log-probs came from is score's matter: the same figures keep their key."""
+        return value.model_copy(update={"engine_logps": False})
+
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write metrics.json and rows.jsonl; give the metrics. Raises BadInput where rows, pairs and scores do not belong

@@ -110,6 +110,13 @@ class Finetune(Section):
         json_schema_extra={"omit_default": True},
     )
 
+    engine_logps: bool = Field(
+        False,
+        description="Take the opponent's log-probs of its own answers as the engine found them while it sampled "
+        "(`generate.logprobs: true`), where a sample agrees with score's own; float32 and exact collation only.",
+        json_schema_extra={"omit_default": True},
+    )
+
     @model_validator(mode="after")
     def _nf4_computes_in_bfloat16(self) -> Finetune:
         if self.lora and self.lora.quantize == "nf4" and self.precision != "bfloat16":
@@ -209,7 +216,13 @@ def _plan(config: Config, examples: int) -> Plan:
 def score_settings(part: Finetune) -> Score:
     """How the opponent's log-probs of this finetune are computed: as the policy's own."""
     quantize = part.lora.quantize if part.lora else "none"
-    return Score(max_length=part.max_length, precision=part.precision, collation=part.collation, quantize=quantize)
+    return Score(
+        max_length=part.max_length,
+        precision=part.precision,
+        collation=part.collation,
+        quantize=quantize,
+        engine_logps=part.engine_logps,
+    )
 
 
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:

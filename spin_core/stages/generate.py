@@ -1,10 +1,12 @@
 """One shard of prompts to the current model's answers y' ~ p_θt(·|x) (paper, Algorithm 1, line 3).
 
-Not done here: no filter and no retry of empty or cut answers (gather counts them), no look at the real answers (the
-shard holds none, so that editing an answer regenerates nothing).
+Not done here: no filter and no retry of cut answers (gather counts them), no look at the real answers (the shard holds
+none, so that editing an answer regenerates nothing).
 
 inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a rows tree, JSON lines {id, prompt}
-outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id
+outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; with `attempts` where there
+         were several, and where asked for with `logps` (nats, of each token) under `model` (its content digest)
+rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
 Assumes that ids are unique in the shard. The draws of a row depend on (seed, row id) alone, so its answer depends
 neither on its batch nor on its shard (what exactly holds: engines/transformers_engine.py), and a model that did not
 change answers as before.
@@ -14,14 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from spin_core.answers import Limits, check, text_and_finish
 from spin_core.chat import Chat, ChatSection, Messages
-from spin_core.engines import Request, Sampling
-from spin_core.job import Inputs, Job
+from spin_core.engines import Answer, Request, Sampling
+from spin_core.job import Inputs, Job, Runtime
 from spin_core.section import Section
 
 VERSION = 1
@@ -30,12 +35,49 @@ VERSION = 1
 class Generate(Section):
     """`generate:` in a profile."""
 
-    engine: Literal["transformers"] = Field("transformers", description="What samples the answers.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What samples the answers; vllm has an interpreter of its own (`make vllm-env`)."
+    )
     temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy decoding.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: the smallest set of tokens with this probability."
     )
     max_new_tokens: int = Field(256, ge=1, description="Tokens of answer; a longer answer is cut and marked `length`.")
+    min_new_tokens: int = Field(
+        0, ge=0, description="Tokens before which no answer ends.", json_schema_extra={"omit_default": True}
+    )
+    stop: list[str] = Field(
+        default_factory=list,
+        description="Strings that end an answer, which is cut before the first; it counts as finished.",
+        json_schema_extra={"omit_default": True},
+    )
+    attempts: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Draws of an answer at most: an empty one is drawn again with another seed (temperature above 0).",
+        json_schema_extra={"omit_default": True},
+    )
+    logprobs: bool = Field(
+        False,
+        description="Keep the log-prob of each sampled token; finetune.engine_logps can use them.",
+        json_schema_extra={"omit_default": True},
+    )
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_string(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty string would end every answer at once; give text, such as ['\\n\\n']")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Generate:
+        if self.attempts > 1 and self.temperature == 0:
+            raise ValueError("attempts above 1 need a temperature above 0: greedy decoding gives the same answer again")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens must not be above max_new_tokens")
+        return self
 
 
 class Config(Section):
@@ -46,28 +88,111 @@ class Config(Section):
     seed: int
 
 
+def environment(config: Config, runtime: Runtime) -> str:
+    """Which interpreter the stage's process needs: `vllm`, or empty for the one that asks."""
+    return "vllm" if config.generate.engine == "vllm" else ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
+
+    answer: Answer
+    text: str
+    finish: str
+    attempts: int
+
+
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
-    """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that the model cannot
-    take."""
-    from spin_core.engines.transformers_engine import sample
+    """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
+    StageFailed where the engine did not give one allowed answer for each."""
     from spin_core.models import load_chat
 
-    model = cast(Path, inputs["model"])
+    model, part = cast(Path, inputs["model"]), config.generate
     lines = cast(Path, inputs["prompts"]).read_text(encoding="utf-8").split("\n")
     prompts = [json.loads(line) for line in lines if line]
-    chat = load_chat(model, config.chat)
-    part = config.generate
+    chat, limits = load_chat(model, config.chat), Limits.of(model)
     requests = [request(chat, row["id"], row["prompt"], config.seed) for row in prompts]
-    answers = sample(
-        model, requests, sampling(chat, part.temperature, part.top_p, part.max_new_tokens), job, "generate"
+    room = None if limits.context is None else limits.context - part.max_new_tokens
+    rejected = [one for one in requests if room is not None and len(one.prompt) > room]
+    fitting = [one for one in requests if room is None or len(one.prompt) <= room]
+    drawn = _draw(model, fitting, chat, limits, config, job)
+    out = {one.answer.id: _line(one, {"model": job.digests["model"]} if part.logprobs else {}) for one in drawn}
+    for one in rejected:
+        why = f"its prompt of {len(one.prompt)} tokens leaves no room for {part.max_new_tokens} new ones"
+        out[one.id] = {"id": one.id, "text": "", "finish": "rejected", "tokens": 0, "token_ids": [], "why": why}
+    if rejected:
+        job.note(_of_rejected(rejected, limits, part.max_new_tokens))
+    with (job.out / "answers.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(out[id], ensure_ascii=False) + "\n" for id in sorted(out))
+    return job.figures | _counts(drawn) | {"rejected": len(rejected)}
+
+
+def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job) -> list[Drawn]:
+    """The answers of the requests, the empty ones drawn again while attempts are left."""
+    part, drawn, figures = config.generate, dict[str, Drawn](), dict[str, float]()
+    how = replace(
+        sampling(chat, part.temperature, part.top_p, part.max_new_tokens),
+        min_new_tokens=part.min_new_tokens, stop=tuple(part.stop), logprobs=part.logprobs,
+    )  # fmt: skip
+    if limits.context is not None:
+        how = replace(how, max_prompt=min(how.max_prompt, limits.context - part.max_new_tokens))
+    words = limits.vocabulary or len(chat.tokenizer)
+    for attempt in range(1, part.attempts + 1):
+        if not requests:
+            break
+        label = "generate" if attempt == 1 else f"generate, attempt {attempt}"
+        answers = _engine(part.engine)(model, requests, how, job, label)
+        figures = figures or dict(job.figures)  # of the first draw: the others are too few to say how fast it is
+        check(answers, requests, how, chat, words, part.engine)
+        for answer in answers:
+            drawn[answer.id] = Drawn(answer, *text_and_finish(answer, chat, how), attempt)
+        stream = f"generate/{attempt + 1}"
+        empty = [one for one in requests if not drawn[one.id].text]
+        requests = [replace(one, seed=row_seed(config.seed, one.id, stream)) for one in empty]
+    job.figures |= figures
+    return list(drawn.values())
+
+
+def _engine(name: str) -> Callable[[Path, list[Request], Sampling, Job, str], list[Answer]]:
+    if name == "vllm":
+        from spin_core.engines import vllm_engine
+
+        return vllm_engine.sample
+    from spin_core.engines import transformers_engine
+
+    return transformers_engine.sample
+
+
+def _line(drawn: Drawn, model: dict) -> dict[str, Any]:
+    """One line of answers.jsonl; with `model` the log-probs under it."""
+    answer = drawn.answer
+    line: dict[str, Any] = {"id": answer.id, "text": drawn.text, "finish": drawn.finish}
+    line |= {"tokens": len(answer.token_ids), "token_ids": answer.token_ids}
+    if drawn.attempts > 1:
+        line["attempts"] = drawn.attempts
+    return line | ({"logps": answer.logps} | model if model else {})
+
+
+def _counts(drawn: list[Drawn]) -> dict[str, float]:
+    tokens = sum(len(one.answer.token_ids) for one in drawn)
+    return {
+        "answers": len(drawn),
+        "tokens": tokens,
+        "tokens_mean": tokens / max(len(drawn), 1),
+        "cut": sum(one.finish == "length" for one in drawn),
+        "empty": sum(not one.text for one in drawn),
+        "redrawn": sum(one.attempts > 1 for one in drawn),
+    }
+
+
+def _of_rejected(rejected: list[Request], limits: Limits, new: int) -> str:
+    first = min(rejected, key=lambda one: one.id)
+    many = "1 prompt does" if len(rejected) == 1 else f"{len(rejected)} prompts do"
+    return (
+        f"{many} not fit into the model's context of {limits.context} tokens with {new} new ones and are left out; "
+        f"first: row {first.id} with {len(first.prompt)}; lower chat.max_prompt_length or generate.max_new_tokens."
     )
-    with (job.out / "answers.jsonl").open("w", encoding="utf-8") as out:
-        for answer in sorted(answers, key=lambda answer: answer.id):
-            line: dict = {"id": answer.id, "text": chat.clean(answer.token_ids), "finish": answer.finish}
-            line |= {"tokens": len(answer.token_ids), "token_ids": answer.token_ids}
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    tokens = sum(len(answer.token_ids) for answer in answers)
-    return {"answers": len(answers), "tokens": tokens, "cut": sum(answer.finish == "length" for answer in answers)}
 
 
 def request(chat: Chat, row_id: str, prompt: Messages, seed: int, stream: str = "generate") -> Request:
@@ -83,4 +208,5 @@ def row_seed(seed: int, row_id: str, stream: str) -> int:
 
 def sampling(chat: Chat, temperature: float, top_p: float, max_new_tokens: int) -> Sampling:
     """The engine's settings: stop at any token that ends an answer of this model."""
-    return Sampling(temperature, top_p, max_new_tokens, frozenset(chat.end_ids), chat.tokenizer.pad_token_id)
+    stop_ids, longest = frozenset(chat.end_ids), chat.section.max_prompt_length
+    return Sampling(temperature, top_p, max_new_tokens, stop_ids, chat.tokenizer.pad_token_id, max_prompt=longest)

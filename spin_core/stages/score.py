@@ -2,7 +2,8 @@
 
 What it is *not*: no loss, no judgement of the pairs. The forward pass is the one that finetune trains with, so that
 policy = opponent gives a log-ratio of 0 up to the rounding of another batch shape (CPU, float32: one last bit,
-2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2).
+2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
+engine found while it sampled, where they are the same numbers (`spin_core/engine_logps.py`).
 
 inputs   `model`: a model directory (θ_t) · `pairs`: a pairs tree
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
+from spin_core import engine_logps
 from spin_core.chat import Chat, ChatSection
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job
@@ -41,6 +43,7 @@ class Score(Section):
     collation: Literal["exact", "reference"]
     quantize: Literal["none", "nf4"] = Field("none", json_schema_extra={"omit_default": True})
     """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
+    engine_logps: bool = Field(False, json_schema_extra={"omit_default": True})
 
 
 class Config(Section):
@@ -61,7 +64,10 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         raise BadInput(f"{pairs_path}: there are no pairs to score; look at the dataset and its rejects")
     chat = load_chat(model_path, config.chat)
     encoded = encode_pairs([pair for _, pair in pairs], chat, config.score, job)
-    logps = logps_of(model_path, encoded, chat, config.score, job, "score")
+    if config.score.engine_logps:
+        logps, taken = _with_engines(inputs, pairs, encoded, chat, config.score, job)
+    else:
+        logps, taken = logps_of(model_path, encoded, chat, config.score, job, "score"), 0
     for (_, pair), real, generated in zip(pairs, logps[::2], logps[1::2], strict=True):
         if not (math.isfinite(real) and math.isfinite(generated)):
             raise StageFailed(
@@ -76,7 +82,40 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         "logps/real": sum(logps[::2]) / len(pairs),
         "logps/generated": sum(logps[1::2]) / len(pairs),
         "tokens": sum(tokens.targets for both in encoded for tokens in both),
+        "engine_logps": taken,
     }
+
+
+def _with_engines(
+    inputs: Inputs, pairs: list[tuple[str, Pair]], encoded: list[tuple[Tokens, Tokens]], chat: Chat, settings: Score,
+    job: Job,
+) -> tuple[list[float], int]:  # fmt: skip
+    """As `logps_of`, with the engine's log-probs where they can be taken and agree; and how many were taken.
+
+    A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
+    """
+    path, found = cast(Path, inputs["model"]), {}
+    if why := engine_logps.unusable(settings, chat.section):
+        job.note(f"score: no log-prob is taken from the engine: {why}.")
+    else:
+        found = engine_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
+    checked = engine_logps.sample(pairs, list(found))
+    own = logps_of(path, [encoded[i] for i in checked], chat, settings, job, "score to compare")
+    logps = dict(zip(checked, zip(own[::2], own[1::2], strict=True), strict=True))
+    off = {i: abs(logps[i][1] - found[i]) for i in checked}
+    worst = max(checked, key=off.__getitem__, default=0)
+    if checked and not off[worst] <= engine_logps.TOLERANCE:
+        found = {}
+        job.note(
+            f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1].id} is {off[worst]:.2g} "
+            f"nats from the model's own (at most {engine_logps.TOLERANCE:g} is allowed)."
+        )
+    rest = [i for i in range(len(pairs)) if i not in logps]
+    taken = [i for i in rest if i in found]
+    values = iter(logps_of(path, [encoded[i][: 1 if i in found else 2] for i in rest], chat, settings, job, "score"))
+    for i in rest:
+        logps[i] = (next(values), found[i] if i in found else next(values))
+    return [value for i in range(len(pairs)) for value in logps[i]], len(taken)
 
 
 def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, job: Job, label: str) -> list[float]:

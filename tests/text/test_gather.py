@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from spin_core import figures
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.rows import FILES, read_pairs, read_rows
@@ -36,7 +37,7 @@ def answers(rows, tmp_path):
                     change({"id": id, "text": f"made {id}", "finish": "stop", "tokens": 3, "token_ids": [1, 2, 3]})
                 )
             trees.append(tmp_path / f"answers{number}")
-            trees[-1].mkdir()
+            trees[-1].mkdir(exist_ok=True)
             text = "".join(json.dumps(answer) + "\n" for answer in made if answer)
             (trees[-1] / "answers.jsonl").write_text(text)
         return trees
@@ -112,6 +113,117 @@ def test_run_truncated_answers_are_kept_or_dropped_as_told(job, rows, answers):
     quality = json.loads((dropped / "quality.json").read_text())["train"]
     assert (quality["rows"], quality["pairs"], quality["truncated"], quality["dropped"]) == (30, 27, 3, 3)
     assert summary["train_pairs"] == 27 and summary["truncated_fraction"] == 0.1
+
+
+def test_run_report_keeps_cut_answers_and_lists_them(job, rows, answers):
+    """Catches: `report` that drops, that lists finished answers, or is silent; a list under another policy."""
+    cut = {read_rows(rows / FILES["train"])[2].id: "train", read_rows(rows / FILES["test"])[1].id: "test"}
+    trees = answers(lambda a: {**a, "finish": "length", "tokens": 9} if a["id"] in cut else a)
+    kept, _ = gathered(job, rows, trees, "kept")
+    given, notes = job("listed"), []
+    given.send = notes.append
+    gather.run({"rows": rows, "answers": trees}, Config(gather=Gather(truncated="report")), given)
+    for name in FILES.values():
+        assert (given.out / name).read_bytes() == (kept / name).read_bytes()
+    lines = [json.loads(line) for line in (given.out / "truncated.jsonl").read_text().splitlines()]
+    assert lines == [{"id": id, "split": split, "tokens": 9} for id, split in cut.items()]
+    assert {"note": "2 of 40 answers were cut at max_new_tokens; truncated.jsonl lists them."} in notes
+    assert not (kept / "truncated.jsonl").exists()
+
+
+def _rejecting(ids):
+    change = {"finish": "rejected", "text": "", "tokens": 0, "token_ids": [], "why": "its prompt of 9 tokens …"}
+    return lambda answer: {**answer, **change} if answer["id"] in ids else answer
+
+
+def test_run_rejected_rows_are_no_pairs_and_counted(job, rows, answers):
+    """Catches: an empty answer trained on as if the model had given it, a reject counted as empty or cut, or a run
+    without rejects whose quality.json (and so every key behind it) changed."""
+    train = read_rows(rows / FILES["train"])
+    ids = sorted([train[5].id, train[1].id])
+    trees = answers(_rejecting(ids))
+    for policy in ("keep", "drop", "report"):
+        out, summary = gathered(job, rows, trees, policy, truncated=policy)
+        assert [p.id for p in read_pairs(out / FILES["train"])] == [row.id for row in train if row.id not in ids]
+        quality = json.loads((out / "quality.json").read_text())
+        assert {
+            "rows": 28,
+            "pairs": 28,
+            "empty": 0,
+            "truncated": 0,
+            "dropped": 0,
+            "rejected": 2,
+            "rejected_ids": ids,
+        } == {
+            name: quality["train"][name]
+            for name in ("rows", "pairs", "empty", "truncated", "dropped", "rejected", "rejected_ids")
+        }
+        assert "rejected" not in quality["test"]
+        assert summary["rejected"] == 2 and summary["train_pairs"] == 28
+    assert (out / "truncated.jsonl").read_text() == ""
+
+
+def test_run_rejected_rows_are_shown_in_the_report(job, rows, answers):
+    """Catches: a report that is silent about rows which were left out, or shows a figure of 0 where there are none."""
+    out, _ = gathered(job, rows, answers(_rejecting({read_rows(rows / FILES["train"])[5].id})))
+    plain, _ = gathered(job, rows, answers(), "plain")
+    shown = []
+    for tree in (out, plain):
+        line = figures.table_row(figures.read_model("θ_1", "iteration", 0, None, None, tree), None)
+        shown.append((line["pairs"].get("rejected"), figures.cells(line)[-1]))
+    assert shown == [(1, ("empty", "0.0 %", "1 rejected")), (None, ("empty", "0.0 %", ""))]
+
+
+def test_run_rejected_ids_are_listed_up_to_a_bound(job, rows, answers, monkeypatch):
+    """Catches: a count that is that of the list, and a report page of a million ids."""
+    monkeypatch.setattr(gather, "MAX_IDS", 3)
+    out, _ = gathered(job, rows, answers(_rejecting({row.id for row in read_rows(rows / FILES["train"])[:9]})))
+    quality = json.loads((out / "quality.json").read_text())["train"]
+    assert quality["rejected"] == 9 and len(quality["rejected_ids"]) == 3
+
+
+def test_run_all_prompts_of_a_split_rejected_says_so(job, rows, answers):
+    """Catches: an empty training set, or advice about cut answers where prompts are too long."""
+    with pytest.raises(StageFailed, match=r"None of the 10 prompts of the test split fits .* chat\.max_prompt_length"):
+        gathered(job, rows, answers(_rejecting({row.id for row in read_rows(rows / FILES["test"])})))
+
+
+def test_run_log_probs_of_the_engine_are_kept_as_sums_of_the_kept_pairs(job, rows, answers):
+    """Catches: sums of other rows, of dropped or rejected ones, and a file where nothing was recorded."""
+    ids = [row.id for name in FILES.values() for row in read_rows(rows / name)]
+    cut, rejected = ids[3], ids[31]
+
+    def change(answer):
+        answer = _rejecting({rejected})({**answer, "finish": "length"} if answer["id"] == cut else answer)
+        logps = [-0.25, -1.0, -ids.index(answer["id"])]
+        return answer if answer["id"] == rejected else {**answer, "logps": logps, "model": "d"}
+
+    out, _ = gathered(job, rows, answers(change), truncated="drop")
+    lines = [json.loads(line) for line in (out / "engine_logps.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"id": id, "split": "train" if i < 30 else "test", "model": "d", "token_ids": [1, 2, 3], "logps": -1.25 - i}
+        for i, id in enumerate(ids)
+        if id not in (cut, rejected)
+    ]
+    plain, _ = gathered(job, rows, answers(), "plain")
+    assert not (plain / "engine_logps.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logps": [-1.0, -1.0]},
+        {"logps": [-1.0, -1.0, float("nan")]},
+        {"model": None},
+        {"logps": 3},
+        {"logps": ["a"] * 3},
+    ],
+)
+def test_run_damaged_log_probs_name_file_and_line(job, rows, answers, change):
+    """Catches: a sum over fewer tokens than the answer has, or of no model, that score would take."""
+    trees = answers(lambda a: {**a, "logps": [-1.0] * 3, "model": "d", **change})
+    with pytest.raises(StageFailed, match=r"answers0/answers\.jsonl, line 1: not a shard of answers"):
+        gathered(job, rows, trees)
 
 
 def test_run_drop_that_leaves_nothing_says_so(job, rows, answers):
