@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format setup clean demo-seeds bench-train vllm-env
+.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -20,6 +20,12 @@ bench-train: .venv/bench     ## training speed and memory: the reference's way, 
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
 
 vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.engine=vllm (VLLM=cpu or cuda; else what is found)
+
+bench-generate: .venv/dev    ## sampling speed: the reference's loop, transformers engine, vLLM engine (BENCH="--model DIR --data FILE" without a hub)
+	$(BIN)/python -m tests.benchmarks.bench_generate $(BENCH)
+
+test-kills: .venv/dev        ## thirty random kill -9 moments with each engine (half an hour and more)
+	SPINLOOP_TEST_KILLS=30 $(BIN)/pytest -s tests/flows/test_kills.py
 
 check: .venv/dev             ## lint and types only
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
-"""Sampling with transformers' `generate`: left-padded, length-sorted batches; each row draws from its own random
-numbers.
+"""Sampling with transformers' models: in slots that prompts take in turn, or, where a model does not allow it, in
+left-padded batches by transformers' `generate`; each row draws from its own random numbers.
 
 What holds: the answer of a row is a function of model, prompt, settings and the row's seed. On CPU it was the same
 tokens for every batch size and shard tried (tests); what can differ is float rounding of the logits between batch
@@ -11,44 +11,73 @@ another batch size mostly the same ones. Devices are not compared.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from spin_core.engines import Answer, Request, Sampling
+from spin_core.engines.decoding import Rate, Row, Sampler
+from spin_core.engines.slots import answers, unfit
 from spin_core.errors import BadInput, StageFailed
-from spin_core.job import Bar, Job
-from spin_core.models import apply_threads, opponent, pick_device, source_dtype
+from spin_core.job import Job
+from spin_core.models import apply_threads, load_tokenizer, opponent, pick_device, source_dtype
 
 
 def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: Job, label: str) -> list[Answer]:
     """One answer for each request, in the order of the requests. Raises BadInput for a prompt that leaves the model
-    no room."""
+    no room.
+
+    Puts into `job.figures`: `tokens_per_second` (drawn, while sampling), `in_flight_mean` (rows at work in the mean
+    pass), both of the last call in this job, and `load_seconds` (of the model, all calls; 0 where it was in memory).
+    """
     apply_threads(job.runtime)
     device = pick_device(job.runtime)
     dtype = torch.float32 if device.type == "cpu" else source_dtype(model_path)
+    began = time.monotonic()
     model = opponent(model_path, device, dtype)
+    sampler = Sampler(sampling, load_tokenizer(model_path) if sampling.stop else None)
+    job.figures["load_seconds"] = job.figures.get("load_seconds", 0.0) + time.monotonic() - began
     _check_lengths(model, requests, sampling)
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].id))
-    answers: dict[int, Answer] = {}
-    size = job.runtime.generate_batch
+    # Longest first: what does not fit in memory fails at once, and the time left is not underestimated.
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].id), reverse=True)
     with job.progress(label, len(requests), "prompts") as bar, torch.inference_mode():
         rate = Rate(bar)
-        # Longest first: a batch that does not fit in memory fails at once, and the time left is not underestimated.
-        for start in range(0, len(order), size):
-            batch = order[::-1][start : start + size]
-            rows = [requests[i] for i in batch]
-            try:
-                tokens = _generate(model, rows, sampling, rate)
-            except torch.OutOfMemoryError:
-                raise StageFailed(
-                    f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
-                ) from None
-            answers.update({i: _cut(row, ids, sampling) for i, row, ids in zip(batch, rows, tokens, strict=True)})
-            bar.advance(len(batch), **rate.figures())
-    return [answers[i] for i in range(len(requests))]
+        try:
+            rows = _answers(model, [requests[i] for i in order], sampler, job, rate)
+        except torch.OutOfMemoryError:
+            size = job.runtime.generate_batch
+            raise StageFailed(
+                f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
+            ) from None
+    job.figures |= {"tokens_per_second": rate.per_second(), "in_flight_mean": rate.in_flight()}
+    found = {i: row.answer(sampling.logprobs) for i, row in zip(order, rows, strict=True)}
+    return [found[i] for i in range(len(requests))]
+
+
+def _answers(model: PreTrainedModel, requests: list[Request], sampler: Sampler, job: Job, rate: Rate) -> list[Row]:
+    """The finished rows of requests that come longest first."""
+    size, new = job.runtime.generate_batch, sampler.sampling.max_new_tokens
+    if not requests:
+        return []
+    why = unfit(model, len(requests[0].prompt) + new)
+    if not why:
+        return answers(model, requests, sampler, size, rate)
+    job.note(f"Answers come from transformers' generate in padded batches, which is slower: {why}.")
+    rows = [sampler.row(request) for request in requests]
+    for start in range(0, len(rows), size):
+        _generate(model, rows[start : start + size], sampler, rate)
+    return rows
 
 
 def _check_lengths(model: PreTrainedModel, requests: list[Request], sampling: Sampling) -> None:
@@ -63,79 +92,45 @@ def _check_lengths(model: PreTrainedModel, requests: list[Request], sampling: Sa
             )
 
 
-def _generate(model: PreTrainedModel, rows: list[Request], sampling: Sampling, rate: Rate) -> list[list[int]]:
-    """New tokens of each row, up to the longest of the batch."""
-    device = next(model.parameters()).device
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.tensor([[sampling.pad_id] * (width - len(row.prompt)) + row.prompt for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+def _generate(model: PreTrainedModel, rows: Sequence[Row], sampler: Sampler, rate: Rate) -> None:
+    """Answers one left-padded batch by transformers' `generate`, until all its rows have ended."""
+    prompts, pad = [row.request.prompt for row in rows], sampler.sampling.pad_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     # A model's own generation_config (repetition penalty, top_k, …) would otherwise fill what is left open here.
     model.generation_config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=False,
-        eos_token_id=sorted(sampling.stop_ids),
-        pad_token_id=sampling.pad_id,
+        max_new_tokens=sampler.sampling.max_new_tokens, do_sample=False, pad_token_id=pad
     )
-    processors: list[LogitsProcessor] = [rate.of_batch(sampling.stop_ids, width)]
-    if sampling.temperature > 0:
-        processors.append(RowSampler(rows, sampling))
-    out = model.generate(  # type: ignore[operator]
-        ids, attention_mask=mask, logits_processor=LogitsProcessorList(processors)
+    model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=mask,
+        logits_processor=LogitsProcessorList([RowSampler(rows, sampler, rate)]),
+        stopping_criteria=StoppingCriteriaList([_Ended(rows)]),
     )
-    new: list[list[int]] = out[:, width:].tolist()
-    return new
-
-
-def _cut(row: Request, tokens: list[int], sampling: Sampling) -> Answer:
-    for i, token in enumerate(tokens):
-        if token in sampling.stop_ids:
-            return Answer(row.id, tokens[: i + 1], "stop")
-    return Answer(row.id, tokens, "length")
 
 
 class RowSampler(LogitsProcessor):
-    """Draws each row's next token with the row's own uniform numbers, by inverting the cumulative distribution.
+    """Draws for the rows that go on. `generate` then takes the arg max of what is returned: 0 at the drawn token (the
+    pad token where the row has ended), −inf elsewhere."""
 
-    `generate` then takes the arg max of what is returned: 0 at the drawn token, −inf elsewhere. One number per row
-    and step, from Philox keyed by the row's seed, so neither the batch nor a global generator enters.
-    """
-
-    def __init__(self, rows: list[Request], sampling: Sampling):
-        streams = (np.random.Generator(np.random.Philox(key=row.seed)) for row in rows)
-        self.uniform = torch.from_numpy(np.stack([stream.random(sampling.max_new_tokens) for stream in streams]))
-        self.sampling = sampling
-        self.step = 0
+    def __init__(self, rows: Sequence[Row], sampler: Sampler, rate: Rate):
+        self.rows, self.sampler, self.rate = rows, sampler, rate
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # float64: a float32 cumulative sum over 49k tokens is off by up to 1e-4, as much as many a token's probability.
-        probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
-        if self.sampling.top_p < 1:
-            ranked, index = probs.sort(descending=True, stable=True)
-            outside = ranked.cumsum(-1) - ranked >= self.sampling.top_p
-            probs = probs.scatter(-1, index, ranked.masked_fill(outside, 0.0))
-        cumulative = probs.cumsum(-1)
-        aim = self.uniform[:, self.step : self.step + 1].to(scores.device) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, aim, right=True).clamp(max=scores.shape[-1] - 1)
-        self.step += 1
-        scores.fill_(-torch.inf).scatter_(-1, drawn, 0.0)
+        going = [i for i, row in enumerate(self.rows) if not row.finish]
+        at_work = [self.rows[i] for i in going]
+        self.sampler.draw(at_work, scores[torch.tensor(going, device=scores.device)])
+        self.rate.step(len(at_work), sum(bool(row.finish) for row in at_work))
+        drawn = torch.full((len(self.rows), 1), self.sampler.sampling.pad_id)
+        drawn[going, 0] = torch.tensor([row.tokens[-1] for row in at_work])
+        scores.fill_(-torch.inf).scatter_(-1, drawn.to(scores.device), 0.0)
         return scores
 
 
-class Rate(LogitsProcessor):
-    """Counts the tokens of rows that have not ended, and shows tokens per second while a batch is at work."""
+class _Ended(StoppingCriteria):
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = rows
 
-    def __init__(self, bar: Bar):
-        self.bar, self.began, self.tokens = bar, time.monotonic(), 0
-
-    def of_batch(self, stop_ids: frozenset[int], width: int) -> Rate:
-        self.stop, self.width = torch.tensor(sorted(stop_ids)), width
-        return self
-
-    def figures(self) -> dict[str, float]:
-        return {"tokens/s": self.tokens / max(time.monotonic() - self.began, 1e-9)}
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        ended = torch.isin(input_ids[:, self.width :], self.stop.to(input_ids.device)).any(-1)
-        self.tokens += int((~ended).sum())
-        self.bar.advance(0, **self.figures())
-        return scores
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Tensor:
+        return torch.tensor([bool(row.finish) for row in self.rows], device=input_ids.device)

@@ -10,7 +10,8 @@ import torch
 from spin_core.chat import ChatSection
 from spin_core.demo import demo_model
 from spin_core.engines import Request, Sampling
-from spin_core.engines.transformers_engine import RowSampler, sample
+from spin_core.engines.decoding import Sampler
+from spin_core.engines.transformers_engine import sample
 from spin_core.errors import BadInput
 from spin_core.job import Job, Runtime
 from spin_core.models import load_chat, load_model
@@ -76,9 +77,10 @@ def test_seed_and_stream_decide_the_draws(model, ask) -> None:
 
 
 def _counts(logits: list[float], how: Sampling, draws: int) -> torch.Tensor:
-    rows = [Request(str(i), [1], row_seed(0, str(i), "test")) for i in range(draws)]
-    picked = RowSampler(rows, how)(torch.zeros(draws, 1).long(), torch.tensor([logits] * draws)).argmax(-1)
-    return torch.bincount(picked, minlength=len(logits)) / draws
+    sampler = Sampler(how)
+    rows = [sampler.row(Request(str(i), [1], row_seed(0, str(i), "test"))) for i in range(draws)]
+    sampler.draw(rows, torch.tensor([logits] * draws))
+    return torch.bincount(torch.tensor([row.tokens[0] for row in rows]), minlength=len(logits)) / draws
 
 
 def test_sampler_draws_the_tempered_distribution() -> None:

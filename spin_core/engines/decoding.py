@@ -1,0 +1,117 @@
+"""From logits to answers: which token each row draws, and whether it was its last (torch module).
+
+Both ways of running the model (`slots`, and transformers' own `generate`) draw here, so that options mean one thing.
+What it is *not*: no model, no cache, no cut text (the stage cuts at a stop string; here its tokens are kept).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from spin_core.engines import Answer, Request, Sampling
+from spin_core.engines.draws import draw, uniforms
+from spin_core.job import Bar
+
+
+@dataclass
+class Row:
+    """One answer at work. `uniform`: its own random numbers in [0, 1), one per token, float64."""
+
+    request: Request
+    uniform: np.ndarray
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish: str = ""
+    """Empty while it goes on."""
+
+    def answer(self, logprobs: bool) -> Answer:
+        """What the engine gives for it."""
+        return Answer(self.request.id, self.tokens, self.finish, self.logps if logprobs else None)
+
+
+class Sampler:
+    """Draws each row's next token with the row's own numbers (`draws`): neither the batch nor a global generator
+    enters. `tokenizer` is needed for stop strings alone."""
+
+    def __init__(self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None = None):
+        self.sampling, self.tokenizer = sampling, tokenizer
+        self.stop_ids = sorted(sampling.stop_ids)
+        # A token adds a byte at least, but for special ones (left out of the text). Four more, as the first tokens of
+        # a piece can decode otherwise than inside it: half a character, or a space that is dropped at the start.
+        self.tail = max((len(text.encode()) for text in sampling.stop), default=0) + 4
+        self.special = frozenset(tokenizer.all_special_ids) if tokenizer else frozenset()
+
+    def row(self, request: Request) -> Row:
+        """The request before its first token."""
+        return Row(request, uniforms(request.seed, self.sampling.max_new_tokens))
+
+    def draw(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Gives each row one more token from its logits [rows, words], and `finish` where that was its last.
+
+        `logits` is overwritten.
+        """
+        raw = logits.clone() if self.sampling.logprobs else logits
+        early = [i for i, row in enumerate(rows) if len(row.tokens) < self.sampling.min_new_tokens]
+        if early and self.stop_ids:
+            ids = torch.tensor(self.stop_ids, device=logits.device)
+            logits[torch.tensor(early, device=logits.device)[:, None], ids] = -torch.inf
+        if self.sampling.temperature > 0:
+            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
+            drawn = draw(logits, uniform, self.sampling.temperature, self.sampling.top_p)
+        else:
+            drawn = logits.argmax(-1)
+        if self.sampling.logprobs:
+            logps = raw.float().log_softmax(-1).gather(1, drawn[:, None])[:, 0]
+            for row, logp in zip(rows, logps.tolist(), strict=True):
+                row.logps.append(logp)
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            row.tokens.append(token)
+            row.finish = self._finish(row.tokens)
+
+    def _finish(self, tokens: list[int]) -> str:
+        if tokens[-1] in self.sampling.stop_ids:
+            return "stop"
+        if self.tokenizer is not None and self.sampling.stop:
+            text = self.tokenizer.decode(
+                self._tail(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            if any(stop in text for stop in self.sampling.stop):
+                return "stop"
+        return "length" if len(tokens) >= self.sampling.max_new_tokens else ""
+
+    def _tail(self, tokens: list[int]) -> list[int]:
+        """The last tokens that can hold a stop string; special ones are not in the text and do not count."""
+        tail: list[int] = []
+        for token in reversed(tokens):
+            if token not in self.special:
+                tail.append(token)
+                if len(tail) == self.tail:
+                    break
+        return tail[::-1]
+
+
+class Rate:
+    """Counts drawn tokens and passes of the model, and shows them while it works."""
+
+    def __init__(self, bar: Bar):
+        self.bar, self.began, self.tokens, self.steps = bar, time.monotonic(), 0, 0
+
+    def step(self, rows: int, ended: int) -> None:
+        """A pass in which `rows` answers got a token and `ended` of them their last."""
+        self.tokens, self.steps = self.tokens + rows, self.steps + 1
+        self.bar.advance(ended, **{"tokens/s": self.per_second(), "in flight": rows - ended})
+
+    def per_second(self) -> float:
+        """Tokens per second since this was made."""
+        return self.tokens / max(time.monotonic() - self.began, 1e-9)
+
+    def in_flight(self) -> float:
+        """Rows at work in the mean pass."""
+        return self.tokens / max(self.steps, 1)
