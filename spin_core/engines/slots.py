@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -161,9 +162,18 @@ class Slots(Cache):
 
 def unfit(model: PreTrainedModel, longest: int) -> str:
     """Why slots would be wrong for this model and sequences of `longest` tokens, or empty. The cache that transformers
-    would make says what the layers keep; the rest is tried, on a few tokens against the model's own plain logits."""
+    would make says what the layers keep; the rest is tried, once, on a few tokens against the model's own logits."""
+    if model not in _tried:
+        _tried[model] = _try(model)
+    return _keeps_other(model, longest) or _tried[model]
+
+
+_tried: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
+def _try(model: PreTrainedModel) -> str:
     try:
-        if why := _keeps_other(model, longest):
+        if why := _keeps_other(model, 0):
             return why
         with _attention(model):
             found = _probe(model)

@@ -24,7 +24,6 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # a fork of a process with threads can hang
     # The scheduler runs in this process: one process less to start (12 s on 2 cores), to watch and to end.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no logits processor, and that is how rows draw

@@ -174,8 +174,8 @@ def page(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         f"{s['model']}, {s['prompts']} prompts, temperature 1, at most {s['new']} new tokens; {where}; {versions}; "
-        f"batches of {s['naive_batch']} in the reference's loop, {s['batch']} slots, {s['in_flight']} requests in vLLM. "
-        f"{s['repeats']} repeats in alternating processes: median (least–largest).\n",
+        f"batches of {s['naive_batch']} in the reference's loop, {s['batch']} slots, {s['in_flight']} requests in "
+        f"vLLM. {s['repeats']} repeats in alternating processes: median (least–largest).\n",
         "| way | useful tokens/s | ratio | ratio, CPU time | start-up | tokens/s with start-up | ratio | aim |",
         "|---" * 8 + "|",
     ]
