@@ -13,7 +13,7 @@ from pathlib import Path
 from spin_core import gpus
 from spin_core.engines import vllm_env
 from spin_core.errors import SpinloopError
-from spin_core.store.store import Store
+from spin_core.store.store import NAME, Store
 
 NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
 OPTIONAL = {
@@ -71,7 +71,7 @@ def _vllm() -> Line:
 
 def _store(folder: str) -> Line:
     try:
-        if Path(folder).exists():
+        if (Path(folder) / NAME).exists():
             Store(Path(folder), create=False).check_writable()
     except SpinloopError as error:
         return "missing", "store", str(error)

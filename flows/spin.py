@@ -102,7 +102,8 @@ def sources(run: Run) -> tuple[list, object]:
     name="spin",
     flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}",
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=16),  # type: ignore[arg-type]
+    # Two jobs in each of 16 vLLM engines, and some that wait for other steps.
+    task_runner=ThreadPoolTaskRunner(max_workers=40),  # type: ignore[arg-type]
 )
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
     """Run every iteration of a profile. What the store already has is not computed again."""

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from spin_core import errors
 from spin_core.errors import ChildDied, StageFailed
 
 LAST_LINES = 20
+GROUP_SECONDS = 5.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,6 +51,7 @@ class Child:
             env={**os.environ, "PYTHONPATH": python_path(), **shown},
         )
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # not the lock above: a child that does not read must still be killable
         self._jobs: dict[int, queue.Queue[dict | None]] = {}
         self._count = 0
         self._eof = False
@@ -97,8 +99,11 @@ class Child:
                     send(event["progress"])
                 elif "error" in event:
                     kind = getattr(errors, event["error"], StageFailed)
-                    answered = kind is not ChildDied  # an engine died in it: what is left is of no use
-                    raise kind(event["message"] + (self._tail() if kind is ChildDied else ""))
+                    if kind is ChildDied:  # an engine died in it: what is left is of no use
+                        self.kill()
+                        raise ChildDied(event["message"] + self._tail())
+                    answered = True
+                    raise kind(event["message"])
                 else:
                     answered = True
                     summary: dict = event["done"]
@@ -117,7 +122,7 @@ class Child:
 
     def _give(self, spec: dict) -> None:
         assert self.process.stdin
-        with suppress(BrokenPipeError), self._lock:
+        with suppress(BrokenPipeError), self._writing:
             self.process.stdin.write(json.dumps(spec) + "\n")
             self.process.stdin.flush()
 
@@ -134,15 +139,31 @@ class Child:
         """End the process and every process that it started. Once: a reaped process's number may be another's by
         now."""
         with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            if not self._ended:
+                self._ended = True
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._await_group()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=1)
+
+    def _await_group(self) -> None:
+        """Until nothing of the group is at work: an engine's own worker holds its GPU's memory for a moment after its
+        SIGKILL, and the next engine asks what is free. Zombies have given theirs back (Linux; elsewhere no wait)."""
+        until = time.monotonic() + GROUP_SECONDS
+        while any(_members(self.process.pid)) and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+def _members(group: int) -> Iterator[int]:
+    """Processes of the group that are no zombies."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+            if of == str(group) and state not in "ZX":
+                yield int(stat.parent.name)
 
 
 @dataclass

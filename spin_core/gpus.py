@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from itertools import takewhile
 
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
@@ -12,12 +13,13 @@ from spin_core.job import Runtime
 def visible() -> list[str]:
     """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in named.split(",") if gpu]
+        return list(takewhile(lambda gpu: gpu not in ("", "-1"), named.split(",")))  # as CUDA reads it
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True,
+            timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
         return []
     return listed.stdout.split()
 

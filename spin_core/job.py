@@ -25,7 +25,7 @@ class Runtime(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves torch's own choice.")
     workers: int = Field(
-        1, ge=1, le=64, description="Stage processes at work at once (generate shards are spread over them)."
+        1, ge=1, le=16, description="Stage processes at work at once (generate shards are spread over them)."
     )
     generate_batch: int = Field(32, ge=1, description="Prompts in one generation batch (transformers engine).")
     requests_in_flight: int = Field(128, ge=1, description="Prompts that one vLLM engine works on at once.")
@@ -89,6 +89,8 @@ class Job:
     send: Callable[[dict], None] = lambda event: None
     figures: dict[str, float] = field(default_factory=dict)
     """What an engine measured of itself (tokens per second, …), for the record."""
+    engine: str = ""
+    """What computed, with versions: an engine may run under another interpreter than the one that keeps the record."""
     _noted: set[str] = field(default_factory=set)
 
     def note(self, text: str) -> None:

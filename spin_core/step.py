@@ -113,6 +113,7 @@ def compute(
     with store.lock(step.stage, key, wait=lambda s: send({"waiting": s})):
         if record := look_up(store, step, inputs):
             return record, True
+        place = environment(step, runtime, _digests(inputs))
         out = store.new_tree()
         spec = {
             "module": step.module.__name__,
@@ -122,7 +123,7 @@ def compute(
             "runtime": runtime.model_dump(),
             "out": str(out),
             "scratch": str(store.scratch(step.stage, key)),
-            **environment(step, runtime, _digests(inputs)),
+            **place,
         }
         try:
             summary, seconds = children.run(spec, send, runtime.stage_timeout)

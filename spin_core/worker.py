@@ -95,7 +95,10 @@ def _sentence(spec: dict, error: BaseException) -> str:
     """What an unforeseen exception comes down to. Running out of memory or disk is foreseen: it has a remedy."""
     stage = spec["module"].rpartition(".")[2]
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return f"{stage}: out of memory; lower runtime.micro_tokens, runtime.score_tokens or runtime.generate_batch."
+        return (
+            f"{stage}: out of memory; lower runtime.micro_tokens, runtime.score_tokens, runtime.generate_batch or, for "
+            "vLLM, runtime.requests_in_flight or vllm_kv_gib."
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{stage}: the disk is full ({spec['out']}); free space or name another --store, and run again."
     if isinstance(error, OSError):

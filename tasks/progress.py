@@ -22,12 +22,13 @@ class Progress:
     def __init__(self) -> None:
         self._bars: dict[str, tqdm] = {}
         self._logged: dict[str, float] = {}
+        self._noted: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, title: str, event: dict) -> None:
         if "note" in event:
-            self._note(f"{title}: {event['note']}")
+            self._note(title, event["note"])
         elif "waiting" in event:
             self._log(
                 title, f"{title}: another process computes the same step; waiting for it since {event['waiting']:.0f} s"
@@ -62,10 +63,16 @@ class Progress:
                 bar.close()
                 del self._bars[name]
 
-    def _note(self, message: str) -> None:
-        """At once, whatever else was said lately: to the task run's log, and to whoever watches the command."""
-        _logger().warning(message)
-        self._write(f"note: {message}")
+    def _note(self, title: str, text: str) -> None:
+        """At once, whatever else was said lately: to the task run's log, and to whoever watches the command; but what
+        one shard of hundreds has said of all, once."""
+        said = (title.partition("[")[0], text)
+        with self._lock:
+            if said in self._noted:
+                return
+            self._noted.add(said)
+        _logger().warning(f"{title}: {text}")
+        self._write(f"note: {title}: {text}")
 
     def _log(self, title: str, message: str) -> None:
         now = time.monotonic()

@@ -20,8 +20,8 @@ class Sampling:
     """How every request of a stage is answered. `temperature` 0 is greedy.
 
     Generation ends at any of `stop_ids` (not before `min_new_tokens` tokens), at the token that completes one of the
-    strings `stop` in the decoded answer, or after `max_new_tokens`. No prompt of the run has more than `max_prompt`
-    tokens (0: not known).
+    strings `stop` in the decoded answer (not together with `min_new_tokens`), or after `max_new_tokens`. No prompt of
+    the run has more than `max_prompt` tokens (0: not known).
     """
 
     temperature: float

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -60,6 +61,7 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
             raise StageFailed(
                 f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
             ) from None
+    job.engine = f"transformers {transformers.__version__}, torch {torch.__version__}"
     job.figures |= {"tokens_per_second": rate.per_second(), "in_flight_mean": rate.in_flight()}
     found = {i: row.answer(sampling.logprobs) for i, row in zip(order, rows, strict=True)}
     return [found[i] for i in range(len(requests))]

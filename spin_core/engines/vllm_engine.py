@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spin_core import gpus
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.errors import BadInput, ChildDied, StageFailed
 from spin_core.job import Job, Runtime
@@ -26,7 +27,6 @@ SETTINGS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     # The scheduler runs in this process: one process less to start (12 s on 2 cores), to watch and to end.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it takes no logits processor, and that is how rows draw
 }
 
 
@@ -38,20 +38,23 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
     ready = time.monotonic()
     mine = [_Row(request, sampling) for request in requests]
     shared.add(mine, sampling)
-    flying = 0
-    steps = 0
+    flying: list[int] = []
+
+    def rate() -> float:
+        return sum(len(row.tokens) for row in mine) / max(time.monotonic() - ready, 1e-9)
+
     with job.progress(label, len(requests), "prompts") as bar:
-        done = 0
-        while waiting := sum(row.finish == "" for row in mine):
-            flying, steps = flying + shared.step(mine), steps + 1
-            waiting = sum(row.finish == "" for row in mine)
-            rate = sum(len(row.tokens) for row in mine) / (time.monotonic() - ready)
-            bar.advance(len(mine) - waiting - done, **{"tokens/s": rate, "in flight": shared.flying})
-            done = len(mine) - waiting
-    tokens = sum(len(row.tokens) for row in mine)
+        while any(not row.finish for row in mine):
+            flying.append(shared.step(mine))
+            ended = sum(bool(row.finish) for row in mine)
+            bar.advance(ended - bar.done, **{"tokens/s": rate(), "in flight": shared.flying})
+    import vllm
+
+    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+    job.engine = f"vllm {vllm.__version__}, {others}"
     job.figures |= {
-        "tokens_per_second": tokens / max(time.monotonic() - ready, 1e-9),
-        "in_flight_mean": flying / max(steps, 1),
+        "tokens_per_second": rate(),
+        "in_flight_mean": sum(flying) / max(len(flying), 1),
         "load_seconds": ready - began if loaded else 0.0,
     }
     return [row.answer() for row in mine]
@@ -80,41 +83,61 @@ class _Row:
 
 
 class _Shared:
-    """One vLLM engine, driven by whichever thread waits for answers."""
+    """One vLLM engine, driven by one of the threads that wait for answers; the others sleep until theirs are there."""
 
     def __init__(self, engine: Any, key: tuple):
         self.engine, self.key = engine, key
         self.rows: dict[str, _Row] = {}
         self.count = 0
-        self.lock = threading.Lock()
         self.flying = 0
+        self.turn = threading.Condition()
+        self.busy = False
+        self.entering = 0
 
     def add(self, rows: list[_Row], sampling: Sampling) -> None:
-        # Longest prompts first: what is left at the end is short.
-        with self.lock:
-            for row in sorted(rows, key=lambda row: (-len(row.request.prompt), row.request.id)):
-                name = str(self.count)
-                self.count += 1
-                self.rows[name] = row
-                prompt = {"prompt_token_ids": row.request.prompt}
-                self.engine.add_request(name, prompt, _params(row.request, sampling))
+        """Hand in requests, before the next step: who drives would otherwise take step after step."""
+        with self.turn:
+            self.entering += 1
+            try:
+                self.turn.wait_for(lambda: not self.busy)
+                # Longest prompts first: what is left at the end is short.
+                for row in sorted(rows, key=lambda row: (-len(row.request.prompt), row.request.id)):
+                    name = str(self.count)
+                    self.count += 1
+                    prompt = {"prompt_token_ids": row.request.prompt}
+                    self.engine.add_request(name, prompt, _params(row.request, sampling))
+                    self.rows[name] = row
+            finally:
+                self.entering -= 1
+                self.turn.notify_all()
 
     def step(self, mine: list[_Row]) -> int:
-        """One step of the engine, unless another thread's step ended all of `mine`. The rows in flight."""
-        with self.lock:
-            if all(row.finish for row in mine):
+        """Wait for a step of the engine, taken here or by another thread. The rows in flight."""
+
+        def ended() -> bool:
+            return all(row.finish for row in mine)
+
+        with self.turn:
+            self.turn.wait_for(lambda: ended() or not (self.busy or self.entering))
+            if ended():
                 return self.flying
-            try:
-                outputs = self.engine.step()
-            except Exception as error:
-                raise ChildDied(f"vLLM's engine died ({type(error).__name__}: {error})") from error
-            for output in outputs:
-                row = self.rows[output.request_id]
-                row.take(output.outputs[0])
-                if row.finish:
-                    del self.rows[output.request_id]
-            self.flying = min(len(self.rows), self.engine.vllm_config.scheduler_config.max_num_seqs)
-            return self.flying
+            self.busy = True
+        try:
+            outputs = self.engine.step()
+            with self.turn:
+                for output in outputs:
+                    row = self.rows[output.request_id]
+                    row.take(output.outputs[0])
+                    if row.finish:
+                        del self.rows[output.request_id]
+                self.flying = min(len(self.rows), self.engine.vllm_config.scheduler_config.max_num_seqs)
+        except Exception as error:  # of any kind: this process serves other jobs too, and they would wait forever
+            raise ChildDied(f"vLLM's engine died ({type(error).__name__}: {error})") from error
+        finally:
+            with self.turn:
+                self.busy = False
+                self.turn.notify_all()
+        return self.flying
 
 
 _engine: _Shared | None = None
@@ -122,37 +145,50 @@ _starting = threading.Lock()
 
 
 def _shared(model_path: Path, sampling: Sampling, runtime: Runtime) -> tuple[_Shared, bool]:
-    """The engine of this model, and whether it was started for this call. One is kept; another model ends it first,
-    as no job of the earlier one is left then (an iteration begins when the one before has ended)."""
+    """The engine of this model, and whether it was started for this call. A process has one, for one model and one
+    longest sequence: the parent sends it no other jobs (`generate.environment`), and here they end it."""
     global _engine
     key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
     with _starting:
         if _engine is not None and _engine.key == key:
             return _engine, False
         if _engine is not None:
-            raise ChildDied("vLLM serves one model in a process")
+            raise ChildDied("vLLM: this process has an engine for another model or longer sequences")
         _engine = _Shared(_start(*key, runtime), key)
         return _engine, True
 
 
 def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:
-    """A vLLM engine. On CPU in float32, as the transformers engine; on GPU in the model's own dtype."""
+    """A vLLM engine. As the transformers engine, on CPU in float32 and on GPU in the dtype of the weights on disk
+    (vLLM's own `auto` would make bfloat16 of float32)."""
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it takes no logits processor, and that is how rows draw
+    if runtime.device.startswith("cuda:"):  # vLLM takes the first that it sees
+        seen = gpus.visible()
+        number = int(runtime.device[5:])
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[number] if number < len(seen) else str(number)
     import torch
 
-    cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    from spin_core.models import source_dtype
+
+    if runtime.device == "cpu" and torch.version.cuda:
+        raise BadInput("runtime.device cpu: this vLLM is built for CUDA; `VLLM=cpu make vllm-env` builds one for CPU")
+    cpu = not torch.cuda.is_available()
     if cpu:
         threads = runtime.threads or len(os.sched_getaffinity(0))
         # vLLM would bind its threads to cores that it counts itself, and leave one of two cores idle.
         os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime.vllm_kv_gib)
+    import vllm
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from spin_core.engines.vllm_draws import RowDraws
 
     try:
         args = EngineArgs(
             model=str(model_path),
-            dtype="float32" if cpu else "auto",
+            dtype="float32" if cpu else str(source_dtype(model_path)).removeprefix("torch."),
             load_format="safetensors",
             generation_config="vllm",  # else the model's own penalties would enter
             max_model_len=length,
@@ -162,14 +198,16 @@ def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> An
             enforce_eager=cpu,
             skip_tokenizer_init=not decodes,
             async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
-            logits_processors=["spin_core.engines.vllm_draws:RowDraws"],
+            logits_processors=[RowDraws],
             disable_log_stats=True,
             seed=0,
         )
         return LLMEngine.from_engine_args(args)
     except Exception as error:
         said = " ".join(str(error).split())[:300]
-        raise BadInput(f"{model_path}: vLLM {metadata.version('vllm')} does not take this model ({said})") from error
+        if not cpu and "memory" in said.lower():  # perhaps of a process that has just been ended: worth another try
+            raise ChildDied(f"vLLM did not start ({said}); lower runtime.gpu_memory or runtime.workers") from error
+        raise BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({said})") from error
 
 
 def _params(request: Request, sampling: Sampling) -> Any:

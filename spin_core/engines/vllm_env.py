@@ -23,7 +23,7 @@ def place(setting: str) -> Path:
 def interpreter(setting: str) -> str:
     """That interpreter. Raises BadInput, with the remedy, where there is none. Does not ask whether vLLM works."""
     path = place(setting)
-    if not os.access(path, os.X_OK):
+    if not (path.is_file() and os.access(path, os.X_OK)):
         raise BadInput(
             f"generate.engine vllm: there is no interpreter {path}; run `make vllm-env`, or name one that has vLLM in "
             "runtime.vllm_python or $SPINLOOP_VLLM_PYTHON"

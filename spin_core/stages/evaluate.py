@@ -10,6 +10,7 @@ outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row
 metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
          unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains) ·
          `exact_match/greedy`, `exact_match/sampled` (temperature 1, as pairs are drawn by default) ·
+         `exact_match/too_long` (prompts over the model's context, no match; only where there are some) ·
          `length/greedy_tokens` · with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t),
          `spin/margin`, `spin/accuracy` (a tie counts half: an unchanged model has 0.5), `spin/loss`
 """
@@ -24,6 +25,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator
 
+from spin_core.answers import Limits
 from spin_core.chat import Chat, ChatSection
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -116,15 +118,25 @@ def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: J
 def _exact_match(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
     from spin_core.engines.transformers_engine import sample
 
-    part, metrics = config.evaluate, {}
+    part, metrics = config.evaluate, dict[str, float]()
+    requests = [request(chat, row.id, row.prompt, config.seed, "evaluate") for row in rows]
+    context = Limits.of(model).context
+    fitting = [one for one in requests if context is None or len(one.prompt) + part.max_new_tokens <= context]
+    if left_out := len(requests) - len(fitting):
+        metrics["exact_match/too_long"] = left_out
+        job.note(
+            f"{left_out} held-out prompts leave no room for {part.max_new_tokens} new tokens in the model's context of "
+            f"{context} and count as not matched; lower chat.max_prompt_length or evaluate.max_new_tokens."
+        )
     for name, temperature in [("greedy", 0.0)] + [("sampled", 1.0)] * part.sampled:
-        requests = [request(chat, row.id, row.prompt, config.seed, "evaluate") for row in rows]
-        answers = sample(model, requests, sampling(chat, temperature, 1.0, part.max_new_tokens), job, name)
-        for row, answer in zip(rows, answers, strict=True):
-            text = chat.clean(answer.token_ids)
-            lines[row.id] |= {name: text, f"{name}_match": _equal(part.exact_match, row.answer, text)}
+        how = sampling(chat, temperature, 1.0, part.max_new_tokens)
+        answers = {answer.id: answer.token_ids for answer in sample(model, fitting, how, job, name)}
+        for row in rows:
+            text = chat.clean(answers.get(row.id, []))
+            match = row.id in answers and _equal(part.exact_match, row.answer, text)
+            lines[row.id] |= {name: text, f"{name}_match": match}
         metrics[f"exact_match/{name}"] = fmean(lines[row.id][f"{name}_match"] for row in rows)
-        metrics[f"length/{name}_tokens"] = fmean(len(answer.token_ids) for answer in answers)
+        metrics[f"length/{name}_tokens"] = fmean(map(len, answers.values())) if answers else 0.0
     return metrics
 
 

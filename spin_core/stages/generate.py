@@ -77,6 +77,9 @@ class Generate(Section):
             raise ValueError("attempts above 1 need a temperature above 0: greedy decoding gives the same answer again")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError("min_new_tokens must not be above max_new_tokens")
+        if self.min_new_tokens and self.stop:
+            # vLLM forgets a stop string inside the minimum, the transformers engine does not: no meaning both share.
+            raise ValueError("min_new_tokens and stop cannot be combined; leave one of them out")
         return self
 
 
@@ -89,8 +92,12 @@ class Config(Section):
 
 
 def environment(config: Config, runtime: Runtime) -> str:
-    """Which interpreter the stage's process needs: `vllm`, or empty for the one that asks."""
-    return "vllm" if config.generate.engine == "vllm" else ""
+    """Which kind of process the stage needs: one of vLLM's interpreter, started for these sequences, or (empty) one of
+    the interpreter that asks."""
+    part = config.generate
+    if part.engine != "vllm":
+        return ""
+    return f"vllm {config.chat.max_prompt_length + part.max_new_tokens}{' decoding' if part.stop else ''}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         job.note(_of_rejected(rejected, limits, part.max_new_tokens))
     with (job.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(out[id], ensure_ascii=False) + "\n" for id in sorted(out))
-    return job.figures | _counts(drawn) | {"rejected": len(rejected)}
+    return job.figures | _counts(drawn) | {"rejected": len(rejected), "engine": job.engine}
 
 
 def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job) -> list[Drawn]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from spin_core.errors import BadInput, ChildDied, StageFailed
 STAGE = '''
 """Stages that misbehave, for the tests of the child processes."""
 import os, signal, subprocess, sys, time
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, ChildDied
 from spin_core.section import Section
 
 class Config(Section):
@@ -30,7 +31,17 @@ def run(inputs, config, job):
         raise BadInput(config.text)
     if config.do == "print":
         print("a library's print on standard output")
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "python": sys.executable}
+    if config.do == "engine died":
+        ballast = bytearray(400 << 20)  # so that the kernel needs a moment to end it
+        print("the engine's last words", file=sys.stderr, flush=True)
+        raise ChildDied("engine: its worker was killed")
+    if config.do == "meet":
+        mine, theirs = config.text.split()
+        (job.out / mine).touch()
+        while not (job.out / theirs).exists():
+            time.sleep(0.01)
+        return {"pid": os.getpid(), "met": theirs}
     if config.do == "bug":
         return {}["missing"]
     if config.do == "die":
@@ -50,10 +61,10 @@ def spec(tmp_path, monkeypatch):
     (tmp_path / "bad_stage.py").write_text(STAGE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def make(do: str, text: str = "") -> dict:
+    def make(do: str, text: str = "", **more: object) -> dict:
         config = {"do": do, "text": text}
         places = {"out": str(tmp_path), "scratch": str(tmp_path)}
-        return {"module": "bad_stage", "config": config, "inputs": {}, "digests": {}, "runtime": {}, **places}
+        return {"module": "bad_stage", "config": config, "inputs": {}, "digests": {}, "runtime": {}, **places, **more}
 
     return make
 
@@ -118,15 +129,143 @@ def test_child_of_a_killed_parent_ends_with_what_it_started(spec, tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ)
     assert parent.stdout
     child = int(parent.stdout.readline())
-    pid_file = tmp_path / "pid"
-    for _ in range(3000):
-        if pid_file.exists() and pid_file.read_text():
-            break
-        time.sleep(0.01)
+    started = _started(tmp_path)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert _ended(child)
-    assert _ended(int(pid_file.read_text()))
+    assert _ended(started)
+
+
+def _started(folder: Path) -> int:
+    """The process that the hanging stage has started."""
+    for _ in range(3000):
+        if (folder / "pid").exists() and (folder / "pid").read_text():
+            return int((folder / "pid").read_text())
+        time.sleep(0.01)
+    raise AssertionError("the stage has not begun in 30 s")
+
+
+def test_child_killed_with_its_parent_leaves_nothing_that_it_started(spec, tmp_path):
+    """Catches an engine's worker that keeps its GPU when parent and child are killed at once, so that neither can end
+    it: only the guard is left."""
+    script = "from spin_core.child import Child; c = Child(); print(c.process.pid, flush=True); "
+    script += f"c.run({spec('hang')!r}, print)"
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert parent.stdout
+    child, started = int(parent.stdout.readline()), _started(tmp_path)
+    os.kill(child, signal.SIGSTOP)  # so that it cannot act on the parent's end before its own
+    os.kill(parent.pid, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
+    parent.wait()
+    assert _ended(started)
+
+
+def test_child_killed_alone_is_told_at_once_with_what_it_started_gone(spec, tmp_path):
+    """Catches a parent that waits forever because a process which the dead child started holds the pipe open."""
+    child = Child()
+    told: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            child.run(spec("hang"), print)
+        except ChildDied as error:
+            told.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    started = _started(tmp_path)
+    os.kill(child.process.pid, signal.SIGKILL)
+    waiter.join(timeout=10)
+    assert told and "SIGKILL" in str(told[0])
+    assert _ended(started)
+
+
+def test_jobs_that_share_an_engine_run_side_by_side_in_one_process(spec):
+    """Catches jobs of one engine that wait for each other (they would meet never), and events given to the wrong
+    job."""
+    found: list[dict] = []
+    with Children(1) as children:
+
+        def run(mine: str, theirs: str) -> None:
+            met = spec("meet", f"{mine} {theirs}", process="engine m", share=2)
+            found.append(children.run(met, print, timeout=60)[0])
+
+        threads = [threading.Thread(target=run, args=pair) for pair in (("a", "b"), ("b", "a"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=90)
+    assert {one["met"] for one in found} == {"a", "b"}
+    assert len({one["pid"] for one in found}) == 1
+
+
+def test_other_kind_of_job_gets_another_process_and_the_first_is_ended(spec):
+    """Catches a model's engine that serves another model's job, and one that keeps its memory beside the next."""
+    with Children(1) as children:
+        first = children.run(spec("print", process="engine a"), print)[0]["pid"]
+        assert children.run(spec("print", process="engine a"), print)[0]["pid"] == first
+        second = children.run(spec("print", process="engine b"), print)[0]["pid"]
+        assert _ended(first)
+        assert children.run(spec("print"), print)[0]["pid"] not in (first, second)
+        assert _ended(second)
+
+
+def test_second_job_of_a_kind_takes_a_free_place_before_a_busy_one(spec):
+    """Catches two workers of which one has both shards and the other none."""
+    found: list[int] = []
+    with Children(2) as children:
+
+        def run(mine: str, theirs: str) -> None:
+            met = spec("meet", f"{mine} {theirs}", process="engine m", share=2)
+            found.append(children.run(met, print, timeout=60)[0]["pid"])
+
+        threads = [threading.Thread(target=run, args=pair) for pair in (("c", "d"), ("d", "c"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=90)
+    assert len(set(found)) == 2
+
+
+def test_engine_that_died_ends_its_process_with_the_last_words(spec):
+    """Catches a child with a dead engine in it that is given the next shard."""
+    with Children(1) as children:
+        first = children.run(spec("print"), print)[0]["pid"]
+        with pytest.raises(ChildDied, match=r"worker was killed\n[^$]*last words"):
+            children.run(spec("engine died"), print)
+        assert _ended(first)
+        assert children.run(spec("work"), print)[0] == {"done": True}
+
+
+def test_both_jobs_of_a_dead_engine_are_told_so(spec):
+    """Catches the second job of a shared engine that ends with a bug of ours instead of a death worth another try: its
+    process is still being ended when it asks how it ended."""
+    told: list[BaseException] = []
+    with Children(1) as children:
+
+        def run(do: str, text: str) -> None:
+            try:
+                children.run(spec(do, text, process="engine m", share=2), print, timeout=60)
+            except BaseException as error:
+                told.append(error)
+
+        waiter = threading.Thread(target=run, args=("meet", "e f"))
+        waiter.start()
+        run("engine died", "")
+        waiter.join(timeout=90)
+    assert [type(error) for error in told] == [ChildDied, ChildDied]
+
+
+def test_place_shows_its_gpus_and_the_job_its_interpreter(spec, tmp_path):
+    """Catches two workers on one GPU while another is idle, and a job that runs under this interpreter instead of the
+    engine's."""
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    with Children(2, ["0,1", "2,3"]) as children:
+        assert children.run(spec("print"), print)[0]["gpus"] == "0,1"
+        asked = spec("print", process="engine m", python=str(other))
+        assert children.run(asked, print)[0]["gpus"] == "2,3"
+        assert children.run(asked, print)[0]["python"] == str(other)
 
 
 def test_closed_children_take_no_job(spec):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin_core.answers import Limits
 from spin_core.chat import ChatSection
 from spin_core.demo import demo_model
 from spin_core.errors import BadInput
@@ -120,3 +121,17 @@ def test_scores_of_other_pairs_are_refused(world, tmp_path) -> None:
     write_pairs(other / "pairs" / TEST_FILE, [Pair("x", ROWS[0].prompt, "a", "b", "stop")])
     with pytest.raises(BadInput, match="run score on these pairs again"):
         _evaluate(other, tmp_path / "out", 1, paired=True, exact_match="")
+
+
+def test_prompt_over_the_context_is_no_match_and_counted(world, tmp_path) -> None:
+    """Catches one long held-out prompt that ends the run, though generate leaves such prompts out."""
+    context = Limits.of(world / "model0").context
+    chat = load_chat(world / "model0", CHAT)
+    lengths = sorted(len(chat.encode_prompt(row.prompt)) for row in ROWS)
+    room = context - lengths[-1] + 1  # one token too many for the longest
+    metrics, rows = _evaluate(world, tmp_path / "out", 0, exact_match="answer", max_new_tokens=room)
+    out = [row["id"] for row in rows if row["greedy"] == "" and not row["greedy_match"]]
+    assert metrics["exact_match/too_long"] == lengths.count(lengths[-1])
+    assert len(out) >= metrics["exact_match/too_long"]
+    plain, _ = _evaluate(world, tmp_path / "plain", 0, exact_match="answer", max_new_tokens=2)
+    assert "exact_match/too_long" not in plain

@@ -182,6 +182,7 @@ def test_logps_stand_beside_the_tokens_with_the_models_digest(answered) -> None:
     [
         ({"attempts": 2, "temperature": 0}, "attempts above 1 need a temperature above 0"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must not be above"),
+        ({"min_new_tokens": 3, "stop": ["a"]}, "cannot be combined"),
         ({"stop": ["x", ""]}, "empty string"),
     ],
 )
@@ -197,7 +198,7 @@ def test_new_settings_leave_old_keys_and_name_the_interpreter() -> None:
     assert config_payload(Generate()) == old
     assert config_payload(Generate(stop=["\n"], attempts=2)) == {**old, "stop": ["\n"], "attempts": 2}
     configs = [generate.Config(generate=Generate(engine=name), chat=CHAT, seed=1) for name in ("transformers", "vllm")]
-    assert [environment(config, Runtime()) for config in configs] == ["", "vllm"]
+    assert [environment(config, Runtime()) for config in configs] == ["", f"vllm {CHAT.max_prompt_length + 256}"]
 
 
 # --- what an engine may not give ----------------------------------------------------------
