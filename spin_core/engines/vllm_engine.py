@@ -202,12 +202,24 @@ def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> An
             disable_log_stats=True,
             seed=0,
         )
-        return LLMEngine.from_engine_args(args)
+        engine = LLMEngine.from_engine_args(args)
+        if cpu:
+            _check_heads(engine.vllm_config.model_config.get_head_size())
+        return engine
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         if not cpu and "memory" in said.lower():  # perhaps of a process that has just been ended: worth another try
             raise ChildDied(f"vLLM did not start ({said}); lower runtime.gpu_memory or runtime.workers") from error
         raise BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({said})") from error
+
+
+def _check_heads(size: int) -> None:
+    """vLLM 0.32 takes a model with other heads on CPU and dies in its first step."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in sizes:
+        raise ValueError(f"its heads have a size of {size}, and on CPU vLLM takes {', '.join(map(str, sizes))}")
 
 
 def _params(request: Request, sampling: Sampling) -> Any:
