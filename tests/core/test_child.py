@@ -33,7 +33,7 @@ def run(inputs, config, job):
         print("a library's print on standard output")
         return {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "python": sys.executable}
     if config.do == "engine died":
-        ballast = bytearray(400 << 20)  # so that the kernel needs a moment to end it
+        ballast = b"x" * (400 << 20)  # so that the kernel needs a moment to end it
         print("the engine's last words", file=sys.stderr, flush=True)
         raise ChildDied("engine: its worker was killed")
     if config.do == "meet":
