@@ -10,7 +10,6 @@ from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.engines import vllm_env
-from spin_core.errors import BadInput
 from spin_core.store.store import NAME, Store
 from tasks.ledger import Entry
 from tasks.planning import Planner
@@ -32,17 +31,6 @@ def check(config: Config, store: str, base_dir: Path) -> None:
     """Raise what is wrong with the store, the sources or the engines before anything is waited for."""
     if any(config.at(t).generate.engine == "vllm" for t in range(config.iterations)):
         vllm_env.interpreter(config.runtime.vllm_python)
-        _enough_gpus(config, len(gpus.visible()))
+        gpus.check_unshared(config.runtime, len(gpus.visible()))
     gpus.groups(config.runtime, gpus.visible())
     sources(Run(config, Store(Path(store)), Children(0), base_dir, Planner()))
-
-
-def _enough_gpus(config: Config, count: int) -> None:
-    """Raise BadInput where two vLLM engines would share a GPU: each takes `runtime.gpu_memory` of it."""
-    how = config.runtime
-    wanted = how.workers * how.tensor_parallel
-    if (how.device in ("auto", "cuda") and 0 < count < wanted) or (how.device.startswith("cuda:") and wanted > 1):
-        raise BadInput(
-            f"generate.engine vllm: runtime.workers {how.workers} × runtime.tensor_parallel {how.tensor_parallel} "
-            f"needs {wanted} GPUs, and {1 if how.device.startswith('cuda:') else count} can be used; lower one of them"
-        )

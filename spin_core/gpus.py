@@ -41,3 +41,13 @@ def groups(runtime: Runtime, gpus: list[str]) -> list[str]:
         )
     places = len(gpus) // each
     return [",".join(gpus[(i % places) * each : (i % places + 1) * each]) for i in range(runtime.workers)]
+
+
+def check_unshared(runtime: Runtime, count: int) -> None:
+    """Raise BadInput where two vLLM engines would share one of `count` GPUs: each takes `runtime.gpu_memory` of it."""
+    wanted, chosen = runtime.workers * runtime.tensor_parallel, runtime.device.startswith("cuda:")
+    if (runtime.device in ("auto", "cuda") and 0 < count < wanted) or (chosen and wanted > 1):
+        raise BadInput(
+            f"generate.engine vllm: runtime.workers {runtime.workers} × runtime.tensor_parallel "
+            f"{runtime.tensor_parallel} needs {wanted} GPUs, and {1 if chosen else count} can be used; lower either"
+        )

@@ -55,11 +55,6 @@ class Run:
             self.progress.step(line, None)
         return Ref(digest=record.digest)
 
-    def plan(self, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
-        """Enter into the ledger what would happen to the step and why; its output, as far as it is known."""
-        assert self.planning
-        return self.planning.step(self, step, inputs)
-
     def finish(self, outcome: Any) -> dict:
         """Wait for the last step and lay out `runs/<name>/` for people; after a failure too, for what did finish.
 

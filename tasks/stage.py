@@ -49,7 +49,7 @@ def stage(module: ModuleType) -> Callable:
             label, config, inputs = describe(run, *args, **kwargs)
             step = Step(module, label, config)
             if run.planning:
-                return run.plan(step, inputs)
+                return run.planning.step(run, step, inputs)
             run.titles.append(step.title)
             run.futures.append(run_step.submit(run, step, inputs))
             return run.futures[-1]

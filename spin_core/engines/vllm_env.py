@@ -11,7 +11,7 @@ from spin_core.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".venv-vllm"
-ASK = "import importlib.metadata as m, vllm; print(vllm.__version__)"
+ASK = "import vllm; print(vllm.__version__)"
 
 
 def place(setting: str) -> Path:

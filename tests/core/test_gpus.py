@@ -41,3 +41,12 @@ def test_gpus_are_those_that_the_environment_shows(monkeypatch: pytest.MonkeyPat
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert gpus.visible() == []
+
+
+@pytest.mark.parametrize(("settings", "count"), [({"workers": 2}, 1), ({"workers": 2, "tensor_parallel": 2}, 3)])
+def test_two_engines_on_one_gpu_are_refused_beforehand(settings, count) -> None:
+    """Catches a second vLLM that is started on a GPU whose memory the first one has."""
+    with pytest.raises(BadInput, match="GPUs, and"):
+        gpus.check_unshared(Runtime(**settings), count)
+    gpus.check_unshared(Runtime(**settings), 4)
+    gpus.check_unshared(Runtime(**settings), 0)

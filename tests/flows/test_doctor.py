@@ -6,11 +6,8 @@ import sys
 
 import pytest
 
-from flows.plan import _enough_gpus
-from spin_core.config import parse
 from spin_core.engines import vllm_env
 from spin_core.errors import BadInput
-from tests.flows.conftest import TINY
 
 
 @pytest.fixture
@@ -56,16 +53,6 @@ def test_folder_in_place_of_an_interpreter_is_refused(monkeypatch, tmp_path) -> 
     """Catches the environment's folder given for its python, which fails in the middle of the run."""
     with pytest.raises(BadInput, match=r"there is no interpreter .*make vllm-env"):
         vllm_env.interpreter(str(tmp_path))
-
-
-@pytest.mark.parametrize(("settings", "count"), [({"workers": 2}, 1), ({"workers": 2, "tensor_parallel": 2}, 3)])
-def test_two_engines_on_one_gpu_are_refused_beforehand(settings, count) -> None:
-    """Catches a second vLLM that is started on a GPU whose memory the first one has."""
-    config = parse({**TINY, "generate": {"engine": "vllm"}, "runtime": settings}, "here")
-    with pytest.raises(BadInput, match="GPUs, and"):
-        _enough_gpus(config, count)
-    _enough_gpus(config, 4)
-    _enough_gpus(config, 0)
 
 
 def test_interpreter_is_looked_for_where_the_settings_say(monkeypatch, tmp_path) -> None:
