@@ -10,6 +10,7 @@ from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.engines import vllm_env
+from spin_core.errors import BadInput
 from spin_core.store.store import NAME, Store
 from tasks.ledger import Entry
 from tasks.planning import Planner
@@ -27,9 +28,23 @@ def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[
     return run.ledger, artifacts.notes
 
 
-def check(config: Config, store: str, base_dir: Path) -> None:
-    """Raise what is wrong with the store, the sources or the engines before anything is waited for."""
-    if any(config.at(t).generate.engine == "vllm" for t in range(config.iterations)):
+def next_iteration(config: Config, store: str, base_dir: Path) -> int:
+    """The first iteration whose model the store does not have; `config.iterations` where it has all of them."""
+    ledger, _ = plan(config, store, base_dir)
+    there = {entry.label for entry in ledger if entry.stage == "finetune" and entry.state == "cached"}
+    return next((t for t in range(config.iterations) if f"iter {t}" not in there), config.iterations)
+
+
+def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> None:
+    """Raise what is wrong with the store, the sources or this machine's engines before anything is waited for. `pool`:
+    of the stages that `runtime.pools` does not name."""
+    if config.runtime.approve and pool == "here":
+        raise BadInput(
+            "runtime.approve: only a run of a deployment can wait for a person; start one (README: Run it on a "
+            "server), or leave it out."
+        )
+    engines = {config.at(t).generate.engine for t in range(config.iterations)}
+    if "vllm" in engines and (config.runtime.pools.generate or pool) == "here":
         vllm_env.interpreter(config.runtime.vllm_python)
         gpus.check_unshared(config.runtime, len(gpus.visible()))
     gpus.groups(config.runtime, gpus.visible())

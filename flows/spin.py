@@ -15,10 +15,12 @@ base model ─► (sft) ─► θ_0                                 │
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.approval import approved
 from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
@@ -28,6 +30,7 @@ from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.gather import gather
 from tasks.generate import generate
+from tasks.pools import Pools
 from tasks.reformat import reformat
 from tasks.report import report
 from tasks.run import Run
@@ -48,6 +51,8 @@ def dag(run: Run):
     controls = [sft_instead(run, start, rows, n + 1) for n in range(cfg.iterations) if cfg.control]
     pairs: list = []
     for t in range(cfg.iterations):
+        if t and not approved(run, t, table):
+            break
         theta = iteration(run, t, theta, rows, pairs, table)
     for n, instead in enumerate(controls, 1):
         label = f"SFT instead of {n} iter"
@@ -58,8 +63,7 @@ def dag(run: Run):
 def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table):
     """θ_t plays against itself and becomes θ_{t+1}. `pairs` holds the pair sets of all iterations so far and gets
     this one's."""
-    prompts = run.shards(rows)
-    answers = [generate(run, t, opponent, shard, f"{i}/{len(prompts)}") for i, shard in enumerate(prompts, 1)]
+    answers = generate(run, t, opponent, run.shards(rows))
     pairs.append(gather(run, t, rows, answers))
     first = max(0, t + 1 - run.config.history)
     recent = pairs[first:]
@@ -98,17 +102,40 @@ def sources(run: Run) -> tuple[list, object]:
     return dataset, demo_model(run) if builtin else run.source(start.path, "model", start.revision)
 
 
-@flow(
-    name="spin",
-    flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}",
-    persist_result=False,
-    # Two jobs in each of 16 vLLM engines, and some that wait for other steps.
-    task_runner=ThreadPoolTaskRunner(max_workers=40),  # type: ignore[arg-type]
-)
+HOW: dict[str, Any] = {
+    "persist_result": False,
+    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
+    "task_runner": ThreadPoolTaskRunner(max_workers=40),
+}
+
+
+@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **HOW)
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
     """Run every iteration of a profile. What the store already has is not computed again."""
+    return play(config, store, Path(base_dir), "here")
+
+
+def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, more: bool = False) -> dict:
+    """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
+    `more`: another run is to play the next iteration (events say so)."""
     artifacts = Store(Path(store))
     seen = gpus.groups(config.runtime, gpus.visible())
-    with artifacts.using(), Children(config.runtime.workers, seen) as children:
-        run = Run(config, artifacts, children, Path(base_dir))
+    with (
+        artifacts.using(),
+        Children(config.runtime.workers, seen) as children,
+        Pools(artifacts, config.runtime, pool) as pools,
+    ):
+        run = Run(config, artifacts, children, base_dir, pools=pools, origin=origin, more=more)
         return run.finish(lambda: dag(run).result())
+
+
+def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:
+    """Inside a flow: the first step alone. How many steps ran, and how many were cached."""
+    artifacts = Store(Path(store))
+    with artifacts.using(), Children(1) as children:
+        run = Run(config, artifacts, children, base_dir, origin=origin, more=True)
+        reformat(run, *sources(run)[0])
+        run.settle()
+        if run.failures:
+            raise run.failures[0]
+        return run.counts()

@@ -115,17 +115,25 @@ class Config(Section):
                 raise ValueError(f"overrides.{t}.{section}.{_first(error, type(base)).rstrip('.')}") from None
         return self.model_copy(update=changed)
 
+    def first(self, count: int) -> Config:
+        """The same run with its first `count` iterations only."""
+        kept = {t: parts for t, parts in self.overrides.items() if t < count}
+        return self.model_copy(update={"iterations": count, "overrides": kept})
+
     def epochs(self, t: int) -> float:
         """Passes over its pairs that iteration `t` makes."""
         part = self.at(t).finetune
         return part.stop_epoch or part.schedule_epochs
 
 
-def load_profile(name: str, settings: list[str] | None = None) -> tuple[Config, Path]:
+def load_profile(
+    name: str, settings: list[str] | None = None, changes: dict[str, Any] | None = None
+) -> tuple[Config, Path]:
     """The config of a profile (a path, or the name of one in deployments/profiles) and the folder its relative paths
     start from.
 
-    `settings` are `field.path=value` strings, values in YAML. Raises BadInput naming file and field.
+    `settings` are `field.path=value` strings, values in YAML; `changes` are fields as a profile nests them. Raises
+    BadInput naming file and field.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) or Path(name).is_file() else PROFILES / f"{name}.yaml"
     if not path.is_file():
@@ -137,6 +145,8 @@ def load_profile(name: str, settings: list[str] | None = None) -> tuple[Config, 
         raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
     for setting in settings or []:
         _apply(data, setting)
+    if changes and isinstance(data, dict):
+        _lay_over(data, changes)
     return parse(data, str(path)), path.resolve().parent
 
 
@@ -210,6 +220,14 @@ def _apply(data: Any, setting: str) -> None:
         data[keys[-1]] = parsed
     else:
         data.pop(keys[-1], None)
+
+
+def _lay_over(data: dict, changes: dict) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(data.get(name), dict):
+            _lay_over(data[name], value)
+        else:
+            data[name] = value
 
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:

@@ -19,6 +19,18 @@ Inputs = dict[str, Path | list[Path]]
 same names."""
 
 
+class Pools(Section):
+    """Where a stage that is missing in the store runs: the name of a work pool that has a deployment of it
+    (deployments/prefect.yaml), or `here` for the run's own machine. Empty is `spin-gpu` in a run of a deployment, and
+    `here` on the command line. Cheap stages (reformat, gather, report) always run here."""
+
+    sft: str = Field("", max_length=100, description="Work pool of sft; empty: spin-gpu in a deployment, else here.")
+    generate: str = Field("", max_length=100, description="Work pool of generate (as for sft).")
+    score: str = Field("", max_length=100, description="Work pool of score (as for sft).")
+    finetune: str = Field("", max_length=100, description="Work pool of finetune (as for sft).")
+    evaluate: str = Field("", max_length=100, description="Work pool of evaluate (as for sft).")
+
+
 class Runtime(Section):
     """How a run uses its machine. Nothing here enters a cache key: on CPU results differ by float rounding only."""
 
@@ -55,6 +67,13 @@ class Runtime(Section):
         100, ge=0, description="Optimiser steps between resumable checkpoints in the store's scratch; 0 keeps none."
     )
     stage_timeout: int = Field(0, ge=0, description="Seconds after which a stage's process is ended; 0 is no limit.")
+    pools: Pools = Field(Pools(), description="Work pools of the stages that need a GPU.")
+    generate_runs: int = Field(
+        1, ge=1, le=64, description="Pool runs side by side that the shards of one iteration are dealt out to."
+    )
+    approve: bool = Field(
+        False, description="Ask a person before every next iteration: the run is suspended and its worker is free."
+    )
 
 
 @dataclass

@@ -1,12 +1,28 @@
-"""generate: one shard of prompts to the opponent's answers."""
+"""generate: shards of prompts to the opponent's answers."""
 
 from spin_core.stages import generate as core
+from spin_core.step import Ref
+from tasks.pools import Batch
 from tasks.run import Run
 from tasks.stage import stage
 
+BATCH = 1000  # shards of one flow run at most: Prefect takes 512 kB of parameters, and a shard is 350 bytes of them
+
+
+def generate(run: Run, t: int, opponent, prompts: list) -> list:
+    """The answers to every shard. On a work pool the shards are dealt out to `runtime.generate_runs` flow runs."""
+    labels = [f"iter {t}, shard {i}/{len(prompts)}" for i in range(1, len(prompts) + 1)]
+    count = max(run.config.runtime.generate_runs, -(-len(prompts) // BATCH))
+    known = all(isinstance(shard, Ref) for shard in prompts)
+    batches = [Batch(list(zip(labels, prompts, strict=True))[i::count]) for i in range(count)] if known else [None]
+    return [
+        shard(run, t, opponent, prompt, label, batch=batches[i % len(batches)])
+        for i, (label, prompt) in enumerate(zip(labels, prompts, strict=True))
+    ]
+
 
 @stage(core)
-def generate(run: Run, t: int, opponent, shard, place: str):
+def shard(run: Run, t: int, opponent, prompt, label: str):
     cfg = run.config.at(t)
     config = core.Config(generate=cfg.generate, chat=cfg.chat, seed=cfg.seed)
-    return f"iter {t}, shard {place}", config, {"model": opponent, "prompts": shard}
+    return label, config, {"model": opponent, "prompts": prompt}

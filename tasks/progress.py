@@ -29,6 +29,9 @@ class Progress:
     def __call__(self, title: str, event: dict) -> None:
         if "note" in event:
             self._note(title, event["note"])
+        elif "log" in event:
+            _logger().info(event["log"])
+            self._write(event["log"])
         elif "waiting" in event:
             self._log(
                 title, f"{title}: another process computes the same step; waiting for it since {event['waiting']:.0f} s"

@@ -8,7 +8,7 @@ from tasks.stage import stage
 
 
 @stage(core)
-def report(run: Run, lines: list[dict], inputs: dict[str, list]):
+def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""):
     profile = keys.config_payload(run.config)
     del profile["runtime"]
     # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
@@ -17,4 +17,4 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list]):
         if place and is_local(place, run.base_dir):
             profile[section][field] = "(local)"
     config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])
-    return "", config, inputs
+    return label, config, inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -197,6 +198,21 @@ class Store:
             except Damaged as bad:
                 self.notes.append(str(bad))
                 return None
+
+    def recorded(self, stage: str, key: str) -> bool:
+        """Whether there is a record of a key, nothing verified: only says that a lookup is worth it."""
+        return os.path.lexists(self._record_file(stage, key))
+
+    def identity(self) -> str:
+        """An id that this store got when it was first asked for: who reads the same one sees the same store (or a
+        copy of it). Raises StoreError where it cannot be written."""
+        file = self.root / "id"
+        with fs.boundary(file), self.using():
+            if not file.exists():
+                temp = self.root / "tmp" / f"{fs.unique()}.id"
+                fs.write_file(temp, uuid.uuid4().hex.encode())
+                fs.put_once(temp, file)
+            return file.read_text(encoding="ascii", errors="replace")
 
     def records(self, stage: str = "*") -> Iterator[Record]:
         """The standing records (of one stage) by stage and key, outputs not verified; a note for each damaged one."""

@@ -1,0 +1,117 @@
+"""The flows that people start from the UI, the command line, a schedule or an event: a whole run, one iteration, and
+the dataset alone. deployments/prefect.yaml deploys them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.form import Profile, given, settings_form
+from flows.plan import check, next_iteration
+from flows.spin import HOW, play, rows_only
+from flows.stages import failed, store_folder
+from spin_core.config import Config, load_profile
+from spin_core.errors import BadInput, SpinloopError
+from tasks.pool_run import DEFAULT
+
+Settings: Any = settings_form()
+AS_IT_IS = Settings()
+
+
+def _name() -> str:
+    """`demo, 2 iterations` of the parameters; the flow itself tells what is wrong with them."""
+    asked = flow_run.parameters
+    which = Path(asked["file"]).stem if asked.get("file") else asked["profile"]
+    t = asked.get("iteration")
+    return f"{which}, iteration {'next' if t == -1 else t}" if t is not None else which
+
+
+@flow(name="spin", flow_run_name=_name, **HOW)
+def spin(profile: Profile = "demo", settings: Settings = AS_IT_IS, file: str = "") -> State:  # type: ignore[valid-type]
+    """Every iteration of a profile, then the report. What the store has is not computed again.
+
+    Args:
+        profile: A profile that comes with spinloop. As it is, the demo runs: 4 minutes on a CPU.
+        settings: What is to be different from the profile. Empty fields stay as the profile has them.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        check(config, store_folder(), base_dir, DEFAULT)
+        return _told(play(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
+    except SpinloopError as error:
+        return failed(error)
+
+
+@flow(name="iteration", flow_run_name=_name, **HOW)
+def iteration(
+    profile: Profile = "demo",  # type: ignore[valid-type]
+    iteration: int = -1,
+    settings: Settings = AS_IT_IS,
+    file: str = "",
+) -> State:
+    """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there.
+
+    Args:
+        profile: A profile that comes with spinloop.
+        iteration: Which one, from 0; -1 is the first that the store does not have.
+        settings: What is to be different from the profile. Empty fields stay as the profile has them.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        t = next_iteration(config, store_folder(), base_dir) if iteration == -1 else iteration
+        if t == config.iterations and iteration == -1:
+            return Completed(name="Cached", message=f"All {t} iterations of {config.name} are in the store.")
+        if not 0 <= t < config.iterations:
+            raise BadInput(
+                f"iteration: {config.name} has the iterations 0 to {config.iterations - 1}; raise `iterations`."
+            )
+        check(config, store_folder(), base_dir, DEFAULT)
+        more = t + 1 < config.iterations
+        return _told(play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), more=more))
+    except SpinloopError as error:
+        return failed(error)
+
+
+@flow(name="dataset", flow_run_name=_name, **HOW)
+def dataset(profile: Profile = "demo", settings: Settings = AS_IT_IS, file: str = "") -> State:  # type: ignore[valid-type]
+    """A profile's dataset to rows and shards. New rows are an event that can start an iteration.
+
+    Args:
+        profile: A profile that comes with spinloop.
+        settings: What is to be different from the profile. Empty fields stay as the profile has them.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        counts = rows_only(config, store_folder(), base_dir, _origin())
+        return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+    except SpinloopError as error:
+        return failed(error)
+
+
+def _config(profile: str, settings: Any, file: str) -> tuple[Config, Path]:
+    """The profile with the settings of the form laid over it."""
+    return load_profile(file or profile, changes=given(settings))
+
+
+def _origin() -> dict:
+    """The parameters of this run, for the events that start another one like it."""
+    return {name: flow_run.parameters.get(name) for name in ("profile", "settings", "file")}
+
+
+def _told(outcome: dict) -> State:
+    for note in outcome["notes"]:
+        get_run_logger().warning(note)
+    get_run_logger().info("Report: %s", outcome["report"])
+    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached."
+    if not outcome["ran"]:
+        return Completed(name="Cached", message=counts)
+    return Completed(message=f"{counts} Report: {outcome['report']}")

@@ -1,0 +1,140 @@
+"""The flows that work pools run: one stage each. They ask the same store as everybody, so a stage that is started by
+hand shares the cache with the iterations.
+
+An iteration starts them (tasks/pool_run.py). Started by hand, an input is a digest of the store, a folder or a hub id:
+
+    prefect deployment run evaluate/spin-gpu --param 'work=[{"inputs": {"model": "org/name", "rows": "<digest>"}}]'
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BaseModel, Field
+
+from spin_core import gpus
+from spin_core.child import Children
+from spin_core.errors import BadInput, ChildDied, SpinloopError
+from spin_core.job import Runtime
+from spin_core.section import Section
+from spin_core.stages import evaluate as evaluate_stage
+from spin_core.stages import finetune as finetune_stage
+from spin_core.stages import generate as generate_stage
+from spin_core.stages import score as score_stage
+from spin_core.stages import sft as sft_stage
+from spin_core.step import Ref, Step, source
+from spin_core.store import keys
+from spin_core.store.keys import DIGEST
+from spin_core.store.store import Store
+from tasks.stage import task_of
+from tasks.steps import Steps
+
+
+class Work(BaseModel):
+    """One step of a stage."""
+
+    label: str = Field("", description="What people read beside the stage's name, e.g. `iter 0, shard 1/8`.")
+    inputs: dict[str, Any] = Field(
+        description="Name → a digest of the store, a folder or a hub id (a list of them where the stage reads many)."
+    )
+    key: str = Field("", description="The key that it must have; a worker with other code refuses. Empty: any.")
+
+
+RUNTIME = Runtime()
+HOW: dict[str, Any] = {"persist_result": False, "task_runner": ThreadPoolTaskRunner(max_workers=40)}
+
+
+@flow(**HOW)
+def sft(config: sft_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """A base model to θ_0 (inputs: model, rows)."""
+    return _serve(sft_stage, config, work, runtime, store)
+
+
+@flow(**HOW)
+def generate(config: generate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """Shards of prompts to the opponent's answers (inputs: model, prompts)."""
+    return _serve(generate_stage, config, work, runtime, store)
+
+
+@flow(**HOW)
+def score(config: score_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """The opponent's log-probs of a pair set (inputs: model, pairs)."""
+    return _serve(score_stage, config, work, runtime, store)
+
+
+@flow(**HOW)
+def finetune(config: finetune_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """θ_t to θ_{t+1} (inputs: model, pairs, logps)."""
+    return _serve(finetune_stage, config, work, runtime, store)
+
+
+@flow(**HOW)
+def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps)."""
+    return _serve(evaluate_stage, config, work, runtime, store)
+
+
+def store_folder() -> str:
+    """The store of this worker: $SPINLOOP_STORE, which `spinloop deploy` puts into the pools' job template."""
+    return str(Path(os.environ.get("SPINLOOP_STORE") or ".spinloop").expanduser().absolute())
+
+
+def failed(error: SpinloopError) -> State:
+    """The final state of a flow run that a person (or the run that waits for it) is told `error` by."""
+    get_run_logger().error(str(error))
+    return Failed(message=f"{type(error).__name__}: {error}")
+
+
+def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runtime, store: str) -> State:
+    """Look up or compute every step of `work`; `store` is the identity that the store must have."""
+    try:
+        artifacts = Store(Path(store_folder()))
+        if store and artifacts.identity() != store:
+            raise BadInput(
+                f"{artifacts.root}: this worker's store is another than that of the run that asks; show both the same "
+                "folder ($SPINLOOP_STORE)."
+            )
+        with artifacts.using(), Children(runtime.workers, gpus.groups(runtime, gpus.visible())) as children:
+            steps = Steps(artifacts, children, runtime)
+            for one in work:
+                step = Step(module, one.label, config)
+                inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
+                _check(step, inputs, one.key)
+                steps.submit(task_of(module), step, inputs)
+            steps.settle()
+    except SpinloopError as error:
+        return failed(error)
+    if steps.failures:
+        # A process that died says more than the steps that were then not begun.
+        return failed(next((e for e in steps.failures if not isinstance(e, ChildDied)), steps.failures[0]))
+    counts = steps.counts()
+    return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+
+
+def _ref(name: str, value: Any) -> Any:
+    """What an input names: a Ref as another flow run wrote it, or what a person can write."""
+    if isinstance(value, list):
+        return [_ref(name, one) for one in value]
+    if isinstance(value, dict):
+        ref = Ref(**value)
+        if ref.path and not Path(ref.path).exists():
+            raise BadInput(f"{name}: this worker sees no {ref.path}; put it where every worker sees it.")
+        return ref
+    if DIGEST.fullmatch(value):
+        return Ref(digest=value)
+    return source(value, "model" if name == "model" else "dataset", "", Path.cwd(), "")
+
+
+def _check(step: Step, inputs: dict, key: str) -> None:
+    if key and keys.key_of(step.payload(inputs)) != key:
+        raise BadInput(
+            f"{step.title}: this worker's spinloop gives the step another key than the run that asks; install the same "
+            "version on both."
+        )

@@ -1,0 +1,37 @@
+"""Events for Prefect's automations: a dataset or a model is in the store that was not there before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect.events import emit_event
+
+from spin_core.step import Step
+from spin_core.store.store import Record
+from tasks.ledger import run_name
+
+if TYPE_CHECKING:
+    from tasks.run import Run
+
+MADE = {"reformat": "dataset", "sft": "model", "finetune": "model"}
+
+
+def tell(run: Run, step: Step, record: Record) -> None:
+    """Emit `spinloop.dataset.created` or `spinloop.model.created`, at least once for each new artifact.
+
+    Its resource is `spinloop.<kind>.<digest>`. The label `spinloop.next` is `iteration` where this run ends here and
+    another one is to go on (deployments/automations.yaml starts it, from the payload).
+    """
+    kind = MADE.get(step.stage)
+    if kind is None:
+        return
+    last = kind == "dataset" or step.label == f"iter {run.config.iterations - 1}"
+    emit_event(
+        event=f"spinloop.{kind}.created",
+        resource={
+            "prefect.resource.id": f"spinloop.{kind}.{record.digest}",
+            "prefect.resource.name": f"{run.config.name} {step.title}",
+            "spinloop.next": "iteration" if run.more and last else "none",
+        },
+        payload={"run": run_name(run.config), "step": step.title, "digest": record.digest, **run.origin},
+    )

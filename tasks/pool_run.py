@@ -1,0 +1,196 @@
+"""One flow run on a work pool that computes a batch of steps: found or started, looked at, judged, cancelled."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run as own_flow_run
+from prefect.settings import PREFECT_UI_URL
+from prefect.states import Cancelling
+
+from spin_core import errors
+from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, StoreError
+from spin_core.job import Runtime
+from spin_core.step import Ref, Step, title
+from spin_core.store.store import Store
+
+DEFAULT = "spin-gpu"  # pool of the stages that need a GPU, in runs of deployments
+TRIES = 3  # flow runs for one batch: the first, and two more where a machine or its worker died
+ATTEMPTS = 200  # of all runs ever; Prefect's answer has no more lines
+POLL_SECONDS = (0.3, 3.0)  # of a flow run's state: at first, and after a while
+UNCLAIMED_SECONDS = 60
+UNSEEN_SECONDS = 30  # a network file system may show another machine's file so much later
+FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
+CANCELLED = {StateType.CANCELLING, StateType.CANCELLED}
+HOPELESS = (BadInput, StageFailed)  # the same input fails the same way, and a process that died was tried again there
+
+Send = Callable[[dict], None]
+
+
+class PoolRun:
+    """The flow run of one batch, for all of its steps that wait for it."""
+
+    def __init__(
+        self, client: SyncPrefectClient, store: Store, runtime: Runtime, pool: str, steps: dict[str, tuple[Step, dict]]
+    ):
+        """`steps`: by their keys."""
+        self.client, self.store, self.runtime, self.pool, self.steps = client, store, runtime, pool, steps
+        self.key = batch_key(steps)
+        first = next(iter(steps.values()))[0]
+        many = f"{first.label.partition(',')[0]}, {len(steps)} shards"
+        self.stage, self.title = first.stage, title(first.stage, many) if len(steps) > 1 else first.title
+        self.ours, self.pause = False, POLL_SECONDS[0]
+        self._lock = threading.Lock()
+        self._run: FlowRun | None = None
+        self._error: SpinloopError | None = None
+        self._tries, self._next, self._told = 0, 0, False
+        self._asked = self._since = self._ended = 0.0
+
+    def look(self, send: Send) -> FlowRun:
+        """The flow run as it is now: found, or else started. Asks the server no more often than `pause`."""
+        with self._lock:
+            if self._error:
+                raise self._error
+            now = time.monotonic()
+            if self._run is None:
+                self._run = self._find() or self._start()
+                self._since, self._told, self._ended, self.pause = now, False, 0.0, POLL_SECONDS[0]
+                how = "runs" if self.ours else "is being computed for another run, and waited for,"
+                send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
+            elif now - self._asked >= self.pause and self._run.state_type not in FINAL:
+                with suppress(httpx.HTTPError):  # a server that is restarted: what is at work goes on meanwhile
+                    self._run = self.client.read_flow_run(self._run.id)
+                self.pause = min(POLL_SECONDS[1], self.pause * 1.1)
+            self._asked = now
+            self._tell_unclaimed(send, now)
+            return self._run
+
+    def judge(self, ended: FlowRun) -> None:
+        """A flow run ended and a step of it is not in the store: return where it is worth another look or try, else
+        raise why not."""
+        with self._lock:
+            if self._error:
+                raise self._error
+            if self._run is None or self._run.id != ended.id:
+                return  # another step of the batch went on already
+            now = time.monotonic()
+            self._ended = self._ended or now
+            if ended.state_type is StateType.COMPLETED and now - self._ended < UNSEEN_SECONDS:
+                return
+            self._tries += 1
+            error = self._why(ended)
+            if self._tries == TRIES or isinstance(error, HOPELESS):
+                self._error = error
+                raise error
+            self._run = None
+
+    def cancel(self) -> None:
+        """Cancel the flow run if this run started it and it is still at work."""
+        if self.ours and self._run and self._run.state_type not in FINAL:
+            state: State = Cancelling(message="The run that started it was cancelled.")
+            self.client.set_flow_run_state(self._run.id, state)
+
+    def _find(self) -> FlowRun | None:
+        """The flow run that is at work on this batch, whoever started it."""
+        names = [f"{self.key}:{n}" for n in range(ATTEMPTS)]
+        known = self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
+        )
+        self._next = len(known)
+        self.ours = False
+        return next((run for run in known if run.state_type not in FINAL), None)
+
+    def _start(self) -> FlowRun:
+        step, _ = next(iter(self.steps.values()))
+        place = f"{self.stage}/{self.pool}"
+        parameters = {
+            "config": step.config.model_dump(mode="json"),
+            "work": [
+                {"label": one.label, "key": key, "inputs": {name: _plain(value) for name, value in reads.items()}}
+                for key, (one, reads) in self.steps.items()
+            ],
+            "runtime": self.runtime.model_dump(mode="json", exclude={"pools", "approve", "generate_runs"}),
+            "store": self.store.identity(),
+        }
+        try:
+            found = run_deployment(
+                place,
+                parameters=parameters,
+                idempotency_key=f"{self.key}:{self._next}",
+                flow_run_name=f"{self.title} {self.key[:6]}",
+                tags=["spinloop"],
+                timeout=0,  # do not wait: every step of the batch looks for itself
+            )
+        except ObjectNotFound:
+            raise BadInput(
+                f"runtime.pools.{self.stage}: the server has no deployment {place}; add it to "
+                "deployments/prefect.yaml and run `spinloop deploy`, or name another pool."
+            ) from None
+        run = cast(FlowRun, found)
+        self.ours = self._parent(run) == str(own_flow_run.id)  # not where another run was quicker by a moment
+        return run
+
+    def _parent(self, run: FlowRun) -> str:
+        """The flow run that started this one."""
+        if run.parent_task_run_id is None:
+            return ""
+        return str(self.client.read_task_run(run.parent_task_run_id).flow_run_id)
+
+    def _why(self, ended: FlowRun) -> SpinloopError:
+        """What became of a flow run that left a step undone, as the error to raise or to try again after."""
+        said, place = (ended.state and ended.state.message) or "", f"{self.title}: its run {ended.name} on {self.pool}"
+        if ended.state_type is StateType.COMPLETED:
+            return StoreError(
+                f"{place} ended well, but its output is not in {self.store.root}; every worker must see this store."
+            )
+        if ended.state_type is StateType.CANCELLED:
+            parent = self._parent(ended)
+            if parent and self.client.read_flow_run(UUID(parent)).state_type in CANCELLED:
+                return ChildDied(f"{place} was cancelled together with the run that had started it.")
+            return StageFailed(f"{place} was cancelled by a person; start this run again to go on.")
+        kind, _, sentence = said.partition(": ")
+        if ended.state_type is StateType.FAILED and (known := getattr(errors, kind, None)):
+            return (StageFailed if known is ChildDied else known)(f"{sentence} (on {self.pool})")
+        return SpinloopError(f"{place} ended {ended.state_type.value.lower() if ended.state_type else ''}: {said}")
+
+    def _tell_unclaimed(self, send: Send, now: float) -> None:
+        assert self._run
+        waiting = self._run.state_type in (StateType.SCHEDULED, StateType.PENDING)
+        if waiting and not self._told and now - self._since > UNCLAIMED_SECONDS:
+            self._told = True
+            send(
+                {
+                    "note": f"no worker of {self.pool} has begun it for {UNCLAIMED_SECONDS} s: the pool's limit is "
+                    f"reached, or no worker is there (`prefect worker start --pool {self.pool}`)."
+                }
+            )
+
+
+def batch_key(every: Iterable[str]) -> str:
+    """The key of steps that one flow run computes: of the whole batch, so that it stays the same while they finish."""
+    listed = list(every)
+    return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A Ref, or a list of them, as JSON without the fields that say nothing."""
+    if isinstance(value, Ref):
+        return {name: held for name, held in vars(value).items() if held}
+    return [_plain(one) for one in value]
+
+
+def _link(run: FlowRun) -> str:
+    base = PREFECT_UI_URL.value()
+    return f"{base}/runs/flow-run/{run.id}" if base else str(run.id)
