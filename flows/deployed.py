@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from flows.form import Profile, given, settings_form
 from flows.plan import check, next_iteration
-from flows.spin import HOW, play, rows_only
+from flows.play import HOW, play, rows_only
 from flows.stages import failed, store_folder
 from spin_core.config import Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
@@ -74,8 +74,8 @@ def iteration(
                 f"iteration: {config.name} has the iterations 0 to {config.iterations - 1}; raise `iterations`."
             )
         check(config, store_folder(), base_dir, DEFAULT)
-        more = t + 1 < config.iterations
-        return _told(play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), more=more))
+        follow = "model" if t + 1 < config.iterations else ""
+        return _told(play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow))
     except SpinloopError as error:
         return failed(error)
 

@@ -14,23 +14,12 @@ base model ─► (sft) ─► θ_0                                 │
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
-
 from flows.approval import approved
-from spin_core import gpus
-from spin_core.child import Children
-from spin_core.config import Config
-from spin_core.store.store import Store
 from tasks.demo import demo_model, demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.gather import gather
 from tasks.generate import generate
-from tasks.pools import Pools
 from tasks.reformat import reformat
 from tasks.report import report
 from tasks.run import Run
@@ -100,42 +89,3 @@ def sources(run: Run) -> tuple[list, object]:
         dataset = [run.source(path, "dataset", part.revision, split=split) for path, split in paths if path]
     builtin = start.path == "builtin:tiny-llama"
     return dataset, demo_model(run) if builtin else run.source(start.path, "model", start.revision)
-
-
-HOW: dict[str, Any] = {
-    "persist_result": False,
-    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
-    "task_runner": ThreadPoolTaskRunner(max_workers=40),
-}
-
-
-@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **HOW)
-def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
-    """Run every iteration of a profile. What the store already has is not computed again."""
-    return play(config, store, Path(base_dir), "here")
-
-
-def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, more: bool = False) -> dict:
-    """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
-    `more`: another run is to play the next iteration (events say so)."""
-    artifacts = Store(Path(store))
-    seen = gpus.groups(config.runtime, gpus.visible())
-    with (
-        artifacts.using(),
-        Children(config.runtime.workers, seen) as children,
-        Pools(artifacts, config.runtime, pool) as pools,
-    ):
-        run = Run(config, artifacts, children, base_dir, pools=pools, origin=origin, more=more)
-        return run.finish(lambda: dag(run).result())
-
-
-def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:
-    """Inside a flow: the first step alone. How many steps ran, and how many were cached."""
-    artifacts = Store(Path(store))
-    with artifacts.using(), Children(1) as children:
-        run = Run(config, artifacts, children, base_dir, origin=origin, more=True)
-        reformat(run, *sources(run)[0])
-        run.settle()
-        if run.failures:
-            raise run.failures[0]
-        return run.counts()

@@ -26,12 +26,13 @@ def tell(run: Run, step: Step, record: Record) -> None:
     if kind is None:
         return
     last = kind == "dataset" or step.label == f"iter {run.config.iterations - 1}"
+    followed = last and run.follow == kind
     emit_event(
         event=f"spinloop.{kind}.created",
         resource={
             "prefect.resource.id": f"spinloop.{kind}.{record.digest}",
             "prefect.resource.name": f"{run.config.name} {step.title}",
-            "spinloop.next": "iteration" if run.more and last else "none",
+            "spinloop.next": "iteration" if followed else "none",
         },
         payload={"run": run_name(run.config), "step": step.title, "digest": record.digest, **run.origin},
     )

@@ -21,8 +21,8 @@ from tasks.steps import Steps
 
 class Run(Steps):
     """The steps of one config. `planning`: looks them up instead. `pools`: where missing stages run; None: here.
-    `origin`: the parameters of the deployment run that this is, and `more`: whether another one is to go on from
-    here, for the events that start it."""
+    `origin`: the parameters of the deployment run that this is, and `follow`: of which new artifact (`dataset`,
+    `model`) another run is to go on, for the events that start it."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class Run(Steps):
         planning: Planner | None = None,
         pools: Pools | None = None,
         origin: dict | None = None,
-        more: bool = False,
+        follow: str = "",
     ):
         super().__init__(store, children, config.runtime, pools)
         self.config, self.base_dir, self.planning = config, base_dir, planning
-        self.origin, self.more = origin or {}, more
+        self.origin, self.follow = origin or {}, follow
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         if not cached:

@@ -1,5 +1,4 @@
-"""The one place that knows both Prefect and the store: asks the store first, runs the stage on a miss (here, or on its
-work pool), says *Cached* on a hit.
+"""Asks the store first, runs the stage on a miss (here, or on its work pool), says *Cached* on a hit.
 
 Prefect's own result cache is off (DESIGN §4: it runs code from stored files and does not check what it reads). A hit
 is returned as the state `Completed(name="Cached")`, which `submit(...).result()` resolves to its data.
@@ -94,8 +93,7 @@ def _missing(run: Steps, step: Step, inputs: dict, batch: Batch | None) -> tuple
 
 def _run_name(parameters: dict) -> str:
     """`finetune[iter 1] 3fa9c1`: the stage, where it stands in the DAG, the beginning of its key."""
-    step: Step = parameters["step"]
-    return f"{step.title} {keys.key_of(step.payload(parameters['inputs']))[:6]}"
+    return f"{parameters['step'].title} {keys.key_of(parameters['step'].payload(parameters['inputs']))[:6]}"
 
 
 def _worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:

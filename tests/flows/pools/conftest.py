@@ -11,9 +11,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import yaml
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.objects import FlowRun
 
 from tests.flows.conftest import TINY
 
@@ -118,3 +121,55 @@ def until(what: Callable[[], object], seconds: float = 120) -> object:
             return answer
         time.sleep(0.1)
     pytest.fail(f"{what} did not come true in {seconds:g} s")
+
+
+class Api:
+    """What the tests ask the server."""
+
+    def __init__(self) -> None:
+        from prefect.client.orchestration import get_client
+
+        self.client = get_client(sync_client=True).__enter__()
+
+    def start(self, deployment: str, **parameters: object) -> UUID:
+        """Create a flow run, as the UI does; its id."""
+        found = self.client.read_deployment_by_name(deployment)
+        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+    def wait(self, run: UUID, seconds: float = 240) -> FlowRun:
+        """The flow run once it has ended."""
+        until(lambda: (state := self.client.read_flow_run(run).state) and state.is_final(), seconds)
+        return self.client.read_flow_run(run)
+
+    def of_pool(self, pool: str = "spin-gpu") -> dict[UUID, FlowRun]:
+        """Every flow run of a pool."""
+        named = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+        found: dict[UUID, FlowRun] = {}
+        while page := self.client.read_flow_runs(work_pool_filter=named, offset=len(found)):
+            found |= {run.id: run for run in page}
+        return found
+
+
+class Since:
+    """The GPU pool's flow runs since this was made."""
+
+    def __init__(self, api: Api) -> None:
+        self.api, self.before = api, set(api.of_pool())
+
+    def runs(self, stage: str = "") -> list[FlowRun]:
+        """Those of a stage, oldest first."""
+        new = [run for id, run in self.api.of_pool().items() if id not in self.before and run.name.startswith(stage)]
+        return sorted(new, key=lambda run: str(run.created))
+
+    def states(self, stage: str = "") -> list[str]:
+        return [run.state.name if run.state else "" for run in self.runs(stage)]
+
+
+@pytest.fixture
+def api(deployed: str) -> Api:
+    return Api()
+
+
+@pytest.fixture
+def gpu_runs(api: Api) -> Since:
+    return Since(api)

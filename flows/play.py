@@ -1,0 +1,56 @@
+"""Runs the DAG of flows/spin.py inside a Prefect flow: here for the command line, in flows/deployed.py for pools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.spin import dag, sources
+from spin_core import gpus
+from spin_core.child import Children
+from spin_core.config import Config
+from spin_core.store.store import Store
+from tasks.pools import Pools
+from tasks.reformat import reformat
+from tasks.run import Run
+
+HOW: dict[str, Any] = {
+    "persist_result": False,
+    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
+    "task_runner": ThreadPoolTaskRunner(max_workers=40),
+}
+
+
+@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **HOW)
+def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
+    """Run every iteration of a profile. What the store already has is not computed again."""
+    return play(config, store, Path(base_dir), "here")
+
+
+def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = "") -> dict:
+    """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
+    `origin`, `follow`: see Run."""
+    artifacts = Store(Path(store))
+    seen = gpus.groups(config.runtime, gpus.visible())
+    with (
+        artifacts.using(),
+        Children(config.runtime.workers, seen) as children,
+        Pools(artifacts, config.runtime, pool) as pools,
+    ):
+        run = Run(config, artifacts, children, base_dir, pools=pools, origin=origin, follow=follow)
+        return run.finish(lambda: dag(run).result())
+
+
+def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:
+    """Inside a flow: the first step alone. How many steps ran, and how many were cached."""
+    artifacts = Store(Path(store))
+    with artifacts.using(), Children(1) as children:
+        run = Run(config, artifacts, children, base_dir, origin=origin, follow="dataset")
+        reformat(run, *sources(run)[0])
+        run.settle()
+        if run.failures:
+            raise run.failures[0]
+        return run.counts()

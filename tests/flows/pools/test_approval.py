@@ -1,0 +1,35 @@
+"""A run that asks a person before its next iteration."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spin_core.store.store import Store
+from tests.flows.pools.conftest import until
+
+pytestmark = pytest.mark.timeout(600)
+HERE = dict.fromkeys(("sft", "generate", "score", "finetune", "evaluate"), "here")
+
+
+@pytest.mark.parametrize("decision", ["go on", "stop here"])
+def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, profile, store) -> None:
+    """Catches a gate that keeps the worker busy, a resumed run that computes again or asks again, and one that goes on
+    after `stop here`."""
+    path = profile(iterations=2, runtime={"approve": True, "pools": HERE})
+    run = api.start("spin/spin", file=str(path))
+    until(lambda: api.client.read_flow_run(run).state.name == "Suspended", 200)
+    until(lambda: not workers["spin-cpu"].processes(), 20)
+    held = {record.key for record in Store(store).records()}
+    (asked,) = [page for page in api.client.request("POST", "/artifacts/filter", json={}).json()
+                if page["flow_run_id"] == str(run) and page["key"].endswith("-iterations")]  # fmt: skip
+    assert "θ_1" in asked["data"] if isinstance(asked["data"], str) else json.dumps(asked["data"])
+    api.client.resume_flow_run(run, run_input={"decision": decision})
+    ended = api.wait(run)
+    steps = json.loads((Store(store).root / "latest" / "steps.json").read_text())
+    again = [step["stage"] for step in steps if step["state"] == "ran" and step["key"] in held]
+    assert not again, f"computed again after the approval: {again}"
+    played = {step["label"] for step in steps if step["stage"] == "finetune"}
+    assert played == ({"iter 0", "iter 1"} if decision == "go on" else {"iter 0"})
+    assert ended.state.is_completed(), ended.state.message
