@@ -1,8 +1,10 @@
 # Everything sets itself up in .venv inside the checkout; nothing else is needed but Python >= 3.11, git and a compiler.
 PYTHON ?= python3
 BIN := .venv/bin
+POOL ?= spin-cpu
+LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills
+.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills server worker test-server
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -23,6 +25,17 @@ vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.
 
 bench-generate: .venv/dev    ## sampling speed: the reference's loop, transformers engine, vLLM engine (BENCH="--model DIR --data FILE" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_generate $(BENCH)
+
+server: .venv/ready          ## Prefect's server and UI on loopback, behind the password in .env, which is made first (PORT=4200)
+	@deployments/server-env.sh
+	@DO_NOT_TRACK=1 exec $(BIN)/prefect server start
+
+# Its own process by `exec`: a worker that a shell puts in the background takes no first Ctrl-C (Prefect forwards a signal that is ignored).
+worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu (LIMIT runs at once: 1 on spin-gpu, else any number)
+	@DO_NOT_TRACK=1 exec $(BIN)/prefect worker start --pool $(POOL) $(if $(LIMIT),--limit $(LIMIT))
+
+test-server: .venv/dev       ## a whole iteration on Postgres and two workers, and every other test of the server set-up
+	SPINLOOP_TEST_POSTGRES=1 $(BIN)/pytest -v tests/flows/pools
 
 test-kills: .venv/dev        ## thirty random kill -9 moments with each engine (half an hour and more)
 	SPINLOOP_TEST_KILLS=30 $(BIN)/pytest -s tests/flows/test_kills.py

@@ -1,4 +1,4 @@
-"""The command line `spinloop`: run, plan, report, doctor, and the store's own commands.
+"""The command line `spinloop`: run, plan, report, deploy, doctor, and the store's own commands.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -93,6 +93,28 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(commands, "report", _report, "Print a run's table and the path of its report.")
     sub.add_argument("run", nargs="?", help="name of a run (default: the latest)")
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
+    sub = add(
+        commands, "deploy", _deploy, "Put work pools, deployments and automations on the server of PREFECT_API_URL."
+    )
+    sub.add_argument(
+        "--kind",
+        choices=("process", "docker", "kubernetes"),
+        default="process",
+        help="where the pools' runs are started (default: process)",
+    )
+    sub.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="runs at once on spin-gpu (default: what it has; a new pool gets one for each GPU of this machine)",
+    )
+    sub.add_argument("--image", default="", help="image of docker's and kubernetes' runs (default: spinloop:latest)")
+    sub.add_argument(
+        "--notify",
+        default="",
+        metavar="BLOCK",
+        help="a saved notification block, type/name, that is told of each failed run, e.g. slack-webhook/team",
+    )
     store = commands.add_parser("store", help="Look at and tend the artifact store.")
     within = store.add_subparsers(required=True, metavar="COMMAND")
     from flows import store_cli
@@ -129,11 +151,14 @@ def _run(args: argparse.Namespace) -> None:
 
     url = configured_server()
     if url and not answers(url):
-        raise SpinloopError(f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or unset the variable.")
+        raise SpinloopError(
+            f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
+            "(it may be in .env)."
+        )
     # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
     server = None if url else EmbeddedServer()
     from flows.plan import check
-    from flows.spin import spin
+    from flows.play import spin
 
     check(config, args.store, base_dir)
 
@@ -207,12 +232,20 @@ def _cost(key: str, entries: list[Entry]) -> str:
 
 def _doctor(args: argparse.Namespace) -> None:
     from flows.doctor import diagnose
+    from flows.doctor_server import diagnose_server
 
-    lines = diagnose(args.store)
+    lines = [*diagnose(args.store), *diagnose_server(args.store)]
     for state, what, told in lines:
-        print(f"{state:<8} {what:<16} {told}")
+        print(f"{state:<8} {what:<22} {told}")
     if missing := [what for state, what, _ in lines if state == "missing"]:
         raise SpinloopError(f"{', '.join(missing)}: needed and not in order; the lines above say what to do.")
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    from flows.deploy import deploy
+
+    for line in deploy(args.store, args.kind, args.gpus, args.image, args.notify):
+        print(line, flush=True)
 
 
 def _report(args: argparse.Namespace) -> None:

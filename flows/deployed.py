@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.form import Profile, given, settings_form
+from flows.form import Profile, Settings, given
 from flows.plan import check, next_iteration
 from flows.play import HOW, play, rows_only
 from flows.stages import failed, store_folder
@@ -20,8 +20,7 @@ from spin_core.config import Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from tasks.pool_run import DEFAULT
 
-Settings: Any = settings_form()
-AS_IT_IS = Settings()
+AS_IT_IS: dict[str, Any] = {}
 
 
 def _name() -> str:
@@ -33,13 +32,13 @@ def _name() -> str:
 
 
 @flow(name="spin", flow_run_name=_name, **HOW)
-def spin(profile: Profile = "demo", settings: Settings = AS_IT_IS, file: str = "") -> State:  # type: ignore[valid-type]
+def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
     """Every iteration of a profile, then the report. What the store has is not computed again.
 
     Args:
         profile: A profile that comes with spinloop. As it is, the demo runs: 4 minutes on a CPU.
-        settings: What is to be different from the profile. Empty fields stay as the profile has them.
         file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
     """
     try:
         config, base_dir = _config(profile, settings, file)
@@ -53,16 +52,16 @@ def spin(profile: Profile = "demo", settings: Settings = AS_IT_IS, file: str = "
 def iteration(
     profile: Profile = "demo",  # type: ignore[valid-type]
     iteration: int = -1,
-    settings: Settings = AS_IT_IS,
     file: str = "",
+    settings: Settings = AS_IT_IS,
 ) -> State:
     """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there.
 
     Args:
         profile: A profile that comes with spinloop.
         iteration: Which one, from 0; -1 is the first that the store does not have.
-        settings: What is to be different from the profile. Empty fields stay as the profile has them.
         file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
     """
     try:
         config, base_dir = _config(profile, settings, file)
@@ -81,13 +80,13 @@ def iteration(
 
 
 @flow(name="dataset", flow_run_name=_name, **HOW)
-def dataset(profile: Profile = "demo", settings: Settings = AS_IT_IS, file: str = "") -> State:  # type: ignore[valid-type]
+def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
     """A profile's dataset to rows and shards. New rows are an event that can start an iteration.
 
     Args:
         profile: A profile that comes with spinloop.
-        settings: What is to be different from the profile. Empty fields stay as the profile has them.
         file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
     """
     try:
         config, base_dir = _config(profile, settings, file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import prefect
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,7 +17,7 @@ from flows.doctor import Line, diagnose
 from flows.embedded import answers, configured_server
 from flows.stages import failed, store_folder
 from spin_core.errors import SpinloopError
-from spin_core.store.store import Store
+from spin_core.store.store import NAME, Store
 
 POOLS = ("spin-cpu", "spin-gpu")
 WAIT_SECONDS = 60  # a worker asks for work every second or so and starts a run in 3; vLLM's interpreter may take 20
@@ -52,7 +51,7 @@ def diagnose_server(store: str) -> list[Line]:
                 lines += _pool(client, pool, store)
             return lines
     except PrefectHTTPStatusError as error:
-        if error.response.status_code != httpx.codes.UNAUTHORIZED:
+        if error.response.status_code != 401:
             raise
         return [
             ("missing", "server", f"{url} wants a password: set PREFECT_API_AUTH_STRING (it is in the server's .env)")
@@ -91,7 +90,7 @@ def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
 
 def _ask_worker(pool: str, store: str) -> list[Line]:
     try:
-        identity = Store(Path(store)).identity()
+        identity = Store(Path(store), create=False).identity() if (Path(store) / NAME).exists() else ""
         run = run_deployment(
             f"doctor/{pool}", parameters={"store": identity}, timeout=WAIT_SECONDS, as_subflow=False, poll_interval=0.5
         )

@@ -13,12 +13,12 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as own_flow_run
 from prefect.settings import PREFECT_UI_URL
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 
 from spin_core import errors
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, StoreError
@@ -66,15 +66,14 @@ class PoolRun:
             now = time.monotonic()
             if self._run is None:
                 self._run = self._find() or self._start()
-                self._since, self._told, self._ended, self.pause = now, False, 0.0, POLL_SECONDS[0]
+                self._asked, self._since, self._told, self._ended, self.pause = now, now, False, 0.0, POLL_SECONDS[0]
                 how = "runs" if self.ours else "is being computed for another run, and waited for,"
                 send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
             elif now - self._asked >= self.pause and self._run.state_type not in FINAL:
                 with suppress(httpx.HTTPError):  # a server that is restarted: what is at work goes on meanwhile
                     self._run = self.client.read_flow_run(self._run.id)
-                self.pause = min(POLL_SECONDS[1], self.pause * 1.1)
-            self._asked = now
-            self._tell_unclaimed(send, now)
+                self._asked, self.pause = now, min(POLL_SECONDS[1], self.pause * 1.1)
+            self._tell_unclaimed(self._run, send, now)
             return self._run
 
     def judge(self, ended: FlowRun) -> None:
@@ -98,19 +97,25 @@ class PoolRun:
 
     def cancel(self) -> None:
         """Cancel the flow run if this run started it and it is still at work."""
-        if self.ours and self._run and self._run.state_type not in FINAL:
-            state: State = Cancelling(message="The run that started it was cancelled.")
-            self.client.set_flow_run_state(self._run.id, state)
+        if not self.ours or self._run is None:
+            return
+        now = self.client.read_flow_run(self._run.id).state_type
+        if now not in FINAL:  # one that no worker has begun has no worker to end it either
+            state = Cancelled if now is StateType.SCHEDULED else Cancelling
+            self.client.set_flow_run_state(self._run.id, state(message="The run that started it was cancelled."))
 
     def _find(self) -> FlowRun | None:
-        """The flow run that is at work on this batch, whoever started it."""
+        """The flow run that is at work on this batch, whoever started it; or the one that has just finished it."""
         names = [f"{self.key}:{n}" for n in range(ATTEMPTS)]
         known = self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
         )
-        self._next = len(known)
-        self.ours = False
-        return next((run for run in known if run.state_type not in FINAL), None)
+        self._next, self.ours = len(known), False
+        live = [run for run in known if run.state_type not in FINAL]
+        done = [run for run in known if run.state_type is StateType.COMPLETED]
+        if not live and done and all(self.store.recorded(self.stage, key) for key in self.steps):
+            return done[0]
+        return live[0] if live else None
 
     def _start(self) -> FlowRun:
         step, _ = next(iter(self.steps.values()))
@@ -165,9 +170,8 @@ class PoolRun:
             return (StageFailed if known is ChildDied else known)(f"{sentence} (on {self.pool})")
         return SpinloopError(f"{place} ended {ended.state_type.value.lower() if ended.state_type else ''}: {said}")
 
-    def _tell_unclaimed(self, send: Send, now: float) -> None:
-        assert self._run
-        waiting = self._run.state_type in (StateType.SCHEDULED, StateType.PENDING)
+    def _tell_unclaimed(self, run: FlowRun, send: Send, now: float) -> None:
+        waiting = run.state_type in (StateType.SCHEDULED, StateType.PENDING)
         if waiting and not self._told and now - self._since > UNCLAIMED_SECONDS:
             self._told = True
             send(

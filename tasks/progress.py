@@ -13,6 +13,8 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from tqdm import tqdm
 
+from tasks.meters import Meters, where
+
 LOG_SECONDS = 15
 
 
@@ -25,24 +27,23 @@ class Progress:
         self._noted: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
+        self.meters = Meters()
 
     def __call__(self, title: str, event: dict) -> None:
+        if "done" in event:
+            self.meters(title, event)
         if "note" in event:
             self._note(title, event["note"])
         elif "log" in event:
             _logger().info(event["log"])
             self._write(event["log"])
         elif "waiting" in event:
-            self._log(
-                title, f"{title}: another process computes the same step; waiting for it since {event['waiting']:.0f} s"
-            )
+            seconds = event["waiting"]
+            self._log(title, f"{title}: another process computes the same step; waiting for it since {seconds:.0f} s")
         elif self._terminal:
             self._draw(f"{title} {event['label']}", event)
         else:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in event["figures"].items())
-            self._log(
-                title, f"{title} {event['label']}: {event['done']:,} of {event['total']:,} {event['unit']} {figures}"
-            )
+            self._log(title, where(title, event))
 
     def step(self, line: str, seconds: float | None) -> None:
         """One line for a finished step; where a Prefect worker runs the flow, its log has that already."""
@@ -89,6 +90,7 @@ class Progress:
             for bar in self._bars.values():
                 bar.close()
             self._bars.clear()
+        self.meters.close()
 
 
 def _logger() -> Any:

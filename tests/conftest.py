@@ -1,11 +1,17 @@
 """Prefect's settings for the whole session, made before anything imports it: own home, no telemetry, no server but
 ours."""
 
+import atexit
 import os
+import shutil
 import socket
 import tempfile
 
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
+HOME = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ["PREFECT_HOME"] = HOME
+# A `.env` in the checkout (`make server` writes one) may name a database; the environment wins.
+os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{HOME}/prefect.db"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"

@@ -33,7 +33,10 @@ TINY = {
 def server() -> Iterator[str]:
     """`prefect server start` on the port that the session's settings name."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "prefect", "server", "start"],
+        cwd=os.environ["PREFECT_HOME"],  # not the checkout, whose `.env` may ask for a password
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     url = os.environ["PREFECT_API_URL"]
     for _ in range(600):

@@ -5,9 +5,17 @@ from __future__ import annotations
 import sys
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from spin_core.engines import vllm_env
 from spin_core.errors import BadInput
+
+
+@pytest.fixture(autouse=True)
+def no_server():
+    """No configured server: tests/flows/pools/test_doctor_server.py asks one."""
+    with temporary_settings({PREFECT_API_URL: None}):
+        yield
 
 
 @pytest.fixture
@@ -20,7 +28,7 @@ def no_vllm(monkeypatch, tmp_path):
 def test_doctor_says_what_is_there_and_how_to_get_the_rest(spinloop, no_vllm) -> None:
     """Catches a doctor that finds nothing wrong where nothing is, or fails for what is optional."""
     code, out, err = spinloop("doctor", "--store", no_vllm / "store")
-    lines = {line[9:26].strip(): line for line in out.splitlines()}
+    lines = {line[9:31].strip(): line for line in out.splitlines()}
     assert code == 0, err
     assert lines["torch"].startswith("ok")
     assert lines["vllm"].startswith("-") and "make vllm-env" in lines["vllm"]
@@ -37,6 +45,14 @@ def test_doctor_fails_where_vllm_does_not_import(spinloop, monkeypatch, tmp_path
     assert code == 1
     assert "No module named 'vllm'" in out and "make vllm-env" in out
     assert "vllm: needed and not in order" in err
+
+
+def test_doctor_fails_where_the_server_is_not_there(spinloop, no_vllm) -> None:
+    """Catches a dead server that is passed over, and one that is told by a traceback."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        code, out, err = spinloop("doctor", "--store", no_vllm / "store")
+    assert code == 1 and "none answers at http://127.0.0.1:9/api" in out
+    assert err == "spinloop: server: needed and not in order; the lines above say what to do.\n"
 
 
 def test_run_with_vllm_and_no_environment_is_refused_before_anything_runs(spinloop, server, no_vllm, tiny) -> None:

@@ -33,8 +33,8 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"],
-        cwd=ROOT,
-        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+        cwd=tmp_path,  # the checkout's `.env` may name a server
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -58,8 +58,8 @@ def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
     command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
     run = subprocess.Popen(
         [*command, "--set", "sft.epochs=500"],
-        cwd=ROOT,
-        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+        cwd=tmp_path,  # the checkout's `.env` may name a server
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
         start_new_session=True,
         # A test run in the background of a shell has SIGINT ignored, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 
 from tests.flows.conftest import TINY
 
@@ -145,8 +146,10 @@ class Api:
         """Every flow run of a pool."""
         named = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
         found: dict[UUID, FlowRun] = {}
-        while page := self.client.read_flow_runs(work_pool_filter=named, offset=len(found)):
+        offset = 0
+        while page := self.client.read_flow_runs(work_pool_filter=named, sort=FlowRunSort.ID_DESC, offset=offset):
             found |= {run.id: run for run in page}
+            offset += len(page)
         return found
 
 

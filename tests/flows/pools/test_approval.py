@@ -21,6 +21,11 @@ def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, pro
     run = api.start("spin/spin", file=str(path))
     until(lambda: api.client.read_flow_run(run).state.name == "Suspended", 200)
     until(lambda: not workers["spin-cpu"].processes(), 20)
+    events = api.client.request(
+        "POST", "/events/filter", json={"filter": {"resource": {"id": [f"prefect.flow-run.{run}"]}}}
+    )
+    newest = max(events.json()["events"], key=lambda event: event["occurred"])
+    assert newest["event"] == "prefect.flow-run.waiting", "a heartbeat is the last that the zombie automation heard"
     held = {record.key for record in Store(store).records()}
     (asked,) = [page for page in api.client.request("POST", "/artifacts/filter", json={}).json()
                 if page["flow_run_id"] == str(run) and page["key"].endswith("-iterations")]  # fmt: skip

@@ -1,0 +1,105 @@
+"""The lineage of a run's models as a Mermaid diagram: dataset, rows, θ_0, answers, pairs, θ_1, and so on, by content.
+
+Is not: the DAG as planned. An edge is an input's digest that another step has put out, as the records say. Left out are
+scores, evaluations and controls, which no model is made of; shards are one node. Nothing of a row's text is in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+SHOWN = ("demo_rows", "demo_model", "reformat", "sft", "generate", "gather", "finetune")
+FIRST, LAST = 2, 3  # iterations that are drawn of a run with more
+STYLES = {
+    "ran": "fill:#dbeafe,stroke:#2563c9,color:#12305f",
+    "cached": "fill:#e2f4ea,stroke:#17804f,color:#0d3f28",
+    "outside": "fill:#eef0f3,stroke:#7c8798,color:#39424f,stroke-dasharray:4 3",
+}
+
+
+class Made(Protocol):
+    """A step of the ledger."""
+
+    stage: str
+    label: str
+    state: str
+    digest: str
+    summary: dict
+
+
+Step = TypeVar("Step", bound=Made)
+
+
+def lineage(steps: Sequence[Step], inputs: Callable[[Step], Mapping[str, str | Sequence[str]]]) -> str:
+    """The fenced diagram and its legend. `steps` in the order of the DAG; `inputs`: the digests that a step read, by
+    the names of its inputs (asked of one shard only)."""
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in steps:
+        if step.stage in SHOWN and not step.label.startswith("instead"):
+            groups.setdefault((step.stage, step.label.partition(", shard")[0]), []).append(step)
+    last = max((_iteration(made[0]) for made in groups.values()), default=-1)
+    gap = range(FIRST, last - LAST + 1)
+    names = {group: f"n{i}" for i, group in enumerate(groups)}
+    names |= {group: "gap" for group in groups if _iteration(groups[group][0]) in gap}
+    owners = {step.digest: names[group] for group, made in groups.items() for step in made}
+    hidden = {step.digest for step in steps} - set(owners)
+    rows = next((names[group] for group in groups if group[0] == "reformat"), "")
+    nodes, edges = dict[str, tuple[str, str, str]](), dict[tuple[str, str], None]()
+    for group, made in groups.items():
+        name = names[group]
+        nodes[name] = ("…", f"iterations {gap.start} to {gap.stop - 1}", "outside") if name == "gap" else _node(made)
+        for reads, value in inputs(made[0]).items():
+            if (group[0], reads) == ("gather", "rows"):
+                continue  # the same rows as of its answers; two lines through the whole diagram
+            for digest in [value] if isinstance(value, str) else value:
+                known = rows if reads == "prompts" else owners.get(digest, "")
+                if not known and digest not in hidden:
+                    known = owners[digest] = f"o{len(nodes)}"
+                    nodes[known] = (reads.replace("_", " "), digest[:7], "outside")
+                if known and known != name:
+                    edges[known, name] = None
+    return _drawn(nodes, list(edges))
+
+
+def _node(made: Sequence[Made]) -> tuple[str, str, str]:
+    """Title, small print and style of a node."""
+    first = made[0]
+    t = _iteration(first)
+    count = first.summary
+    shards = f"{len(made):,} shard{'' if len(made) == 1 else 's'}"
+    title = {
+        "demo_rows": f"dataset, {first.label}",
+        "demo_model": "base model",
+        "reformat": f"{_count(count, 'train_rows')} rows, {_count(count, 'test_rows')} held out",
+        "sft": "θ_0",
+        "generate": f"answers of θ_{t}",
+        "gather": f"pairs_{t}, {_count(count, 'train_pairs')}",
+        "finetune": f"θ_{t + 1}",
+    }[first.stage]
+    cached = sum(step.state == "Cached" for step in made)
+    told = "Cached" if cached == len(made) else f"{cached:,} Cached" if cached else "ran"
+    small = f"{shards if first.stage == 'generate' else first.digest[:7]} · {told}"
+    return title, small, "cached" if cached == len(made) else "ran"
+
+
+def _iteration(step: Made) -> int:
+    found = re.match(r"iter (\d+)", step.label)
+    return int(found[1]) if found else -1
+
+
+def _count(summary: Mapping, name: str) -> str:
+    value = summary.get(name)
+    return f"{value:,}" if isinstance(value, int) else "–"
+
+
+def _drawn(nodes: Mapping[str, tuple[str, str, str]], edges: Sequence[tuple[str, str]]) -> str:
+    lines = ["```mermaid", "flowchart TB"]
+    for name, node in nodes.items():
+        title, small, style = (re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in node)
+        lines.append(f'  {name}["{title}<br/>{small}"]:::{style}')
+    lines += [f"  {start} --> {end}" for start, end in edges]
+    lines += ["  linkStyle default stroke:#8a95a6"] if edges else []  # the UI's own is all but invisible when dark
+    lines += [f"  classDef {name} {style}" for name, style in STYLES.items()]
+    return "\n".join([*lines, "```", "", "Green: Cached. Blue: ran. Dashed: from outside this run, or not drawn."])

@@ -1,0 +1,106 @@
+"""The Prefect UI in headless Chromium: the pages that people use, and what their consoles say."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Locator, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT_MS = 60_000
+
+
+class Ui:
+    """One tab on the server's UI."""
+
+    def __init__(self, page: Page, address: str, pictures: Path):
+        """`address`: of the server's pages, without a path; `pictures`: the folder of the screenshots."""
+        self.page, self.address, self.pictures = page, address, pictures
+        self.errors: list[str] = []
+        page.set_default_timeout(WAIT_MS)
+        # Prefect's page asks a host of its maker's (Amplitude); a test asks nobody.
+        page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def open(self, path: str) -> None:
+        """Show a page of the UI; the address without /v2 is that of its first version."""
+        self.page.goto(f"{self.address}/v2/{path}")
+
+    def custom_run(self, deployment: str) -> None:
+        """From a deployment's page to the form of its custom run."""
+        self.open(f"deployments/deployment/{deployment}")
+        self.press("Run")
+        self.page.get_by_role("menuitem", name="Custom run").click()
+        self._label("settings").wait_for()
+
+    def quick_run(self, deployment: str) -> None:
+        """Run a deployment as it is."""
+        self.open(f"deployments/deployment/{deployment}")
+        self.press("Run")
+        self.page.get_by_role("menuitem", name="Quick run").click()
+
+    def press(self, button: str) -> None:
+        self.page.get_by_role("button", name=button, exact=True).last.click()
+
+    def box(self, field: str) -> Locator:
+        """A field's box in the form, by the field's path. A list has another name for screen readers than its label,
+        so it is found by what the label is for."""
+        return self.page.locator(f"[id='{self._label(field).get_attribute('for')}']")
+
+    def _label(self, field: str) -> Locator:
+        return self.page.locator("label").get_by_text(f"{field} (Optional)", exact=True)
+
+    def switch(self, section: str, to: str) -> None:
+        """Show the boxes of a section (`change`), or take it out (`leave out`)."""
+        group = self._label(section).locator("xpath=ancestor::div[contains(@class, 'group')][1]")
+        group.get_by_text(to, exact=True).first.click()
+
+    def fill(self, field: str, value: object) -> None:
+        """Type into a field's box."""
+        self.box(field).fill(str(value))
+
+    def choose(self, field: str, value: str) -> None:
+        """Choose from a field's list."""
+        self.box(field).click()
+        self.page.get_by_role("option", name=value, exact=True).click()
+
+    def picture(self, name: str) -> Path:
+        """A screenshot of all of the page; the page scrolls inside the window, so the window is made as high."""
+        height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))")
+        size = self.page.viewport_size or {"width": 1280, "height": 900}
+        self.page.set_viewport_size({"width": size["width"], "height": min(int(height) + 40, 12_000)})
+        self.page.wait_for_timeout(500)  # what draws itself to the new size
+        path = self.pictures / f"{name}.png"
+        self.page.screenshot(path=path)
+        self.page.set_viewport_size(size)
+        return path
+
+    def _said(self, message: ConsoleMessage) -> None:
+        """Keep an error of the page's console; Prefect's server has no /favicon.ico, which is not ours to mend."""
+        source = message.location.get("url", "")
+        ours = source.startswith(self.address) and not source.endswith("/favicon.ico")
+        if message.type == "error" and (ours or not source):
+            self.errors.append(f"{message.text} ({source})")
+
+
+@contextmanager
+def chromium(address: str, pictures: Path) -> Iterator[Ui]:
+    """A browser of its own, with one tab."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        ui = Ui(browser.new_page(viewport={"width": 1280, "height": 900}), address, pictures)
+        yield ui
+        ui.picture("last")  # what a test that failed saw
+        browser.close()

@@ -1,0 +1,205 @@
+"""What a run leaves in the Prefect UI, asked of a real server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect import flow, task
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from spin_core.child import Children
+from spin_core.config import load_profile
+from spin_core.job import Job
+from spin_core.store.store import Store
+from tasks import artifacts, meters
+from tasks.ledger import Entry
+from tasks.progress import Progress
+from tasks.run import Run
+
+KINDS = ("answers", "curves", "iterations", "lineage", "pairs")
+
+
+def on_server(server: str, key: str) -> list[dict]:
+    """The artifacts with a key, newest first."""
+    asked = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
+    request = urllib.request.Request(
+        f"{server}/artifacts/filter", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: list[dict] = json.load(answer)
+    return found
+
+
+@pytest.fixture
+def profile(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """The tiny profile under a name of its own, so that its artifacts are of one test."""
+
+    def write(name: str) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(tiny.read_text()) | {"name": name}))
+        return path
+
+    return write
+
+
+def test_run_leaves_its_pages(finished, server) -> None:
+    """Catches a page that is missing, empty, larger than a server takes, or of no flow run; and a table without the
+    run's own sentence."""
+    store, steps = finished
+    tree = Store(store, create=False).tree(steps[-1]["digest"])
+    sentence = json.loads((tree / "report.json").read_text())["sentence"]
+    pages = {kind: on_server(server, f"tiny-{kind}")[-1] for kind in KINDS}
+    for page in pages.values():
+        assert page["type"] == "markdown" and page["flow_run_id"] and 100 < len(page["data"]) < 200_000
+    assert sentence[:30] in pages["iterations"]["data"]
+    assert re.search(r"spinloop report tiny-[0-9a-f]{6}`", pages["iterations"]["data"])
+    digest = next(step["digest"] for step in steps if step["stage"] == "finetune")
+    assert digest[:7] in pages["lineage"]["data"] and "· ran" in pages["lineage"]["data"]
+    assert not on_server(server, "tiny-report")
+
+
+def test_each_run_is_a_line_of_history_and_profiles_do_not_mix(
+    finished, server, spinloop, profile, tmp_path, monkeypatch
+) -> None:
+    """Catches keys that change from run to run or that two profiles share, a cached run that shows nothing or says that
+    it ran, and a report's link that is not there or is made of what is no address."""
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store, symlinks=True)
+    before = len(on_server(server, "tiny-lineage"))
+    monkeypatch.setenv("SPINLOOP_REPORTS_URL", "http://reports.example:8000/runs/")
+    assert spinloop("run", profile("two.words"), "--store", store)[0] == 0
+    monkeypatch.setenv("SPINLOOP_REPORTS_URL", "javascript:alert(1)")
+    assert spinloop("run", profile("two.words"), "--store", store)[0] == 0
+    assert len(on_server(server, "tiny-lineage")) == before
+    for kind in KINDS:
+        assert len(on_server(server, f"two-words-{kind}")) == 2, kind
+    shown = on_server(server, "two-words-lineage")[0]["data"]
+    assert "· Cached" in shown and "· ran" not in shown
+    (link,) = on_server(server, "two-words-report")
+    assert re.fullmatch(
+        r"\[Report of (two\.words-\w{6})\]\(http://reports\.example:8000/runs/\1/report\.html\)", link["data"]
+    )
+
+
+def revived(store: Path, steps: list[dict], profile: Path) -> Run:
+    """The run that left `steps` in a store, as it was before it ended."""
+    config, base = load_profile(str(profile))
+    run = Run(config, Store(store, create=False), Children(1), base)
+    run.ledger = [Entry(**step) for step in reversed(steps)]
+    run.titles = [entry.title for entry in reversed(run.ledger)]
+    return run
+
+
+def test_form_of_a_decision(finished, server, profile) -> None:
+    """Catches a form without the figures and the samples that the decision is about, and a run so far without pages."""
+    store, steps = finished
+    run = revived(store, steps, profile("so-far"))
+
+    @flow
+    def between() -> str:
+        return artifacts.so_far(run, run.store.tree(steps[-1]["digest"]), 1)
+
+    text = between()
+    assert len(text) <= 4000 and "iteration 1" in text and "*go on*" in text and "*stop here*" in text
+    assert "θ\\_2" in text and "| prompt | real |" in text and "| model |" in text
+    assert [len(on_server(server, f"so-far-{kind}")) for kind in KINDS] == [1] * len(KINDS)
+
+
+def test_page_that_fails_is_a_warning(finished, server, profile, caplog, tmp_path) -> None:
+    """Catches a run that fails, with its work done, because of what the UI was to show; and pages that are missing
+    without a word."""
+    store, steps = finished
+    run = revived(store, steps, profile("broken"))
+    tree = tmp_path / steps[-1]["digest"]
+    shutil.copytree(run.store.tree(tree.name), tree)
+    (tree / "report.json").chmod(0o644)
+    (tree / "report.json").write_text("{")
+
+    @flow
+    def ends() -> str:
+        artifacts.show(run, tree, run.store.root / "runs" / "x")
+        return "done"
+
+    assert ends() == "done"
+    (line,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert "(JSONDecodeError: " in line.getMessage() and "its report is whole" in line.getMessage()
+
+
+def work(progress: Progress, title: str, seconds: float) -> float:
+    """A step of so many seconds; the longest time that one event took it."""
+    worst = 0.0
+
+    @task(name=title)
+    def step() -> None:
+        nonlocal worst
+        job = Job(out=Path(), scratch=Path(), send=lambda event: progress(title, event))
+        with job.progress("scoring", 50, "pairs") as bar:
+            for _ in range(50):
+                time.sleep(seconds / 50)
+                began = time.monotonic()
+                bar._sent = 0.0  # every event goes out
+                bar.advance(loss=float("nan"))
+                worst = max(worst, time.monotonic() - began)
+
+    step()
+    return worst
+
+
+def test_long_step_shows_how_far_it_is(server, monkeypatch) -> None:
+    """Catches a long step without progress, one that stays below 100 at its end, and an artifact for every short
+    step."""
+    monkeypatch.setattr(meters, "EVERY", 0.6)
+    progress = Progress()
+    progress.meters.profile = "long"
+
+    @flow
+    def run() -> None:
+        work(progress, "score[iter 0, pairs 0]", 2.0)
+        monkeypatch.setattr(meters, "EVERY", 30.0)
+        work(progress, "gather[iter 0]", 0.2)
+        progress.close()
+
+    run()
+    (shown,) = on_server(server, "long-progress-score")
+    assert shown["type"] == "progress" and shown["data"] == 100 and shown["task_run_id"] and shown["flow_run_id"]
+    assert shown["updated"] > shown["created"] and "50 of 50 pairs" in shown["description"]
+    assert not on_server(server, "long-progress-gather")
+
+
+def test_silent_server_holds_up_no_step(server, monkeypatch) -> None:
+    """Catches a step that waits for the UI's progress, and a run that does not end because of it."""
+    monkeypatch.setattr(meters, "EVERY", 0.3)
+    progress, worst = Progress(), []
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+
+        @task
+        def step() -> None:
+            job = Job(out=Path(), scratch=Path(), send=lambda event: progress("score[iter 0]", event))
+            elsewhere = {PREFECT_API_URL: f"http://127.0.0.1:{silent.getsockname()[1]}/api"}
+            with temporary_settings(elsewhere), job.progress("scoring", 40, "pairs") as bar:
+                for _ in range(40):
+                    time.sleep(0.03)
+                    began = time.monotonic()
+                    bar._sent = 0.0
+                    bar.advance()
+                    worst.append(time.monotonic() - began)
+
+        @flow
+        def run() -> float:
+            step()
+            began = time.monotonic()
+            progress.close()
+            return time.monotonic() - began
+
+        assert meters.FLUSH - 0.1 < run() < meters.FLUSH + 1
+    assert max(worst) < 0.5

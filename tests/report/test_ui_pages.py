@@ -1,0 +1,255 @@
+"""The Markdown that Prefect's UI shows: as a parser reads it, a run's content is nothing in it but text."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from spin_core import ui_pages
+from spin_core.figures import plain, read_model
+from spin_core.report_page import samples
+from spin_core.ui_lineage import lineage
+from tasks.ledger import Entry
+from tests.report.made_up import render, whole_run
+
+PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+# What GitHub's Markdown, which the UI adds, makes a link of in bare text.
+BARE_LINK = re.compile(r"(?i)(https?|ftp|mailto|xmpp):[^\u2060\s]|www\.|[-.\w+]@[-\w]")
+OURS = {"paragraph", "table", "thead", "tbody", "tr", "th", "td", "bullet_list", "list_item", "strong"}
+HOSTILE = [
+    "[x](javascript:alert(1))",
+    "![x](http://evil.example/p.png)",
+    "<img src=x onerror=alert(1)><br><script>1</script>",
+    "a | b | c\n| --- | --- |\n",
+    '```mermaid\nclick A href "http://evil.example"\n```',
+    "http://evil.example www.evil.example me@evil.example <http://evil.example>",
+    "[a]: http://evil.example\n\n[a]",
+    "# h\n- l\n> q",
+    "__init__ *b* ~~s~~ `c` $x$ [^1] {a}",
+    "\u202eright to left\u2066 \x00\x1b[31m\x07",
+    "&lt;b&gt; &#60;i&#62; &amp; \\[x\\](y) \\\\| \\`",
+    "| " * 50,
+    "a" * 70 + "http://evil.example/" + "b" * 90,
+]
+texts = st.one_of(
+    st.sampled_from(HOSTILE),
+    st.text(alphabet=st.sampled_from(list("ab1 \n|`[]()<>!*_~#\\&;:/.@\"'-=+{}$^\u202e\x00wθ😀")), max_size=60),
+    st.lists(st.sampled_from(HOSTILE), max_size=3).map(" ".join),
+)
+
+
+def tokens(page: str) -> list[Token]:
+    """Every token of a page, those inside of lines too."""
+    return [one for token in PARSER.parse(page) for one in (token, *(token.children or []))]
+
+
+def assert_text_only(page: str) -> None:
+    for token in tokens(page):
+        kind = token.type.removesuffix("_open").removesuffix("_close")
+        allowed = kind in OURS | {"inline", "text", "text_special", "softbreak", "em", "code_inline"}
+        assert allowed or (kind == "html_inline" and token.content == "<br>"), (kind, token.content)
+    for token in PARSER.parse(page):
+        children = token.children or []
+        # As the UI reads it: neighbouring texts are one, escapes and entities undone.
+        shown = "".join(t.content if t.type in ("text", "text_special") else "\n" for t in children)
+        assert not BARE_LINK.search(shown), shown
+
+
+def cells(page: str) -> list[str]:
+    """The text that each cell of a page's tables shows."""
+    flat = PARSER.parse(page)
+    inside = [flat[i + 1] for i, token in enumerate(flat) if token.type in ("td_open", "th_open")]
+    return [
+        re.sub(
+            "[\u2060\u200b]", "", "".join("\n" if t.type == "html_inline" else t.content for t in one.children or [])
+        )
+        for one in inside
+    ]
+
+
+def one_line(text: str, limit: int) -> str:
+    return " ".join(plain(text, limit).replace("\u2060", "").split())
+
+
+def sample(prompt: str, real: str, old: str, new: str, tag: str = "gained", label: str = "θ_1") -> dict:
+    answers = [{"label": name, "text": text, "mark": "", "nll": ""} for name, text in (("θ_0", old), (label, new))]
+    return {"tag": tag, "prompt": prompt, "real": real, "answers": answers}
+
+
+@settings(deadline=None)
+@given(texts, texts, texts, texts)
+def test_answers_are_shown_as_they_are(prompt: str, real: str, old: str, new: str) -> None:
+    """Catches a text that becomes a link, an image, HTML or emphasis, that breaks the table, or that is not what the
+    model said."""
+    page = ui_pages.answers({"text": "2 rows.", "rows": [sample(prompt, real, old, new)] * 2})
+    assert_text_only(page)
+    shown = [one_line(text, ui_pages.CELL) or "(empty)" for text in (prompt, real, old, new)]
+    assert cells(page) == ["prompt", "real", "θ_0", "θ_1", *shown, *shown]
+
+
+def test_no_word_is_wider_than_a_column() -> None:
+    """Catches a table that lies over the rest of the UI's page, as it did with an answer of one long word."""
+    page = ui_pages.answers({"text": "", "rows": [sample("a" * 150, "|" * 150, "b", "c")]})
+    words = re.split("[ \u200b]", page.splitlines()[-1].replace("\\", ""))
+    assert max(map(len, words)) == 16
+
+
+def figures(label: str = "θ_1", note: str = "n", sentence: str = "s", **values: object) -> dict:
+    row: dict = {
+        "label": label, "kind": "iteration", "iteration": 0, "rows": 9, "greedy": None, "sampled": None, "nll": None,
+        "margin": None, "accuracy": None, "steps": None, "pairs": None,
+        "delta": {"greedy": None, "sampled": None, "nll": None},
+    }  # fmt: skip
+    return {"name": "run", "sentence": sentence, "notes": [note], "rows": [row | values]}
+
+
+@settings(deadline=None)
+@given(texts, texts, texts, texts)
+def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: str) -> None:
+    """Catches a label, a note, a sentence or a path that is markup on the pages with figures, and in the form."""
+    told = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
+    assert_text_only(ui_pages.iterations(told, path, path))
+    assert_text_only(ui_pages.pairs([("x" + label, {})]))
+    assert_text_only(ui_pages.decision(told, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
+
+
+def test_figures_that_are_none_or_not_finite_are_dashes() -> None:
+    """Catches `nan`, `inf` and `None` before a person's eyes, and a figure that is lost."""
+    quality = {"rows": 1200, "pairs": math.inf, "empty_fraction": math.nan, "real_characters_mean": "x"}
+    assert cells(ui_pages.pairs([("θ_1", {"train": quality})]))[9:] == ["θ_1", "1,200", *["–"] * 7]
+    assert cells(ui_pages.table(figures(nll=0.5)["rows"])) == ["model", "NLL", "θ_1", "0.500"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[str, dict, dict]:
+    """report.html and report.json of a made-up run of two iterations, and the samples of its last two models."""
+    root = tmp_path_factory.mktemp("ui")
+    inputs, config = whole_run(root)
+    page, _, told = render(root / "out", inputs, config)
+    models = [
+        read_model(line.label, line.kind, line.iteration, inputs["evaluate"][line.evaluate], None, None)
+        for line in config.rows[1:3]
+    ]
+    return page, told, samples(models)
+
+
+def test_curves_are_the_reports_pictures(made) -> None:
+    """Catches pictures that no browser draws (no name space, no size, colours that are the report page's alone), one
+    that is missing, and a page that is too large for the server."""
+    page = ui_pages.curves(made[0])
+    pictures = re.findall(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([^)]+)\)", page)
+    assert len(pictures) == made[0].count("<figure ") == page.count("### ") == 6
+    for picture in pictures:
+        root = ElementTree.fromstring(base64.b64decode(picture))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
+        for used in re.findall(r"var\(--(\w+)\)", ElementTree.tostring(root, encoding="unicode")):
+            assert f"--{used}:#" in str(root.get("style"))
+    assert len(page) < ui_pages.PICTURES
+    many = ui_pages.curves(made[0] * 3)
+    assert ui_pages.PICTURES / 2 < len(many) < ui_pages.PICTURES + 200 and many.endswith("the report has it.")
+
+
+def test_answers_show_gains_and_losses_by_turns(made) -> None:
+    """Catches a page with nothing but rows that became right: the report lists those first."""
+    page = ui_pages.answers(made[2])
+    assert [row.count("✓") for row in page.splitlines()[4:]] == [1] * ui_pages.SAMPLES
+    after = [row.split("|")[4].strip()[0] for row in page.splitlines()[4:]]
+    assert after == ["✓", "✗"] * (ui_pages.SAMPLES // 2)
+    assert "Shown" not in page and ui_pages.answers({"text": "", "rows": []}) == ""
+
+
+def test_form_is_short_and_says_what_to_decide(made) -> None:
+    """Catches a form without the verdict, the table or what its two answers do, and one that is too long to read."""
+    page = ui_pages.decision(made[1], made[2], 2, 3)
+    assert "iteration 2" in page and "*go on*" in page and "*stop here*" in page and made[1]["sentence"][:20] in page
+    assert len(cells(page)) > 40
+    long = dict(made[1], notes=["x" * 900] * 50, rows=made[1]["rows"] * 30)
+    assert len(ui_pages.decision(long, made[2], 2, 3)) <= ui_pages.DECISION
+    assert len(ui_pages.iterations(long, "r", "n")) < 20_000
+
+
+# --- lineage ----------------------------------------------------------------------------
+
+
+def ledger(iterations: int, shards: int = 2) -> tuple[list[Entry], dict[str, dict]]:
+    """The steps of a run on a dataset and a model from outside, and by key what each read."""
+    steps, reads = [], {}
+
+    def add(stage: str, label: str, inputs: dict, state: str = "ran") -> str:
+        entry = Entry(stage, label, f"{stage} {label}", state, 1.0, f"{len(steps):064x}", summary={"train_pairs": 40})
+        steps.append(entry)
+        reads[entry.key] = inputs
+        return entry.digest
+
+    rows = add("reformat", "", {"source": "d" * 64}, "Cached")
+    theta = add("sft", "θ_0", {"model": "m" * 64, "rows": rows}, "Cached")
+    add("sft", "instead of 1 iter", {"model": theta, "rows": rows})
+    old: list[str] = []
+    for t in range(iterations):
+        made = [
+            add("generate", f"iter {t}, shard {i}/{shards}", {"model": theta, "prompts": "p" * 64})
+            for i in range(1, shards + 1)
+        ]
+        pairs = [*old[-1:], add("gather", f"iter {t}", {"rows": rows, "answers": made})]
+        logps = [add("score", f"iter {t}, pairs {i}", {"model": theta, "pairs": p}) for i, p in enumerate(pairs)]
+        theta = add("finetune", f"iter {t}", {"model": theta, "pairs": pairs, "logps": logps})
+        add("evaluate", f"θ_{t + 1}", {"model": theta, "rows": rows})
+        old = pairs
+    return steps, reads
+
+
+def drawn(page: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Titles of the nodes, and the edges between titles."""
+    nodes = dict(re.findall(r'^  (\w+)\["(.*?)<br/>', page, re.MULTILINE))
+    return nodes, {(nodes[a], nodes[b]) for a, b in re.findall(r"^  (\w+) --> (\w+)$", page, re.MULTILINE)}
+
+
+def test_lineage_has_the_edges_of_the_records() -> None:
+    """Catches an edge that no step read, a missing one (the pairs of the iteration before), and nodes for what no model
+    is made of."""
+    steps, reads = ledger(2)
+    page = lineage(steps, lambda step: reads[step.key])
+    nodes, edges = drawn(page)
+    rows = "– rows, – held out"
+    assert edges == {
+        ("source", rows), ("model", "θ_0"), (rows, "θ_0"), (rows, "answers of θ_0"), ("θ_0", "answers of θ_0"),
+        ("answers of θ_0", "pairs_0, 40"), ("θ_0", "θ_1"), ("pairs_0, 40", "θ_1"), (rows, "answers of θ_1"),
+        ("θ_1", "answers of θ_1"), ("answers of θ_1", "pairs_1, 40"), ("θ_1", "θ_2"), ("pairs_0, 40", "θ_2"),
+        ("pairs_1, 40", "θ_2"),
+    }  # fmt: skip
+    assert len(nodes) == 10
+    assert page.count(":::cached") == 2 and page.count(":::outside") == 2 and "2 shards · ran" in page
+
+
+def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
+    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not told."""
+    steps, reads = ledger(100, shards=30)
+    nodes, edges = drawn(lineage(steps, lambda step: reads[step.key]))
+    assert len(nodes) == 4 + 5 * 3 + 1 and len(edges) < 60
+    assert ("…", "answers of θ_97") in edges and ("pairs_1, 40", "…") in edges and "θ_100" in nodes.values()
+
+
+@settings(deadline=None)
+@given(texts)
+def test_lineage_takes_no_syntax_from_names(text: str) -> None:
+    """Catches a name or a figure that ends a node's text, a line or the diagram."""
+    entry = Entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
+    lines = lineage([entry], lambda step: {text: text}).splitlines()
+    assert lines[:2] == ["```mermaid", "flowchart TB"] and lines.count("```") == 1
+    for line in lines[2 : lines.index("```")]:
+        assert re.fullmatch(
+            r'  (\w+\["[\w .,:·…–-]*<br/>[\w .,:·…–-]*"\]:::\w+|\w+ --> \w+|classDef [\w #,:-]+)', line
+        ), line
+
+
+def test_lineage_of_nothing() -> None:
+    """Catches a failure of a run whose ledger has no model yet."""
+    assert "flowchart" in lineage([], lambda step: {})
