@@ -4,7 +4,7 @@ BIN := .venv/bin
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills server worker test-server
+.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills server worker test-server bench-dispatch
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -34,8 +34,11 @@ server: .venv/ready          ## Prefect's server and UI on loopback, behind the 
 worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu (LIMIT runs at once: 1 on spin-gpu, else any number)
 	@DO_NOT_TRACK=1 exec $(BIN)/prefect worker start --pool $(POOL) $(if $(LIMIT),--limit $(LIMIT))
 
-test-server: .venv/dev       ## a whole iteration on Postgres and two workers, and every other test of the server set-up
-	SPINLOOP_TEST_POSTGRES=1 $(BIN)/pytest -v tests/flows/pools
+test-server: .venv/browser   ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
+	SPINLOOP_TEST_POSTGRES=1 SPINLOOP_TEST_BROWSER=1 $(BIN)/pytest -v tests/flows/pools
+
+bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here and on a work pool
+	$(BIN)/python -m tests.benchmarks.bench_dispatch
 
 test-kills: .venv/dev        ## thirty random kill -9 moments with each engine (half an hour and more)
 	SPINLOOP_TEST_KILLS=30 $(BIN)/pytest -s tests/flows/test_kills.py
@@ -62,6 +65,10 @@ setup: .venv/ready
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@ .venv/ready
+
+.venv/browser: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev,browser]'
+	touch $@ .venv/dev .venv/ready
 
 .venv/bench: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[bench]'

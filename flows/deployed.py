@@ -24,11 +24,11 @@ AS_IT_IS: dict[str, Any] = {}
 
 
 def _name() -> str:
-    """`demo, 2 iterations` of the parameters; the flow itself tells what is wrong with them."""
+    """`demo`, or `demo, iteration next`, from the parameters; the flow itself tells what is wrong with them."""
     asked = flow_run.parameters
-    which = Path(asked["file"]).stem if asked.get("file") else asked["profile"]
+    named = (asked.get("settings") or {}).get("name") or (Path(asked["file"]).stem if asked.get("file") else "")
     t = asked.get("iteration")
-    return f"{which}, iteration {'next' if t == -1 else t}" if t is not None else which
+    return f"{named or asked['profile']}" + (f", iteration {'next' if t == -1 else t}" if t is not None else "")
 
 
 @flow(name="spin", flow_run_name=_name, **HOW)

@@ -45,16 +45,16 @@ class Config(Section):
     seed: int = Field(42, ge=0, description="Seed of splits, sampling and training order.")
     iterations: int = Field(3, ge=0, le=100, description="SPIN iterations.")
     history: int = Field(2, ge=1, description="Train on the pairs of this many latest iterations (the paper: 2).")
-    model: Model
-    dataset: Dataset
-    chat: ChatSection = ChatSection()
+    model: Model = Field(description="θ_0, or with `sft` the base model that it is made from.")
+    dataset: Dataset = Field(description="Prompts and real answers, and which rows are held out.")
+    chat: ChatSection = Field(ChatSection(), description="How prompts become tokens.")
     sft: Sft | None = Field(
         None, description="Make θ_0 from the base model first; leave out where the model is already fine-tuned."
     )
-    generate: Generate = Generate()
-    gather: Gather = Gather()
-    finetune: Finetune = Finetune()
-    evaluate: Evaluate = Evaluate()
+    generate: Generate = Field(Generate(), description="How the opponent answers the prompts.")
+    gather: Gather = Field(Gather(), description="Which answers become pairs.")
+    finetune: Finetune = Field(Finetune(), description="Training against the opponent.")
+    evaluate: Evaluate = Field(Evaluate(), description="What is measured on held-out rows.")
     overrides: dict[int, dict[str, dict[str, Any]]] = Field(
         default_factory=dict, description="Settings of single iterations: {2: {finetune: {lr: 1e-7}}}."
     )
@@ -62,7 +62,7 @@ class Config(Section):
         None,
         description="Also train θ_0 by SFT for as many steps as SPIN took, to compare (epochs and batch are SPIN's).",
     )
-    runtime: Runtime = Runtime()
+    runtime: Runtime = Field(Runtime(), description="How the machine is used; changes no result's key.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -207,7 +207,7 @@ def _apply(data: Any, setting: str) -> None:
     if not equals or not path.strip():
         raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
     parsed = _read_yaml(value.encode(), f"--set {path}")
-    keys: list[Any] = [int(k) if k.isdigit() else k for k in path.strip().split(".")]
+    keys: list[Any] = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
     for depth, key in enumerate(keys[:-1]):
         if not isinstance(data, dict):
             raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:depth]))} is not a section.")

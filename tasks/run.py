@@ -38,6 +38,7 @@ class Run(Steps):
         super().__init__(store, children, config.runtime, pools)
         self.config, self.base_dir, self.planning = config, base_dir, planning
         self.origin, self.follow = origin or {}, follow
+        self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         if not cached:

@@ -32,8 +32,7 @@ def stage(module: ModuleType) -> Callable:
     """Make a Prefect task of a function that describes a step.
 
     The function takes the run and what the step reads, and returns `(label, config, inputs)`. Calling the result
-    submits the step and returns a future of its Ref; in a plan it looks the step up and returns a Ref or Pending.
-    """
+    submits the step and returns a future of its Ref; in a plan it looks the step up and returns a Ref or Pending."""
 
     def decorate(describe: Callable) -> Callable:
         @wraps(describe)
@@ -51,8 +50,7 @@ def stage(module: ModuleType) -> Callable:
 
 @cache
 def task_of(module: ModuleType) -> Task:
-    """The Prefect task of a stage: `(steps, step, inputs, batch)` to a Ref. Only a child process that died is tried
-    again (RETRIES times): bad input stays bad."""
+    """The Prefect task of a stage, `(steps, step, inputs, batch)` to a Ref. Only a process that died is tried again."""
     return task(
         name=module.__name__.rpartition(".")[2],
         task_run_name=_run_name,  # type: ignore[arg-type]
@@ -75,6 +73,9 @@ def _perform(run: Steps, step: Step, inputs: dict, batch: Batch | None = None) -
         if not isinstance(error, ChildDied) or task_run.run_count > RETRIES:
             run.failures.append(error)
         raise
+    except Exception as error:  # the steps after this one would hide it: they are only not ready
+        run.failures.append(StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
+        raise
     ref = run.note(step, record, cached)
     return Completed(name="Cached", data=ref) if cached else ref
 
@@ -84,11 +85,10 @@ def _missing(run: Steps, step: Step, inputs: dict, batch: Batch | None) -> tuple
     if run.failures:
         raise StageFailed(f"{step.title}: not begun, because another step failed.")
 
-    send = partial(run.progress, step.title)
     if run.pools and run.pools.of(step.stage):
-        return run.pools.compute(step, inputs, batch, send)
+        return run.pools.compute(step, inputs, batch, partial(run.progress, step.title))
     get_run_logger().info("%s runs", step.title)
-    return compute(run.store, step, inputs, run.runtime, run.children, send)
+    return compute(run.store, step, inputs, run.runtime, run.children, partial(run.progress, step.title))
 
 
 def _run_name(parameters: dict) -> str:

@@ -14,6 +14,7 @@ os.environ["PREFECT_HOME"] = HOME
 os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{HOME}/prefect.db"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "4"  # a test's schedule is seen at once, not in a minute
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["SPINLOOP_STORE"] = "/nonexistent/every-test-names-its-own-store"

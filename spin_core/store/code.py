@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,10 +52,14 @@ def code_parts(module_name: str, root: Path = ROOT) -> dict[str, str]:
     return parts
 
 
+_PARSING = threading.Lock()  # ast.parse in two threads at once can raise SystemError (CPython 3.11, seen once)
+
+
 @lru_cache(maxsize=512)
 def _parsed(source: bytes, name: str, is_package: bool) -> tuple[str, list[str]]:
     """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s and a run asks per shard."""
-    tree = ast.parse(source)
+    with _PARSING:
+        tree = ast.parse(source)
     return hashlib.sha256(_dump(tree).encode("utf-8", "surrogatepass")).hexdigest(), _imports(tree, name, is_package)
 
 

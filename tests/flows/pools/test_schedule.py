@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.schedules import IntervalSchedule
 
@@ -19,16 +20,14 @@ LIGHT = {"pools": {"sft": "here", "score": "here", "evaluate": "here"}}
 def scheduled(api: Api, path: Path, number: int):
     """Have the server start a run of this profile by a schedule of its own; the run, once it has ended."""
     deployment = api.client.read_deployment_by_name("spin/spin")
-    soon = datetime.now(UTC) + timedelta(seconds=4)
-    (made,) = api.client.create_deployment_schedules(
-        deployment.id,
-        [(IntervalSchedule(interval=timedelta(days=7), anchor_date=soon), True)],
+    soon = datetime.now(UTC) + timedelta(seconds=12)  # the scheduler looks every 4 s, and never back
+    once = DeploymentScheduleCreate(
+        schedule=IntervalSchedule(interval=timedelta(days=7), anchor_date=soon),
+        active=True,
+        parameters={"file": str(path)},
+        slug=f"test-{path.stem}-{number}",
     )
-    api.client.request(
-        "PATCH",
-        f"/deployments/{deployment.id}/schedules/{made.id}",
-        json={"parameters": {"file": str(path)}, "slug": f"test-{path.stem}-{number}"},
-    )
+    (made,) = api.client.create_deployment_schedules(deployment.id, [once])
     name = FlowRunFilter(name=FlowRunFilterName(any_=[path.stem]))
 
     def started():
@@ -59,10 +58,10 @@ def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profi
     shards = int(api.wait(gpu_runs.runs("generate")[0].id).state.message.split()[0])
     assert len(gpu_runs.runs()) == 2 and shards > 6
     again = scheduled(api, path, 1)
-    assert again.state.name == "Cached" and len(gpu_runs.runs()) == 2
+    assert again.state.name == "Cached" and len(gpu_runs.runs()) == 2, again.state.message
     data.write_text(data.read_text() + json.dumps({"prompt": "Reverse: more", "response": "erom"}) + "\n")
     grown = scheduled(api, path, 2)
-    assert grown.state.name == "Completed"
+    assert grown.state.name == "Completed", grown.state.message
     new = [run.name.partition("[")[0] for run in gpu_runs.runs()[2:]]
     assert sorted(new) == ["finetune", "generate"]
     told = gpu_runs.runs("generate")[1].state.message
