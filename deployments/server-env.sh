@@ -12,7 +12,8 @@ tell() {
 }
 
 if [ -e "$file" ]; then
-  if ! grep -q '^PREFECT_SERVER_API_AUTH_STRING=..*' "$file"; then
+  # The last line counts, and a pair of quotes is no password.
+  if ! grep '^PREFECT_SERVER_API_AUTH_STRING=' "$file" | tail -n 1 | grep -Eq "=[\"']?[^\"'[:space:]]"; then
     echo "server-env: $file has no PREFECT_SERVER_API_AUTH_STRING, so the server would ask nobody for a password;" \
       "add the lines that 'deployments/server-env.sh /tmp/new.env' writes, or move the file away." >&2
     exit 2

@@ -36,6 +36,8 @@ def approved(run: Run, t: int, table: Table) -> bool:
         return True
     so_far = report(run, table.lines, table.inputs, label=f"before iter {t}").result()
     run.settle()
+    if run.failures:
+        raise run.failures[0]
     told = artifacts.so_far(run, run.store.tree(so_far.digest), t)
     asked = Decision.with_initial_data(description=told)
     try:

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        args.command(args)
+        _answered(args)
     except SpinloopError as error:
         print(f"spinloop: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -45,6 +45,18 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answered(args: argparse.Namespace) -> None:
+    """Run the command; what Prefect's client says of its server becomes one sentence."""
+    try:
+        args.command(args)
+    except (SpinloopError, BrokenPipeError):
+        raise
+    except Exception as error:
+        from flows.server import refused
+
+        raise refused(error) or error from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,9 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(commands, "report", _report, "Print a run's table and the path of its report.")
     sub.add_argument("run", nargs="?", help="name of a run (default: the latest)")
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
-    sub = add(
-        commands, "deploy", _deploy, "Put work pools, deployments and automations on the server of PREFECT_API_URL."
+    _deploy_options(
+        add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
     )
+    store = commands.add_parser("store", help="Look at and tend the artifact store.")
+    within = store.add_subparsers(required=True, metavar="COMMAND")
+    from flows import store_cli
+
+    store_cli.add_commands(within, add)
+    return parser
+
+
+def _deploy_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--kind",
         choices=("process", "docker", "kubernetes"),
@@ -115,12 +136,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BLOCK",
         help="a saved notification block, type/name, that is told of each failed run, e.g. slack-webhook/team",
     )
-    store = commands.add_parser("store", help="Look at and tend the artifact store.")
-    within = store.add_subparsers(required=True, metavar="COMMAND")
-    from flows import store_cli
-
-    store_cli.add_commands(within, add)
-    return parser
 
 
 def _fields() -> str:

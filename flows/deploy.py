@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import yaml
 from prefect import __version__
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -22,11 +22,12 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCre
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows.automations import automate, notification_block
 from flows.embedded import answers, configured_server
+from flows.server import older, refused
 from flows.told import differing, told
 from spin_core import gpus
 from spin_core.config import PROFILES
@@ -54,38 +55,19 @@ def deploy(store: str, kind: str, count: int | None, image: str, notify: str) ->
         raise BadInput(f"--gpus {count}: a pool needs room for one run at least.")
     try:
         with get_client(sync_client=True) as client:
-            _check_version(client, url)
+            if server := older(client):
+                raise SpinloopError(
+                    f"PREFECT_API_URL {url}: the server is Prefect {server} and this client is {__version__}; upgrade "
+                    "the server to at least the client's version."
+                )
             block = notification_block(client, notify)
             there = {pool: _existing(client, pool, kind) for pool in (CPU_POOL, GPU_POOL)}
             yield _pool(client, CPU_POOL, there[CPU_POOL], kind, job_template(kind, CPU_POOL, store, image), None)
             yield _pool(client, GPU_POOL, there[GPU_POOL], kind, job_template(kind, GPU_POOL, store, image), count)
             yield from _deployments(client)
             yield from automate(client, FILES / "automations.yaml", block)
-    except PrefectHTTPStatusError as error:
-        raise _refused(error, url) from None
-
-
-def _check_version(client: SyncPrefectClient, url: str) -> None:
-    server = client.api_version()
-    if _minor(server) < _minor(__version__):
-        raise SpinloopError(
-            f"PREFECT_API_URL {url}: the server is Prefect {server} and this client is {__version__}; upgrade the "
-            "server to at least the client's version."
-        )
-
-
-def _minor(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)[:2]]
-
-
-def _refused(error: PrefectHTTPStatusError, url: str) -> SpinloopError:
-    status = error.response.status_code
-    if status in (401, 403):
-        return SpinloopError(f"PREFECT_API_URL {url}: the server asks for a login; set PREFECT_API_AUTH_STRING.")
-    said = " ".join(error.response.text.split())[:300]
-    return SpinloopError(
-        f"PREFECT_API_URL {url}: {error.request.method} {error.request.url.path} gave {status}: {said}"
-    )
+    except httpx.HTTPError as error:
+        raise refused(error) or error from None
 
 
 def job_template(kind: str, pool: str, store: str, image: str = "") -> dict[str, Any]:
@@ -196,7 +178,7 @@ def _prefect_deploy() -> None:
 
 def _keep_switches(client: SyncPrefectClient, old: DeploymentResponse, new: DeploymentResponse) -> None:
     """Undo what Prefect's deploy does to people's own: it makes every schedule new, as the file has it, and drops those
-    that were added on the server (these have no slug)."""
+    that were added on the server."""
     if old.paused and not new.paused:
         client.pause_deployment(old.id)
     switched = {schedule.slug: schedule.active for schedule in old.schedules if schedule.slug}
@@ -204,9 +186,11 @@ def _keep_switches(client: SyncPrefectClient, old: DeploymentResponse, new: Depl
         active = switched.get(schedule.slug or "", schedule.active)
         if active != schedule.active:
             client.update_deployment_schedule(new.id, schedule.id, active=active)
-    own = [schedule for schedule in old.schedules if not schedule.slug]
+    own = [
+        one for one in old.schedules if one.slug not in {schedule.slug for schedule in new.schedules if schedule.slug}
+    ]
     if own:
-        fields = {"schedule", "active", "parameters", "max_scheduled_runs"}
+        fields = {"schedule", "active", "parameters", "max_scheduled_runs", "slug"}
         client.create_deployment_schedules(
             new.id, [DeploymentScheduleCreate(**{name: getattr(one, name) for name in fields}) for one in own]
         )

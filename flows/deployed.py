@@ -55,7 +55,8 @@ def iteration(
     file: str = "",
     settings: Settings = AS_IT_IS,
 ) -> State:
-    """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there.
+    """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there. It was
+    started for this one, so `runtime.approve` asks nobody.
 
     Args:
         profile: A profile that comes with spinloop.
@@ -66,15 +67,17 @@ def iteration(
     try:
         config, base_dir = _config(profile, settings, file)
         t = next_iteration(config, store_folder(), base_dir) if iteration == -1 else iteration
-        if t == config.iterations and iteration == -1:
-            return Completed(name="Cached", message=f"All {t} iterations of {config.name} are in the store.")
+        if iteration == -1 and t == config.iterations:
+            t -= 1  # all are there; the report may not be
         if not 0 <= t < config.iterations:
             raise BadInput(
                 f"iteration: {config.name} has the iterations 0 to {config.iterations - 1}; raise `iterations`."
             )
         check(config, store_folder(), base_dir, DEFAULT)
         follow = "model" if t + 1 < config.iterations else ""
-        return _told(play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow))
+        outcome = play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
+        everything = f"All {t + 1} iterations of {config.name} are in the store. " if not follow else ""
+        return _told(outcome, everything)
     except SpinloopError as error:
         return failed(error)
 
@@ -106,11 +109,12 @@ def _origin() -> dict:
     return {name: flow_run.parameters.get(name) for name in ("profile", "settings", "file")}
 
 
-def _told(outcome: dict) -> State:
+def _told(outcome: dict, cached: str = "") -> State:
+    """The final state of a run; `cached` is said first where nothing ran."""
     for note in outcome["notes"]:
         get_run_logger().warning(note)
     get_run_logger().info("Report: %s", outcome["report"])
     counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached."
     if not outcome["ran"]:
-        return Completed(name="Cached", message=counts)
+        return Completed(name="Cached", message=cached + counts)
     return Completed(message=f"{counts} Report: {outcome['report']}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import prefect
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Completed
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed
 
 from flows.doctor import Line, diagnose
 from flows.embedded import answers, configured_server
+from flows.server import older, refused
 from flows.stages import failed, store_folder
 from spin_core.errors import SpinloopError
 from spin_core.store.store import NAME, Store
@@ -28,11 +30,16 @@ def doctor(store: str = "") -> State:
     """On a worker: what this machine has, and whether it sees the store that has the identity `store`."""
     try:
         lines = diagnose(store_folder())
-        same = not store or Store(Path(store_folder())).identity() == store
+        here = store_folder()
+        if not store:
+            lines.append(("-", "same store", "not compared: there is no store yet where doctor was asked"))
+        elif Store(Path(here)).identity() == store:
+            lines.append(("ok", "same store", here))
+        else:
+            told = f"{here} is another than the one asked for; show both the same folder ($SPINLOOP_STORE)"
+            lines.append(("missing", "same store", told))
     except SpinloopError as error:
         return failed(error)
-    told = f"{store_folder()} is another than the one asked for; show both the same folder ($SPINLOOP_STORE)"
-    lines.append(("ok", "same store", store_folder()) if same else ("missing", "same store", told))
     return Completed(message=json.dumps(lines))
 
 
@@ -50,27 +57,15 @@ def diagnose_server(store: str) -> list[Line]:
             for pool in POOLS:
                 lines += _pool(client, pool, store)
             return lines
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != 401:
-            raise
-        return [
-            ("missing", "server", f"{url} wants a password: set PREFECT_API_AUTH_STRING (it is in the server's .env)")
-        ]
+    except httpx.HTTPError as error:
+        return [("missing", "server", str(refused(error)))]
 
 
 def _version(client: SyncPrefectClient, url: str) -> Line:
-    theirs, ours = str(client.request("GET", "/admin/version").json()), prefect.__version__
-    if _number(theirs) < _number(ours):
-        return (
-            "missing",
-            "server",
-            f"{url} is Prefect {theirs}, older than the {ours} here; start it from this environment",
-        )
-    return "ok", "server", f"{url}, Prefect {theirs}"
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if theirs := older(client):
+        told = f"{url} is Prefect {theirs}, older than the {prefect.__version__} here; start it from this environment"
+        return "missing", "server", told
+    return "ok", "server", f"{url}, Prefect {client.api_version()}"
 
 
 def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
@@ -85,10 +80,10 @@ def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     limit = "no limit" if found.concurrency_limit is None else f"{found.concurrency_limit} runs at once"
     if not online:
         return [("missing", pool, f"no live worker; `make worker POOL={pool}` starts one")]
-    return [("ok", pool, f"{found.type}, {limit}, {len(online)} live worker(s)"), *_ask_worker(pool, store)]
+    return [("ok", pool, f"{found.type}, {limit}, {len(online)} live worker(s)"), *_ask_worker(client, pool, store)]
 
 
-def _ask_worker(pool: str, store: str) -> list[Line]:
+def _ask_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     try:
         identity = Store(Path(store), create=False).identity() if (Path(store) / NAME).exists() else ""
         run = run_deployment(
@@ -98,6 +93,7 @@ def _ask_worker(pool: str, store: str) -> list[Line]:
         return [("missing", pool, f"there is no deployment doctor/{pool}; `spinloop deploy` makes it")]
     state = run.state  # type: ignore[union-attr]
     if state is None or not state.is_final():
+        client.set_flow_run_state(run.id, Cancelled(message="Nobody waits for it."))  # type: ignore[union-attr]
         return [
             ("missing", pool, f"its worker did not answer in {WAIT_SECONDS} s; its limit may be reached, or it hangs")
         ]

@@ -35,13 +35,14 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
     for name, value in settings.items():
         field = model.model_fields.get(name) if model else None
         inner = section(field) if field else None
-        if isinstance(value, dict):
+        if name == "overrides" and isinstance(value, dict):  # JSON has no numbers as names
+            value = {int(t) if t.isdecimal() else t: parts for t, parts in value.items()}
+        elif isinstance(value, dict):
             value = given(value, inner)
         elif value is None and inner:
             found[name] = None  # a section that is left out
         if value is not None and value not in ("", {}, []):  # 0 and False are values
-            # JSON has no numbers as names, `overrides` has.
-            found[int(name) if name.isdecimal() else name] = "" if value == '""' else value
+            found[name] = "" if value == '""' else value
     return found
 
 

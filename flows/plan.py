@@ -29,10 +29,11 @@ def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[
 
 
 def next_iteration(config: Config, store: str, base_dir: Path) -> int:
-    """The first iteration whose model the store does not have; `config.iterations` where it has all of them."""
+    """The first iteration whose evaluated model the store does not have; `config.iterations` where it has them all."""
     ledger, _ = plan(config, store, base_dir)
-    there = {entry.label for entry in ledger if entry.stage == "finetune" and entry.state == "cached"}
-    return next((t for t in range(config.iterations) if f"iter {t}" not in there), config.iterations)
+    there = {entry.title for entry in ledger if entry.state == "cached"}
+    wanted = ({f"finetune[iter {t}]", f"evaluate[θ_{t + 1}]"} for t in range(config.iterations))
+    return next((t for t, steps in enumerate(wanted) if not steps <= there), config.iterations)
 
 
 def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> None:
@@ -44,8 +45,9 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
             "server), or leave it out."
         )
     engines = {config.at(t).generate.engine for t in range(config.iterations)}
-    if "vllm" in engines and (config.runtime.pools.generate or pool) == "here":
+    if "vllm" in engines and config.runtime.pools.of("generate", pool) == "here":
         vllm_env.interpreter(config.runtime.vllm_python)
         gpus.check_unshared(config.runtime, len(gpus.visible()))
-    gpus.groups(config.runtime, gpus.visible())
+    if config.runtime.pools.any_here(pool):
+        gpus.groups(config.runtime, gpus.visible())
     sources(Run(config, Store(Path(store)), Children(0), base_dir, Planner()))

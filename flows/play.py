@@ -34,7 +34,7 @@ def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | N
     """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
     `origin`, `follow`: see Run."""
     artifacts = Store(Path(store))
-    seen = gpus.groups(config.runtime, gpus.visible())
+    seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
     with (
         artifacts.using(),
         Children(config.runtime.workers, seen) as children,

@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
-from spin_core import gpus
+from spin_core import gpus, sources
 from spin_core.child import Children
 from spin_core.errors import BadInput, ChildDied, SpinloopError
 from spin_core.job import Runtime
@@ -82,8 +82,14 @@ def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime =
 
 
 def store_folder() -> str:
-    """The store of this worker: $SPINLOOP_STORE, which `spinloop deploy` puts into the pools' job template."""
-    return str(Path(os.environ.get("SPINLOOP_STORE") or ".spinloop").expanduser().absolute())
+    """The store of this worker: $SPINLOOP_STORE, which `spinloop deploy` puts into the pools' job template. Raises
+    BadInput where it is not set: a flow run's own folder is thrown away with all that is in it."""
+    named = os.environ.get("SPINLOOP_STORE")
+    if not named:
+        raise BadInput(
+            "SPINLOOP_STORE is not set on this worker; `spinloop deploy` puts it into the pool, or export it."
+        )
+    return str(Path(named).expanduser().absolute())
 
 
 def failed(error: SpinloopError) -> State:
@@ -122,14 +128,28 @@ def _ref(name: str, value: Any) -> Any:
     """What an input names: a Ref as another flow run wrote it, or what a person can write."""
     if isinstance(value, list):
         return [_ref(name, one) for one in value]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value.keys() <= Ref.__dataclass_fields__.keys() and "digest" in value:
         ref = Ref(**value)
-        if ref.path and not Path(ref.path).exists():
-            raise BadInput(f"{name}: this worker sees no {ref.path}; put it where every worker sees it.")
+        if ref.path:
+            _seen_here(name, ref)
         return ref
+    if not isinstance(value, str):
+        raise BadInput(f"{name}: {value!r} is no input; give a digest of the store, a folder or a hub id.")
     if DIGEST.fullmatch(value):
         return Ref(digest=value)
     return source(value, "model" if name == "model" else "dataset", "", Path.cwd(), "")
+
+
+def _seen_here(name: str, ref: Ref) -> None:
+    """Raise BadInput unless this worker has the same model or dataset at the same place."""
+    place = Path(ref.path)
+    if not place.exists():
+        raise BadInput(f"{name}: this worker sees no {place}; put it where every worker sees it.")
+    if (
+        sources.stamp(place) != ref.stamp
+        and sources.resolve(str(place), ref.kind, "", place, ref.split).digest != ref.digest
+    ):
+        raise BadInput(f"{name}: {place} is another on this worker; put one copy where every worker sees it.")
 
 
 def _check(step: Step, inputs: dict, key: str) -> None:

@@ -116,9 +116,10 @@ class Config(Section):
         return self.model_copy(update=changed)
 
     def first(self, count: int) -> Config:
-        """The same run with its first `count` iterations only."""
+        """The same run with its first `count` iterations only, and no question between them."""
         kept = {t: parts for t, parts in self.overrides.items() if t < count}
-        return self.model_copy(update={"iterations": count, "overrides": kept})
+        runtime = self.runtime.model_copy(update={"approve": False})
+        return self.model_copy(update={"iterations": count, "overrides": kept, "runtime": runtime})
 
     def epochs(self, t: int) -> float:
         """Passes over its pairs that iteration `t` makes."""

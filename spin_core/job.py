@@ -30,6 +30,14 @@ class Pools(Section):
     finetune: str = Field("", max_length=100, description="Work pool of finetune (as for sft).")
     evaluate: str = Field("", max_length=100, description="Work pool of evaluate (as for sft).")
 
+    def of(self, stage: str, default: str) -> str:
+        """The pool of a stage, or `here`; `default` where it is left empty. Stages without a field run here."""
+        return getattr(self, stage, "here") or default
+
+    def any_here(self, default: str) -> bool:
+        """Whether one of the stages runs on the run's own machine."""
+        return any(self.of(stage, default) == "here" for stage in type(self).model_fields)
+
 
 class Runtime(Section):
     """How a run uses its machine. Nothing here enters a cache key: on CPU results differ by float rounding only."""

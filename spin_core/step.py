@@ -88,6 +88,13 @@ def title(stage: str, label: str) -> str:
     return f"{stage}[{label}]" if label else stage
 
 
+def in_words(summary: Mapping[str, object]) -> str:
+    """A stage's summary on one line of a log: `loss/last 0.2439, steps 8`."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in summary.items()
+    )
+
+
 def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
     """The verified record of the step, or None. On a hit that other code computed, a line is left in `store.notes`."""
     payload = step.payload(inputs)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 MADE = {"reformat": "dataset", "sft": "model", "finetune": "model"}
 
 
-def tell(run: Run, step: Step, record: Record) -> None:
-    """Emit `spinloop.dataset.created` or `spinloop.model.created`, at least once for each new artifact.
+def tell(run: Run, step: Step, record: Record, cached: bool) -> None:
+    """Emit `spinloop.dataset.created` or `spinloop.model.created` of a new artifact. Also of a model that was there
+    (a run may have been killed before it told), where another run is to go on from it: starting that twice is harmless.
 
     Its resource is `spinloop.<kind>.<digest>`. The label `spinloop.next` is `iteration` where this run ends here and
     another one is to go on (deployments/automations.yaml starts it, from the payload).
@@ -27,6 +28,8 @@ def tell(run: Run, step: Step, record: Record) -> None:
         return
     last = kind == "dataset" or step.label == f"iter {run.config.iterations - 1}"
     followed = last and run.follow == kind
+    if cached and not (followed and kind == "model"):
+        return
     emit_event(
         event=f"spinloop.{kind}.created",
         resource={

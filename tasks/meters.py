@@ -1,5 +1,5 @@
 """Progress artifacts of steps that take long, for who watches the UI and not a terminal. Sent by a thread of their own,
-a few a minute: a server that is slow or gone holds up no step and fails none."""
+every 5 s for a step: a server that is slow or gone holds up no step and fails none."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ class PoolRun:
         """`steps`: by their keys."""
         self.client, self.store, self.runtime, self.pool, self.steps = client, store, runtime, pool, steps
         self.key = batch_key(steps)
+        self._name = f"{store.identity()[:12]}:{self.key}"  # of another store's flow run nothing would be seen here
         first = next(iter(steps.values()))[0]
         many = f"{first.label.partition(',')[0]}, {len(steps)} shards"
         self.stage, self.title = first.stage, title(first.stage, many) if len(steps) > 1 else first.title
@@ -58,11 +59,13 @@ class PoolRun:
         self._tries, self._next, self._told = 0, 0, False
         self._asked = self._since = self._ended = 0.0
 
-    def look(self, send: Send) -> FlowRun:
+    def look(self, send: Send, ending: threading.Event) -> FlowRun:
         """The flow run as it is now: found, or else started. Asks the server no more often than `pause`."""
         with self._lock:
             if self._error:
                 raise self._error
+            if ending.is_set():
+                raise StageFailed(f"{self.title}: the run is being ended.")
             now = time.monotonic()
             if self._run is None:
                 self._run = self._find() or self._start()
@@ -70,8 +73,15 @@ class PoolRun:
                 how = "runs" if self.ours else "is being computed for another run, and waited for,"
                 send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
             elif now - self._asked >= self.pause and self._run.state_type not in FINAL:
-                with suppress(httpx.HTTPError):  # a server that is restarted: what is at work goes on meanwhile
+                try:
                     self._run = self.client.read_flow_run(self._run.id)
+                except ObjectNotFound:
+                    self._error = StageFailed(
+                        f"{self.title}: its run {self._run.name} was deleted; start this run again."
+                    )
+                    raise self._error from None
+                except httpx.HTTPError:
+                    pass  # a server that is restarted: what is at work goes on meanwhile
                 self._asked, self.pause = now, min(POLL_SECONDS[1], self.pause * 1.1)
             self._tell_unclaimed(self._run, send, now)
             return self._run
@@ -96,26 +106,30 @@ class PoolRun:
             self._run = None
 
     def cancel(self) -> None:
-        """Cancel the flow run if this run started it and it is still at work."""
-        if not self.ours or self._run is None:
-            return
-        now = self.client.read_flow_run(self._run.id).state_type
-        if now not in FINAL:  # one that no worker has begun has no worker to end it either
-            state = Cancelled if now is StateType.SCHEDULED else Cancelling
-            self.client.set_flow_run_state(self._run.id, state(message="The run that started it was cancelled."))
+        """Cancel the flow run if this run answers for it and it is still at work."""
+        with self._lock:
+            if not self.ours or self._run is None:
+                return
+            now = self.client.read_flow_run(self._run.id).state_type
+            if now not in FINAL:  # one that no worker has begun has no worker to end it either
+                state = Cancelled if now is StateType.SCHEDULED else Cancelling
+                self.client.set_flow_run_state(self._run.id, state(message="The run that started it was cancelled."))
 
     def _find(self) -> FlowRun | None:
         """The flow run that is at work on this batch, whoever started it; or the one that has just finished it."""
-        names = [f"{self.key}:{n}" for n in range(ATTEMPTS)]
+        names = [f"{self._name}:{n}" for n in range(ATTEMPTS)]
         known = self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
         )
-        self._next, self.ours = len(known), False
-        live = [run for run in known if run.state_type not in FINAL]
+        # Not their number: a person may have deleted some.
+        self._next = 1 + max((int((run.idempotency_key or "").rpartition(":")[2]) for run in known), default=-1)
+        self.ours = False
+        for run in known:
+            if run.state_type not in FINAL | CANCELLED:
+                self.ours = self._is_ours(run)
+                return run
         done = [run for run in known if run.state_type is StateType.COMPLETED]
-        if not live and done and all(self.store.recorded(self.stage, key) for key in self.steps):
-            return done[0]
-        return live[0] if live else None
+        return done[0] if done and all(self.store.recorded(self.stage, key) for key in self.steps) else None
 
     def _start(self) -> FlowRun:
         step, _ = next(iter(self.steps.values()))
@@ -133,7 +147,7 @@ class PoolRun:
             found = run_deployment(
                 place,
                 parameters=parameters,
-                idempotency_key=f"{self.key}:{self._next}",
+                idempotency_key=f"{self._name}:{self._next}",
                 flow_run_name=f"{self.title} {self.key[:6]}",
                 tags=["spinloop"],
                 timeout=0,  # do not wait: every step of the batch looks for itself
@@ -144,14 +158,22 @@ class PoolRun:
                 "deployments/prefect.yaml and run `spinloop deploy`, or name another pool."
             ) from None
         run = cast(FlowRun, found)
-        self.ours = self._parent(run) == str(own_flow_run.id)  # not where another run was quicker by a moment
+        self.ours = self._is_ours(run)  # not where another run was quicker by a moment
         return run
 
-    def _parent(self, run: FlowRun) -> str:
-        """The flow run that started this one."""
+    def _is_ours(self, run: FlowRun) -> bool:
+        """Whether this run is to answer for a flow run: it started it, or who did has ended (killed, for one)."""
+        parent, state = self._parent(run)
+        return parent is not None and (str(parent) == own_flow_run.id or state is None or state in FINAL)
+
+    def _parent(self, run: FlowRun) -> tuple[UUID | None, StateType | None]:
+        """The flow run that started this one, if one did, and its state, if it was not deleted."""
         if run.parent_task_run_id is None:
-            return ""
-        return str(self.client.read_task_run(run.parent_task_run_id).flow_run_id)
+            return None, None
+        parent = self.client.read_task_run(run.parent_task_run_id).flow_run_id
+        with suppress(ObjectNotFound):
+            return parent, self.client.read_flow_run(parent).state_type if parent else None
+        return parent, None
 
     def _why(self, ended: FlowRun) -> SpinloopError:
         """What became of a flow run that left a step undone, as the error to raise or to try again after."""
@@ -161,10 +183,9 @@ class PoolRun:
                 f"{place} ended well, but its output is not in {self.store.root}; every worker must see this store."
             )
         if ended.state_type is StateType.CANCELLED:
-            parent = self._parent(ended)
-            if parent and self.client.read_flow_run(UUID(parent)).state_type in CANCELLED:
-                return ChildDied(f"{place} was cancelled together with the run that had started it.")
-            return StageFailed(f"{place} was cancelled by a person; start this run again to go on.")
+            if self._parent(ended)[1] in CANCELLED:
+                return SpinloopError(f"{place} was cancelled together with the run that had started it.")
+            return StageFailed(f"{place} was cancelled, by a person or the time-out; start this run again to go on.")
         kind, _, sentence = said.partition(": ")
         if ended.state_type is StateType.FAILED and (known := getattr(errors, kind, None)):
             return (StageFailed if known is ChildDied else known)(f"{sentence} (on {self.pool})")

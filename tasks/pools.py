@@ -8,13 +8,15 @@ but its state comes through Prefect.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import httpx
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as own_flow_run
 
-from spin_core.errors import StageFailed
 from spin_core.job import Runtime
 from spin_core.step import Ref, Step, look_up
 from spin_core.store import keys
@@ -51,7 +53,7 @@ class Pools:
 
     def of(self, stage: str) -> str:
         """The work pool of a stage; empty where it runs in this process."""
-        name = getattr(self.runtime.pools, stage, "here") or self.default
+        name = self.runtime.pools.of(stage, self.default)
         return "" if name == "here" else name
 
     def compute(self, step: Step, inputs: dict, batch: Batch | None, send: Send) -> tuple[Record, bool]:
@@ -64,14 +66,15 @@ class Pools:
             )
             self._shared[shared.key] = shared
         while True:
-            run = shared.look(send)
-            ended = run.state_type in FINAL
-            if (ended or self.store.recorded(step.stage, own)) and (record := look_up(self.store, step, inputs)):
+            # Before the flow run is asked: what is published stays true, whatever became of the rest of the batch.
+            if self.store.recorded(step.stage, own) and (record := look_up(self.store, step, inputs)):
                 return record, not shared.ours
-            if ended:
+            run = shared.look(send, self.ending)
+            if run.state_type in FINAL:
+                if record := look_up(self.store, step, inputs):
+                    return record, not shared.ours
                 shared.judge(run)
-            if self.ending.wait(shared.pause):
-                raise StageFailed(f"{step.title}: the run is being ended.")
+            self.ending.wait(shared.pause)
 
     def __enter__(self) -> Pools:
         self.client = get_client(sync_client=True).__enter__()
@@ -81,12 +84,16 @@ class Pools:
         self.ending.set()
         try:
             if kind and not issubclass(kind, Exception) and (kind is KeyboardInterrupt or self._cancelled()):
-                for shared in self._shared.values():
-                    shared.cancel()
+                for shared in list(self._shared.values()):
+                    with suppress(httpx.HTTPError, ObjectNotFound):  # one that is gone keeps no other from being ended
+                        shared.cancel()
         finally:
             self.client.__exit__(None, None, None)
 
     def _cancelled(self) -> bool:
         """Whether this run was cancelled, and not only its process ended: then another one goes on."""
-        state = self.client.read_flow_run(own_flow_run.id).state if own_flow_run.id else None
-        return state is not None and state.type in CANCELLED
+        if not own_flow_run.id:
+            return False
+        with suppress(httpx.HTTPError, ObjectNotFound):
+            return self.client.read_flow_run(own_flow_run.id).state_type in CANCELLED
+        return False

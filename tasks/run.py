@@ -41,8 +41,7 @@ class Run(Steps):
         self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
-        if not cached:
-            events.tell(self, step, record)
+        events.tell(self, step, record, cached)
         return super().note(step, record, cached)
 
     def source(self, path: str, kind: sources.Kind, revision: str = "", split: str = "") -> Ref:

@@ -18,7 +18,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from spin_core.errors import ChildDied, SpinloopError, StageFailed
-from spin_core.step import Step, compute, look_up
+from spin_core.step import Step, compute, in_words, look_up
 from spin_core.store import keys
 from spin_core.store.store import Record
 from tasks.pools import Batch
@@ -68,7 +68,7 @@ def _perform(run: Steps, step: Step, inputs: dict, batch: Batch | None = None) -
         cached = record is not None
         if record is None:
             record, cached = _missing(run, step, inputs, batch)
-            get_run_logger().info("%s: %s", step.title, record.facts["summary"])
+            get_run_logger().info("%s: %s", step.title, in_words(record.facts["summary"]))
     except SpinloopError as error:
         if not isinstance(error, ChildDied) or task_run.run_count > RETRIES:
             run.failures.append(error)

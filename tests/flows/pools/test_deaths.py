@@ -67,13 +67,43 @@ def test_cancelled_run_ends_its_stage_and_every_process(workers, api: Api, gpu_r
     print(f"cancel: no process left after {seconds:.1f} s")
 
 
+def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
+    """Catches a run that fails because another one, whose stage it shared, was cancelled; and a run found again after a
+    kill that nobody can cancel."""
+    path = str(profile(**SOME))
+    first = api.start("spin/spin", file=path)
+    at_work(workers["spin-gpu"], gpu_runs)
+    second = api.start("spin/spin", file=path)
+    until(lambda: engine(workers["spin-cpu"], second))
+    time.sleep(8)  # it has asked the store and found the stage
+    api.client.set_flow_run_state(first, Cancelling())
+    assert api.wait(first, 60).state.name == "Cancelled"
+    assert api.wait(second).state.name == "Completed"
+    assert gpu_runs.states("sft") == ["Cancelled", "Completed"]
+
+
+def test_cancel_after_a_kill_reaches_the_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
+    """Catches a stage that belongs to nobody once the run that started it was killed."""
+    path = str(profile(**LONG))
+    first = api.start("spin/spin", file=path)
+    stage = at_work(workers["spin-gpu"], gpu_runs)
+    os.kill(engine(workers["spin-cpu"], first), signal.SIGKILL)
+    assert api.wait(first, 60).state.name == "Crashed"
+    second = api.start("spin/spin", file=path)
+    until(lambda: engine(workers["spin-cpu"], second))
+    time.sleep(8)  # it has asked the store and found the stage
+    api.client.set_flow_run_state(second, Cancelling())
+    assert api.wait(stage.id, 60).state.name == "Cancelled"
+    until(lambda: not workers["spin-gpu"].processes(), 20)
+
+
 def test_stage_that_a_person_cancels_is_not_tried_again(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a retry of what a person has stopped."""
     run = api.start("spin/spin", file=str(profile(**LONG)))
     stage = at_work(workers["spin-gpu"], gpu_runs)
     api.client.set_flow_run_state(stage.id, Cancelling())
     ended = api.wait(run, 90)
-    assert ended.state.name == "Failed" and "was cancelled by a person" in ended.state.message
+    assert ended.state.name == "Failed" and "was cancelled, by a person" in ended.state.message
     assert gpu_runs.states() == ["Cancelled"]
 
 
