@@ -35,7 +35,7 @@ worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu 
 	@DO_NOT_TRACK=1 exec $(BIN)/prefect worker start --pool $(POOL) $(if $(LIMIT),--limit $(LIMIT))
 
 test-server: .venv/browser   ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
-	SPINLOOP_TEST_POSTGRES=1 SPINLOOP_TEST_BROWSER=1 $(BIN)/pytest -v tests/flows/pools
+	SPINLOOP_TEST_SERVER=1 $(BIN)/pytest -v tests/flows/pools
 
 bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here and on a work pool
 	$(BIN)/python -m tests.benchmarks.bench_dispatch

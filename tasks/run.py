@@ -6,10 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prefect.logging import get_run_logger
+
 from spin_core import sources
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.errors import SpinloopError, StoreError
+from spin_core.errors import SpinloopError, StageFailed, StoreError
 from spin_core.step import Ref, Step, shards, source
 from spin_core.store.store import Record, Store
 from tasks import artifacts, events
@@ -66,9 +68,9 @@ class Run(Steps):
             ref = outcome()
         except SpinloopError as error:
             self.failures.append(error)
-        except Exception:
+        except Exception as error:
             if not self.failures:
-                raise
+                self.failures.append(self._unforeseen(error))
         self.settle()
         if ref is None:
             with suppress(StoreError):  # the first failure is what is told; often it is this one
@@ -80,3 +82,12 @@ class Run(Steps):
         artifacts.show(self, self.store.tree(ref.digest), folder)
         told = {"run": name, "folder": str(folder), "report": str(folder / "report.html"), "notes": self.store.notes}
         return {**told, **self.counts()}
+
+    def _unforeseen(self, error: Exception) -> SpinloopError:
+        """What Prefect says of the first task that failed outside of its step; that a later one is not ready says
+        nothing."""
+        get_run_logger().error("This was not foreseen.", exc_info=error)
+        self.settle()
+        failed = (future.state for future in self.futures if not future.state.is_completed())
+        said = next((state.message for state in failed if state.is_final()), None)
+        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")

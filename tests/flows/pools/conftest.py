@@ -22,6 +22,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from tests.flows.conftest import TINY
 
 ROOT = Path(__file__).parents[3]
+FULL = bool(os.environ.get("SPINLOOP_TEST_SERVER"))  # `make test-server`; else what takes a minute and more is left out
+in_full = pytest.mark.skipif(not FULL, reason="takes a minute and more: `make test-server` runs it")
 MARK = "SPINLOOP_TEST_MARK"
 
 

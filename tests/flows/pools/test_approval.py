@@ -7,13 +7,13 @@ import json
 import pytest
 
 from spin_core.store.store import Store
-from tests.flows.pools.conftest import until
+from tests.flows.pools.conftest import in_full, until
 
 pytestmark = pytest.mark.timeout(600)
 HERE = dict.fromkeys(("sft", "generate", "score", "finetune", "evaluate"), "here")
 
 
-@pytest.mark.parametrize("decision", ["go on", "stop here"])
+@pytest.mark.parametrize("decision", ["go on", pytest.param("stop here", marks=in_full)])
 def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, profile, store) -> None:
     """Catches a gate that keeps the worker busy, a resumed run that computes again or asks again, and one that goes on
     after `stop here`."""

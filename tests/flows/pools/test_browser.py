@@ -6,7 +6,6 @@ demo by *Quick run*.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +17,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from tests.flows.pools.browser import CHROMIUM, Ui, chromium
-from tests.flows.pools.conftest import until
+from tests.flows.pools.browser import Ui, chromium
+from tests.flows.pools.conftest import in_full, until
 
-ASKED = bool(os.environ.get("SPINLOOP_TEST_BROWSER"))  # `make test-server`: then what is missing is a failure
-pytestmark = pytest.mark.skipif(
-    not ASKED and not (importlib.util.find_spec("playwright") and CHROMIUM),
-    reason="playwright (`pip install -e .[browser]`) or chromium is not on this machine",
-)
+pytestmark = in_full
 
 # The demo with numbers small enough for a test: section → field → what is typed. Four stages are in the run's own
 # process, because each flow run of a stage costs 4 to 7 s more.

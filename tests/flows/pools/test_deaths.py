@@ -12,7 +12,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from tests.flows.pools.conftest import Api, Since, Worker, until
+from tests.flows.pools.conftest import Api, Since, Worker, in_full, until
 
 pytestmark = pytest.mark.timeout(600)
 LONG = {"sft": {"epochs": 100_000}, "iterations": 0, "runtime": {"pools": {"evaluate": "here"}}}
@@ -67,10 +67,11 @@ def test_cancelled_run_ends_its_stage_and_every_process(workers, api: Api, gpu_r
     print(f"cancel: no process left after {seconds:.1f} s")
 
 
+@in_full
 def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a run that fails because another one, whose stage it shared, was cancelled; and a run found again after a
     kill that nobody can cancel."""
-    path = str(profile(**SOME))
+    path = str(profile(**{**SOME, "sft": {"epochs": 400}}))
     first = api.start("spin/spin", file=path)
     at_work(workers["spin-gpu"], gpu_runs)
     second = api.start("spin/spin", file=path)
@@ -82,6 +83,7 @@ def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Ap
     assert gpu_runs.states("sft") == ["Cancelled", "Completed"]
 
 
+@in_full
 def test_cancel_after_a_kill_reaches_the_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a stage that belongs to nobody once the run that started it was killed."""
     path = str(profile(**LONG))
@@ -107,6 +109,7 @@ def test_stage_that_a_person_cancels_is_not_tried_again(workers, api: Api, gpu_r
     assert gpu_runs.states() == ["Cancelled"]
 
 
+@in_full
 def test_stage_whose_process_is_killed_is_tried_again_at_most_twice(workers, api, gpu_runs, profile) -> None:
     """Catches a run that fails with its first dead worker, and one that pays for ever."""
     run = api.start("spin/spin", file=str(profile(**LONG)))

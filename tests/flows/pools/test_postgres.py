@@ -3,32 +3,27 @@ an iteration that is started from the command line."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from spin_core.job import Pools
-from tests.flows.pools.conftest import until
+from tests.flows.pools.conftest import in_full, until
 from tests.flows.pools.postgres import binaries, postgres
 from tests.flows.pools.shipped import Server, checkout, end, free_port, make, say, start
 
 PROGRAMS = binaries()
-ASKED = bool(os.environ.get("SPINLOOP_TEST_POSTGRES"))
 MISSING = "Postgres (apt install postgresql) is not on this machine"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(PROGRAMS is None and not ASKED, reason=MISSING)
+@in_full
 def test_an_iteration_on_postgres(tmp_path: Path, profile) -> None:
     """Catches a server that keeps its runs elsewhere than in the Postgres of the one variable, a step that needs more
     than the settings in `.env` (deploy, worker, a stage's process, the run's own client), and a password that ends up
     in the database."""
     assert PROGRAMS, MISSING
     folder, store = checkout(tmp_path / "checkout"), tmp_path / "store"
-    # One stage on the pool, all of them in `make test-server`: each costs 15 s of a core before it computes anything.
-    stages = ["evaluate", "finetune", "generate", "score", "sft"] if ASKED else ["generate"]
-    path = profile(runtime={"pools": {name: "spin-gpu" if name in stages else "here" for name in Pools.model_fields}})
+    path = profile()
     with postgres(PROGRAMS) as database:
         line = f"PREFECT_SERVER_DATABASE_CONNECTION_URL={database.url}\n"
         server = Server(folder, make("server"), free_port(), line)
@@ -46,7 +41,8 @@ def test_an_iteration_on_postgres(tmp_path: Path, profile) -> None:
             until(lambda: database.ask(f"select state_name {ours}").splitlines() == ["Completed", "Cached"])
             asked = "select flow.name, state_name from flow_run join flow on flow.id = flow_run.flow_id"
             ran = database.ask(f"{asked} where flow.name <> 'iteration' order by flow.name").splitlines()
-            assert ran == [f"{name}|Completed" for name in sorted([*stages, *["evaluate"] * ASKED])], "θ_0 and θ_1"
+            stages = ["evaluate", "evaluate", "finetune", "generate", "score", "sft"]  # evaluate: θ_0 and θ_1
+            assert ran == [f"{stage}|Completed" for stage in stages]
             assert int(database.ask("select count(*) from task_run")) > 5
             assert not list(folder.glob("prefect/*.db"))
             rows = database.everything()
