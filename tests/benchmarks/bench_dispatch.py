@@ -1,4 +1,4 @@
-"""What Prefect and the store add to a step: `python -m tests.benchmarks.bench_dispatch` (about 5 minutes).
+"""What Prefect and the store add to a step: `python -m tests.benchmarks.bench_dispatch` (about 4 minutes).
 
 Inline: a step's time from its look-up to its entry in the ledger, less what its stage took. Pool: the same where the
 stage runs as a deployment on a process pool, with the settings that `spinloop deploy` makes and `make server` writes.
@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-REPEATS = 5
+REPEATS = 2
 SHARDS = 300
 
 
@@ -88,9 +88,9 @@ def _profile(folder: Path, name: str, seed: int, iterations: int, limit: int) ->
         "model": {"path": "builtin:tiny-llama"},
         "dataset": {"path": "builtin:tasks", "limit": limit, "test_limit": 8, "shard_rows": 8},
         "chat": {"max_prompt_length": 48},
-        "sft": {"lr": 1e-3, "epochs": 0.2, "global_batch": 64, "max_length": 80},
+        "sft": {"lr": 1e-3, "epochs": 0.2, "warmup_ratio": 0, "global_batch": 64, "max_length": 80},
         "generate": {"max_new_tokens": 1},
-        "finetune": {"schedule_epochs": 0.1, "global_batch": 64, "max_length": 80},
+        "finetune": {"schedule_epochs": 0.1, "warmup_ratio": 0, "global_batch": 64, "max_length": 80},
         "evaluate": {"max_new_tokens": 1},
         "runtime": {"threads": 1, "checkpoint_every": 0},
     }
