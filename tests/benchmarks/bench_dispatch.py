@@ -8,6 +8,7 @@ Cached: a run whose 300 shards are all in the store. Prints one line of JSON; ow
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import statistics
@@ -69,7 +70,7 @@ def _overheads(folder: Path) -> dict:
 
 def _cached(folder: Path) -> dict:
     """Seconds of a run that finds everything, and of its shards alone."""
-    profile = _profile(folder, "many", seed=1, iterations=1, limit=SHARDS * 8)
+    profile = _profile(folder, "many", seed=1, iterations=1, limit=SHARDS * 7)
     _run(profile, folder)
     seconds = []
     for _ in range(3):
@@ -103,9 +104,10 @@ def _run(profile: Path, folder: Path, *settings: str) -> list[dict]:
     """The steps of a run: stage, state, and in seconds when its task began and ended, and what it took `around` its
     stage."""
     sets = [part for setting in settings for part in ("--set", setting)]
+    began = time.time()
     told = json.loads(_spinloop("run", str(profile), "--store", f"{folder}/store", "--json", *sets))
     steps = json.loads(Path(told["folder"], "steps.json").read_text())
-    times = _task_times()
+    times = _task_times(began)
     for step in steps:
         label = f"[{step['label']}]" if step["label"] else ""
         step["began"], step["ended"] = times[f"{step['stage']}{label} {step['key'][:6]}"]
@@ -113,20 +115,21 @@ def _run(profile: Path, folder: Path, *settings: str) -> list[dict]:
     return steps
 
 
-def _task_times() -> dict[str, tuple[float, float]]:
-    """Start and end of the latest task run of each name, as the server knows them."""
+def _task_times(since: float) -> dict[str, tuple[float, float]]:
+    """Start and end of the task runs of each name that began since, as the server knows them. On a pool two have one
+    name, the run's and within its time the stage's."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import TaskRunSort
 
     found: dict[str, tuple[float, float]] = {}
     time.sleep(4)  # the server gets a task's last state with its events, a moment later
     with get_client(sync_client=True) as client:
-        while runs := client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200, offset=len(found)):
-            for run in runs:
-                if run.start_time and run.end_time:
-                    found.setdefault(run.name, (run.start_time.timestamp(), run.end_time.timestamp()))
-            if len(runs) < 200 or len(found) > 2 * SHARDS:
-                break
+        for offset in range(0, 2 * SHARDS, 200):
+            for run in client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200, offset=offset):
+                if run.start_time and run.end_time and run.start_time.timestamp() > since:
+                    start, end = found.get(run.name, (math.inf, 0.0))
+                    start, end = min(start, run.start_time.timestamp()), max(end, run.end_time.timestamp())
+                    found[run.name] = (start, end)
     return found
 
 
