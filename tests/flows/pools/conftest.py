@@ -106,7 +106,7 @@ def profile(tmp_path: Path) -> Callable[..., Path]:
     """A tiny profile as a file, another seed for each test so that nothing is in the store; sections laid over it."""
 
     def write(**sections: object) -> Path:
-        data = {**TINY, "seed": uuid.uuid4().int % 10**6, "iterations": 1}
+        data = {**TINY, "name": "pooled", "seed": uuid.uuid4().int % 10**6, "iterations": 1}
         for name, part in sections.items():
             data[name] = {**data[name], **part} if isinstance(part, dict) and isinstance(data.get(name), dict) else part
         path = tmp_path / f"tiny-{uuid.uuid4().hex[:6]}.yaml"

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -68,11 +69,16 @@ class Server:
             request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
         for name, value in headers.items():
             request.add_header(name.replace("_", "-"), value)
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
-                return answer.status, answer.headers, json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read().decode()
+        for _ in range(20):
+            try:
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                    return answer.status, answer.headers, json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:
+                told = error.code, error.headers, error.read().decode()
+            if told[0] != 503:
+                break
+            time.sleep(1)  # SQLite is locked for a moment, as Prefect says it: no answer yet
+        return told
 
     def token(self) -> dict[str, str]:
         """Headers with a token against forged requests: only who has the password gets one."""
@@ -97,7 +103,7 @@ class Server:
 
 def clean(folder: Path, **env: str) -> dict[str, str]:
     """The environment without Prefect's settings of this session."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MAKE", "MFLAGS"))}
     return {**kept, "PREFECT_HOME": str(folder / "prefect"), **env}
 
 
@@ -135,7 +141,7 @@ def say(folder: Path, *words: str) -> str:
 
 def make(*words: str) -> list[str]:
     """`make` with this session's environment instead of a `.venv` that would have to be built."""
-    return ["make", "--old-file", ".venv/ready", f"BIN={BIN}", *words]
+    return ["make", "--no-print-directory", "--old-file", ".venv/ready", f"BIN={BIN}", *words]
 
 
 def free_port() -> int:

@@ -142,7 +142,7 @@ def test_workers_limits() -> None:
         (["LIMIT=3"], "spin-cpu --limit 3"),
     ):
         command = [*make("worker", *words), "--dry-run"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, env=clean(ROOT), capture_output=True, text=True, check=True)
         assert done.stdout.strip().endswith(f"worker start --pool {ending}")
 
 
