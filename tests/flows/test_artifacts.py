@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect import flow, task
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from spin_core.child import Children
 from spin_core.config import load_profile
@@ -185,7 +185,11 @@ def test_silent_server_holds_up_no_step(server, monkeypatch) -> None:
         @task
         def step() -> None:
             job = Job(out=Path(), scratch=Path(), send=lambda event: progress("score[iter 0]", event))
-            elsewhere = {PREFECT_API_URL: f"http://127.0.0.1:{silent.getsockname()[1]}/api"}
+            # Its log would go there as well, and say on the next tests' standard error that nobody answers.
+            elsewhere = {
+                PREFECT_API_URL: f"http://127.0.0.1:{silent.getsockname()[1]}/api",
+                PREFECT_LOGGING_TO_API_ENABLED: False,
+            }
             with temporary_settings(elsewhere), job.progress("scoring", 40, "pairs") as bar:
                 for _ in range(40):
                     time.sleep(0.03)

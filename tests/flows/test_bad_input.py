@@ -84,7 +84,7 @@ def test_bad_dataset_fails_the_run_with_one_sentence(
     code, out, err = spinloop("run", tiny, "--store", store, *sets)
     assert code == 2, err
     sentence = [line for line in err.splitlines() if line.startswith("spinloop:")]
-    assert len(sentence) == 1
+    assert len(sentence) == 1, err
     assert place in sentence[0]
     assert "data.jsonl" in sentence[0]
     assert "Traceback" not in err
