@@ -38,7 +38,7 @@ cat >"$file" <<ENV
 PREFECT_API_URL=http://127.0.0.1:$port/api
 PREFECT_API_AUTH_STRING=admin:$password
 PREFECT_CLIENT_CSRF_SUPPORT_ENABLED=true
-PREFECT_WORKER_QUERY_SECONDS=1
+PREFECT_WORKER_QUERY_SECONDS=0.5
 
 # The server. Without a password any page in the browser, and any user of this machine, could start runs.
 PREFECT_SERVER_API_HOST=127.0.0.1

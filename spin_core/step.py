@@ -140,6 +140,8 @@ def compute(
             "scratch": str(store.scratch(step.stage, key)),
             **place,
         }
+        # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.
+        threading.Thread(target=facts, args=[step, {}, 0.0], daemon=True).start()
         try:
             summary, seconds = children.run(spec, send, runtime.stage_timeout)
             _sources_unchanged(inputs)

@@ -29,6 +29,7 @@ from spin_core.store.store import Store
 DEFAULT = "spin-gpu"  # pool of the stages that need a GPU, in runs of deployments
 TRIES = 3  # flow runs for one batch: the first, and two more where a machine or its worker died
 ATTEMPTS = 200  # of all runs ever; Prefect's answer has no more lines
+LOOK_SECONDS = 0.4  # between looks at the store, which cost a stat; the server is asked less and less often
 POLL_SECONDS = (0.3, 3.0)  # of a flow run's state: at first, and after a while
 UNCLAIMED_SECONDS = 60
 UNSEEN_SECONDS = 30  # a network file system may show another machine's file so much later

@@ -21,7 +21,7 @@ from spin_core.job import Runtime
 from spin_core.step import Ref, Step, look_up
 from spin_core.store import keys
 from spin_core.store.store import Record, Store
-from tasks.pool_run import CANCELLED, FINAL, PoolRun, Send, batch_key
+from tasks.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
 
 
 class Batch:
@@ -74,7 +74,7 @@ class Pools:
                 if record := look_up(self.store, step, inputs):
                     return record, not shared.ours
                 shared.judge(run)
-            self.ending.wait(shared.pause)
+            self.ending.wait(min(shared.pause, LOOK_SECONDS))
 
     def __enter__(self) -> Pools:
         self.client = get_client(sync_client=True).__enter__()

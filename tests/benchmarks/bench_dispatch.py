@@ -2,7 +2,7 @@
 
 Inline: a step's time from its look-up to its entry in the ledger, less what its stage took. Pool: the same where the
 stage runs as a deployment on a process pool, with the settings that `spinloop deploy` makes and `make server` writes.
-Cached: a run whose 300 shards are all in the store. Prints one line of JSON; own server, own home, own store.
+Cached: a run whose 300 shards are all in the store. Prints two lines of JSON; own server, own home, own store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-REPEATS = 2
+REPEATS = 3
 SHARDS = 300
 
 
@@ -38,7 +38,7 @@ def main() -> None:
             DO_NOT_TRACK="1",
             PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
             PREFECT_SERVER_API_PORT=str(port),
-            PREFECT_WORKER_QUERY_SECONDS="1",
+            PREFECT_WORKER_QUERY_SECONDS="0.5",
             PREFECT_LOGGING_LEVEL="ERROR",
         )
         started = [_start("prefect", "server", "start")]
@@ -47,7 +47,8 @@ def main() -> None:
             _spinloop("deploy", "--store", f"{folder}/store")
             started.append(_start("prefect", "worker", "start", "--pool", "spin-gpu"))
             time.sleep(3)
-            print(json.dumps({**_overheads(Path(folder)), **_cached(Path(folder))}))
+            print(json.dumps(_overheads(Path(folder))), flush=True)
+            print(json.dumps(_cached(Path(folder))))
         finally:
             for process in reversed(started):
                 process.terminate()
@@ -107,22 +108,27 @@ def _run(profile: Path, folder: Path, *settings: str) -> list[dict]:
     began = time.time()
     told = json.loads(_spinloop("run", str(profile), "--store", f"{folder}/store", "--json", *sets))
     steps = json.loads(Path(told["folder"], "steps.json").read_text())
-    times = _task_times(began)
     for step in steps:
         label = f"[{step['label']}]" if step["label"] else ""
-        step["began"], step["ended"] = times[f"{step['stage']}{label} {step['key'][:6]}"]
+        step["name"] = f"{step['stage']}{label} {step['key'][:6]}"
+    for _ in range(15):  # the server gets a task's last state with its events, a moment later
+        times = _task_times(began)
+        if all(step["name"] in times for step in steps):
+            break
+        time.sleep(2)
+    for step in steps:
+        step["began"], step["ended"] = times[step["name"]]
         step["around"] = step["ended"] - step["began"] - (step["seconds"] or 0)
     return steps
 
 
 def _task_times(since: float) -> dict[str, tuple[float, float]]:
-    """Start and end of the task runs of each name that began since, as the server knows them. On a pool two have one
-    name, the run's and within its time the stage's."""
+    """Start and end of the task runs of each name that began since and ended, as the server knows them. On a pool two
+    have one name, the run's and within its time the stage's."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import TaskRunSort
 
     found: dict[str, tuple[float, float]] = {}
-    time.sleep(4)  # the server gets a task's last state with its events, a moment later
     with get_client(sync_client=True) as client:
         for offset in range(0, 2 * SHARDS, 200):
             for run in client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200, offset=offset):
