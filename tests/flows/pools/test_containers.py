@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.flows.pools.conftest import ROOT
+from tests.flows.pools.conftest import ROOT, in_full
 from tests.flows.pools.shipped import Server, checkout, clean, free_port, read, server_env, strangers_are_refused
 
 COMPOSE = (ROOT / "deployments/compose.yaml").read_text()
@@ -136,6 +136,7 @@ def test_image_has_what_runs_and_no_secret(tmp_path: Path) -> None:
         assert "__pycache__" in name or not any(one.fullmatch(name) for one in kept_out), name
 
 
+@in_full
 def test_strangers_are_refused(env: dict[str, str], tmp_path: Path) -> None:
     """Catches a server of compose.yaml that lets in who `make server` refuses, and workers that it refuses."""
     folder, port, elsewhere = checkout(tmp_path / "server"), free_port(), tmp_path / "no-env"

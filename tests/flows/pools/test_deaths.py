@@ -123,6 +123,7 @@ def test_stage_whose_process_is_killed_is_tried_again_at_most_twice(workers, api
     until(lambda: not workers["spin-gpu"].processes(), 20)
 
 
+@in_full
 def test_killed_stage_goes_on_from_its_checkpoint(workers, api, gpu_runs, profile) -> None:
     """Catches a second try that throws the first one's training away, and a retry that does not end well."""
     run = api.start("spin/spin", file=str(profile(**SOME)))

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from spin_core.store.store import Store
+from tests.flows.pools.conftest import in_full
 
 pytestmark = pytest.mark.timeout(600)
 LIGHT = {"pools": {"score": "here", "evaluate": "here"}}  # three stages on the pool are enough, and 10 s each
@@ -39,6 +40,7 @@ def seed(path) -> str:
     return next(line for line in path.read_text().splitlines() if line.startswith("seed"))
 
 
+@in_full
 def test_stage_that_a_person_starts_shares_the_cache(workers, api, gpu_runs, profile, store) -> None:
     """Catches a stage deployment that computes what an iteration has, and an input that a person cannot write."""
     path = profile(iterations=0, runtime={"pools": {"evaluate": "here"}})

@@ -11,7 +11,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.schedules import IntervalSchedule
 
-from tests.flows.pools.conftest import Api, Since, until
+from tests.flows.pools.conftest import Api, Since, in_full, until
 
 pytestmark = pytest.mark.timeout(600)
 LIGHT = {"pools": {"sft": "here", "score": "here", "evaluate": "here"}}
@@ -70,6 +70,7 @@ def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profi
     print(f"schedule: first {shards} shards; unchanged {again.state.message} in {again.total_run_time}; grown {told}")
 
 
+@in_full
 def test_new_model_starts_the_next_iteration(workers, api: Api, profile) -> None:
     """Catches an event without the parameters of its run, a trigger that nobody can switch on, and a chain that does
     not end after the last iteration."""
