@@ -7,10 +7,11 @@ from tasks.stage import stage
 
 
 @stage(core)
-def evaluate(run: Run, label: str, model, rows, pairs=None, logps=None, t: int = 0):
+def evaluate(run: Run, label: str, model, rows, t: int = 0, pairs=None, logps=None, start=None):
     cfg = run.config.at(t)
     part = cfg.finetune
     against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
     config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
-    return label, config, {"model": model, "rows": rows} | ({"pairs": pairs, "logps": logps} if pairs else {})
+    game = {"pairs": pairs, "logps": logps, "start": start}
+    return label, config, {"model": model, "rows": rows} | {name: one for name, one in game.items() if one is not None}

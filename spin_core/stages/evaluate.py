@@ -1,18 +1,22 @@
 """Is the new model better? Its likelihood of held-out answers, its answers to held-out prompts, its margin over its
-opponent.
+opponent and over the start.
 
-Is not: a benchmark suite, nor a decision. Every figure comes with the rows that it is the mean of.
+Is not: a benchmark suite (`harness` is), nor a decision (`gate` is). Every figure comes with the rows that it is the
+mean of, so that two models can be compared row by row.
 
 inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree (its test set is read) · for a model that
          came out of an iteration also `pairs` (that iteration's, whose test set is read) and `logps` (the opponent
-         θ_t's scores of them)
+         θ_t's scores of them) · from iteration 1 on also `start`: θ_0
 outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row contributed
 metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
-         unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains) ·
-         `exact_match/greedy`, `exact_match/sampled` (temperature 1, as pairs are drawn by default) ·
-         `exact_match/too_long` (prompts over the model's context, no match; only where there are some) ·
-         `length/greedy_tokens` · with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t),
-         `spin/margin`, `spin/accuracy` (a tie counts half: an unchanged model has 0.5), `spin/loss`
+         unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains)
+         of answers, greedy and sampled (temperature 1, as pairs are drawn by default), for k in the two:
+         `exact_match/k` · `exact_match/too_long` (prompts over the model's context, no match; only where there are
+         some) · `truncated/k`: share that reached max_new_tokens · `length/k_tokens`, `repetition/k`, `distinct_1/k`,
+         `distinct_2/k`: see `spin_core.style`
+         with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t), `spin/margin`, `spin/accuracy`
+         (a tie counts half: an unchanged model has 0.5), `spin/loss`; `spin/margin_start`, `spin/accuracy_start` on the
+         same pairs, against θ_0
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ import json
 import re
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from spin_core.answers import Limits
 from spin_core.chat import Chat, ChatSection
@@ -33,8 +37,12 @@ from spin_core.rows import TEST_FILE, Row, read_pairs, read_rows
 from spin_core.section import Section
 from spin_core.stages.generate import request, sampling
 from spin_core.stages.score import Score, logps_of, read_scores
+from spin_core.style import repetition, style
 
-VERSION = 1
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 2
 
 
 class Evaluate(Section):
@@ -43,10 +51,19 @@ class Evaluate(Section):
     exact_match: str = Field(
         "",
         description="'answer': the whole answer must equal the real one. A regular expression: its first group must be "
-        "equal in both (GSM8K: '#### (.+)'). Empty: no generation, no exact match.",
+        "equal in both (GSM8K: '#### (.+)'). Empty: no exact match.",
     )
-    sampled: bool = Field(True, description="Exact match of an answer drawn at temperature 1 beside the greedy one.")
-    max_new_tokens: int = Field(256, ge=1, description="Tokens of answer when generating for exact match.")
+    answers: bool = Field(
+        True, description="Answer the held-out prompts: for exact match, length, repetition, and to read them."
+    )
+    sampled: bool = Field(True, description="An answer drawn at temperature 1 beside the greedy one.")
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer to a held-out prompt.")
+
+    @model_validator(mode="after")
+    def _has_what_it_judges(self) -> Evaluate:
+        if self.exact_match and not self.answers:
+            raise ValueError("exact_match needs answers: true")
+        return self
 
     @field_validator("exact_match")
     @classmethod
@@ -93,8 +110,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     }
     metrics: dict[str, float] = {"rows": len(rows)}
     metrics |= _likelihood(model, rows, chat, config, job, lines)
-    if config.evaluate.exact_match:
-        metrics |= _exact_match(model, rows, chat, config, job, lines)
+    if config.evaluate.answers:
+        metrics |= _answers(model, rows, chat, config, job, lines)
     if "pairs" in inputs:
         metrics |= _against_opponent(model, chat, inputs, config, job, lines)
     (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
@@ -111,11 +128,11 @@ def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: J
     settings = config.score.model_copy(update={"quantize": "none"})  # of the model that is published
     logps = logps_of(model, [[one] for one in tokens], chat, settings, job, "likelihood")
     for row, logp, encoded in zip(rows, logps, tokens, strict=True):
-        lines[row.id]["nll"] = -logp / max(encoded.targets, 1)
+        lines[row.id] |= {"nll": -logp / max(encoded.targets, 1), "tokens": encoded.targets}
     return {"nll/real": -sum(logps) / max(sum(t.targets for t in tokens), 1), "logps/real": fmean(logps)}
 
 
-def _exact_match(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
+def _answers(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
     from spin_core.engines.transformers_engine import sample
 
     part, metrics = config.evaluate, dict[str, float]()
@@ -130,13 +147,20 @@ def _exact_match(model: Path, rows: list[Row], chat: Chat, config: Config, job: 
         )
     for name, temperature in [("greedy", 0.0)] + [("sampled", 1.0)] * part.sampled:
         how = sampling(chat, temperature, 1.0, part.max_new_tokens)
-        answers = {answer.id: answer.token_ids for answer in sample(model, fitting, how, job, name)}
+        answers = {answer.id: answer for answer in sample(model, fitting, how, job, name)}
         for row in rows:
-            text = chat.clean(answers.get(row.id, []))
-            match = row.id in answers and _equal(part.exact_match, row.answer, text)
-            lines[row.id] |= {name: text, f"{name}_match": match}
-        metrics[f"exact_match/{name}"] = fmean(lines[row.id][f"{name}_match"] for row in rows)
-        metrics[f"length/{name}_tokens"] = fmean(map(len, answers.values())) if answers else 0.0
+            tokens = answers[row.id].token_ids if row.id in answers else []
+            lines[row.id] |= {name: chat.clean(tokens), f"{name}_tokens": len(tokens)}
+            lines[row.id][f"{name}_repetition"] = repetition(tokens)
+            if part.exact_match:
+                match = row.id in answers and _equal(part.exact_match, row.answer, lines[row.id][name])
+                lines[row.id][f"{name}_match"] = match
+        if part.exact_match:
+            metrics[f"exact_match/{name}"] = fmean(lines[row.id][f"{name}_match"] for row in rows)
+        read = style([answer.token_ids for answer in answers.values()])
+        metrics[f"length/{name}_tokens"] = read.pop("length")
+        metrics |= {f"{what}/{name}": value for what, value in read.items()}
+        metrics[f"truncated/{name}"] = sum(one.finish == "length" for one in answers.values()) / max(1, len(answers))
     return metrics
 
 
@@ -173,18 +197,38 @@ def _against_opponent(
     theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", [pair.id for pair in pairs])).double()
     encoded = encode_pairs(pairs, chat, config.score, job)
     ours = torch.tensor(logps_of(model, encoded, chat, config.score, job, "margins")).double().view(-1, 2)
-    if config.length_normalised:
-        labels = torch.tensor([[tokens.targets for tokens in pair] for pair in encoded])
-        ours, theirs = per_label(ours, labels), per_label(theirs, labels)
+    labels = torch.tensor([[tokens.targets for tokens in pair] for pair in encoded])
     assert config.beta is not None and config.loss is not None
-    losses, real, generated = spin_loss(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], config.beta, config.loss)
-    margins = real - generated
-    for pair, margin in zip(pairs, margins.tolist(), strict=True):
-        lines[pair.id]["margin"] = margin
+    beta, kind = config.beta, config.loss
+
+    def game(against: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Losses, rewards of real and of generated answers."""
+        if config.length_normalised:
+            ratios = per_label(ours, labels), per_label(against, labels)
+        else:
+            ratios = ours, against
+        (real, generated), (real_then, generated_then) = (side.unbind(1) for side in ratios)
+        return spin_loss(real, generated, real_then, generated_then, beta, kind)
+
+    losses, real, generated = game(theirs)
+    margins = first = real - generated
+    if "start" in inputs:
+        begun = logps_of(cast(Path, inputs["start"]), encoded, chat, config.score, job, "margins against θ_0")
+        _, *rewards = game(torch.tensor(begun).double().view(-1, 2))
+        first = rewards[0] - rewards[1]
+    for pair, margin, since in zip(pairs, margins.tolist(), first.tolist(), strict=True):
+        lines[pair.id] |= {"margin": margin, "margin_start": since}
     return {
         "spin/loss": losses.mean().item(),
         "spin/margin": margins.mean().item(),
-        "spin/accuracy": ((margins > 0).double() + 0.5 * (margins == 0).double()).mean().item(),
+        "spin/accuracy": _accuracy(margins),
+        "spin/margin_start": first.mean().item(),
+        "spin/accuracy_start": _accuracy(first),
         "rewards/real": real.mean().item(),
         "rewards/generated": generated.mean().item(),
     }
+
+
+def _accuracy(margins: Tensor) -> float:
+    """Share of pairs whose real answer gained more; a tie counts half."""
+    return ((margins > 0).double() + 0.5 * (margins == 0).double()).mean().item()

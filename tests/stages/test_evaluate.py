@@ -47,12 +47,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _evaluate(world: Path, out: Path, model: int, paired: bool = False, **part) -> tuple[dict, list[dict]]:
+def _evaluate(
+    world: Path, out: Path, model: int, paired: bool = False, start: int = -1, **part
+) -> tuple[dict, list[dict]]:
     out.mkdir()
     section = evaluate.Evaluate(**{"exact_match": r"#### (\d+)", "max_new_tokens": 6, **part})
     config = evaluate.Config(evaluate=section, chat=CHAT, score=SCORE, beta=0.5, loss="sigmoid", seed=1)
     inputs = {"model": world / f"model{model}", "rows": world / "rows"}
     inputs |= {"pairs": world / "pairs", "logps": world / "logps"} if paired else {}
+    inputs |= {"start": world / f"model{start}"} if start >= 0 else {}
     metrics = evaluate.run(inputs, config, Job(out, out, Runtime(device="cpu", threads=1)))
     assert json.loads((out / "metrics.json").read_text()) == metrics
     return metrics, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
@@ -98,6 +101,42 @@ def test_margin_is_beta_times_the_difference_of_log_ratios(world, tmp_path) -> N
         real, generated = (logp(nets[1], row, t) - logp(nets[0], row, t) for t in (row.answer, f"it is not {i}"))
         assert line["margin"] == pytest.approx(0.5 * (real - generated), abs=2e-4)
     assert metrics["spin/accuracy"] == sum(row["margin"] > 0 for row in rows) / len(rows)
+
+
+def test_margin_since_the_start_is_against_theta_0(world, tmp_path) -> None:
+    """Catches a margin against θ_0 that is the one against the opponent, and opponent's scores taken for θ_0's. Model 1
+    plays model 0: where θ_0 is model 1 itself, nothing was gained since."""
+    plain, _ = _evaluate(world, tmp_path / "plain", 1, paired=True)
+    assert plain["spin/margin_start"] == plain["spin/margin"] != 0
+    since, rows = _evaluate(world, tmp_path / "same", 1, paired=True, start=1)
+    assert since["spin/margin"] == plain["spin/margin"] and abs(since["spin/margin_start"]) < 1e-4
+    assert since["spin/accuracy_start"] != plain["spin/accuracy"] or plain["spin/accuracy"] == 0.5
+    other, _ = _evaluate(world, tmp_path / "other", 1, paired=True, start=0)
+    assert other["spin/margin_start"] == pytest.approx(plain["spin/margin"], abs=1e-4)
+    assert [row["margin_start"] for row in rows] != [row["margin"] for row in rows]
+
+
+def test_answers_are_measured_without_a_right_one(world, tmp_path) -> None:
+    """Catches style figures of the text instead of the tokens, of greedy answers told as sampled, and no answers for
+    people where rows declare none right."""
+    metrics, rows = _evaluate(world, tmp_path / "out", 0, exact_match="", max_new_tokens=12)
+    chat = load_chat(world / "model0", CHAT)
+    assert not any(name.startswith("exact_match") for name in metrics) and "greedy_match" not in rows[0]
+    for kind in ("greedy", "sampled"):
+        assert all(row[f"{kind}_tokens"] <= 12 and isinstance(row[kind], str) for row in rows)
+        assert metrics[f"length/{kind}_tokens"] == sum(row[f"{kind}_tokens"] for row in rows) / len(rows)
+        assert metrics[f"repetition/{kind}"] == pytest.approx(
+            sum(row[f"{kind}_repetition"] for row in rows) / len(rows)
+        )
+        assert 0 < metrics[f"distinct_1/{kind}"] <= 1 and 0 < metrics[f"distinct_2/{kind}"] <= 1
+        cut = [row[f"{kind}_tokens"] == 12 for row in rows]  # an untrained model ends by chance alone
+        assert metrics[f"truncated/{kind}"] <= sum(cut) / len(rows) and any(cut)
+    assert metrics["repetition/sampled"] < metrics["repetition/greedy"]
+    assert all(row["tokens"] == len(chat.encode_answer(r.prompt, r.answer)) for r, row in zip(ROWS, rows, strict=True))
+    silent, rows = _evaluate(world, tmp_path / "silent", 0, exact_match="", answers=False)
+    assert "length/greedy_tokens" not in silent and "greedy" not in rows[0]
+    with pytest.raises(ValueError, match="answers: true"):
+        evaluate.Evaluate(exact_match="answer", answers=False)
 
 
 def test_exact_match_compares_what_the_expression_finds() -> None:
