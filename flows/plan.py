@@ -11,6 +11,8 @@ from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.engines import vllm_env
 from spin_core.errors import BadInput
+from spin_core.harness.calls import check_here as check_harness
+from spin_core.sources import resolve
 from spin_core.store.store import NAME, Store
 from tasks.ledger import Entry
 from tasks.planning import Planner
@@ -48,6 +50,10 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
     if "vllm" in engines and config.runtime.pools.of("generate", pool) == "here":
         vllm_env.interpreter(config.runtime.vllm_python)
         gpus.check_unshared(config.runtime, len(gpus.visible()))
+    if config.harness and config.runtime.pools.of("harness", pool) == "here":
+        check_harness(config.harness, config.runtime)
+    if config.harness and config.harness.include_path:
+        resolve(config.harness.include_path, "tasks", "", base_dir)
     if config.runtime.pools.any_here(pool):
         gpus.groups(config.runtime, gpus.visible())
     sources(Run(config, Store(Path(store)), Children(0), base_dir, Planner()))

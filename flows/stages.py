@@ -27,6 +27,7 @@ from spin_core.section import Section
 from spin_core.stages import evaluate as evaluate_stage
 from spin_core.stages import finetune as finetune_stage
 from spin_core.stages import generate as generate_stage
+from spin_core.stages import harness as harness_stage
 from spin_core.stages import score as score_stage
 from spin_core.stages import sft as sft_stage
 from spin_core.step import Ref, Step, source
@@ -77,8 +78,14 @@ def finetune(config: finetune_stage.Config, work: list[Work], runtime: Runtime =
 
 @flow(**HOW)
 def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps)."""
+    """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps, start)."""
     return _serve(evaluate_stage, config, work, runtime, store)
+
+
+@flow(**HOW)
+def harness(config: harness_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+    """A model on benchmark tasks (inputs: model; where there are task files of one's own also tasks, their folder)."""
+    return _serve(harness_stage, config, work, runtime, store)
 
 
 def store_folder() -> str:
@@ -137,7 +144,8 @@ def _ref(name: str, value: Any) -> Any:
         raise BadInput(f"{name}: {value!r} is no input; give a digest of the store, a folder or a hub id.")
     if DIGEST.fullmatch(value):
         return Ref(digest=value)
-    return source(value, "model" if name == "model" else "dataset", "", Path.cwd(), "")
+    kind: sources.Kind = "model" if name == "model" else "tasks" if name == "tasks" else "dataset"
+    return source(value, kind, "", Path.cwd(), "")
 
 
 def _seen_here(name: str, ref: Ref) -> None:

@@ -29,6 +29,7 @@ class Pools(Section):
     score: str = Field("", max_length=100, description="Work pool of score (as for sft).")
     finetune: str = Field("", max_length=100, description="Work pool of finetune (as for sft).")
     evaluate: str = Field("", max_length=100, description="Work pool of evaluate (as for sft).")
+    harness: str = Field("", max_length=100, description="Work pool of harness (as for sft).")
 
     def of(self, stage: str, default: str) -> str:
         """The pool of a stage, or `here`; `default` where it is left empty. Stages without a field run here."""
@@ -54,6 +55,9 @@ class Runtime(Section):
     vllm_kv_gib: int = Field(4, ge=1, description="GiB of memory for vLLM's keys and values on CPU.")
     vllm_python: str = Field(
         "", description="Interpreter that has vLLM; empty: $SPINLOOP_VLLM_PYTHON, else .venv-vllm (`make vllm-env`)."
+    )
+    harness_batch: int = Field(
+        16, ge=1, description="Requests in one pass of a benchmark task (transformers back end; vLLM takes many)."
     )
     score_tokens: int = Field(8192, ge=1, description="Tokens in one scoring pass (one pair or row at least).")
     micro_tokens: int = Field(

@@ -18,7 +18,7 @@ from typing import Any
 
 from spin_core import gpus
 from spin_core.engines import Answer, Request, Sampling
-from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
 from spin_core.job import Job, Runtime
 
 SETTINGS = {
@@ -158,9 +158,8 @@ def _shared(model_path: Path, sampling: Sampling, runtime: Runtime) -> tuple[_Sh
         return _engine, True
 
 
-def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:
-    """A vLLM engine. As the transformers engine, on CPU in float32 and on GPU in the dtype of the weights on disk
-    (vLLM's own `auto` would make bfloat16 of float32)."""
+def prepare(runtime: Runtime) -> bool:
+    """Set what vLLM reads from the environment when it is imported; whether it computes on CPU."""
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it takes no logits processor, and that is how rows draw
     if runtime.device.startswith("cuda:"):  # vLLM takes the first that it sees
@@ -168,8 +167,6 @@ def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> An
         number = int(runtime.device[5:])
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[number] if number < len(seen) else str(number)
     import torch
-
-    from spin_core.models import source_dtype
 
     if runtime.device == "cpu" and torch.version.cuda:
         raise BadInput("runtime.device cpu: this vLLM is built for CUDA; `VLLM=cpu make vllm-env` builds one for CPU")
@@ -179,7 +176,39 @@ def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> An
         # vLLM would bind its threads to cores that it counts itself, and leave one of two cores idle.
         os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime.vllm_kv_gib)
+    return cpu
+
+
+def arguments(model_path: Path, runtime: Runtime, cpu: bool) -> dict[str, Any]:
+    """An engine's settings that are the same for all. As the transformers engine, on CPU in float32 and on GPU in the
+    dtype of the weights on disk (vLLM's own `auto` would make bfloat16 of float32)."""
+    from spin_core.models import source_dtype
+
+    return {
+        "dtype": "float32" if cpu else str(source_dtype(model_path)).removeprefix("torch."),
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # else the model's own penalties would enter
+        "max_num_seqs": runtime.requests_in_flight,
+        "tensor_parallel_size": runtime.tensor_parallel,
+        "gpu_memory_utilization": runtime.gpu_memory,
+        "enforce_eager": cpu,
+        "disable_log_stats": True,
+    }
+
+
+def refused(model_path: Path, error: Exception, cpu: bool) -> SpinloopError:
+    """What to raise where an engine did not start."""
     import vllm
+
+    said = " ".join(str(error).split())[:300]
+    if not cpu and "memory" in said.lower():  # perhaps of a process that has just been ended: worth another try
+        return ChildDied(f"vLLM did not start ({said}); lower runtime.gpu_memory or runtime.workers")
+    return BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({said})")
+
+
+def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:
+    """A vLLM engine."""
+    cpu = prepare(runtime)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -188,32 +217,22 @@ def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> An
     try:
         args = EngineArgs(
             model=str(model_path),
-            dtype="float32" if cpu else str(source_dtype(model_path)).removeprefix("torch."),
-            load_format="safetensors",
-            generation_config="vllm",  # else the model's own penalties would enter
+            **arguments(model_path, runtime, cpu),
             max_model_len=length,
-            max_num_seqs=runtime.requests_in_flight,
-            tensor_parallel_size=runtime.tensor_parallel,
-            gpu_memory_utilization=runtime.gpu_memory,
-            enforce_eager=cpu,
             skip_tokenizer_init=not decodes,
             async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
             logits_processors=[RowDraws],
-            disable_log_stats=True,
             seed=0,
         )
         engine = LLMEngine.from_engine_args(args)
         if cpu:
-            _check_heads(engine.vllm_config.model_config.get_head_size())
+            check_heads(engine.vllm_config.model_config.get_head_size())
         return engine
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        if not cpu and "memory" in said.lower():  # perhaps of a process that has just been ended: worth another try
-            raise ChildDied(f"vLLM did not start ({said}); lower runtime.gpu_memory or runtime.workers") from error
-        raise BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({said})") from error
+        raise refused(model_path, error, cpu) from error
 
 
-def _check_heads(size: int) -> None:
+def check_heads(size: int) -> None:
     """vLLM 0.32 takes a model with other heads on CPU and dies in its first step."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 

@@ -12,6 +12,7 @@ from spin_core.errors import BadInput
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".venv-vllm"
 ASK = "import vllm; print(vllm.__version__)"
+ASK_LM_EVAL = "from importlib import metadata; print(*[d.version for d in metadata.distributions(name='lm_eval')][:1])"
 
 
 def place(setting: str) -> Path:
@@ -25,7 +26,7 @@ def interpreter(setting: str) -> str:
     path = place(setting)
     if not (path.is_file() and os.access(path, os.X_OK)):
         raise BadInput(
-            f"generate.engine vllm: there is no interpreter {path}; run `make vllm-env`, or name one that has vLLM in "
+            f"vllm: there is no interpreter {path}; run `make vllm-env`, or name one that has vLLM in "
             "runtime.vllm_python or $SPINLOOP_VLLM_PYTHON"
         )
     return str(path)
@@ -33,12 +34,20 @@ def interpreter(setting: str) -> str:
 
 def version(setting: str) -> str:
     """vLLM's version there. Starts it (5 to 20 s). Raises BadInput with the last line of what it said."""
-    path = interpreter(setting)
+    return _ask(interpreter(setting), ASK).splitlines()[-1]
+
+
+def lm_eval(setting: str) -> str:
+    """lm_eval's version there, or empty (0.1 s). Raises BadInput where there is no interpreter."""
+    return _ask(interpreter(setting), ASK_LM_EVAL)
+
+
+def _ask(path: str, code: str) -> str:
     try:
-        asked = subprocess.run([path, "-P", "-c", ASK], capture_output=True, text=True, check=False, timeout=300)
+        asked = subprocess.run([path, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"{path}: does not start ({error}); run `make vllm-env` again") from error
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["no output"])[-1]
         raise BadInput(f"{path}: vLLM does not import there ({last}); run `make vllm-env` again")
-    return asked.stdout.strip().splitlines()[-1]
+    return asked.stdout.strip()
