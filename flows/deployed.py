@@ -76,8 +76,8 @@ def iteration(
         check(config, store_folder(), base_dir, DEFAULT)
         follow = "model" if t + 1 < config.iterations else ""
         outcome = play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
-        everything = f"All {t + 1} iterations of {config.name} are in the store. " if not follow else ""
-        return _told(outcome, everything)
+        everything = f"All {t + 1} iterations of {config.name} are in the store. "
+        return _told(outcome, everything if not follow and not outcome["stopped"] else "")
     except SpinloopError as error:
         return failed(error)
 
@@ -114,7 +114,8 @@ def _told(outcome: dict, cached: str = "") -> State:
     for note in outcome["notes"]:
         get_run_logger().warning(note)
     get_run_logger().info("Report: %s", outcome["report"])
-    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached."
+    stopped = f" The gate ended it. {outcome['stopped']}" if outcome["stopped"] else ""
+    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached.{stopped}"
     if not outcome["ran"]:
         return Completed(name="Cached", message=cached + counts)
     return Completed(message=f"{counts} Report: {outcome['report']}")

@@ -7,7 +7,7 @@ base model ─► (sft) ─► θ_0                                 │
     │  generate[shard 1..n](θ_t, prompts) ─► gather ─► pairs_t           │
     │  score(θ_t, pairs_t), score(θ_t, pairs_{t−1}) ─► opponent's logps  │
     │  finetune(θ_t, pairs_t, pairs_{t−1}, logps) ─► θ_{t+1}             │
-    │  evaluate(θ_{t+1}) ─► metrics                                      │
+    │  evaluate, harness(θ_{t+1}) ─► metrics ─► gate: go on, stop, best  │
     └────────────────────────────────────────────────────────────────────┘
                                 └──► report
 """
@@ -18,8 +18,10 @@ from flows.approval import approved
 from tasks.demo import demo_model, demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
+from tasks.gate import gate, goes_on
 from tasks.gather import gather
 from tasks.generate import generate
+from tasks.harness import harness
 from tasks.reformat import reformat
 from tasks.report import report
 from tasks.run import Run
@@ -35,21 +37,21 @@ def dag(run: Run):
     rows = reformat(run, *dataset)
     theta = start = sft(run, model, rows) if cfg.sft else model
     table = Table()
-    table.add("θ_0", "start", evaluate(run, "θ_0", theta, rows), trained=start if cfg.sft else None)
+    table.add("θ_0", "start", **measured(run, "θ_0", theta, rows), finetune=start if cfg.sft else None)
     # Submitted before the iterations: they need θ_0 only, so with runtime.workers above 1 they run beside them.
     controls = [sft_instead(run, start, rows, n + 1) for n in range(cfg.iterations) if cfg.control]
     pairs: list = []
     for t in range(cfg.iterations):
-        if t and not approved(run, t, table):
+        if t and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):
             break
-        theta = iteration(run, t, theta, rows, pairs, table)
-    for n, instead in enumerate(controls, 1):
+        theta = iteration(run, t, theta, rows, pairs, table, start)
+    for n, instead in enumerate(controls[: len(pairs)], 1):
         label = f"SFT instead of {n} iter"
-        table.add(label, "control", evaluate(run, label, instead, rows), trained=instead)
+        table.add(label, "control", **measured(run, label, instead, rows), finetune=instead)
     return report(run, table.lines, table.inputs)
 
 
-def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table):
+def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table, start):
     """θ_t plays against itself and becomes θ_{t+1}. `pairs` holds the pair sets of all iterations so far and gets
     this one's."""
     answers = generate(run, t, opponent, run.shards(rows))
@@ -58,9 +60,16 @@ def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table):
     recent = pairs[first:]
     logps = [score(run, t, opponent, p, of=first + i) for i, p in enumerate(recent)]
     theta = finetune(run, t, opponent, recent, logps)
-    metrics = evaluate(run, f"θ_{t + 1}", theta, rows, recent[-1], logps[-1], t)
-    table.add(f"θ_{t + 1}", "iteration", metrics, trained=theta, pairs=recent[-1], iteration=t)
+    made = measured(run, f"θ_{t + 1}", theta, rows, t, pairs=recent[-1], logps=logps[-1], start=start if t else None)
+    decision = gate(run, t, table.players(**made, finetune=theta))
+    table.add(f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=recent[-1], gate=decision, iteration=t)
     return theta
+
+
+def measured(run: Run, label: str, model, rows, t: int = 0, **game) -> dict:
+    """A model on the held-out rows, and on the harness's tasks if the profile has some."""
+    made = {"evaluate": evaluate(run, label, model, rows, t, **game)}
+    return made | ({"harness": harness(run, label, model)} if run.config.harness else {})
 
 
 class Table:
@@ -68,14 +77,23 @@ class Table:
 
     def __init__(self) -> None:
         self.lines: list[dict] = []
-        self.inputs: dict[str, list] = {"evaluate": [], "finetune": [], "gather": []}
+        self.inputs: dict[str, list] = {name: [] for name in ("evaluate", "harness", "finetune", "gather", "gate")}
 
-    def add(self, label: str, kind: str, metrics, trained=None, pairs=None, iteration: int = -1) -> None:
+    def add(self, label: str, kind: str, iteration: int = -1, **made) -> None:
         line = {"label": label, "kind": kind, "iteration": iteration}
-        for name, made in (("evaluate", metrics), ("finetune", trained), ("gather", pairs)):
-            line[name] = -1 if made is None else len(self.inputs[name])
-            self.inputs[name] += [] if made is None else [made]
+        for name, read in self.inputs.items():
+            line[name] = -1 if made.get(name) is None else len(read)
+            read += [] if made.get(name) is None else [made[name]]
         self.lines.append(line)
+
+    def players(self, **newest) -> dict[str, list]:
+        """What was made of θ_0 and its successors, not of the controls, and at the end of the newest."""
+        found: dict[str, list] = {name: [] for name in newest}
+        for line in self.lines:
+            for name in found if line["kind"] != "control" else ():
+                if name != "finetune" or line["kind"] == "iteration":  # θ_0's training was no game
+                    found[name].append(self.inputs[name][line[name]])
+        return {name: [*found[name], one] for name, one in newest.items()}
 
 
 def sources(run: Run) -> tuple[list, object]:

@@ -18,8 +18,10 @@ from spin_core.job import Runtime
 from spin_core.section import Section
 from spin_core.stages.evaluate import Evaluate
 from spin_core.stages.finetune import Finetune, score_settings
+from spin_core.stages.gate import Gate
 from spin_core.stages.gather import Gather
 from spin_core.stages.generate import Generate
+from spin_core.stages.harness import Harness
 from spin_core.stages.reformat import Dataset
 from spin_core.stages.sft import Sft
 
@@ -33,7 +35,7 @@ class Model(Section):
     from."""
 
     path: str = Field(description="A model directory (safetensors), a hub id (org/name), or builtin:tiny-llama.")
-    revision: str = Field("", description="Hub revision; the commit it resolves to enters the key.")
+    revision: str = Field("", description="Hub revision; the content at its commit enters the key.")
 
 
 class Config(Section):
@@ -55,6 +57,8 @@ class Config(Section):
     gather: Gather = Field(Gather(), description="Which answers become pairs.")
     finetune: Finetune = Field(Finetune(), description="Training against the opponent.")
     evaluate: Evaluate = Field(Evaluate(), description="What is measured on held-out rows.")
+    harness: Harness | None = Field(None, description="Benchmark tasks of lm-evaluation-harness; leave out for none.")
+    gate: Gate = Field(Gate(), description="Which model is best, and when to stop.")
     overrides: dict[int, dict[str, dict[str, Any]]] = Field(
         default_factory=dict, description="Settings of single iterations: {2: {finetune: {lr: 1e-7}}}."
     )

@@ -12,8 +12,9 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""
     profile = keys.config_payload(run.config)
     del profile["runtime"]
     # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
-    for section, field in (("model", "path"), ("dataset", "path"), ("dataset", "test_path")):
-        place = profile[section][field]
+    places = (("model", "path"), ("dataset", "path"), ("dataset", "test_path"), ("harness", "include_path"))
+    for section, field in places:
+        place = (profile.get(section) or {}).get(field)
         if place and is_local(place, run.base_dir):
             profile[section][field] = "(local)"
     config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])

@@ -49,6 +49,8 @@ class Steps:
         self.throughput.add(step, record, cached)
         if step.stage == "gather" and (line := self.throughput.line(step.label)):
             self.progress.step(line, None)
+        if step.stage == "gate":
+            self.progress.step(f"        {summary.get('reason', '')}", None)
         return Ref(digest=record.digest)
 
     def settle(self) -> None:

@@ -1,0 +1,278 @@
+"""Go on, stop, or keep an earlier model: the decision after an iteration, with its evidence.
+
+Compares the newest model with the best so far, row by row on the held-out rows that both were asked (paired bootstrap),
+and looks for a game that is over and for a collapse. Is not: a rollback (nothing is thrown away, `best` is a mark) nor
+a test over seeds. It reads what evaluate and harness measured and computes no metric of its own.
+
+inputs   `evaluate`: trees of θ_0 … θ_{t+1}, in this order · `harness`: trees of the same models, where there are any ·
+         `finetune`: model trees of θ_1 … θ_{t+1}, whose training metrics are read
+outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
+         identical_to_previous, alarms
+outcome  `alarm`: real answers, repetition, length or accuracy say that the model collapses or the game is won ·
+         `keep best`: clearly worse than the best so far · `stop`: the fixed point, where the player no longer tells
+         real answers from its opponent's (paper, theorem 5.2) and the metric does not move · `continue`: all else
+best     moves to a model that is clearly better than the best before it, so equal models do not take turns
+assumes  every model was evaluated on the same held-out rows; rows that one has and the other has not are left out
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from pydantic import Field
+
+from spin_core.alarms import alarms
+from spin_core.bootstrap import Interval, interval
+from spin_core.errors import BadInput
+from spin_core.figures import Model, read_model, show
+from spin_core.job import Inputs, Job
+from spin_core.section import Section
+
+VERSION = 1
+
+Metric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]
+ORDER: tuple[Metric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
+NAMES = {
+    "harness": "the harness's average",
+    "exact_match/greedy": "exact match (greedy)",
+    "exact_match/sampled": "exact match (sampled)",
+    "nll/real": "the NLL of real answers",
+}
+NO_MARGIN = 0.1
+"""Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
+wide one that holds zero (−0.3 to 1.0 of 80 pairs was seen in a run that then learnt) only says that rows are few."""
+NLL_RISE = 1.5
+"""Times the NLL of θ_0 at which real answers are lost. A sound iteration of the paper's raises it, too: 18 % where
+rewards/real is −4.6 at β 0.1 and answers have 250 tokens of 1 nat."""
+NLL_LEAST = 0.1  # nats per token that count as a rise at all, for models that are nearly sure of the answers
+REPETITION_RISE = 0.1  # of an answer's 4-grams, on average
+LENGTHS = 2.0  # times as long as real answers, or as short
+PINNED, WON = 0.99, 0.1
+"""Held-out accuracy that is 1 for all purposes (a few pairs of equal answers never become right), and the loss below
+which it is pinned there: pairs then weigh less than a tenth in the gradient. A first iteration on a weak model is soon
+right about every pair, at a loss of 0.3, and still learns."""
+
+
+class Gate(Section):
+    """`gate:` in a profile."""
+
+    metric: Literal["auto", "harness", "exact_match/greedy", "exact_match/sampled", "nll/real"] = Field(
+        "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
+    resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")
+    min_rows: int = Field(30, ge=2, description="Fewer held-out rows than this decide nothing.")
+    fixed_point: Literal["stop", "go on"] = Field(
+        "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
+    )
+    worse: Literal["stop", "go on"] = Field("go on", description="After a model that is clearly worse than the best.")
+    alarm: Literal["stop", "go on"] = Field("go on", description="After signs of collapse, or of a game that is won.")
+
+
+class Config(Section):
+    """What the decision depends on besides the trees."""
+
+    gate: Gate
+    seed: int
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model and what a comparison needs: its figures, and the value of each row by metric (more is better)."""
+
+    model: Model
+    values: Mapping[str, Mapping[str, float]]
+
+
+def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
+    trees = {name: _listed(inputs, name) for name in ("evaluate", "harness", "finetune")}
+    players = []
+    for i, tree in enumerate(trees["evaluate"]):
+        trained = trees["finetune"][i - 1] if i else None
+        players.append(_player(i, tree, trained, trees["harness"][i] if trees["harness"] else None))
+    decision = decide(players, config)
+    (job.out / "decision.json").write_text(json.dumps(decision, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return {name: decision[name] for name in ("outcome", "best", "reason")}
+
+
+def decide(players: list[Player], config: Config) -> dict:
+    """The decision after the last of `players`."""
+    how, metric = config.gate, _metric(players, config.gate)
+    best, change = 0, None
+    for i in range(1, len(players)):
+        previous, change = best, _change(players[best], players[i], metric, config)
+        if change and change.low > 0:
+            best = i
+    now, before = players[-1], players[-2]
+    margins = [row["margin"] for row in now.model.answers.values() if row.get("margin") is not None]
+    margin = interval(margins, how.confidence, how.resamples, config.seed) if len(margins) >= how.min_rows else None
+    found = signs(now, players[0], config)
+    is_worse = change is not None and change.high < 0
+    is_fixed = margin is not None and margin.high < NO_MARGIN and _holds_zero(change)
+    outcome = "alarm" if found else "keep best" if is_worse else "stop" if is_fixed else "continue"
+    asked = [(found, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
+    said = _told(change, players[previous], now, metric, how, best)
+    if is_fixed and margin and not found:
+        said = f"fixed point: {_margin(margin, before.model.label, how)}, and {said}"
+    reason = f"{now.model.label}: {said}" + (f"; alarm: {found[0]}" if found else "")
+    return {
+        "outcome": outcome,
+        "reason": reason + ("" if reason.endswith(".") else "."),
+        "best": best,
+        "previous_best": previous,
+        "models": len(players),
+        "metric": metric,
+        "higher_is_better": metric != "nll/real",
+        "go_on": not any(holds and policy == "stop" for holds, policy in asked),
+        "change": asdict(_own(change, metric)) if change else None,
+        "margin": asdict(margin) if margin else None,
+        "identical_to_previous": _identical(before.model, now.model),
+        "alarms": found,
+    }
+
+
+def signs(now: Player, start: Player, config: Config) -> list[str]:
+    """What says that the model collapses or the game is won, in sentences: of its training, then of held-out rows."""
+    found = [alarm["text"].rstrip(".") for alarm in alarms(now.model.steps, len(now.model.steps))]
+    new, old, how = now.model, start.model, config.gate
+
+    def moved(field: str, scale: float = 1.0) -> Interval | None:
+        rows = _paired(_column(old, field), _column(new, field))
+        pairs = [scale * (after - before) for before, after in rows]
+        return interval(pairs, how.confidence, how.resamples, config.seed) if len(rows) >= how.min_rows else None
+
+    nll, repetition, length = moved("nll"), moved("greedy_repetition"), moved("greedy_tokens")
+    before = _mean(old, "nll")
+    if nll and before is not None and nll.low > max(NLL_LEAST, (NLL_RISE - 1) * before):
+        found.append(f"real answers became much less likely, NLL {show(before)} to {show(before + nll.value)}")
+    if repetition and repetition.low > REPETITION_RISE:
+        found.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than θ_0's")
+    real, was, is_now = (_mean(*place) for place in ((new, "tokens"), (old, "greedy_tokens"), (new, "greedy_tokens")))
+    if length and real and was and is_now is not None and not length.low <= 0 <= length.high:
+        far, farther = abs(math.log(was / real)), abs(math.log(max(is_now, 0.5) / real))
+        if farther > max(far, math.log(LENGTHS)):
+            found.append(f"answers have {is_now:.1f} tokens on average, real ones {real:.1f} and θ_0's {was:.1f}")
+    accuracy, loss = new.metrics.get("spin/accuracy", 0.0), new.metrics.get("spin/loss", math.inf)
+    if accuracy >= PINNED and loss < WON and len(_column(new, "margin")) >= how.min_rows:
+        found.append(f"held-out accuracy is pinned at {show(accuracy)} with a loss of {show(loss)}: the game is won")
+    return found
+
+
+def _player(i: int, evaluate: Path, finetune: Path | None, harness: Path | None) -> Player:
+    model = read_model(f"θ_{i}", "iteration" if i else "start", i - 1, evaluate, finetune, None)
+    values: dict[str, Mapping[str, float]] = {
+        "exact_match/greedy": _column(model, "greedy_match"),
+        "exact_match/sampled": _column(model, "sampled_match"),
+        "nll/real": {key: -value for key, value in _column(model, "nll").items()},
+    }
+    if harness:
+        items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        told = json.loads((harness / "results.json").read_text(encoding="utf-8"))["tasks"]
+        weights = _weights(told, Counter(item["task"] for item in items))
+        values["harness"] = {item["id"]: float(item["value"]) * weights[item["task"]] for item in items}
+    return Player(model, values)
+
+
+def _weights(told: Mapping[str, dict], counts: Mapping[str, int]) -> dict[str, float]:
+    """What an item of each task counts, so that the mean over all items is the mean of the tasks' values, as
+    leaderboards take it: a group by its own mean, and with a minus where less is better. `counts`: items of a task."""
+    parts: dict[str, float] = {}
+    for name, entry in told.items():
+        leaves = {leaf: counts[leaf] for leaf in entry.get("subtasks", [name]) if counts.get(leaf)}
+        whole = sum(leaves.values())
+        for leaf, count in leaves.items():
+            share = 1 / len(leaves) if entry.get("mean") == "subtasks" else count / whole
+            parts[leaf] = share / count * (1 if entry["higher_is_better"] else -1)
+    tasks = sum(any(counts.get(leaf) for leaf in entry.get("subtasks", [name])) for name, entry in told.items())
+    return {leaf: part * sum(counts.values()) / tasks for leaf, part in parts.items()}
+
+
+def _metric(players: list[Player], how: Gate) -> Metric | None:
+    known = [name for name in ORDER if all(player.values.get(name) for player in players)]
+    if how.metric != "auto" and how.metric not in known:
+        raise BadInput(
+            f"gate.metric: {how.metric} was not measured on every model; measure it (sections evaluate, harness), or "
+            f"take auto{''.join(f' or {name}' for name in known)}."
+        )
+    return how.metric if how.metric != "auto" else known[0] if known else None
+
+
+def _change(old: Player, new: Player, metric: str | None, config: Config) -> Interval | None:
+    """Of the metric, more is better; None where too few rows are paired."""
+    pairs, how = _pairs(old, new, metric), config.gate
+    if len(pairs) < how.min_rows:
+        return None
+    return interval([after - before for before, after in pairs], how.confidence, how.resamples, config.seed)
+
+
+def _told(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: int) -> str:
+    """The metric of both on the rows that both have, and what that says."""
+    pairs = _pairs(old, new, metric)
+    if change is None or metric is None:
+        few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
+        return f"{few if metric else 'no held-out metric was measured'}, θ_{best} stays best"
+    sign = -1 if metric == "nll/real" else 1
+    before, after = (sign * fmean(column) for column in zip(*pairs, strict=True))
+    own = _own(change, metric)
+    verb = "stayed at" if show(before) == show(after) else f"went from {show(before)} to"
+    word = "clearly better" if change.low > 0 else "clearly worse" if change.high < 0 else "within what chance gives"
+    return (
+        f"{NAMES[metric]} {verb} {show(after)} against {old.model.label} on {change.rows:,} rows, {word} "
+        f"({how.confidence:.0%} interval {show(own.low, signed=True)} to {show(own.high, signed=True)}), θ_{best} "
+        f"{'is' if new.model.label == f'θ_{best}' else 'stays'} best"
+    )
+
+
+def _own(change: Interval, metric: str | None) -> Interval:
+    """The change in the metric's own direction, where less may be better."""
+    return Interval(-change.value, -change.high, -change.low, change.rows) if metric == "nll/real" else change
+
+
+def _margin(margin: Interval, opponent: str, how: Gate) -> str:
+    return (
+        f"real answers are not told from {opponent}'s on {margin.rows:,} held-out pairs (margin {show(margin.value)}, "
+        f"{how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)})"
+    )
+
+
+def _holds_zero(change: Interval | None) -> bool:
+    return change is not None and change.low <= 0 <= change.high
+
+
+def _identical(old: Model, new: Model) -> float | None:
+    """Share of the held-out rows that both models answer alike, greedily."""
+    texts = [
+        (old.answers[key].get("greedy"), row.get("greedy")) for key, row in new.answers.items() if key in old.answers
+    ]
+    known = [(a, b) for a, b in texts if a is not None and b is not None]
+    return fmean(a == b for a, b in known) if known else None
+
+
+def _column(model: Model, field: str) -> dict[str, float]:
+    return {key: float(row[field]) for key, row in model.answers.items() if row.get(field) is not None}
+
+
+def _mean(model: Model, field: str) -> float | None:
+    values = _column(model, field).values()
+    return fmean(values) if values else None
+
+
+def _pairs(old: Player, new: Player, metric: str | None) -> list[tuple[float, float]]:
+    return _paired(old.values[metric], new.values[metric]) if metric else []
+
+
+def _paired(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[float, float]]:
+    return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
+
+
+def _listed(inputs: Inputs, name: str) -> list[Path]:
+    given = inputs.get(name, [])
+    return given if isinstance(given, list) else [given]

@@ -1,0 +1,27 @@
+"""gate: the decision after an iteration. The one step whose output the DAG itself reads."""
+
+import json
+
+from spin_core.stages import gate as core
+from tasks.ledger import Pending
+from tasks.run import Run
+from tasks.stage import stage
+
+
+@stage(core)
+def gate(run: Run, t: int, players: dict[str, list]):
+    return f"iter {t}", core.Config(gate=run.config.gate, seed=run.config.seed), players
+
+
+def goes_on(run: Run, decision) -> bool:
+    """Whether the next iteration is to be played. Waits for the decision only if there is a policy that stops."""
+    how = run.config.gate
+    if "stop" not in (how.fixed_point, how.worse, how.alarm) or isinstance(decision, Pending):
+        return True
+    ref = decision if run.planning else decision.result()
+    made = json.loads((run.store.tree(ref.digest) / "decision.json").read_text())
+    if not made["go_on"] and not run.planning:
+        run.progress.step(
+            f"        no further iteration after “{made['outcome']}” (gate: {how.model_dump_json()})", None
+        )
+    return made["go_on"]

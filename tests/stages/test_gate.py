@@ -1,0 +1,253 @@
+"""gate: decisions on held-out rows that are made up so that the right one is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spin_core.errors import BadInput
+from spin_core.job import Job
+from spin_core.stages import gate
+
+ROWS = 100
+UNSURE = [(-4.0, 5.0)[i % 2] for i in range(ROWS)]
+
+
+def _rows(count: int = ROWS, **fields) -> list[dict]:
+    """Rows whose fields are given as one value, or as a list of one for each row."""
+    return [{"id": f"r{i}", **{k: v[i] if isinstance(v, list) else v for k, v in fields.items()}} for i in range(count)]
+
+
+def _right(share: float, count: int = ROWS) -> list[bool]:
+    return [i < share * count for i in range(count)]
+
+
+class World:
+    """Evaluate, harness and model trees of θ_0, θ_1, …"""
+
+    def __init__(self, root: Path):
+        self.root, self.trees = root, {"evaluate": [], "finetune": [], "harness": []}
+
+    def add(
+        self, rows: list[dict], training: list[dict] | None = None, items: list | None = None, groups=None, **metrics
+    ) -> World:
+        tree, model = self.root / f"e{len(self.trees['evaluate'])}", self.root / f"m{len(self.trees['evaluate'])}"
+        tree.mkdir(), model.mkdir()
+        (tree / "metrics.json").write_text(json.dumps({name.replace("__", "/"): v for name, v in metrics.items()}))
+        (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (model / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in training or []))
+        if self.trees["evaluate"]:
+            self.trees["finetune"].append(model)
+        self.trees["evaluate"].append(tree)
+        if items is not None:
+            marks = self.root / f"h{tree.name}"
+            marks.mkdir()
+            (marks / "rows.jsonl").write_text(
+                "".join(json.dumps({"id": f"{t}/{i}", "task": t, "value": v}) + "\n" for t, i, v in items)
+            )
+            told = {task: {"higher_is_better": task != "ppl"} for task, _, _ in items}
+            (marks / "results.json").write_text(json.dumps({"tasks": groups or told}))
+            self.trees["harness"].append(marks)
+        return self
+
+    def decide(self, **how) -> dict:
+        out = self.root / "out"
+        out.mkdir(exist_ok=True)
+        config = gate.Config(gate=gate.Gate(**{"resamples": 400, **how}), seed=1)
+        summary = gate.run({k: v for k, v in self.trees.items() if v}, config, Job(out, out))
+        decision = json.loads((out / "decision.json").read_text())
+        assert {name: decision[name] for name in summary} == summary
+        assert decision["reason"].endswith(".") and ".." not in decision["reason"]
+        return decision
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_equal_models_are_seldom_called_better() -> None:
+    """Catches an interval that is too sure of itself: of 400 pairs of equal models at most 5 % may be "better". The
+    rows are of three kinds: right or wrong, NLLs with outliers, and answers that seldom change."""
+    draws = np.random.default_rng(5)
+    config = gate.Config(gate=gate.Gate(resamples=300), seed=1)
+    better = {kind: 0 for kind in ("rates", "nll", "seldom")}
+    for _ in range(400):
+        skill = draws.random(120)
+        was = draws.random(120) < skill
+        moved = np.where(draws.random(120) < 0.05, draws.random(120) < 0.5, was)
+        base = draws.exponential(1, 120)
+        columns = {
+            "rates": ("exact_match/greedy", was, draws.random(120) < skill),
+            "seldom": ("exact_match/greedy", was, moved),
+            "nll": ("nll/real", -base - draws.exponential(0.3, 120), -base - draws.exponential(0.3, 120)),
+        }
+        for kind, (metric, old, new) in columns.items():
+            players = [_player(metric, values) for values in (old, new)]
+            better[kind] += gate.decide(players, config)["best"] == 1
+    assert all(count <= 20 for count in better.values()), better
+    assert better["rates"] + better["nll"] > 0, "an interval that never moves proves nothing"
+
+
+def _player(metric: str, values: np.ndarray) -> gate.Player:
+    from spin_core.figures import Model
+
+    return gate.Player(Model("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
+
+
+def test_clearly_better_model_is_best(world) -> None:
+    """Catches `best` that stays at the start, and an interval of something else than the paired difference."""
+    decision = world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.6))).decide()
+    assert (decision["outcome"], decision["best"], decision["previous_best"]) == ("continue", 1, 0)
+    assert decision["change"]["value"] == pytest.approx(0.2) and decision["change"]["low"] > 0.1
+    assert decision["go_on"] and "from 0.400 to 0.600" in decision["reason"] and "θ_1 is best" in decision["reason"]
+
+
+def test_new_model_is_compared_with_the_best_and_not_with_the_last(world) -> None:
+    """Catches a comparison of neighbours: θ_3 beats the fallen θ_2 and is no better than θ_1."""
+    for share in (0.4, 0.7, 0.2, 0.65):
+        world.add(_rows(greedy_match=_right(share)))
+    decision = world.decide()
+    assert (decision["best"], decision["previous_best"]) == (1, 1) and "against θ_1" in decision["reason"]
+    assert decision["change"]["value"] == pytest.approx(-0.05)
+
+
+def test_clearly_worse_model_keeps_the_best_and_policy_says_whether_to_go_on(world) -> None:
+    """Catches a default that ends runs, and a policy that is not asked."""
+    world.add(_rows(greedy_match=_right(0.6))).add(_rows(greedy_match=_right(0.2)))
+    decision = world.decide()
+    assert (decision["outcome"], decision["best"], decision["go_on"]) == ("keep best", 0, True)
+    assert not world.decide(worse="stop")["go_on"] and world.decide(fixed_point="stop", alarm="stop")["go_on"]
+
+
+def test_change_within_chance_goes_on_and_moves_no_mark(world) -> None:
+    """Catches a gate that stops, a best that moves, or a model called worse, because of two rows more or less."""
+    right = _right(0.4)
+    world.add(_rows(greedy_match=right)).add(_rows(greedy_match=[False] * 3 + right[3:-5] + [True] * 5, margin=2.0))
+    decision = world.decide()
+    assert (decision["outcome"], decision["best"], decision["go_on"]) == ("continue", 0, True)
+    assert "within what chance gives" in decision["reason"]
+
+
+@pytest.mark.parametrize(("margin", "stops"), [(0.0, True), (0.01, True), (0.5, False), (UNSURE, False)])
+def test_fixed_point_stops(world, margin, stops: bool) -> None:
+    """Catches a run that goes on though the player tells nothing apart (also with margins that are tiny and all above
+    zero, as a minute learning rate gives), one that stops while it still learns, and one that takes few rows, whose
+    interval holds zero and one as well, for a proof of none."""
+    world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.4), margin=margin))
+    decision = world.decide()
+    assert (decision["outcome"] == "stop", decision["go_on"]) == (stops, not stops)
+    assert ("fixed point" in decision["reason"]) == stops
+    assert world.decide(fixed_point="go on")["go_on"]
+    few = world.decide(min_rows=101)
+    assert few["outcome"] == "continue" and few["change"] is None and "too few" in few["reason"]
+
+
+def test_fixed_point_needs_a_metric_that_rests(world) -> None:
+    """Catches a stop while exact match still rises."""
+    world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.7), margin=0.0))
+    assert world.decide()["outcome"] == "continue"
+
+
+COLLAPSES = [
+    ({"nll": 3.0}, {}, "much less likely"),
+    ({"greedy_repetition": 0.6}, {}, "repeat themselves"),
+    ({"greedy_tokens": 90}, {}, "90.0 tokens on average, real ones 30.0"),
+    ({"greedy_tokens": 3}, {}, "3.0 tokens on average"),
+    ({"margin": 9.0}, {"spin__accuracy": 1.0, "spin__loss": 0.02}, "pinned"),
+]
+
+
+@pytest.mark.parametrize(("changed", "metrics", "said"), COLLAPSES)
+def test_collapse_is_an_alarm_with_its_name(world, changed: dict, metrics: dict, said: str) -> None:
+    """Catches a sign that is not looked for, and one that hides that the model is better by its metric."""
+    sound = {"nll": 1.0, "greedy_repetition": 0.1, "greedy_tokens": 28, "tokens": 30, "greedy_match": _right(0.4)}
+    fine = world.add(_rows(**sound)).add(_rows(**sound, margin=2.0), spin__accuracy=0.9)
+    assert fine.decide()["alarms"] == []
+    world.add(_rows(**{**sound, "margin": 2.0, "greedy_match": _right(0.6), **changed}), **metrics)
+    decision = world.decide()
+    assert decision["outcome"] == "alarm" and len(decision["alarms"]) == 1 and said in decision["alarms"][0]
+    assert said in decision["reason"] and decision["best"] == 2 and decision["go_on"]
+    assert not world.decide(alarm="stop")["go_on"]
+
+
+def test_slight_drifts_are_no_alarm(world) -> None:
+    """Catches thresholds that a sound iteration crosses: NLL 20 % up, answers that are still too long but less so,
+    every pair right while the loss still falls."""
+    world.add(_rows(nll=1.0, greedy_repetition=0.1, greedy_tokens=90, tokens=30, greedy_match=_right(0.4)))
+    world.add(
+        _rows(nll=1.2, greedy_repetition=0.15, greedy_tokens=70, tokens=30, greedy_match=_right(0.4), margin=2.0),
+        spin__accuracy=1.0,
+        spin__loss=0.3,
+    )
+    assert world.decide()["alarms"] == []
+
+
+def test_training_alarms_are_told(world) -> None:
+    """Catches a gate that looks at held-out rows alone."""
+    won = [{"step": i + 1, "loss": 0.1, "rewards/accuracies": 1.0, "pairs": 8} for i in range(40)]
+    world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.4), margin=2.0), training=won)
+    assert "the game is won" in world.decide()["alarms"][0]
+
+
+def test_less_nll_is_better(world) -> None:
+    """Catches a sign that is turned once too often, in the decision or in the words."""
+    draws = np.random.default_rng(0).normal(0, 0.1, ROWS)
+    world.add(_rows(nll=list(2 + draws))).add(_rows(nll=list(1.5 + draws[::-1])))
+    decision = world.decide()
+    assert (decision["metric"], decision["higher_is_better"], decision["best"]) == ("nll/real", False, 1)
+    assert decision["change"]["low"] < decision["change"]["value"] < decision["change"]["high"] < 0
+    assert "clearly better" in decision["reason"] and "from 2.0" in decision["reason"]
+
+
+def test_harness_weighs_its_tasks_alike(world) -> None:
+    """Catches a mean over items, in which the long task hides the short one, and a task where less is better."""
+    old = [("long", i, 0.0) for i in range(300)] + [("short", i, 0.0) for i in range(30)]
+    new = [(task, i, float(task == "short")) for task, i, _ in old]
+    world.add(_rows(greedy_match=True), items=old).add(_rows(greedy_match=True), items=new)
+    decision = world.decide()
+    assert decision["metric"] == "harness" and decision["change"]["value"] == pytest.approx(0.5)
+    other = World(world.root / "ppl")
+    other.root.mkdir()
+    for level in (5.0, 4.0):
+        other.add(_rows(greedy_match=True), items=[("ppl", i, level + i / 100) for i in range(50)])
+    assert other.decide()["best"] == 1
+
+
+@pytest.mark.parametrize(("mean", "value"), [("subtasks", 0.25), ("items", 30 / 330 / 2)])
+def test_group_of_subtasks_is_one_task(world, mean: str, value: float) -> None:
+    """Catches 57 subtasks that outweigh the other tasks, and a group whose mean is another than its table's."""
+    old = [("big", i, 0.0) for i in range(300)] + [("little", i, 0.0) for i in range(30)]
+    old += [("other", i, 0.0) for i in range(70)]
+    new = [(task, i, float(task == "little")) for task, i, _ in old]
+    group = {"higher_is_better": True, "mean": mean, "subtasks": {"big": {}, "little": {}}}
+    groups = {"group": group, "other": {"higher_is_better": True}, "no items": {"higher_is_better": True}}
+    for items in (old, new):
+        world.add(_rows(greedy_match=True), items=items, groups=groups)
+    assert world.decide()["change"]["value"] == pytest.approx(value)
+
+
+def test_metric_is_the_first_that_all_models_have_or_the_one_asked_for(world) -> None:
+    """Catches a comparison of different metrics, and a metric that nobody measured taken as zero."""
+    world.add(_rows(greedy_match=_right(0.4), nll=1.0)).add(_rows(nll=1.0, greedy="a"))
+    assert world.decide()["metric"] == "nll/real"
+    with pytest.raises(BadInput, match=r"gate\.metric: exact_match/greedy was not measured on every model.*nll/real"):
+        world.decide(metric="exact_match/greedy")
+
+
+def test_without_held_out_rows_the_run_goes_on(world) -> None:
+    """Catches a gate that ends a run because there is nothing to go by."""
+    decision = world.add([]).add([]).decide()
+    assert (decision["outcome"], decision["best"], decision["go_on"]) == ("continue", 0, True)
+    assert decision["metric"] is None and "no held-out metric" in decision["reason"]
+
+
+def test_share_of_equal_answers(world) -> None:
+    """Catches a comparison with θ_0 instead of the previous model, and of rows that one of them has not."""
+    texts = [str(i) for i in range(ROWS)]
+    world.add(_rows(greedy="x", greedy_match=True)).add(_rows(greedy=texts, greedy_match=True))
+    world.add(_rows(greedy=[*texts[:75], *"y" * 25], greedy_match=True))
+    assert world.decide()["identical_to_previous"] == 0.75
