@@ -1,4 +1,4 @@
-"""The command line `spinloop`: run, plan, report, deploy, doctor, and the store's own commands.
+"""The command line `spinloop`: run, plan, report, push, deploy, doctor, and the store's own commands.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from spin_core.config import PROFILES, Config, load_profile
-from spin_core.errors import BadInput, SpinloopError
+from spin_core.errors import SpinloopError
 from spin_core.step import title
 from tasks.ledger import Entry
 from tasks.throughput import iteration
@@ -102,8 +102,10 @@ def _parser() -> argparse.ArgumentParser:
             help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
         )
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
-    sub = add(commands, "report", _report, "Print a run's table and the path of its report.")
-    sub.add_argument("run", nargs="?", help="name of a run (default: the latest)")
+    from flows import push, report_cli
+
+    report_cli.add_command(commands, add)
+    push.add_command(commands, add)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     _deploy_options(
         add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
@@ -261,18 +263,6 @@ def _deploy(args: argparse.Namespace) -> None:
 
     for line in deploy(args.store, args.kind, args.gpus, args.image, args.notify):
         print(line, flush=True)
-
-
-def _report(args: argparse.Namespace) -> None:
-    from spin_core.store.store import Store
-
-    store = Store(Path(args.store), create=False)
-    folder = store.root / "runs" / args.run if args.run else store.root / "latest"
-    if not (folder / "report.md").is_file():
-        known = ", ".join(sorted(p.name for p in (store.root / "runs").iterdir())) or "none"
-        raise BadInput(f"{args.run or 'latest'}: no report of such a run in {args.store}; runs there: {known}.")
-    print((folder / "report.md").read_text())
-    print(f"Report: {folder.resolve() / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import cache
 from itertools import takewhile
 
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
+from spin_core.job import Pools, Runtime
 
 
 def visible() -> list[str]:
@@ -51,3 +52,30 @@ def check_unshared(runtime: Runtime, count: int) -> None:
             f"generate.engine vllm: runtime.workers {runtime.workers} × runtime.tensor_parallel "
             f"{runtime.tensor_parallel} needs {wanted} GPUs, and {1 if chosen else count} can be used; lower either"
         )
+
+
+def held(stage: str, runtime: Runtime, share: int = 1) -> dict:
+    """What a step holds while it is computed, for its record: `gpus` (0 on CPU), their `name`, and by how many steps at
+    once they are `shared` (`share` jobs in one engine, times processes that there are too few GPUs for)."""
+    if stage not in Pools.model_fields or runtime.device == "cpu" or not (there := _visible()):
+        return {"gpus": 0}
+    each = min(runtime.tensor_parallel if stage == "generate" else 1, len(there))
+    chosen = runtime.device.startswith("cuda:")
+    crowd = runtime.workers if chosen else -(-runtime.workers // max(1, len(there) // each))
+    return {"gpus": each, "name": _name(), "shared": share * max(1, crowd)}
+
+
+@cache
+def _visible() -> tuple[str, ...]:
+    return tuple(visible())
+
+
+@cache
+def _name() -> str:
+    """The first GPU's model, as the driver calls it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return (listed.stdout.splitlines() or [""])[0].strip()[:80]

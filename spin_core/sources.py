@@ -2,7 +2,7 @@
 
 Reads and downloads only; runs no code that comes with a model or a dataset, and refuses a model that needs some.
 An existing local path wins over a hub id of the same name. Hub ids are downloaded at one commit into huggingface_hub's
-own cache; only the files that are used are fetched, and only they enter the digest.
+own cache; only the files that are used are fetched, and only they enter the digest (`spin_core/hub.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from spin_core import hub
 from spin_core.errors import BadInput
+from spin_core.harness import folder as task_folder
 from spin_core.readers import SUFFIXES, choose_files, data_files, is_saved
 from spin_core.store.digest import file_digest, tree_digest
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "tasks"]
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,6 +37,8 @@ class Source:
     revision: str
     stamp: str = ""
     """`stamp` of the path from before it was hashed."""
+    note: str = ""
+    """A sentence for the user, where it is not what the hub has now."""
 
 
 def stamp(path: Path) -> str:
@@ -51,6 +55,8 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
     configuration of a hub dataset. Raises BadInput for what is missing or cannot be used, with the remedy.
     """
     local = _local(path, base_dir)
+    if kind == "tasks":
+        return _tasks(path, local)
     if local is None:
         return _from_hub(path, kind, revision, split)
     if revision:
@@ -64,6 +70,14 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
         return Source(_dataset_digest(local, split), local, path, "", before)
     except OSError as error:
         raise BadInput(f"{local}: cannot be read ({error.strerror}); mend its permissions or name another.") from error
+
+
+def _tasks(path: str, local: Path | None) -> Source:
+    """A folder of task files for lm-evaluation-harness: all of it counts."""
+    if local is None:
+        raise BadInput(f"harness.include_path: there is no folder {path}; give the one that has the task files.")
+    before = stamp(local)
+    return Source(_digest(local, task_folder.files(local)), local, path, "", before)
 
 
 def is_local(path: str, base_dir: Path) -> bool:
@@ -174,67 +188,28 @@ def _dataset_digest(path: Path, split: str) -> str:
     return _digest(path, [file.relative_to(path).as_posix() for file in files])
 
 
-def _from_hub(path: str, kind: Kind, revision: str, split: str) -> Source:
+def _from_hub(path: str, kind: hub.Kind, revision: str, split: str) -> Source:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
     if kind == "model" and inner:
         raise BadInput(
             f"{path}: there is no such folder, and a model's hub id has the form org/name; check `model.path`."
         )
-    names, commit = _list_repo(repo, kind, revision)
+    listed = hub.listing(repo, kind, revision)
+    names, commit = listed.names, listed.commit
     label = f"{path}@{commit[:8]}"
     if kind == "model":
         if not _model_files(names, WEIGHTS):
             _refuse_weights(label, names)
-        check_model(_download(repo, kind, commit, _model_files(names, SETTINGS)), weights=False)
+        check_model(hub.download(repo, kind, listed, _model_files(names, SETTINGS)), weights=False)
         chosen = _model_files(names)
-        folder = _download(repo, kind, commit, chosen)
+        folder = hub.download(repo, kind, listed, chosen)
         _check_weights(folder)
-        return Source(_digest(folder, chosen), folder, label, commit)
+        return Source(_digest(folder, chosen), folder, label, commit, note=listed.note)
     within = [name for name in names if name.startswith(f"{inner}/")] if inner else names
     chosen = choose_files(within, split, label)
     folders = sorted({name.rpartition("/")[0] for name in chosen})
     if len(folders) > 1:
         raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{folders[0]}.")
-    root = _download(repo, kind, commit, chosen) / inner
-    return Source(_dataset_digest(root, split), root, label, commit)
-
-
-def _list_repo(repo: str, kind: Kind, revision: str) -> tuple[list[str], str]:
-    """(file names, commit) of a hub repository at a branch, tag or commit."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    ask: Any = api.model_info if kind == "model" else api.dataset_info
-    try:
-        info = ask(repo, revision=revision or None, timeout=20)
-    except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
-        raise _hub_error(repo, kind, revision, error) from error
-    if not info.sha:
-        raise BadInput(f"{repo}: the hub does not say which commit {revision or 'main'} is; give `{kind}.revision`.")
-    return [file.rfilename for file in info.siblings or []], info.sha
-
-
-def _download(repo: str, kind: Kind, commit: str, names: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=names))
-    except Exception as error:
-        raise _hub_error(repo, kind, commit, error) from error
-
-
-def _hub_error(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
-    from huggingface_hub import errors
-
-    where = f"{repo}: there is no such local path, and"
-    if isinstance(error, errors.GatedRepoError):
-        return BadInput(f"{where} the hub's {kind} of this name is gated; accept its terms there and set HF_TOKEN.")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return BadInput(
-            f"{where} the hub shows no {kind} of this name; check `{kind}.path`, or set HF_TOKEN if private."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return BadInput(f"{where} the hub's {kind} has no revision {revision!r}; check `{kind}.revision`.")
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    return BadInput(f"{where} the hub cannot be read ({said}); go online or give the path of a local copy.")
+    root = hub.download(repo, kind, listed, chosen) / inner
+    return Source(_dataset_digest(root, split), root, label, commit, note=listed.note)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from spin_core import sources
+from spin_core import gpus, sources
 from spin_core.child import Children
 from spin_core.engines import vllm_env
 from spin_core.errors import StageFailed
@@ -60,6 +60,8 @@ class Ref:
     split: str = ""
     stamp: str = ""
     """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
+    hub: str = ""
+    """`org/name@commit` of a source that was downloaded; the record tells it, and no key has it."""
 
     def locate(self, store: Store) -> Path:
         if self.path:
@@ -145,7 +147,8 @@ def compute(
         try:
             summary, seconds = children.run(spec, send, runtime.stage_timeout)
             _sources_unchanged(inputs)
-            made = facts(step, summary, round(seconds, 3))
+            made = facts(step, summary, round(seconds, 3)) | _downloaded(inputs)
+            made["device"] = gpus.held(step.stage, runtime, spec.get("share", 1))
         except BaseException:
             store.discard(out)
             raise
@@ -205,15 +208,21 @@ def _git(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def source(path: str, kind: sources.Kind, revision: str, base_dir: Path, split: str) -> Ref:
-    """A model or dataset outside the store, by its content at this moment. Raises BadInput naming it."""
+def source(
+    path: str, kind: sources.Kind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
+) -> Ref:
+    """A model or dataset outside the store, by its content at this moment; `notes` gets what the user should know of
+    it. Raises BadInput naming it."""
     found = sources.resolve(path, kind, revision, base_dir, split)
+    if found.note and notes is not None and found.note not in notes:
+        notes.append(found.note)
     return Ref(
         digest=found.digest,
         path=str(found.path),
         kind=kind,
         split=split,
         stamp=found.stamp or sources.stamp(found.path),
+        hub=f"{path}@{found.revision}" if found.revision else "",
     )
 
 
@@ -225,6 +234,16 @@ def shards(store: Store, rows: Ref) -> list[Ref]:
 
 def _each(value, of):
     return of(value) if isinstance(value, Ref) else [of(item) for item in value]
+
+
+def _downloaded(inputs: RefInputs) -> dict:
+    """`{"sources": {input name: org/name@commit}}` of the inputs that came from the hub; {} where none did."""
+    found = {
+        name: from_hub
+        for name, value in inputs.items()
+        if (from_hub := [ref.hub for ref in ([value] if isinstance(value, Ref) else value) if ref.hub])
+    }
+    return {"sources": found} if found else {}
 
 
 def _digests(inputs: RefInputs) -> dict[str, str | list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect.logging import get_run_logger
 
-from spin_core import sources
+from spin_core import run_card, sources
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.errors import SpinloopError, StageFailed, StoreError
@@ -40,6 +40,8 @@ class Run(Steps):
         super().__init__(store, children, config.runtime, pools)
         self.config, self.base_dir, self.planning = config, base_dir, planning
         self.origin, self.follow = origin or {}, follow
+        self.stopped = ""  # why the gate ended the run before its last iteration, if it did
+        self.sources: list[tuple[str, Ref, str]] = []
         self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
@@ -48,7 +50,8 @@ class Run(Steps):
 
     def source(self, path: str, kind: sources.Kind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content. Raises BadInput naming it."""
-        return source(path, kind, revision, self.base_dir, split)
+        self.sources.append((kind, source(path, kind, revision, self.base_dir, split, self.store.notes), revision))
+        return self.sources[-1][1]
 
     def shards(self, rows: Any) -> list[Any]:
         """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
@@ -74,14 +77,18 @@ class Run(Steps):
         self.settle()
         if ref is None:
             with suppress(StoreError):  # the first failure is what is told; often it is this one
-                lay_out(self.store, name, self.titles, self.ledger, None)
-                self.throughput.write(self.store, name)
+                self._lay_out(name, None)
             raise self.failures[0]
-        folder = lay_out(self.store, name, self.titles, self.ledger, self.store.tree(ref.digest))
-        self.throughput.write(self.store, name)
+        folder = self._lay_out(name, self.store.tree(ref.digest))
         artifacts.show(self, self.store.tree(ref.digest), folder)
         told = {"run": name, "folder": str(folder), "report": str(folder / "report.html"), "notes": self.store.notes}
-        return {**told, **self.counts()}
+        return {**told, "stopped": self.stopped, **self.counts()}
+
+    def _lay_out(self, name: str, report: Path | None) -> Path:
+        self.store.write_run_file(name, run_card.SOURCES, run_card.sources_file(self.sources))
+        lay_out(self.store, name, self.titles, self.ledger, report)
+        self.throughput.write(self.store, name)
+        return run_card.write(self.store, name)
 
     def _unforeseen(self, error: Exception) -> SpinloopError:
         """What Prefect says of the first task that failed outside of its step; that a later one is not ready says

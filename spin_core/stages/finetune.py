@@ -5,7 +5,8 @@ train split of all pairs trees together; whole-model data parallel at most (no Z
 on θ_t and merged into it, so that θ_{t+1} is a whole model, and the next iteration's opponent, in either case.
 
 inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
-outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser step
+outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser
+         step, and a model card (README.md: the chain of training steps)
 assumes  `job.digests` has the inputs' digests, which the score trees must name
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from spin_core.objectives import SpinPairs
     from spin_core.training import Plan
 
-VERSION = 1
+VERSION = 2
 
 
 class Lora(Section):
@@ -136,6 +137,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
     from spin_core import models
     from spin_core.alarms import alarms, watch
+    from spin_core.card import write_card
     from spin_core.collate import encode_pairs
     from spin_core.training import train, write_results
 
@@ -152,6 +154,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     watching = watch(plan.stop_step, job.note)
     history, resumed_at = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
     write_results(_whole(model, source, config.finetune), history, source, job.out)
+    write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
     return {
         "steps": len(history),

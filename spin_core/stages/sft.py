@@ -5,7 +5,7 @@ the global batch (nats per token), exact under accumulation: a long answer weigh
 
 inputs   `model`: a model directory with tokenizer and chat template · `rows`: a rows tree (its train split)
 outputs  a model directory (safetensors in the dtype of the source's files) with `metrics.jsonl`, one line per
-optimiser step
+optimiser step, and a model card (README.md)
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from spin_core.chat import Chat, ChatSection
 from spin_core.job import Inputs, Job
 from spin_core.rows import TRAIN_FILE, read_rows
 from spin_core.section import Section
+from spin_core.store.keys import config_payload
 
-VERSION = 1
+VERSION = 2
 
 
 class Sft(Section):
@@ -52,6 +53,7 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
     from spin_core import models
+    from spin_core.card import write_card
     from spin_core.objectives import AnswerRows
     from spin_core.training import Plan, train, write_results
 
@@ -69,6 +71,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     pad_id = chat.tokenizer.pad_token_id
     history, resumed_at = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
     write_results(model, history, source, job.out)
+    write_card(job, "sft", config_payload(config), source, history)
     return {
         "steps": len(history),
         "resumed_at": resumed_at,

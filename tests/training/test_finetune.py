@@ -64,7 +64,8 @@ def test_finetune_saved_model_loads_without_pickle_or_paths(spin, theta) -> None
     model = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True, trust_remote_code=False)
     assert model.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(out).chat_template
-    assert {path.suffix for path in out.iterdir()} <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model"}
+    kinds = {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".md"}
+    assert {path.suffix for path in out.iterdir()} <= kinds
     for path in out.iterdir():
         assert str(theta).encode() not in path.read_bytes(), path
     _, again = spin(again=1)

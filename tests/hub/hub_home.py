@@ -1,0 +1,81 @@
+"""The command line in processes of a user whose only hub is the one on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.hub.hub_server import Hub
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def new_token() -> str:
+    """A random secret, with characters that an address and base64 write otherwise."""
+    return f"hf_{secrets.token_hex(9)}+/={secrets.token_hex(8)}"
+
+
+TOKEN = new_token()  # may write to acme
+
+
+def environment(home: Path, url: str, token: str = "", **more: str) -> dict[str, str]:
+    """Of a user at `home` who has this token (empty: none) and no Prefect server."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PREFECT_", "HUGGING"))}
+    told = {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(ROOT),
+        **({"HF_TOKEN": token} if token else {}),
+    }
+    return {**kept, **told, **more}
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(args: list[str], env: dict[str, str], cwd: Path) -> Done:
+    """`spinloop` with these arguments."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *args], capture_output=True, text=True, env=env, cwd=cwd, timeout=280
+    )
+    return Done(ran.returncode, ran.stdout, ran.stderr)
+
+
+@dataclass
+class Ran:
+    """A finished run: its store and name, the user's home (Prefect's too), what it printed, and the hub it read."""
+
+    store: Path
+    run: str
+    home: Path
+    done: Done
+    hub: Hub
+    profile: Path
+    token: str
+
+    @property
+    def folder(self) -> Path:
+        return self.store / "spinloop-store-v1" / "runs" / self.run
+
+    def tree(self, stage: str, label: str) -> Path:
+        """The output of one of its steps."""
+        steps = json.loads((self.folder / "steps.json").read_text())
+        digest = next(step["digest"] for step in steps if (step["stage"], step["label"]) == (stage, label))
+        return self.store / "spinloop-store-v1" / "trees" / digest

@@ -1,0 +1,154 @@
+"""Model cards: the same bytes for the same step, a chain that goes on, and no trust in other people's cards."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from spin_core import card, hub
+from spin_core.held_out import measures
+from spin_core.job import Job
+from spin_core.run_card import RunFacts, full_card
+from spin_core.store.store import Store
+
+BASE, ROWS, PAIRS, THETA = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
+HISTORY = [
+    {"loss": 0.69314718, "rewards/margins": 0.0},
+    {"loss": 0.5, "rewards/margins": 1.25, "rewards/accuracies": 1.0},
+]
+
+
+def written(out: Path, stage: str, source: Path, **digests) -> str:
+    """The card that a step writes."""
+    out.mkdir(parents=True, exist_ok=True)
+    card.write_card(Job(out=out, scratch=out, digests=digests), stage, {"lr": 5e-7, "seed": 3}, source, HISTORY)
+    return (out / "README.md").read_text()
+
+
+def test_card_same_step_elsewhere_same_bytes(tmp_path):
+    """Catches: a path, a clock or an order of a dictionary in the card, which would give each run other keys."""
+    first = written(tmp_path / "a", "finetune", tmp_path / "theta", model=BASE, pairs=[PAIRS], logps=[ROWS])
+    again = written(tmp_path / "b" / "c", "finetune", tmp_path / "x", logps=[ROWS], pairs=[PAIRS], model=BASE)
+    assert first == again and str(tmp_path) not in first
+
+
+def test_card_chain_goes_on_through_the_store(tmp_path):
+    """Catches: an iteration counted from the run, not from the base model, and a step that forgets those before it."""
+    written(tmp_path / THETA, "sft", tmp_path / "base", model=BASE, rows=ROWS)
+    written(tmp_path / PAIRS, "finetune", tmp_path / THETA, model=THETA, pairs=[ROWS])
+    text = written(tmp_path / "end", "finetune", tmp_path / PAIRS, model=PAIRS, pairs=[ROWS, BASE])
+    data = ModelCard(text).data.to_dict()
+    chain = data["spinloop"]
+    assert data["library_name"] == "transformers" and data["tags"] == ["spinloop", "spin"]
+    assert chain["base"] == BASE
+    assert [(s["stage"], s.get("iteration")) for s in chain["steps"]] == [
+        ("sft", None),
+        ("finetune", 1),
+        ("finetune", 2),
+    ]
+    assert chain["steps"][2]["inputs"] == {"model": PAIRS, "pairs": [ROWS, BASE]}
+    assert chain["steps"][2]["settings"] == {"lr": 5e-7, "seed": 3}
+    assert chain["steps"][2]["result"]["loss/last"] == 0.5
+    assert "# SPIN iteration 2" in text and "0.693147 → 0.5" in text
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("not-its-digest", None),
+        (THETA, "# no front matter"),
+        (THETA, "---\n[broken\n---\n"),
+        (THETA, "---\nspinloop: {format: 1, base: x, steps: []}\n---\n"),
+        (THETA, "---\nspinloop: {format: 2, base: " + BASE + ", steps: []}\n---\n"),
+        (THETA, "---\nspinloop: {format: 1, base: " + BASE + ", steps: [{stage: other}]}\n---\n"),
+        (THETA, "---\nspinloop: !!python/object/apply:os.system ['true']\n---\n"),
+        (THETA, "---\n" + "x: y\n" * 300_000 + "---\n"),
+    ],
+)
+def test_card_foreign_readme_is_not_believed(tmp_path, name, text):
+    """Catches: a chain from a README that is in no digest (two users of one key would get two models), and one that
+    breaks the training or runs code."""
+    folder = tmp_path / name
+    written(folder, "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
+    if text is not None:
+        (folder / "README.md").write_text(text)
+    assert card.read_chain(folder, THETA) == {"format": 1, "base": THETA, "steps": []}
+
+
+def test_card_chain_of_an_own_tree_is_read(tmp_path):
+    """Catches: a reader that believes nothing, with which the test above would always pass."""
+    written(tmp_path / THETA, "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
+    assert card.iterations(card.read_chain(tmp_path / THETA, THETA)) == 1
+
+
+def made_run(tmp_path: Path, rows: list[dict], metrics: dict) -> RunFacts:
+    """A run of one evaluate step and one finetune step, laid out by hand."""
+    store = Store(tmp_path / "store")
+
+    def publish(stage: str, files: dict[str, str]) -> dict:
+        tree = store.new_tree()
+        for name, text in files.items():
+            (tree / name).write_text(text)
+        payload = {"store": 1, "stage": stage, "version": 1, "config": {}, "inputs": {}}
+        record = store.publish(payload, tree, {"provenance": {"versions": {"torch": "9.9"}, "commit": "e" * 40}})
+        return {"stage": stage, "key": record.key, "digest": record.digest, "summary": {}}
+
+    text = written(tmp_path / "made", "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    steps = [
+        publish("finetune", {"README.md": text, "config.json": "{}"}) | {"label": "iter 0"},
+        publish("evaluate", {"metrics.json": json.dumps(metrics), "rows.jsonl": lines}) | {"label": "θ_1"},
+    ]
+    return RunFacts(store, "made-abc123", steps, [])
+
+
+def test_card_of_a_run_says_no_more_than_it_knows(tmp_path):
+    """Catches: a figure that is not finite, an interval without rows, a decision without gates, a made-up hub id."""
+    run = made_run(tmp_path, [], {"nll/real": 1.5, "exact_match/greedy": None, "spin/margin": float("nan")})
+    text = full_card(run, 1)
+    data = ModelCard(text).data.to_dict()
+    assert (
+        "| nats per token of real answers | 1.5 | – | – |" in text and "nan" not in text and "exact match" not in text
+    )
+    assert "## Decision" not in text and "base_model" not in data and "datasets" not in data
+    assert text == full_card(run, 1) and "torch 9.9" in text and run.models[1]["digest"] in text
+
+
+def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):
+    """Catches: an interval of the rows' plain mean, or of another spread: nats per token weighs rows by their tokens.
+    300 draws of 80 rows; the true value is that of the population."""
+    draw, hits = random.Random(5), 0
+    population = [(n, draw.expovariate(2.0 / n) + 0.2) for n in (draw.randint(1, 60) for _ in range(20_000))]
+    truth = sum(n * nll for n, nll in population) / sum(n for n, _ in population)
+    for _ in range(300):
+        rows = [{"tokens": n, "nll": nll} for n, nll in draw.choices(population, k=80)]
+        value = sum(r["tokens"] * r["nll"] for r in rows) / sum(r["tokens"] for r in rows)
+        one = _likelihood(rows, value)
+        hits += one[0] <= truth <= one[1]
+    assert 0.9 <= hits / 300 <= 0.985, hits / 300
+    assert [one.metric for one in measures(made_run(tmp_path, [], {"nll/real": 1.0}), 1)] == ["nll/real"]
+
+
+def _likelihood(rows: list[dict], value: float) -> tuple[float, float]:
+    from spin_core.held_out import interval
+
+    low, high, count = interval("nll/real", value, rows)
+    assert count == len(rows) and low is not None and high is not None
+    return low, high
+
+
+@pytest.mark.parametrize("token", ["hf_abcdefghij", "plain-secret-1", "hf_abcd/+=é1234", "with space"])
+def test_masked_token_is_in_no_spelling(token, monkeypatch):
+    """Catches: a token that is masked as it is, but not as a client quotes the header that it cannot send."""
+    monkeypatch.setenv("HF_TOKEN", f" {token}\n")
+    for text in (token, repr(token.encode()), ascii(token), f"Illegal header value {f'Bearer {token}'.encode()!r}"):
+        said = hub.masked(f"Error: {text}.")
+        assert hub.HIDDEN in said and said.startswith("Error: ") and said.endswith(".")
+        assert token.partition("é")[0] not in said and "1234" not in said
+    monkeypatch.delenv("HF_TOKEN")
+    assert hub.masked(f"x {token} y", token) == f"x {hub.HIDDEN} y"
+    assert hub.masked("nothing to hide: hf.co, shf_1, half_life") == "nothing to hide: hf.co, shf_1, half_life"

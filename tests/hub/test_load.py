@@ -1,0 +1,144 @@
+"""Models and datasets by hub id: which commit, whose token, and what is left without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.hub.hub_home import TOKEN, Ran, command, environment
+
+RESOLVE = """
+import json, sys
+from pathlib import Path
+from spin_core.errors import BadInput
+from spin_core.sources import resolve
+path, kind, revision, split = sys.argv[1:5]
+try:
+    s = resolve(path, kind, revision, Path("/"), split)
+    print(json.dumps({"digest": s.digest, "path": str(s.path), "commit": s.revision, "note": s.note}))
+except BadInput as error:
+    print(json.dumps(str(error)))
+"""
+MODEL = {"config.json": b"{}", "tokenizer.json": b'{"a": 1}', "model.safetensors": b"weights", "README.md": b"# x"}
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def resolve(python, hub):
+    hub.add("models/acme/good", MODEL)
+
+    def call(path="acme/good", kind="model", revision="", split="", **how):
+        return python(RESOLVE, path, kind, revision, split, **how)
+
+    return call
+
+
+def test_load_branch_tag_short_and_full_commit_are_one_content(resolve, hub, tmp_path):
+    """Catches: a name of a branch kept as the revision, and a digest that depends on how the commit was named."""
+    repo = hub.repos["models/acme/good"]
+    first = repo.refs["main"]
+    repo.refs["v1"] = first
+    folder = tmp_path / "local"
+    folder.mkdir()
+    for name, data in MODEL.items():
+        (folder / name).write_bytes(data)
+    found = [resolve(revision=name) for name in ("", "main", "v1", first[:7], first)]
+    assert not [one for one in found if isinstance(one, str)]
+    assert {one["commit"] for one in found} == {first}
+    assert {one["digest"] for one in found} == {resolve(str(folder))["digest"]}
+
+
+def test_load_moved_branch_is_the_new_commit(resolve, hub):
+    """Catches: a cached answer of yesterday where the hub says otherwise, and an old commit that changes with it."""
+    before = resolve(revision="main")
+    new = hub.repos["models/acme/good"].commit({**MODEL, "model.safetensors": b"others"})
+    after = resolve(revision="main")
+    assert after["commit"] == new != before["commit"] and after["digest"] != before["digest"]
+    assert resolve(revision=before["commit"])["digest"] == before["digest"]
+
+
+def test_load_private_and_gated_ask_for_a_token(resolve, hub):
+    """Catches: the client's page of advice, a token in the sentence, and one that is not sent."""
+    hub.repos["models/acme/good"].private = True
+    said = resolve()
+    assert isinstance(said, str) and "shows no model of this name" in said and "HF_TOKEN" in said and "\n" not in said
+    wrong = "hf_" + "w" * 34
+    said = resolve(token=wrong)
+    assert isinstance(said, str) and "does not accept the token of $HF_TOKEN" in said and wrong not in said
+    assert resolve(token=TOKEN)["commit"] and hub.authorised
+    hub.repos["models/acme/good"].private, hub.repos["models/acme/good"].gated = False, True
+    hub.repos["models/acme/good"].commit({**MODEL, "config.json": b'{"new": 1}'})
+    said = resolve()
+    assert isinstance(said, str) and "is gated; accept its terms" in said and "\n" not in said
+    assert resolve(token=TOKEN)["commit"]
+
+
+def test_load_token_with_a_line_break_is_not_told(resolve, hub):
+    """Catches: a client's complaint about a header, which spells the token out."""
+    odd = "hf_" + "x" * 12 + "é" + "y" * 12
+    said = resolve(token=odd)
+    assert isinstance(said, str) and "x" * 12 not in said and "y" * 12 not in said and "\n" not in said
+
+
+def test_load_unreachable_hub_a_whole_cached_commit_is_used(resolve, hub):
+    """Catches: a failure at a network that is not needed, and a branch of last week used without a word."""
+    online = resolve(revision="main")
+    full = resolve(revision=online["commit"], url=NOWHERE)
+    assert full == {**online, "note": ""}
+    branch = resolve(revision="main", url=NOWHERE)
+    assert branch["digest"] == online["digest"] and "as it was when last asked for" in branch["note"]
+    assert online["commit"][:8] in branch["note"] and "\n" not in branch["note"]
+    assert resolve(HF_HUB_OFFLINE="1")["digest"] == online["digest"], "main is what an empty revision means"
+    for other in ("v2", "f" * 40):
+        said = resolve(revision=other, url=NOWHERE)
+        assert isinstance(said, str) and "the hub cannot be read" in said and "\n" not in said
+
+
+def test_load_unreachable_hub_a_cached_commit_with_a_hole_is_refused(resolve, tmp_path):
+    """Catches: a download that was cut off taken for the whole model: it would have another digest, so another key."""
+    online = resolve()
+    os.unlink(Path(online["path"]) / "tokenizer.json")
+    said = resolve(revision=online["commit"], url=NOWHERE)
+    assert isinstance(said, str) and "\n" not in said and "go online" in said
+    shutil.rmtree(Path(online["path"]).parents[1] / "trees")
+    assert isinstance(resolve(revision=online["commit"], url=NOWHERE), str), "which files it has is not known"
+    assert resolve() == online
+
+
+def test_load_unreachable_hub_a_split_that_was_never_fetched_is_refused(resolve, hub):
+    """Catches: a dataset of no rows, or the other split's, from a cache that has one split."""
+    rows = {"data/train.jsonl": b'{"prompt": "a", "response": "b"}\n', "data/test.jsonl": b'{"prompt": "c"}\n'}
+    hub.add("datasets/acme/rows", rows)
+    online = resolve("acme/rows", "dataset", split="train")
+    assert resolve("acme/rows", "dataset", online["commit"], "train", url=NOWHERE)["digest"] == online["digest"]
+    said = resolve("acme/rows", "dataset", online["commit"], "test", url=NOWHERE)
+    assert isinstance(said, str) and "go online" in said
+
+
+def test_load_run_tells_the_commits_and_shares_its_keys_with_local_copies(ran: Ran, start_model, start_rows, tmp_path):
+    """Catches: a record that does not say which commit it was, and a hub id, branch or path in a key."""
+    model, rows = (ran.hub.repos[name].refs["main"] for name in ("models/acme/start", "datasets/acme/rows"))
+    records = ran.store / "spinloop-store-v1" / "records"
+    facts = {p.parent.name: json.loads(p.read_text())["facts"] for p in records.glob("[rs][ef][ft]*/*.json")}
+    assert facts["sft"]["sources"] == {"model": [f"acme/start@{model}"]}
+    assert facts["reformat"]["sources"]["source"] == [f"acme/rows@{rows}"]
+    told = json.loads((ran.folder / "sources.json").read_text())
+    assert [(one["kind"], one["hub"], one["commit"], one["split"]) for one in told] == [
+        ("dataset", "acme/rows", rows, "train"),
+        ("dataset", "acme/rows", rows, "test"),
+        ("model", "acme/start", model, ""),
+    ]
+    local = tmp_path / "rows"
+    for name, data in start_rows.items():
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(data)
+    sets = ["--set", f"model.path={start_model}", "--set", f"dataset.path={local}", "--set", "dataset.revision="]
+    plan = ["plan", str(ran.profile), *sets, "--store", str(ran.store), "--json"]
+    done = command(plan, environment(tmp_path, NOWHERE), tmp_path)
+    assert done.code == 0, done.err
+    states = {(one["stage"], one["label"]): one["state"] for one in json.loads(done.out)}
+    assert [step for step, state in states.items() if state != "cached"] == [("report", "")], "its page shows hub ids"
