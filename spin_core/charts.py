@@ -7,6 +7,7 @@ apply.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -22,6 +23,25 @@ COLOURS = ("#a0b1d0", "#a0b1d1", "#a0b1d2", "#a0b1d3", "#a0b1d4", "#a0b1d5")
 VARIABLES = {INK: "var(--ink)", RULE: "var(--rule)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
 SIZE = (4.6, 2.9)  # inches; 331 pt wide, so that 9 pt text is readable at the width of a phone
 POINTS = 300  # a curve with more steps is drawn as means of equal bins
+
+
+MODELS = (  # charts with a mark per model: caption, figures of a report row by their names in the legend
+    ("Exact match on held-out prompts", {"greedy": "greedy", "sampled": "sampled"}),
+    ("NLL per token of held-out real answers (lower is better)", {"nll": "NLL"}),
+    ("Harness: average of the tasks", {"harness.average": "average"}),
+    (
+        "Margin on held-out pairs",
+        {"opponents.margin": "against the previous model", "opponents.margin_start": "against θ_0"},
+    ),
+    ("Length of held-out answers in tokens", {"style.greedy.tokens": "greedy", "style.sampled.tokens": "sampled"}),
+)
+STEPS = (  # charts over optimiser steps: caption, keys of metrics.jsonl
+    ("Training loss", ("loss",)),
+    ("Reward margin of the training pairs", ("rewards/margins",)),
+    ("Accuracy: real answer rewarded above the generated one", ("rewards/accuracies",)),
+    ("Log-probability of real and generated answers", ("logps/real", "logps/generated")),
+    ("Rewards of real and generated answers", ("rewards/real", "rewards/generated")),
+)
 
 
 @dataclass(frozen=True)
@@ -47,24 +67,15 @@ class Curve:
 
 def draw_all(models: list[Model], rows: list[dict]) -> list[Chart]:
     """Every chart there are figures for, in reading order."""
-    drawn = [
-        models_chart("Exact match on held-out prompts", rows, {"greedy": "greedy", "sampled": "sampled"}),
-        models_chart("NLL per token of held-out real answers (lower is better)", rows, {"nll": "NLL"}),
-    ]
-    for title, keys in (
-        ("Training loss", ("loss",)),
-        ("Reward margin of the training pairs", ("rewards/margins",)),
-        ("Accuracy: real answer rewarded above the generated one", ("rewards/accuracies",)),
-        ("Log-probability of real and generated answers", ("logps/real", "logps/generated")),
-    ):
-        drawn.append(steps_chart(title, curves(models, keys)))
+    drawn = [models_chart(title, rows, series) for title, series in MODELS]
+    drawn += [steps_chart(title, curves(models, keys)) for title, keys in STEPS]
     return [chart for chart in drawn if chart is not None]
 
 
 def models_chart(title: str, rows: list[dict], series: dict[str, str]) -> Chart | None:
     """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures.
 
-    `series`: field of a report row → its name in the legend.
+    `series`: field of a report row (a path with dots) → its name in the legend.
     """
     columns = [row for kind in ("start", "iteration", "control") for row in rows if row["kind"] == kind]
     path = sum(row["kind"] != "control" for row in columns)
@@ -158,8 +169,10 @@ def _told(ys: list[float]) -> str:
 
 
 def _point(row: dict, name: str) -> tuple[float, float, float] | None:
-    """A model's figure with its interval (the figure itself where there is none)."""
-    raw = row[name]
+    """A model's figure with its interval (the figure itself where there is none); `name` may be a path with dots."""
+    raw: Any = row
+    for part in name.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
     figure = raw if isinstance(raw, dict) else {"value": raw, "low": None, "high": None}
     value = figure["value"]
     if value is None:
@@ -220,6 +233,14 @@ def _finish(figure) -> str:
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(?<=<svg )height="[^"]*" width="[^"]*"', r"\1", svg, count=1
     )
     svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|LineCollection)[^"]*"', "", svg)
+    # Six decimals of a point, indents and comments are a third of the bytes. Texts (between tags) stay as they are.
+    svg = re.sub(
+        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    )
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    # Charts with the same marks have the same ids, which may stand in a page once.
+    own = hashlib.sha256(svg.encode()).hexdigest()[:6]
+    svg = re.sub(r'(id="|href="#|url\(#)([mp][0-9a-f]{8,})', rf"\1\2-{own}", svg)
     for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     return svg.strip()

@@ -34,18 +34,30 @@ class Model:
     answers: dict[str, dict] = field(default_factory=dict)
     steps: list[dict] = field(default_factory=list)
     quality: dict = field(default_factory=dict)
+    harness: dict = field(default_factory=dict)
+    decision: dict = field(default_factory=dict)
 
 
 def read_model(
-    label: str, kind: str, iteration: int, evaluate: Path | None, finetune: Path | None, gather: Path | None
+    label: str,
+    kind: str,
+    iteration: int,
+    evaluate: Path | None,
+    finetune: Path | None,
+    gather: Path | None,
+    harness: Path | None = None,
+    gate: Path | None = None,
 ) -> Model:
-    """Reads metrics.json and rows.jsonl, metrics.jsonl, quality.json. Raises BadInput that names file and line."""
+    """Reads metrics.json and rows.jsonl, metrics.jsonl, quality.json, results.json, decision.json. Raises BadInput that
+    names file and line."""
     metrics = _object(evaluate / "metrics.json") if evaluate else {}
     answers = {str(row.get("id")): row for row in _lines(evaluate / "rows.jsonl")} if evaluate else {}
     steps = list(_lines(finetune / "metrics.jsonl")) if finetune else []
     quality = _object(gather / "quality.json") if gather else {}
+    results = _object(harness / "results.json") if harness else {}
+    decision = _object(gate / "decision.json") if gate else {}
     finite = {name: value for name, raw in metrics.items() if (value := number(raw)) is not None}
-    return Model(label, kind, iteration, finite, answers, steps, quality)
+    return Model(label, kind, iteration, finite, answers, steps, quality, results, decision)
 
 
 def number(raw: object) -> float | None:
@@ -207,6 +219,11 @@ def cells(row: dict) -> list[tuple[str, str, str]]:
     ]
 
 
+def starred(row: dict) -> str:
+    """A line's label; the best model's has a star."""
+    return row["label"] + (" ★" if row.get("best") else "")
+
+
 def _rate_text(rate: dict | None) -> tuple[str, str]:
     if rate is None:
         return NONE, ""
@@ -224,13 +241,18 @@ def markdown_text(text: str, limit: int) -> str:
 
 def text_table(rows: list[dict]) -> str:
     """Report rows as a Markdown table with padded columns, so that it reads in a terminal too."""
-    lines = [["model"]] + [[markdown_text(row["label"], 80)] for row in rows]
+    lines = [["model"]] + [[markdown_text(starred(row), 80)] for row in rows]
     for row, line in zip(rows, lines[1:], strict=True):
         line += [
             f"{figure} ({small})" if small and title.startswith("EM") else figure for title, figure, small in cells(row)
         ]
     blank = {"greedy": None, "sampled": None, "delta": {"greedy": None, "sampled": None, "nll": None}, "pairs": None}
     lines[0] += [title for title, _, _ in cells({**blank, "nll": None, "margin": None, "accuracy": None})]
+    return table_text(lines)
+
+
+def table_text(lines: list[list[str]]) -> str:
+    """A Markdown table, titles first, columns padded. Every text must be Markdown already."""
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     drawn = [
         "| "

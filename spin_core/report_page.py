@@ -1,97 +1,80 @@
-"""The report as one HTML file: everything inline, nothing fetched, no script; every text from outside escaped and
-bounded."""
+"""The report as one HTML file: everything inline, nothing fetched, one script of its own under its hash; every text
+from outside escaped and bounded."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 from spin_core.charts import Chart
-from spin_core.figures import Model, cells, number, plain, short, show
-from spin_core.report_html import CSS, PAGE, STEPS
+from spin_core.figures import plain, show
+from spin_core.report_html import CSS, PAGE
+from spin_core.report_samples import SCRIPT, SCRIPT_HASH
+from spin_core.report_tables import Line, Table, tables
 
-TEXT = 1200  # characters of a prompt or an answer that are shown
-SAMPLES = 12
+OPEN = 3  # samples that are unfolded at first
+FOLDED = 12  # samples before the rest is folded away
 
 
 def page(figures: dict, charts: Sequence[Chart], shown: dict, profile: Mapping, mark: str) -> str:
-    """The whole file. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the steps table
-    belongs."""
+    """The whole file. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the sections about
+    the run itself belong."""
     import yaml
 
     rows = figures["rows"]
-    table = [{"label": row["label"], "kind": row["kind"], "cells": cells(row)} for row in rows]
-    return _render(
+    return rendered(
         PAGE,
         name=plain(figures["name"], 120),
         sentence=plain(figures["sentence"], 2000),
+        decision=figures.get("decision") or {},
         notes=[plain(note, 500) for note in figures["notes"]],
         tiles=_tiles(rows),
-        columns=[title for title, _, _ in table[0]["cells"]] if table else [],
-        table=table,
+        tables=tables(rows),
         charts=charts,
         samples=shown,
+        open=OPEN,
+        folded=FOLDED,
+        overrides=overrides(profile),
         # Sorted: profiles that differ in order alone have one key, so they must give the same bytes.
         profile=plain(yaml.safe_dump(dict(profile), sort_keys=True, allow_unicode=True, width=100), 40_000),
         css=CSS,
+        script=SCRIPT,
+        hash=SCRIPT_HASH,
         mark=mark,
     )
 
 
-def samples(models: Sequence[Model]) -> dict:
-    """{text, rows}: held-out rows side by side. Rows whose verdict changed from the start to the last iteration come
-    first
-    (as many that became right as became wrong, while there are both), then changed answers; ties by hash of the row id.
-    """
-    shown = [model for model in models if model.answers]
-    if not shown:
-        return {"text": "", "rows": []}
-    before = next((m for m in shown if m.kind == "start"), shown[0])
-    after = max((m for m in shown if m.kind == "iteration"), key=lambda m: m.iteration, default=before)
-    groups: dict[str, list[str]] = {"gained": [], "lost": [], "changed": [], "same": []}
-    for key in sorted(
-        before.answers.keys() & after.answers.keys(),
-        key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest(),
-    ):
-        groups[_group(before.answers[key], after.answers[key])].append(key)
-    half = SAMPLES // 2
-    gained = groups["gained"][: max(half, SAMPLES - len(groups["lost"]))]
-    lost = groups["lost"][: SAMPLES - len(gained)]
-    picked = [(key, "gained") for key in gained] + [(key, "lost") for key in lost]
-    picked += [(key, name) for name in ("changed", "same") for key in groups[name]]
-    moved = f"{len(groups['gained']):,} rows became right and {len(groups['lost']):,} wrong"
-    counts = f"From {short(before.label)} to {short(after.label)}, {moved}"
-    total = sum(len(keys) for keys in groups.values())
-    judged = any(
-        row.get("greedy_match") is not None or row.get("sampled_match") is not None for row in after.answers.values()
+def overrides(profile: Mapping) -> Table | None:
+    """What single iterations were given instead of the profile's settings; None for a run that changed nothing."""
+    given = profile.get("overrides")
+    lines = []
+    for t, parts in sorted(given.items(), key=lambda one: str(one[0]).zfill(4)) if isinstance(given, dict) else []:
+        for section, fields in sorted(parts.items()) if isinstance(parts, dict) else []:
+            base = profile.get(section)
+            for name, value in sorted(fields.items()) if isinstance(fields, dict) else []:
+                usual = base.get(name) if isinstance(base, dict) else None
+                cells = [(setting_text(f"{section}.{name}"), ""), (setting_text(usual), ""), (setting_text(value), "")]
+                lines.append(Line(plain(t, 8), cells))
+    columns = ["setting", "all others", "this one"]
+    text = "Settings of single iterations that differ from the rest of the run."
+    return (
+        Table("overrides", "Iterations with settings of their own", text, "iteration", columns, lines)
+        if lines
+        else None
     )
-    text = f"{counts}, of {total:,}." if judged and after is not before else f"{total:,} held-out rows."
-    return {
-        "text": f"{text} Shown: {min(SAMPLES, total)}.",
-        "rows": [_sample(key, tag, shown, before) for key, tag in picked[:SAMPLES]],
-    }
 
 
-def steps_section(steps: Sequence[Mapping]) -> str:
-    """The section of `spin_core.stages.report.steps_table`."""
-    shown: list[dict] = []
-    times = {True: 0.0, False: 0.0}  # seconds of the steps that were cached, and of those that ran
-    for step in steps:
-        cached, seconds = step.get("state") == "Cached", number(step.get("seconds"))
-        times[cached] += seconds or 0.0
-        text = {name: short(step.get(name) or "") for name in ("label", "stage", "state")}
-        text |= {name: plain(str(step.get(name) or "")[:12], 12) for name in ("key", "digest")}
-        shown.append({**text, "cached": cached, "time": _time(seconds)})
-    hits = sum(bool(step["cached"]) for step in shown)
-    told = f"{hits:,} of {len(shown):,} steps were cached"
-    if hits:
-        told += f", which saved {_time(times[True])}"
-    if hits < len(shown):
-        told += f"; the others took {_time(times[False])}"
-    return _render(STEPS, steps=shown, text=told + ".")
+def setting_text(value: object) -> str:
+    """A setting's value as a profile writes it, on one line, cut."""
+    if isinstance(value, str):
+        return plain(" ".join(value.split()), 120) or '""'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return plain(json.dumps(value, ensure_ascii=False, default=str), 120) if value is not None else "none"
 
 
-def _render(template: str, **values: object) -> str:
+def rendered(template: str, **values: object) -> str:
+    """A template of the report with its values, which are escaped."""
     import jinja2
 
     made = jinja2.Environment(
@@ -105,71 +88,21 @@ def _render(template: str, **values: object) -> str:
 
 
 def _tiles(rows: list[dict]) -> list[tuple[str, str, str]]:
-    """The headline: start, last iteration, best control, of the first metric that the start has."""
+    """The headline: start, best and last iteration, controls, of the first metric that the start has."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("start", "iteration", "control")}
-    picked = kinds["start"][:1] + kinds["iteration"][-1:] + kinds["control"]
+    best = [row for row in rows if row.get("best")]
+    picked = list(
+        {id(row): row for row in kinds["start"][:1] + best + kinds["iteration"][-1:] + kinds["control"]}.values()
+    )
     for metric, name in (
         ("greedy", "exact match, greedy"),
         ("sampled", "exact match, sampled"),
         ("nll", "NLL per token"),
     ):
         figures = [
-            (row["label"], row[metric]["value"] if isinstance(row[metric], dict) else row[metric]) for row in picked
+            (row["label"], row[metric]["value"] if isinstance(row[metric], dict) else row[metric], row.get("best"))
+            for row in picked
         ]
         if figures and figures[0][1] is not None:
-            return [(label, show(value), name) for label, value in figures[:4]]
+            return [(label + (" ★" if star else ""), show(value), name) for label, value, star in figures[:4]]
     return []
-
-
-def _group(before: Mapping, after: Mapping) -> str:
-    for kind in ("greedy", "sampled"):
-        old, new = before.get(f"{kind}_match"), after.get(f"{kind}_match")
-        if old is not None and new is not None and bool(old) != bool(new):
-            return "gained" if new else "lost"
-        if old is not None and new is not None:
-            break  # greedy, where there is one, decides alone
-    return "changed" if _answer(before) != _answer(after) else "same"
-
-
-def _answer(row: Mapping) -> object:
-    return row.get("greedy", row.get("sampled"))
-
-
-def _sample(key: str, tag: str, models: Sequence[Model], start: Model) -> dict:
-    first = start.answers[key]
-    answers = []
-    for model in models:
-        row = model.answers.get(key, {})
-        text, match = _answer(row), row.get("greedy_match" if "greedy" in row else "sampled_match")
-        mark = "" if match is None else "right" if match else "wrong"
-        nll = number(row.get("nll"))
-        answers.append(
-            {
-                "label": short(model.label),
-                "text": None if text is None else plain(text, TEXT),
-                "mark": mark,
-                "nll": "" if nll is None else show(nll),
-            }
-        )
-    said = {"gained": "became right", "lost": "became wrong", "changed": "answer changed", "same": "same answer"}[tag]
-    prompt, real = plain(first.get("prompt", ""), TEXT), plain(first.get("real", ""), TEXT)
-    return {
-        "tag": tag,
-        "said": said,
-        "head": " ".join(prompt.split())[:90],
-        "prompt": prompt,
-        "real": real,
-        "answers": answers,
-    }
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 SHOWN = ("demo_rows", "demo_model", "reformat", "sft", "generate", "gather", "finetune")
@@ -30,26 +31,45 @@ class Made(Protocol):
 
 
 Step = TypeVar("Step", bound=Made)
+Inputs = Callable[[Step], Mapping[str, str | Sequence[str]]]
 
 
-def lineage(steps: Sequence[Step], inputs: Callable[[Step], Mapping[str, str | Sequence[str]]]) -> str:
+@dataclass(frozen=True)
+class Node:
+    """Something made, or read from outside; `digest` of one step's output, empty for many shards."""
+
+    title: str
+    small: str
+    style: str
+    digest: str = ""
+
+
+def lineage(steps: Sequence[Step], inputs: Inputs) -> str:
     """The fenced diagram and its legend. `steps` in the order of the DAG; `inputs`: the digests that a step read, by
     the names of its inputs (asked of one shard only)."""
+    shown = [step for step in steps if step.stage in SHOWN and not step.label.startswith("instead")]
+    last = max((_iteration(step) for step in shown), default=-1)
+    nodes, edges = graph(steps, shown, inputs, range(FIRST, last - LAST + 1))
+    return _drawn(nodes, edges)
+
+
+def graph(
+    steps: Sequence[Step], shown: Sequence[Step], inputs: Inputs, gap: range = range(0)
+) -> tuple[dict[str, Node], list[tuple[str, str]]]:
+    """Nodes by name and the edges between names, of the steps `shown` among all `steps`; iterations in `gap` are one
+    node."""
     groups: dict[tuple[str, str], list[Step]] = {}
-    for step in steps:
-        if step.stage in SHOWN and not step.label.startswith("instead"):
-            groups.setdefault((step.stage, step.label.partition(", shard")[0]), []).append(step)
-    last = max((_iteration(made[0]) for made in groups.values()), default=-1)
-    gap = range(FIRST, last - LAST + 1)
+    for step in shown:
+        groups.setdefault((step.stage, step.label.partition(", shard")[0]), []).append(step)
     names = {group: f"n{i}" for i, group in enumerate(groups)}
     names |= {group: "gap" for group in groups if _iteration(groups[group][0]) in gap}
     owners = {step.digest: names[group] for group, made in groups.items() for step in made}
     hidden = {step.digest for step in steps} - set(owners)
     rows = next((names[group] for group in groups if group[0] == "reformat"), "")
-    nodes, edges = dict[str, tuple[str, str, str]](), dict[tuple[str, str], None]()
+    nodes, edges = dict[str, Node](), dict[tuple[str, str], None]()
     for group, made in groups.items():
         name = names[group]
-        nodes[name] = ("…", f"iterations {gap.start} to {gap.stop - 1}", "outside") if name == "gap" else _node(made)
+        node = Node("…", f"iterations {gap.start} to {gap.stop - 1}", "outside") if name == "gap" else _node(made)
         for reads, value in inputs(made[0]).items():
             if (group[0], reads) == ("gather", "rows"):
                 continue  # the same rows as of its answers; two lines through the whole diagram
@@ -57,14 +77,15 @@ def lineage(steps: Sequence[Step], inputs: Callable[[Step], Mapping[str, str | S
                 known = rows if reads == "prompts" else owners.get(digest, "")
                 if not known and digest not in hidden:
                     known = owners[digest] = f"o{len(nodes)}"
-                    nodes[known] = (reads.replace("_", " "), digest[:7], "outside")
+                    nodes[known] = Node(reads.replace("_", " "), digest[:7], "outside", digest)
                 if known and known != name:
                     edges[known, name] = None
-    return _drawn(nodes, list(edges))
+        nodes[name] = node
+    return nodes, list(edges)
 
 
-def _node(made: Sequence[Made]) -> tuple[str, str, str]:
-    """Title, small print and style of a node."""
+def _node(made: Sequence[Made]) -> Node:
+    """The node of one step, or of all shards of an iteration."""
     first = made[0]
     t = _iteration(first)
     count = first.summary
@@ -73,15 +94,17 @@ def _node(made: Sequence[Made]) -> tuple[str, str, str]:
         "demo_rows": f"dataset, {first.label}",
         "demo_model": "base model",
         "reformat": f"{_count(count, 'train_rows')} rows, {_count(count, 'test_rows')} held out",
-        "sft": "θ_0",
+        "sft": f"SFT {first.label}" if first.label.startswith("instead") else "θ_0",
         "generate": f"answers of θ_{t}",
         "gather": f"pairs_{t}, {_count(count, 'train_pairs')}",
         "finetune": f"θ_{t + 1}",
+        "evaluate": f"held-out answers, {first.label}",
     }[first.stage]
     cached = sum(step.state == "Cached" for step in made)
     told = "Cached" if cached == len(made) else f"{cached:,} Cached" if cached else "ran"
-    small = f"{shards if first.stage == 'generate' else first.digest[:7]} · {told}"
-    return title, small, "cached" if cached == len(made) else "ran"
+    many = first.stage == "generate"
+    style = "cached" if cached == len(made) else "ran"
+    return Node(title, f"{shards if many else first.digest[:7]} · {told}", style, "" if many else first.digest)
 
 
 def _iteration(step: Made) -> int:
@@ -94,10 +117,12 @@ def _count(summary: Mapping, name: str) -> str:
     return f"{value:,}" if isinstance(value, int) else "–"
 
 
-def _drawn(nodes: Mapping[str, tuple[str, str, str]], edges: Sequence[tuple[str, str]]) -> str:
+def _drawn(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
     lines = ["```mermaid", "flowchart TB"]
     for name, node in nodes.items():
-        title, small, style = (re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in node)
+        title, small, style = (
+            re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in (node.title, node.small, node.style)
+        )
         lines.append(f'  {name}["{title}<br/>{small}"]:::{style}')
     lines += [f"  {start} --> {end}" for start, end in edges]
     lines += ["  linkStyle default stroke:#8a95a6"] if edges else []  # the UI's own is all but invisible when dark

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
-from spin_core.figures import NONE, Model, cells, number, percent, plain, read_model, show
+from spin_core.figures import NONE, Model, cells, number, percent, plain, read_model, show, starred
+from spin_core.report_tables import tables
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 
@@ -27,7 +28,7 @@ SAMPLES = 8
 EMPTY = "(empty)"
 KEY = (
     "EM: exact match on held-out prompts, in brackets the 95 % interval; Δ: against the start, in brackets the rows "
-    "that became right (+) and wrong (−); NLL: per token of the real answers; –: not measured."
+    "that became right (+) and wrong (−); NLL: per token of the real answers; ★: the best model; –: not measured."
 )
 CHART = re.compile(
     r'<figure role="img" aria-label="([^"]*)">\s*<figcaption>([^<]*)</figcaption>\s*(<svg .*?</svg>)', re.DOTALL
@@ -67,12 +68,13 @@ def iterations(figures: Mapping, report: str, run: str = "") -> str:
     ended."""
     end = f"The whole report lies on the machine that ran this: `{_code(report)}`"
     end += f"; there `spinloop report {_code(run)}` prints it." if run else "."
-    return "\n\n".join([_verdict(figures), *_notes(figures), table(figures["rows"]), KEY, end])
+    shown = [_verdict(figures), *_decided(figures), *_notes(figures), table(figures["rows"]), KEY]
+    return "\n\n".join([*shown, *_further(figures["rows"]), end])
 
 
 def table(rows: Sequence[Mapping], columns: int = 7) -> str:
     """A line for each model; figures that no model has are left out."""
-    lines = [[told(row["label"], 48), *(_figure(one) for one in cells(dict(row))[:columns])] for row in _ends(rows)]
+    lines = [[told(starred(dict(row)), 50), *map(_figure, cells(dict(row))[:columns])] for row in _ends(rows)]
     titles = ["model", *(title for title, _, _ in cells(dict(rows[0]))[:columns])] if rows else ["model"]
     kept = [i for i in range(len(titles)) if i == 0 or any(line[i] != NONE for line in lines)]
     return _drawn([titles[i] for i in kept], [[line[i] for i in kept] for line in lines])
@@ -155,7 +157,8 @@ def decision(figures: Mapping, shown: Mapping, t: int, count: int) -> str:
         f"becomes the next model. *stop here*: the run ends with {label} and its report; nothing computed is lost. "
         "The choice is below this text; *Resume* without one means go on."
     )
-    parts = [asked, _verdict(figures), *_notes(figures, 5), table(figures["rows"], 5)]  # the dialog has room for five
+    # The dialog has room for five columns.
+    parts = [asked, _verdict(figures), *_decided(figures), *_notes(figures, 5), table(figures["rows"], 5)]
     for samples in (3, 2, 1):
         found = answers(shown, samples, 120)
         if found and len("\n\n".join([*parts, found])) <= DECISION:
@@ -166,6 +169,29 @@ def decision(figures: Mapping, shown: Mapping, t: int, count: int) -> str:
 
 def _verdict(figures: Mapping) -> str:
     return f"**{told(figures['sentence'], 1200)}**"
+
+
+def _decided(figures: Mapping) -> list[str]:
+    """The gate's last word."""
+    decision = figures.get("decision")
+    if not decision:
+        return []
+    best = f" Best: {told(decision['best'], 48)} ★." if decision["best"] else ""
+    return [f"Gate: **{told(decision['outcome'], 40)}**.{best} {told(decision['reason'], 600)}"]
+
+
+def _further(rows: Sequence[dict]) -> list[str]:
+    """The report's other tables but that of the pairs, which have a page."""
+    found = []
+    for one in tables(rows)[1:]:
+        if one.id != "pairs":
+            titles = [told(title, 60) for title in (one.head, *one.columns)]
+            lines = [
+                [told(f"{line.label} {line.small}", 140), *(f"{a}<br>({b})" if b else a for a, b in line.cells)]
+                for line in _ends(one.lines)
+            ]
+            found.append(f"### {told(one.title)}\n\n{_drawn(titles, lines)}")
+    return found
 
 
 def _notes(figures: Mapping, most: int = 20) -> list[str]:

@@ -43,10 +43,24 @@ def verdict(rows: list[dict]) -> str:
     )
 
 
+def decided(rows: list[dict]) -> dict:
+    """The gate's last word on the run: outcome, reason, and the label of the best model, whose row gets `best`. Empty
+    for a run without a gate."""
+    players = [row for row in rows if row["kind"] != "control"]
+    made = [row for row in players if row.get("decision")]
+    if not made:
+        return {}
+    last = made[-1]["decision"]
+    best = players[last["best"]] if last["best"] is not None and 0 <= last["best"] < len(players) else None
+    if best is not None:
+        best["best"] = True
+    return {"outcome": last["outcome"], "reason": last["reason"], "best": best["label"] if best else None}
+
+
 def notes(models: list[Model], rows: list[dict]) -> list[str]:
-    """Warnings in table order: losses that were not finite, alarms of the training, models without metrics, pair sets
-    that teach little."""
-    found = []
+    """Warnings in table order: losses that were not finite, alarms of the training and of the gate, models without
+    metrics, pair sets that teach little. None is told twice: the gate repeats those of the training."""
+    found: list[str] = []
     for model, row in zip(models, rows, strict=True):
         label = row["label"]
         bad = [step for step in model.steps if not _finite(step.get("loss"))]
@@ -56,6 +70,9 @@ def notes(models: list[Model], rows: list[dict]) -> list[str]:
                 f"first at step {bad[0].get('step')}."
             )
         found += [f"{label}: {alarm['text']}" for alarm in alarms(model.steps, len(model.steps))]
+        for alarm in (row.get("decision") or {}).get("alarms", []):
+            if not any(alarm.rstrip(".") in note for note in found if note.startswith(f"{label}: ")):
+                found.append(f"{label}: {alarm.rstrip('.')}.")
         if all(_value(row, metric) is None for metric, _, _ in METRICS):
             found.append(f"{label}: no held-out metric was found.")
         shares = {name: share for name, share in (row["pairs"] or {}).items() if name != "rows" and share is not None}

@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 
 from spin_core import ui_pages
 from spin_core.figures import Model
-from spin_core.report_page import samples
+from spin_core.report_samples import samples
 from spin_core.ui_lineage import lineage
 from tasks.ledger import Entry
 

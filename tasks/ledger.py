@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spin_core.config import Config
-from spin_core.stages.report import STEPS_MARK, steps_table
+from spin_core.report_run import sections
+from spin_core.stages.report import STEPS_MARK
 from spin_core.step import title
 from spin_core.store import keys
 from spin_core.store.store import Store
@@ -60,14 +62,18 @@ def run_name(config: Config) -> str:
 
 def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], report: Path | None) -> Path:
     """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger, the report with
-    the steps in it."""
+    the run in it: costs, lineage, steps."""
     place = {title: i for i, title in enumerate(titles, 1)}
     ledger.sort(key=lambda entry: place[entry.title])
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
     steps = [vars(entry) for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
     if report:
-        page = (report / "report.html").read_text().replace(STEPS_MARK, steps_table(steps))
+        downloaded: list[dict] = []
+        with suppress(OSError, ValueError):
+            downloaded = list(json.loads((store.root / "runs" / name / "sources.json").read_text()))
+        told = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+        page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, told)
         store.write_run_file(name, "report.html", page.encode())
         store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
     return store.root / "runs" / name

@@ -80,6 +80,81 @@ def pairs_tree(root: Path, rows: int, identical: int, truncated: int, empty: int
     return root
 
 
+def harness_tree(root: Path, values: dict[str, float], rows: int = 100) -> Path:
+    """A harness tree: of each task its value, and so many of `rows` items right."""
+    root.mkdir(parents=True)
+    tasks = {
+        name: {
+            "metric": "acc,none", "value": value, "stderr": 0.01, "rows": rows, "num_fewshot": 5, "version": 1.0,
+            "higher_is_better": True, "prompts_sha256": "ab" * 32, "dataset": {"path": name, "revision": ""},
+        }
+        for name, value in values.items()
+    }  # fmt: skip
+    average = sum(values.values()) / len(values)
+    told = {"lm_eval": "0.4.13", "preset": "open-llm-leaderboard-v1", "backend": "hf"}
+    (root / "results.json").write_text(json.dumps({**told, "average": average, "tasks": tasks}))
+    items = [
+        {"id": f"{name}/{i}", "task": name, "value": float(i < round(value * rows))}
+        for name, value in values.items()
+        for i in range(rows)
+    ]
+    (root / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return root
+
+
+def gate_tree(root: Path, outcome: str, best: int, reason: str, alarms: list[str] | None = None) -> Path:
+    """A gate tree's decision.json."""
+    root.mkdir(parents=True)
+    change = {"value": 0.05, "low": 0.02, "high": 0.08, "rows": 1000}
+    decision = {
+        "outcome": outcome, "reason": reason, "best": best, "previous_best": 0, "models": best + 1,
+        "metric": "exact_match/greedy", "higher_is_better": True, "go_on": True, "change": change,
+        "margin": {"value": 0.4, "low": 0.3, "high": 0.5, "rows": 1000}, "identical_to_previous": 0.41,
+        "alarms": alarms or [],
+    }  # fmt: skip
+    (root / "decision.json").write_text(json.dumps(decision))
+    return root
+
+
+def measured(tree: Path, tokens: float = 1.0) -> Path:
+    """Adds to an evaluate tree what issue 6 measures beside exact match and NLL."""
+    lines = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
+    for i, row in enumerate(lines):
+        row |= {"tokens": 5 + i % 3, "margin": 0.1 * (i % 7) - 0.1, "margin_start": 0.1 * (i % 5)}
+        for kind in ("greedy", "sampled"):
+            row |= {f"{kind}_tokens": round((5 + i % 4) * tokens), f"{kind}_repetition": 0.1 * (i % 2)}
+    (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    figures = json.loads((tree / "metrics.json").read_text())
+    for kind in ("greedy", "sampled"):
+        lengths = [row[f"{kind}_tokens"] for row in lines]
+        figures |= {f"length/{kind}_tokens": sum(lengths) / len(lengths), f"repetition/{kind}": 0.05}
+        figures |= {f"distinct_1/{kind}": 0.31, f"distinct_2/{kind}": 0.62, f"truncated/{kind}": 0.004}
+    if "spin/margin" in figures:
+        figures |= {"spin/margin_start": 0.9, "spin/accuracy_start": 0.7}
+        figures |= {"rewards/real": -0.1, "rewards/generated": -0.5}
+    (tree / "metrics.json").write_text(json.dumps(figures))
+    return tree
+
+
+def judged_run(root: Path, **kwargs) -> tuple[dict, report.Config]:
+    """`whole_run` with all that issue 6 measures: harness on every model, a gate after every iteration; θ_1 is best."""
+    inputs, config = whole_run(root, **kwargs)
+    for i, tree in enumerate(inputs["evaluate"]):
+        measured(tree, 1 + 0.2 * i)
+    inputs |= {"harness": [], "gate": []}
+    rows = []
+    for i, row in enumerate(config.rows):
+        inputs["harness"].append(harness_tree(root / f"h{i}", {"arc_challenge": 0.5 + 0.02 * i, "winogrande": 0.6}))
+        made = {"harness": i}
+        if row.kind == "iteration":
+            outcome, alarms = ("continue", []) if row.iteration == 0 else ("alarm", ["answers repeat themselves"])
+            reason = f"θ_{row.iteration + 1}: exact match (greedy) went up, θ_1 is best."
+            inputs["gate"].append(gate_tree(root / f"g{i}", outcome, 1, reason, alarms))
+            made["gate"] = row.iteration
+        rows.append(row.model_copy(update=made))
+    return inputs, config.model_copy(update={"rows": rows})
+
+
 def matches(count: int, right: int, flips: int = 0) -> list[bool]:
     """`right` of `count` rows match; with `flips`, that many of them are other rows than without."""
     return [flips <= i < right + flips for i in range(count)]

@@ -1,13 +1,18 @@
-"""The page fetches and runs nothing, and nothing from outside gets into it as markup."""
+"""The page fetches nothing and runs nothing but its own search, and nothing from outside gets into it as markup."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 
+from spin_core.report_run import sections
+from spin_core.report_samples import SAMPLES, SCRIPT
 from spin_core.stages import report
-from tests.report.made_up import render, whole_run
+from tasks.ledger import Entry
+from tests.report.made_up import judged_run, render, whole_run
 
 HOSTILE = (
     "</pre></title><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} ]]> & \" ' $\\frac{ | `x` "
@@ -35,7 +40,9 @@ class Tags(HTMLParser):
 
 
 def fetched(html: str) -> list[str]:
-    """What a browser would load or run: tags and attributes that fetch, CSS url() and @import, event handlers."""
+    """What a browser would load or run: tags and attributes that fetch, CSS url() and @import, event handlers. The
+    report's own script, once, is none of it."""
+    html = html.replace(f"<script>{SCRIPT}</script>", "", 1)
     found = [f"css {hit}" for hit in re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", html)]
     for tag, attrs in Tags(html).tags:
         if tag in {
@@ -61,22 +68,44 @@ def fetched(html: str) -> list[str]:
     return found
 
 
-def steps() -> list[dict]:
-    common = {"key": "ab" * 32, "digest": "cd" * 32}
+def steps(text: str = "") -> list[Entry]:
+    """A ledger; with `text` every text in it is that."""
+    made = [
+        ("generate", "iter 0, shard 1/2", "Cached", 3600.0),
+        ("generate", "iter 0, shard 2/2", "Cached", 1240.4),
+        ("report", "", "ran", 2.5),
+    ]
+    if text:
+        made = [("reformat", text, text, 1.0), ("generate", text, text, 1.0)]
     return [
-        {"stage": "generate", "label": "generate [iteration 0] 1/2", "state": "Cached", "seconds": 3600.0, **common},
-        {"stage": "generate", "label": "generate [iteration 0] 2/2", "state": "Cached", "seconds": 1240.4, **common},
-        {"stage": "report", "label": "report", "state": "ran", "seconds": 2.5, **common},
+        Entry(stage, label, text or "ab" * 32, state, took, text or "cd" * 32) for stage, label, state, took in made
     ]
 
 
-def test_page_whole_run_fetches_and_runs_nothing(tmp_path):
+def run_part(text: str = "") -> str:
+    """The sections that a run adds to its page."""
+    return sections(steps(text), lambda step: None, [{"kind": text, "hub": text, "commit": text, "digest": text}])
+
+
+def test_page_whole_run_fetches_and_runs_nothing_but_its_search(tmp_path):
     """Catches a page that loads a font, an image or a script, so that it is empty offline or tells someone that it is
     read."""
-    html = render(tmp_path / "out", *whole_run(tmp_path))[0].replace(report.STEPS_MARK, report.steps_table(steps()))
+    html = render(tmp_path / "out", *judged_run(tmp_path))[0].replace(report.STEPS_MARK, run_part())
     assert fetched(html) == []
     assert "http://" not in html and "https://" not in html
     assert html.count("<style") == 1  # a chart's own rules would hold for the whole page
+    assert html.count("<script") == 1
+
+
+def test_page_policy_allows_its_own_script_alone(tmp_path):
+    """Catches a hash that is not the script's (the search is dead), and a policy that lets other scripts run."""
+    html = render(tmp_path / "out", *whole_run(tmp_path))[0]
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["script-src"] == f"'sha256-{digest}'"
+    assert rules["base-uri"] == rules["form-action"] == "'none'"
 
 
 def test_fetched_each_way_to_load_is_seen():
@@ -109,13 +138,40 @@ def test_page_hostile_text_everywhere_is_shown_as_text(tmp_path):
         config.model_copy(update={"name": HOSTILE, "profile": {HOSTILE: HOSTILE}, "rows": rows}),
     )
     assert html.count(report.STEPS_MARK) == 1
-    table = report.steps_table(
-        [dict.fromkeys(("stage", "label", "key", "state", "digest"), HOSTILE) | {"seconds": None}]
-    )
-    page = html.replace(report.STEPS_MARK, table)
+    page = html.replace(report.STEPS_MARK, run_part(HOSTILE))
     assert fetched(page) == []
     assert "49" not in Tags(page).text.split("Sample answers")[0].split("Models")[0]
     assert "<script" not in markdown and all(line.count(" | ") == 10 for line in markdown.split("\n\n")[0].splitlines())
+
+
+def test_page_hostile_decisions_and_tasks_are_text(tmp_path):
+    """Catches a gate's reason, an alarm, or a harness task's name that is markup on the page or in its Markdown."""
+    inputs, config = judged_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    decision = json.loads((inputs["gate"][0] / "decision.json").read_text())
+    decision |= {"outcome": HOSTILE, "reason": HOSTILE, "alarms": [HOSTILE], "metric": HOSTILE}
+    (inputs["gate"][0] / "decision.json").write_text(json.dumps(decision))
+    results = json.loads((inputs["harness"][0] / "results.json").read_text())
+    task = results["tasks"]["winogrande"] | {"metric": HOSTILE, "dataset": {"revision": HOSTILE}}
+    results |= {"tasks": {HOSTILE: task}, "lm_eval": HOSTILE, "preset": HOSTILE, "backend": HOSTILE}
+    for tree in inputs["harness"]:
+        (tree / "results.json").write_text(json.dumps(results))
+    profile = {HOSTILE: {}, "overrides": {HOSTILE: {HOSTILE: {HOSTILE: HOSTILE}}, "1": {"finetune": {"lr": 1}}}}
+    html, markdown, _ = render(tmp_path / "out", inputs, config.model_copy(update={"profile": profile}))
+    assert fetched(html) == [] and html.count(report.STEPS_MARK) == 1
+    assert "<script" not in markdown and "<img" not in markdown
+
+
+def test_page_of_a_long_run_stays_small(tmp_path):
+    """Catches a page that grows with the held-out set: 2,000 rows of long answers full of what is escaped."""
+    inputs, config = judged_run(tmp_path, rates=(900, 1000, 1100), controls=(), count=2000)
+    for tree in inputs["evaluate"]:
+        rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
+        rows = [{**row, "greedy": row["greedy"] + '"<&' * 500, "prompt": '"' * 2000} for row in rows]
+        (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = render(tmp_path / "out", inputs, config)[0]
+    count = html.count('<details class="sample"')
+    assert len(html.encode()) < 2_000_000 and 12 < count <= SAMPLES
+    assert f"Shown: {count}." in html and f"{count - 12} more samples" in html
 
 
 def test_page_long_and_odd_text_is_cut_and_writable(tmp_path):
@@ -129,18 +185,5 @@ def test_page_long_and_odd_text_is_cut_and_writable(tmp_path):
         ]
         (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     html = render(tmp_path / "out", inputs, config)[0]
-    assert len(html) < 200_000 and "998,803 more characters" in html
+    assert len(html) < 300_000 and "998,803 more characters" in html
     assert not set("\x00\u202e") & set(html)
-
-
-def test_steps_table_totals_count_cached_seconds_as_saved():
-    """Catches savings that include what ran now, and key or label columns swapped."""
-    text = " ".join(Tags(report.steps_table(steps())).text.split())
-    assert "2 of 3 steps were cached, which saved 1 h 21 min; the others took 2.5 s." in text
-    assert "generate [iteration 0] 1/2 generate Cached 1 h 0 min abababababab cdcdcdcdcdcd" in text
-
-
-def test_steps_table_nothing_cached_or_empty_says_so():
-    """Catches "saved 0 s" or a division by the number of steps."""
-    assert "<p>0 of 1 steps were cached; the others took 2.5 s.</p>" in report.steps_table(steps()[2:])
-    assert "<p>0 of 0 steps were cached.</p>" in report.steps_table([])

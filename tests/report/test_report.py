@@ -150,7 +150,7 @@ def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
     assert falling.startswith("iteration 1 (θ_2): step 10 of 40: real answers become less likely")
     assert "rewards/real fell from −0.300 to −0.800, rewards/margins rose from 0.600 to 1.600; " in falling
     assert won.startswith("iteration 1 (θ_2): step 15 of 40: rewards/accuracies was 1.000 for 15 steps")
-    assert markdown.split("\n\n")[-1] == "".join(f"- {note}\n" for note in figures["notes"])
+    assert markdown.split("\n\n")[2] == "\n".join(f"- {note}" for note in figures["notes"])
     for note in figures["notes"]:
         assert f'<p class="note">{note}</p>' in html
     hostile = [row.model_copy(update={"label": "<img src=x>*a*"}) for row in config.rows]
@@ -163,7 +163,10 @@ def test_samples_changed_rows_first_and_both_ways(tmp_path):
     """Catches samples chosen to flatter: gains are shown with as many losses, and unchanged rows only after them."""
     inputs, config = whole_run(tmp_path, rates=(50, 60), controls=(), count=100)
     html = render(tmp_path / "out", inputs, config)[0]
-    assert re.findall(r'class="tag (gained|lost|changed|same)"', html) == ["gained"] * 6 + ["lost"] * 6
+    shown = re.findall(r'class="tag (gained|lost|changed|same)"', html)
+    assert shown[:12] == ["gained"] * 6 + ["lost"] * 6
+    assert (shown.count("gained"), shown.count("lost"), len(shown)) == (30, 20, 100)
+    assert shown[12:52] == ["gained", "lost"] * 14 + ["gained"] * 10 + ["same"] * 2
 
 
 def test_damaged_line_names_file_and_line(tmp_path):
@@ -196,7 +199,7 @@ def test_one_step_and_long_training_are_drawn(tmp_path):
         inputs, config = whole_run(tmp_path / name, rates=(3, 4), controls=(), count=6)
         inputs["finetune"] = [model_tree(tmp_path / name / "again", steps_run)]
         html = render(tmp_path / name / "out", inputs, config)[0]
-        assert "Training loss" in html and len(html) < 250_000
+        assert "Training loss" in html and len(html) < 350_000
 
 
 def test_training_of_one_step_has_a_visible_mark():

@@ -15,10 +15,10 @@ from markdown_it.token import Token
 
 from spin_core import ui_pages
 from spin_core.figures import plain, read_model
-from spin_core.report_page import samples
+from spin_core.report_samples import samples
 from spin_core.ui_lineage import lineage
 from tasks.ledger import Entry
-from tests.report.made_up import render, whole_run
+from tests.report.made_up import judged_run, render, whole_run
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # What GitHub's Markdown, which the UI adds, makes a link of in bare text.
@@ -121,6 +121,28 @@ def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: s
     assert_text_only(ui_pages.decision(told, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
 
 
+@settings(deadline=None)
+@given(texts, texts, texts)
+def test_decision_of_the_gate_is_told_as_text(outcome: str, best: str, reason: str) -> None:
+    """Catches a gate's word that is missing on the page and in the form, or is markup there, and a best model that no
+    star marks."""
+    made = figures(nll=1.5, best=True) | {"decision": {"outcome": "x" + outcome, "best": "x" + best, "reason": reason}}
+    for page in (ui_pages.iterations(made, "r"), ui_pages.decision(made, {"text": "", "rows": []}, 1, 3)):
+        assert_text_only(page)
+        assert "Gate: **x" in page and "θ\\_1 ★ |" in page
+    assert "Gate" not in ui_pages.iterations(figures(), "r") and "★ |" not in ui_pages.iterations(figures(), "r")
+
+
+def test_other_tables_are_on_the_page(tmp_path) -> None:
+    """Catches measures that the report shows and the UI does not, and a page too large for its server."""
+    told = render(tmp_path / "out", *judged_run(tmp_path))[2]
+    page = ui_pages.iterations(told, "r", "n")
+    for title in ("Against the opponents", "Style of the answers", "Harness"):
+        assert f"### {title}" in page
+    assert "### Pair quality" not in page and len(page) < 20_000
+    assert_text_only(page.replace("### ", ""))
+
+
 def test_figures_that_are_none_or_not_finite_are_dashes() -> None:
     """Catches `nan`, `inf` and `None` before a person's eyes, and a figure that is lost."""
     quality = {"rows": 1200, "pairs": math.inf, "empty_fraction": math.nan, "real_characters_mean": "x"}
@@ -146,7 +168,7 @@ def test_curves_are_the_reports_pictures(made) -> None:
     that is missing, and a page that is too large for the server."""
     page = ui_pages.curves(made[0])
     pictures = re.findall(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([^)]+)\)", page)
-    assert len(pictures) == made[0].count("<figure ") == page.count("### ") == 6
+    assert len(pictures) == made[0].count("<figure ") == page.count("### ") == 8
     for picture in pictures:
         root = ElementTree.fromstring(base64.b64decode(picture))
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
