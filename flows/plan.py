@@ -52,6 +52,8 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
         gpus.check_unshared(config.runtime, len(gpus.visible()))
     if config.harness and config.runtime.pools.of("harness", pool) == "here":
         check_harness(config.harness, config.runtime)
+        if config.harness.backend == "vllm":
+            gpus.check_unshared(config.runtime, len(gpus.visible()))
     if config.harness and config.harness.include_path:
         resolve(config.harness.include_path, "tasks", "", base_dir)
     if config.runtime.pools.any_here(pool):

@@ -27,7 +27,8 @@ def add_command(within: Any, add: Callable) -> None:
     sub.add_argument("--to", required=True, metavar="ORG/NAME", help="the model's repository, made where it is missing")
     sub.add_argument(
         "--model", default="best", metavar="MODEL",
-        help="best (of the last gate; without gates the last), last, or θ_2 (or 2) for that of iteration 2",
+        help="best (of the last gate; without gates the last), last, or θ_2 (or 2) for that of iteration 2; a run that "
+        "did not end has neither best nor last",
     )  # fmt: skip
     sub.add_argument(
         "--pairs", default="", metavar="ORG/NAME", help="also push the pairs it was trained on, as a dataset"
@@ -58,6 +59,7 @@ def _push(args: argparse.Namespace) -> None:
         if args.dry_run:
             for repo, _, what, files in pushes:
                 _list(repo, what, files, run)
+            print(f"{to.repo}: other weights and settings (.json, .txt, .model, …) at its top would be deleted.")
             return
         token, where = _token(args.token_block)
         for repo, kind, what, files in pushes:

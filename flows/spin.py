@@ -38,14 +38,15 @@ def dag(run: Run):
     theta = start = sft(run, model, rows) if cfg.sft else model
     table = Table()
     table.add("θ_0", "start", **measured(run, "θ_0", theta, rows), finetune=start if cfg.sft else None)
-    # Submitted before the iterations: they need θ_0 only, so with runtime.workers above 1 they run beside them.
-    controls = [sft_instead(run, start, rows, n + 1) for n in range(cfg.iterations) if cfg.control]
     pairs: list = []
+    controls: list = []
     for t in range(cfg.iterations):
         if t and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):
             break
+        if cfg.control:  # needs θ_0 only, so with runtime.workers above 1 it runs beside the iteration
+            controls.append(sft_instead(run, start, rows, t + 1))
         theta = iteration(run, t, theta, rows, pairs, table, start)
-    for n, instead in enumerate(controls[: len(pairs)], 1):
+    for n, instead in enumerate(controls, 1):
         label = f"SFT instead of {n} iter"
         table.add(label, "control", **measured(run, label, instead, rows), finetune=instead)
     return report(run, table.lines, table.inputs)
@@ -61,7 +62,7 @@ def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table, start
     logps = [score(run, t, opponent, p, of=first + i) for i, p in enumerate(recent)]
     theta = finetune(run, t, opponent, recent, logps)
     made = measured(run, f"θ_{t + 1}", theta, rows, t, pairs=recent[-1], logps=logps[-1], start=start if t else None)
-    decision = gate(run, t, table.players(**made, finetune=theta))
+    decision = gate(run, t, table.players(**made))
     table.add(f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=recent[-1], gate=decision, iteration=t)
     return theta
 
@@ -88,12 +89,8 @@ class Table:
 
     def players(self, **newest) -> dict[str, list]:
         """What was made of θ_0 and its successors, not of the controls, and at the end of the newest."""
-        found: dict[str, list] = {name: [] for name in newest}
-        for line in self.lines:
-            for name in found if line["kind"] != "control" else ():
-                if name != "finetune" or line["kind"] == "iteration":  # θ_0's training was no game
-                    found[name].append(self.inputs[name][line[name]])
-        return {name: [*found[name], one] for name, one in newest.items()}
+        lines = [line for line in self.lines if line["kind"] != "control"]
+        return {name: [*(self.inputs[name][line[name]] for line in lines), one] for name, one in newest.items()}
 
 
 def sources(run: Run) -> tuple[list, object]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from spin_core.bootstrap import interval
 from spin_core.errors import BadInput
 from spin_core.figures import Model, number, plain, short, show
+from spin_core.harness.weights import weights
 from spin_core.reproduction import Difference, differences
 
 LONG = {  # names of metrics in a sentence
@@ -26,9 +27,24 @@ LONG = {  # names of metrics in a sentence
     "NLL": "the NLL of real answers",
 }
 CONFIDENCE, RESAMPLES, SEED = 0.95, 4000, 0
+SAME = {"prompts_sha256": "prompts", "metric": "metric", "version": "task version"}
+"""Fields of a task that both runs must share for its items to be paired, as a reader calls them."""
+NAMED = 6  # tasks that a note names; MMLU alone has 57
 
 
-Items = Mapping[tuple[str, str], float]  # of a harness: task and item → value
+@dataclass(frozen=True)
+class Asked:
+    """What the harness asked a model: `tasks` of its results.json, and values of items by task (of a group by subtask)
+    and id."""
+
+    tasks: Mapping[str, dict] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def leaves(self) -> dict[str, dict]:
+        """The tasks that items belong to: a group's subtasks in place of the group."""
+        return {
+            leaf: line for name, told in self.tasks.items() for leaf, line in told.get("subtasks", {name: told}).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Side:
     models: list[Model]
     best: str  # label of the gate's best model, else of the last iteration
     costs: dict
-    items: dict[str, Items] = field(default_factory=dict)
+    items: dict[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,22 +81,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models that are compared, and what of them could be."""
+    """Two models that are compared, and what of them could be; `unlike`: harness tasks that are left out, as the two
+    were asked differently, with what differs."""
 
     here: str
     there: str
     changes: list[Change]
+    unlike: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`pairs`: the best models of both runs first, then the last ones, then models of the same place in their runs."""
+    """`pairs`: the best models of both runs first, then the last ones, then models of the same place in their runs.
+    `note`: what was left out of the pairing, or empty."""
 
     here: Side
     there: Side
     settings: list[Difference]
     pairs: list[Pair]
     verdict: str
+    note: str = ""
 
 
 def compare(here: Side, there: Side) -> Comparison:
@@ -93,6 +113,7 @@ def compare(here: Side, there: Side) -> Comparison:
         raise BadInput(
             f"{here.name} and {there.name}: their models share no held-out rows ({counts[0]:,} and {counts[1]:,}, none "
             "with the same id); compare runs on the same dataset, seed and held-out split."
+            + (f" {_note([best])}" if best.unlike else "")
         )
     last = [[model.label for model in side.models if model.kind != "control"][-1:] for side in (here, there)]
     pairs = [best]
@@ -102,19 +123,21 @@ def compare(here: Side, there: Side) -> Comparison:
         other = sides[1].get(label)
         if other is not None and (label, label) != (here.best, there.best):
             pairs.append(_pair(here, there, model, other))
-    return Comparison(here, there, settings, pairs, _verdict(here, there, pairs, settings))
+    return Comparison(here, there, settings, pairs, _verdict(here, there, pairs, settings), _note(pairs))
 
 
 def _pair(here: Side, there: Side, old: Model, new: Model) -> Pair:
+    asked = here.items.get(old.label, Asked()), there.items.get(new.label, Asked())
+    unlike = _unlike(*asked)
     found = [
-        _change("harness average", 1, _asked(here.items.get(old.label, {}), there.items.get(new.label, {}))),
+        _change("harness average", 1, _asked(*asked, unlike)),
         _change("EM greedy", 1, _rows(old, new, "greedy_match")),
         _change("EM sampled", 1, _rows(old, new, "sampled_match")),
         _change("NLL", -1, _weighted(old, new)),
         _change("length", 0, _rows(old, new, "greedy_tokens")),
         _change("repetition", -1, _rows(old, new, "greedy_repetition")),
     ]
-    return Pair(short(old.label), short(new.label), [one for one in found if one is not None])
+    return Pair(short(old.label), short(new.label), [one for one in found if one is not None], unlike)
 
 
 def _change(name: str, rising: int, pairs: Sequence[tuple[float, float]]) -> Change | None:
@@ -137,13 +160,35 @@ def _shared(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[fl
     return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
 
 
-def _asked(old: Items, new: Items) -> list[tuple[float, float]]:
-    """The items that both were asked, weighted so that their mean is the mean of the tasks' means, as leaderboards take
-    it."""
-    keys = sorted(old.keys() & new.keys())
-    counts = Counter(task for task, _ in keys)
-    weights = {task: len(keys) / (len(counts) * count) for task, count in counts.items()}
-    return [(old[key] * weights[key[0]], new[key] * weights[key[0]]) for key in keys]
+def _asked(old: Asked, new: Asked, unlike: Mapping[str, str]) -> list[tuple[float, float]]:
+    """The items that both were asked, weighted so that their mean is the mean of the tasks' values, as the gate and
+    leaderboards take it: a group as the first run takes it."""
+    keys = sorted(key for key in old.values.keys() & new.values.keys() if key[0] not in unlike)
+    part = weights(old.tasks, Counter(task for task, _ in keys))
+    return [(old.values[key] * part[key[0]], new.values[key] * part[key[0]]) for key in keys]
+
+
+def _unlike(old: Asked, new: Asked) -> dict[str, str]:
+    """Tasks of both runs whose items are not the same questions, or are not marked alike, and what differs."""
+    here, there = old.leaves(), new.leaves()
+    found = {
+        task: [said for name, said in SAME.items() if here[task].get(name) != there[task].get(name)]
+        for task in sorted(here.keys() & there.keys())
+    }
+    return {task: ", ".join(said) for task, said in found.items() if said}
+
+
+def _note(pairs: Sequence[Pair]) -> str:
+    """One sentence about the tasks that are left out of any pair."""
+    unlike = {task: said for pair in pairs for task, said in pair.unlike.items()}
+    if not unlike:
+        return ""
+    named = [f"{plain(task, 80)} ({said})" for task, said in sorted(unlike.items())]
+    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+    count = f"{len(named):,} task{'' if len(named) == 1 else 's'}"
+    return (
+        f"The harness average leaves out {count} that the two runs did not ask alike: {', '.join(named[:NAMED])}{more}."
+    )
 
 
 def _weighted(old: Model, new: Model) -> list[tuple[float, float]]:
@@ -154,25 +199,31 @@ def _weighted(old: Model, new: Model) -> list[tuple[float, float]]:
         before, after = (number(row.get("nll")) for row in rows)
         if before is not None and after is not None:
             found.append((before, after, number(rows[1].get("tokens"))))
-    weights = [tokens for _, _, tokens in found]
-    if not found or any(tokens is None for tokens in weights) or not sum(filter(None, weights)):
+    counts = [tokens for _, _, tokens in found]
+    if not found or any(tokens is None for tokens in counts) or not sum(filter(None, counts)):
         return [(before, after) for before, after, _ in found]
-    share = len(found) / math.fsum(tokens or 0.0 for tokens in weights)
+    share = len(found) / math.fsum(tokens or 0.0 for tokens in counts)
     return [(before * (tokens or 0.0) * share, after * (tokens or 0.0) * share) for before, after, tokens in found]
 
 
-def harness_items(tree: Path | None) -> Items:
-    """Values of a harness tree's items by task and id; where less is better the sign is turned. Raises BadInput for a
-    tree that is damaged."""
+def harness_items(tree: Path | None) -> Asked:
+    """What a harness tree says of its tasks and their items. Raises BadInput for a tree that is damaged."""
     if tree is None:
-        return {}
+        return Asked()
     try:
         tasks = json.loads((tree / "results.json").read_text(encoding="utf-8"))["tasks"]
         rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-        signs = {task: -1.0 if told.get("higher_is_better") is False else 1.0 for task, told in tasks.items()}
-        return {(row["task"], str(row["id"])): float(row["value"]) * signs[row["task"]] for row in rows}
+        asked = Asked(tasks, {(row["task"], str(row["id"])): float(row["value"]) for row in rows})
+        known = weights(tasks, Counter(task for task, _ in asked.values))
+        asked.leaves()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{tree}: not what harness wrote ({error}); run the profile again.") from None
+    strange = next((task for task, _ in asked.values if task not in known), None)
+    if strange is not None:
+        raise BadInput(
+            f"{tree}: its rows name a task {plain(strange, 80)} that it has no result of; run the profile again."
+        )
+    return asked
 
 
 def _figure(raw: object) -> float | None:

@@ -20,6 +20,9 @@ COMPARE = (
 <p class="kicker">spinloop comparison</p>
 <h1>{{ name }}</h1>
 <p class="verdict">{{ sentence }}</p>
+{% if note %}
+<p>{{ note }}</p>
+{% endif %}
 </header>
 {% set table = best %}
 """

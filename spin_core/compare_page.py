@@ -28,12 +28,14 @@ def page(made: Comparison) -> str:
     settings = _settings(made)
     name = f"{here} and {there}"
     parts = {"best": tables[0], "others": tables[1:], "settings": settings, "costs": _costs(made)}
-    return rendered(COMPARE, name=name, sentence=plain(made.verdict, 2000), css=CSS, **parts)
+    return rendered(
+        COMPARE, name=name, sentence=plain(made.verdict, 2000), note=plain(made.note, 1000), css=CSS, **parts
+    )
 
 
 def text(made: Comparison) -> str:
     """Verdict, the best models side by side, settings and costs as Markdown with padded columns."""
-    parts = [markdown_text(made.verdict, 2000)]
+    parts = [markdown_text(made.verdict, 2000), *([markdown_text(made.note, 1000)] if made.note else [])]
     for table in (_pair(made, made.pairs[0], 0), _settings(made), _costs(made)):
         if table.lines:
             lines = [[line.label, *(f"{a} ({b})" if b else a for a, b in line.cells)] for line in table.lines]
@@ -81,7 +83,10 @@ def _costs(made: Comparison) -> Table:
         sides: Sequence[dict] = [side.costs["total"] for side in (made.here, made.there)]
         if any(side[part][name] for side in sides for part in ("used", "saved")):
             cells = [
-                (told(side["used"][name] + side["saved"][name]), f"{told(side['saved'][name])} from the cache")
+                (
+                    told(side["used"][name] + side["saved"][name]),
+                    f"{told(side['saved'][name])} from the store (not computed again)",
+                )
                 if side["used"][name] + side["saved"][name]
                 else (NONE, "")
                 for side in sides

@@ -87,10 +87,21 @@ class Config(Section):
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
             if at.finetune.engine_logps:
                 self._engine_logps_are_there(t, where)
+        self._gate_is_measured()
         for name, part in (("sft", self.sft), ("control", self.control)):
             if part and self.chat.max_prompt_length >= part.max_length:
                 raise ValueError(f"chat.max_prompt_length must be below {name}.max_length")
         return self
+
+    def _gate_is_measured(self) -> None:
+        """Before hours of training: the gate needs its metric of every model."""
+        metric, parts = self.gate.metric, [self.evaluate, *(self.at(t).evaluate for t in range(self.iterations))]
+        if metric == "harness" and not self.harness:
+            raise ValueError("gate.metric: harness needs a harness section; add one, or take auto")
+        if metric.startswith("exact_match") and not all(part.exact_match for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
+        if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
 
     def _engine_logps_are_there(self, t: int, where: str) -> None:
         if why := engine_logps.unusable(score_settings(self.at(t).finetune), self.chat):

@@ -1,4 +1,5 @@
-"""What the steps of a run cost: time, tokens, GPU hours, and how much of each the cache saved.
+"""What the steps of a run cost: time, tokens, GPU hours, and how much of each came from the store: `saved` is what was
+not computed again, though an earlier try of the same run may have computed it.
 
 Is not: a clock. Times are those of the records, of when a step was computed; steps side by side count each their own.
 A GPU that several steps shared counts for each by its share. Steps on CPU have no GPU hours; their time is told.

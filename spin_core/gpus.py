@@ -56,10 +56,15 @@ def check_unshared(runtime: Runtime, count: int) -> None:
 
 def held(stage: str, runtime: Runtime, share: int = 1) -> dict:
     """What a step holds while it is computed, for its record: `gpus` (0 on CPU), their `name`, and by how many steps at
-    once they are `shared` (`share` jobs in one engine, times processes that there are too few GPUs for)."""
+    once they are `shared` (`share` jobs in one engine, times processes that there are too few GPUs for).
+
+    A `share` above 1 is that of a vLLM step. One of harness has its engine for itself: the process is one model's and
+    one task list's."""
     if stage not in Pools.model_fields or runtime.device == "cpu" or not (there := _visible()):
         return {"gpus": 0}
-    each = min(runtime.tensor_parallel if stage == "generate" else 1, len(there))
+    each = min(runtime.tensor_parallel if share > 1 else 1, len(there))
+    if stage == "harness":
+        share = 1
     chosen = runtime.device.startswith("cuda:")
     crowd = runtime.workers if chosen else -(-runtime.workers // max(1, len(there) // each))
     return {"gpus": each, "name": _name(), "shared": share * max(1, crowd)}

@@ -110,7 +110,9 @@ def _harness(results: dict) -> list[Measure]:
         if value is None:
             continue
         metric = str(task.get("metric", "")).partition(",")[0]
-        told = f"{name}, {metric}, {task.get('num_fewshot', 0)}-shot (lm-eval {results.get('lm_eval', '')})"
+        shots = task.get("num_fewshot", 0)  # None: a group whose subtasks differ
+        asked = "mixed shots" if shots is None else f"{shots}-shot"
+        told = f"{name}, {metric}, {asked} (lm-eval {results.get('lm_eval', '')})"
         half = Z95 * error if error is not None else None
         low, high = (None, None) if half is None else (value - half, value + half)
         found.append(Measure(metric or "value", told, value, low, high, task.get("rows"), task=name))

@@ -1,8 +1,8 @@
 """Writing to the Hugging Face hub: make a repository hold some files, in one commit or, where it has them, in none.
 
 Is not: the choice of what is pushed (`flows/push.py`). A file of the repository that is not given stays as it is, but
-for weights: other safetensors beside the new ones would be read as part of the model. The token is given or the
-client's own ($HF_TOKEN, `hf auth login`); no message tells it.
+for the weights and settings of a former model: beside the new ones they would be read as part of it. The token is
+given or the client's own ($HF_TOKEN, `hf auth login`); no message tells it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 from spin_core import hub
 from spin_core.errors import BadInput, SpinloopError
+from spin_core.sources import SETTINGS, WEIGHTS
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHTS = {"model": ("*.safetensors", "*.safetensors.index.json"), "dataset": ()}
+READ = {"model": SETTINGS + WEIGHTS, "dataset": ()}  # what is read beside the files that are pushed
+KEPT = ("readme*", "licen[cs]e*", "notice*", "requirements*")  # documents, whatever their ending
 OTHER: dict[hub.Kind, hub.Kind] = {"model": "dataset", "dataset": "model"}
 
 Files = Mapping[str, Path | bytes]
@@ -88,12 +90,16 @@ def _push(target: Target, files: Files, title: str, told: str, say: Callable[[st
     there = _there(api, where, head or branch)
     # A file is its content: the hub names it by sha256 (LFS) or git's sha1, and ours must be the same.
     new = {name: data for name, data in files.items() if name not in there or not _same(data, there[name])}
-    stale = [n for n in there if any(fnmatch(n, p) and "/" not in n for p in WEIGHTS[target.kind]) and n not in files]
+    stale = sorted(name for name in there if name not in files and _is_read(name, target.kind))
     url = f"{api.endpoint}/{'datasets/' * (target.kind == 'dataset')}{target.repo}"
     if not new and not stale:
         return Pushed(head or "", url, 0)
     size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in new.values())
     say(f"{target.repo}: {len(new)} of {len(files)} files to upload, {size / 1e6:,.1f} MB")
+    if stale:
+        gone = f"Deleted, as this {target.kind} has no such files: {', '.join(stale)}"
+        say(f"{target.repo}: {gone[0].lower()}{gone[1:]}")
+        told = f"{told}\n{gone}"
     adds = [CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)) for name, data in new.items()]
     drops = [CommitOperationDelete(name) for name in stale]
     made = api.create_commit(
@@ -101,6 +107,12 @@ def _push(target: Target, files: Files, title: str, told: str, say: Callable[[st
         parent_commit=head,
     )  # fmt: skip
     return Pushed(made.oid, url, len(new) + len(stale))
+
+
+def _is_read(name: str, kind: hub.Kind) -> bool:
+    """Whether a file would be read as part of what is pushed, and is no document. At the top only."""
+    is_document = any(fnmatch(name.lower(), pattern) for pattern in KEPT)
+    return "/" not in name and not is_document and any(fnmatch(name, pattern) for pattern in READ[kind])
 
 
 def _make_repo(api: Any, target: Target) -> None:

@@ -11,9 +11,16 @@ from spin_core.figures import plain, show
 from spin_core.report_html import CSS, PAGE
 from spin_core.report_samples import SCRIPT, SCRIPT_HASH
 from spin_core.report_tables import Line, Table, tables
+from spin_core.verdict import value_of
 
 OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
+TILES = (
+    ("harness", "harness average"),
+    ("greedy", "exact match, greedy"),
+    ("sampled", "exact match, sampled"),
+    ("nll", "NLL per token"),
+)
 
 
 def page(figures: dict, charts: Sequence[Chart], shown: dict, profile: Mapping, mark: str) -> str:
@@ -88,21 +95,17 @@ def rendered(template: str, **values: object) -> str:
 
 
 def _tiles(rows: list[dict]) -> list[tuple[str, str, str]]:
-    """The headline: start, best and last iteration, controls, of the first metric that the start has."""
+    """The headline: start, best and last iteration, controls, of the first metric that the start and another of them
+    have, else that the start has; models without it are left out."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("start", "iteration", "control")}
     best = [row for row in rows if row.get("best")]
     picked = list(
         {id(row): row for row in kinds["start"][:1] + best + kinds["iteration"][-1:] + kinds["control"]}.values()
     )
-    for metric, name in (
-        ("greedy", "exact match, greedy"),
-        ("sampled", "exact match, sampled"),
-        ("nll", "NLL per token"),
-    ):
-        figures = [
-            (row["label"], row[metric]["value"] if isinstance(row[metric], dict) else row[metric], row.get("best"))
-            for row in picked
-        ]
-        if figures and figures[0][1] is not None:
-            return [(label + (" ★" if star else ""), show(value), name) for label, value, star in figures[:4]]
-    return []
+    made = []
+    for metric, name in TILES:
+        known = [row for row in picked if value_of(row, metric) is not None]
+        if known and known[0] is picked[0]:
+            lines = [(row["label"] + (" ★" if row.get("best") else ""), value_of(row, metric)) for row in known]
+            made.append([(label, show(value), name) for label, value in lines[:4]])
+    return next((tiles for tiles in made if len(tiles) > 1), made[0] if made else [])

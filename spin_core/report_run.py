@@ -62,13 +62,14 @@ def _cost(steps: Sequence[Any], record: Records) -> str:
     total = made["total"]
     told = f"{total['cached']:,} of {total['steps']:,} steps were cached"
     if total["cached"]:
-        told += f", which saved {time_text(total['saved']['seconds'])}"
+        told += f": {time_text(total['saved']['seconds'])} from the store (not computed again"
+        told += "; an earlier try of this run may have computed it)"
     if total["cached"] < total["steps"]:
         told += f"; the others took {time_text(total['used']['seconds'])}"
     tiles = cost_tiles(made)
-    columns = ["steps", "cached", "took", "saved", "tokens"]
+    columns = ["steps", "cached", "took", "from the store", "tokens"]
     gpu = any(line[part]["gpu_hours"] for line in made["lines"] for part in ("used", "saved"))
-    columns += ["GPU hours", "GPU hours saved"] if gpu else []
+    columns += ["GPU hours", "GPU hours from the store"] if gpu else []
     lines = [Line(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
     lines.append(Line("all", _cost_cells(total, gpu), "total"))
     text = told + "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
@@ -77,15 +78,15 @@ def _cost(steps: Sequence[Any], record: Records) -> str:
 
 
 def cost_tiles(made: Mapping) -> list[tuple[str, str, str]]:
-    """Name, figure and small print of what a run used and saved."""
+    """Name, figure and small print of what a run used, and of what it took from the store."""
     used, saved = made["total"]["used"], made["total"]["saved"]
-    tiles = [("time of all steps", time_text(used["seconds"]), f"saved: {time_text(saved['seconds'])}")]
+    tiles = [("time of all steps", time_text(used["seconds"]), f"from the store: {time_text(saved['seconds'])}")]
     for name, label in (("gpu_hours", "GPU hours"), ("cpu_hours", "hours on CPU")):
         if used[name] or saved[name]:
-            tiles.append((label, hours_text(used[name]), f"saved: {hours_text(saved[name])}"))
+            tiles.append((label, hours_text(used[name]), f"from the store: {hours_text(saved[name])}"))
     for name, label in (("generated", "tokens generated"), ("trained", "tokens trained on")):
         if used[name] or saved[name]:
-            tiles.append((label, count_text(used[name]), f"cached: {count_text(saved[name])}"))
+            tiles.append((label, count_text(used[name]), f"from the store: {count_text(saved[name])}"))
     return tiles
 
 

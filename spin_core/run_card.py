@@ -50,6 +50,11 @@ class RunFacts:
         return dict(sorted(made.items()))
 
     @property
+    def ended(self) -> bool:
+        """Whether it came to its report: what a run that did not has of steps may be those of an early iteration."""
+        return any(step["stage"] == "report" and step["digest"] for step in self.steps)
+
+    @property
     def decision(self) -> dict:
         """What the last gate decided; {} without gates."""
         gates = [step for step in self.steps if step["stage"] == "gate" and step["digest"]]
@@ -65,10 +70,14 @@ class RunFacts:
         return max(self.models)
 
     def choose(self, which: str) -> int:
-        """The k of `best`, `last`, `θ_2` or `2`. Raises BadInput for a model that this run has not made."""
+        """The k of `best`, `last`, `θ_2` or `2`. Raises BadInput for a model that this run has not made, and for `best`
+        and `last` of a run that did not end."""
         named = re.fullmatch(r"(?:θ_|theta_)?(\d{1,3})", which)
         if which not in ("best", "last") and not named:
             raise BadInput(f"{which}: no name of a model; give best, last, or θ_2 (or 2) for that of iteration 2.")
+        if not named and not self.ended and self.models:
+            name = f"--model θ_{max(self.models)}"
+            raise BadInput(f"{self.name}: {which}: the run did not end; run it again, or name a model: {name}.")
         k = self.best() if which == "best" else int(named[1]) if named else max(self.models, default=-1)
         if k not in self.models:
             had = ", ".join(f"θ_{i}" for i in self.models) or "none yet"
@@ -91,8 +100,9 @@ class RunFacts:
 
 
 def read_run(store: Store, name: str = "") -> RunFacts:
-    """The facts of a run (empty: the latest). Raises BadInput, naming the runs there are, if there is none."""
-    folder = store.root / "runs" / name if name else store.root / "latest"
+    """The facts of a run (empty or `latest`: the latest). Raises BadInput, naming the runs there are, if there is
+    none."""
+    folder = store.root / "latest" if name in ("", "latest") else store.root / "runs" / name
     try:
         steps = json.loads((folder / "steps.json").read_text())
         assert isinstance(steps, list)
@@ -110,9 +120,10 @@ def read_run(store: Store, name: str = "") -> RunFacts:
 
 
 def write(store: Store, name: str) -> Path:
-    """Write runs/<name>/model-card.md, of the run's best model, or nothing where it has made none; the folder."""
+    """Write runs/<name>/model-card.md, of the run's best model, or nothing where it has made none or did not end; the
+    folder."""
     run = read_run(store, name)
-    if run.models and run.best() in run.models:
+    if run.ended and run.models and run.best() in run.models:
         store.write_run_file(name, NAME, full_card(run, run.best()).encode())
     return store.root / "runs" / name
 
@@ -204,7 +215,7 @@ def _decision(run: RunFacts, k: int) -> list[str]:
         lines.append(f"When it was new: **{own.get('outcome')}**. {markdown_text(str(own.get('reason', '')), 1000)}")
         lines += [f"- {markdown_text(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
     best = run.decision.get("best")
-    if isinstance(best, int):
+    if isinstance(best, int) and run.ended:
         lines.append(f"\nThe best of the run by its last decision: θ_{best}{' (this model)' if best == k else ''}.")
     return ["## Decision\n\n" + "\n".join(lines).strip()]
 

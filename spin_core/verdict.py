@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from spin_core.alarms import alarms
-from spin_core.figures import Model, show
+from spin_core.figures import Z95, Model, show
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 METRICS = (  # field of a row, its name in a sentence, whether more is better
@@ -19,23 +19,24 @@ METRICS = (  # field of a row, its name in a sentence, whether more is better
     ("sampled", "Exact match", True),
     ("nll", "The per-token NLL of held-out real answers", False),
 )
+HEADLINES = (("harness", "The harness's average", True), *METRICS)
 
 
 def verdict(rows: list[dict]) -> str:
-    """The sentence at the top of the report: the first of greedy exact match, sampled exact match, NLL that the run
-    measured."""
+    """The sentence at the top of the report: the first of the harness's average, greedy exact match, sampled exact
+    match, NLL that the run measured."""
     start = next((row for row in rows if row["kind"] == "start"), None)
     done = sorted((row for row in rows if row["kind"] == "iteration"), key=lambda row: row["iteration"])
-    for metric, name, rising in METRICS:
-        seen = [row for row in done if _value(row, metric) is not None]
-        if start is not None and _value(start, metric) is not None and seen:
+    for metric, name, rising in HEADLINES:
+        seen = [row for row in done if value_of(row, metric) is not None]
+        if start is not None and value_of(start, metric) is not None and seen:
             return _change(start, seen, metric, name, rising) + _controls(rows, done, seen[-1], metric, rising) + "."
-        if start is not None and _value(start, metric) is not None and not done:
-            figures = f"{show(_value(start, metric))} ({_what(start, metric)})"
+        if start is not None and value_of(start, metric) is not None and not done:
+            figures = f"{show(value_of(start, metric))} ({_what(start, metric)})"
             return f"{name} of the start is {figures}; no iteration has been run."
-    for metric, name, _ in METRICS:
-        for row in [row for row in done if _value(row, metric) is not None][-1:]:
-            figures = f"{show(_value(row, metric))} after {row['label']} ({_what(row, metric)})"
+    for metric, name, _ in HEADLINES:
+        for row in [row for row in done if value_of(row, metric) is not None][-1:]:
+            figures = f"{show(value_of(row, metric))} after {row['label']} ({_what(row, metric)})"
             return f"{name} is {figures}; it was not measured on the start, so there is nothing to compare it with."
     return (
         "No held-out metric was measured on both the start and an iteration, "
@@ -73,7 +74,7 @@ def notes(models: list[Model], rows: list[dict]) -> list[str]:
         for alarm in (row.get("decision") or {}).get("alarms", []):
             if not any(alarm.rstrip(".") in note for note in found if note.startswith(f"{label}: ")):
                 found.append(f"{label}: {alarm.rstrip('.')}.")
-        if all(_value(row, metric) is None for metric, _, _ in METRICS):
+        if all(value_of(row, metric) is None for metric, _, _ in METRICS):
             found.append(f"{label}: no held-out metric was found.")
         shares = {name: share for name, share in (row["pairs"] or {}).items() if name != "rows" and share is not None}
         # At a tenth of the pairs a fault of generation (a cap too low, a template mismatch) is likelier than the data.
@@ -87,16 +88,20 @@ def notes(models: list[Model], rows: list[dict]) -> list[str]:
 
 def _change(start: dict, seen: list[dict], metric: str, name: str, rising: bool) -> str:
     last = seen[-1]
-    before, after = _value(start, metric), _value(last, metric)
-    scope = f"over {_count(len(seen))} ({_what(start, metric)}{'' if rising else '; lower is better'})"
+    before, after = value_of(start, metric), value_of(last, metric)
+    way = "; higher is better" if metric == "harness" else "" if rising else "; lower is better"
+    scope = f"over {_count(len(seen))} ({_what(start, metric)}{way})"
     text = f"{name} {_verb(before, after)} {scope}"
     delta = last["delta"].get(metric)
+    if metric == "harness" and (half := _harness_error(start, last)) is not None and abs(after - before) <= half:
+        interval = f"{show(after - before - half, signed=True)} to {show(after - before + half, signed=True)}"
+        text += f", a change within the tasks' standard errors (95 % interval {interval}, items not paired)"
     if isinstance(delta, dict) and delta["low"] is not None and delta["low"] <= 0 <= delta["high"] and before != after:
         interval = f"{show(delta['low'], signed=True)} to {show(delta['high'], signed=True)}"
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
-    best = (max if rising else min)(seen, key=lambda row: _value(row, metric))
-    if best is not last and show(_value(best, metric)) != show(after):
-        text += f"; it was best after {best['label']}, at {show(_value(best, metric))}"
+    best = (max if rising else min)(seen, key=lambda row: value_of(row, metric))
+    if best is not last and show(value_of(best, metric)) != show(after):
+        text += f"; it was best after {best['label']}, at {show(value_of(best, metric))}"
     return text
 
 
@@ -105,22 +110,24 @@ def _controls(rows: list[dict], done: list[dict], last: dict, metric: str, risin
     SPIN."""
     ran = [row["steps"] for row in done if row["iteration"] <= last["iteration"]]
     total = sum(ran) if all(ran) else None
-    measured = [row for row in rows if row["kind"] == "control" and _value(row, metric) is not None]
+    measured = [row for row in rows if row["kind"] == "control" and value_of(row, metric) is not None]
     if not measured:
         return ""
-    best = (max if rising else min)(measured, key=lambda row: _value(row, metric))
+    best = (max if rising else min)(measured, key=lambda row: value_of(row, metric))
     fair = next((row for row in measured if total and row["steps"] == total), None)
     text = ""
     if fair is not None:
-        text = f"; the same number of SFT steps ({total:,}) reached {show(_value(fair, metric))}"
-    ahead = _value(best, metric) >= _value(last, metric) if rising else _value(best, metric) <= _value(last, metric)
+        text = f"; the same number of SFT steps ({total:,}) reached {show(value_of(fair, metric))}"
+    ahead = (
+        value_of(best, metric) >= value_of(last, metric) if rising else value_of(best, metric) <= value_of(last, metric)
+    )
     if fair is None or (best is not fair and ahead):
         steps = (
             f" in {best['steps']:,} steps against SPIN's {total:,}"
             if best["steps"] and total and best["steps"] != total
             else ""
         )
-        text += f"; the control “{best['label']}” reached {show(_value(best, metric))}{steps}"
+        text += f"; the control “{best['label']}” reached {show(value_of(best, metric))}{steps}"
     return text
 
 
@@ -130,7 +137,22 @@ def _verb(before: float, after: float) -> str:
     return f"{'rose' if after > before else 'fell'} from {show(before)} to {show(after)}"
 
 
+def _harness_error(*rows: dict) -> float | None:
+    """Half of the 95 % interval of the difference of two harness averages by the tasks' standard errors; None where a
+    task has none. Wider than one over paired items, which the table's rows do not have."""
+    parts: list[float] = []
+    for row in rows:
+        tasks = row["harness"]["tasks"].values()
+        if any(task.get("stderr") is None for task in tasks):
+            return None
+        parts += [task["stderr"] / len(tasks) for task in tasks]
+    return Z95 * math.hypot(*parts)
+
+
 def _what(row: dict, metric: str) -> str:
+    if metric == "harness":
+        tasks = len(row["harness"]["tasks"])
+        return f"{tasks:,} task{'' if tasks == 1 else 's'}"
     rows = (row[metric]["rows"] if metric != "nll" else None) or row["rows"]
     how = {"greedy": "greedy", "sampled": "sampled at temperature 1", "nll": ""}[metric]
     count = "" if rows is None else f"{rows:,} held-out {'prompts' if metric != 'nll' else 'rows'}"
@@ -142,8 +164,12 @@ def _count(iterations: int) -> str:
     return f"{word} iteration{'' if iterations == 1 else 's'}"
 
 
-def _value(row: dict, metric: str) -> Any:  # a float, or None where it was not measured
-    figure = row[metric]
+def value_of(row: dict, metric: str) -> Any:  # a float, or None where it was not measured
+    """A row's figure by its field. A harness average over tasks of which less is better in some says nothing: None."""
+    figure: Any = row.get(metric)
+    if metric == "harness":
+        tasks = (figure or {}).get("tasks") or {}
+        return figure["average"] if tasks and all(task["higher_is_better"] for task in tasks.values()) else None
     return figure["value"] if isinstance(figure, dict) else figure
 
 

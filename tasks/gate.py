@@ -19,9 +19,8 @@ def goes_on(run: Run, decision) -> bool:
     if "stop" not in (how.fixed_point, how.worse, how.alarm) or isinstance(decision, Pending):
         return True
     ref = decision if run.planning else decision.result()
-    made = json.loads((run.store.tree(ref.digest) / "decision.json").read_text())
+    made = json.loads((run.store.tree(ref.digest) / "decision.json").read_text(encoding="utf-8"))
     if not made["go_on"] and not run.planning:
-        run.progress.step(
-            f"        no further iteration after “{made['outcome']}” (gate: {how.model_dump_json()})", None
-        )
+        run.stopped = made["reason"]
+        run.progress.step(f"stops   after “{made['outcome']}”, as the profile's gate has it", None)
     return made["go_on"]

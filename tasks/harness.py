@@ -9,5 +9,7 @@ from tasks.stage import stage
 def harness(run: Run, label: str, model):
     part = run.config.harness
     assert part
-    local = {"tasks": run.source(part.include_path, "tasks")} if part.include_path else {}
+    # Once for all models of the run: a folder that is edited meanwhile would ask them different questions.
+    known = next((ref for kind, ref, _ in run.sources if kind == "tasks"), None)
+    local = {"tasks": known or run.source(part.include_path, "tasks")} if part.include_path else {}
     return label, core.Config(harness=part), {"model": model, **local}

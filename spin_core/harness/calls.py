@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_core import hub
 from spin_core.engines import vllm_env
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
 from spin_core.harness import folder
@@ -209,7 +210,7 @@ def _resolve(index: dict[str, Any], local: Path, scratch: Path) -> dict[str, Any
 
 def _told(task: str, error: Exception) -> SpinloopError:
     """What lm_eval raised, as one sentence with the remedy."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    said = hub.masked(f"{type(error).__name__}: {' '.join(str(error).split())}")[:240]  # a hub's error has addresses
     if "EngineDead" in said:
         return ChildDied(f"harness: vLLM's engine died in the task {task} ({said})")
     if "offline" in said.lower() or "reach" in said or isinstance(error, ConnectionError):

@@ -123,21 +123,23 @@ def write_samples(found: dict[str, Any], out: Path) -> None:
 
 
 def _dataset(task: Any, folder: Path | None, digest: str) -> dict[str, str]:
-    """Where a task's items come from: a hub id with its commit as far as `datasets` knows it, or files of the local
-    folder with that folder's digest."""
+    """Where a task's items come from: files of the local folder with that folder's digest, or a hub id with its commit
+    as far as `datasets` knows it. lm_eval's own tasks may have data files too, which are in no folder of ours."""
     config = task.config
     local = (config.dataset_kwargs or {}).get("data_files")
     if folder is not None and local:
-        return {"path": ", ".join(sorted(_relative(local, folder.resolve()))), "revision": digest}
+        root, named = folder.resolve(), _paths(local)
+        if all(path.is_relative_to(root) for path in named):
+            return {"path": ", ".join(sorted(path.relative_to(root).as_posix() for path in named)), "revision": digest}
     path = "/".join(part for part in (config.dataset_path, config.dataset_name) if part)
     return {"path": path, "revision": _commit(task) or str((config.dataset_kwargs or {}).get("revision") or "")}
 
 
-def _relative(value: Any, folder: Path) -> set[str]:
+def _paths(value: Any) -> set[Path]:
     if isinstance(value, dict | list):
         parts = value.values() if isinstance(value, dict) else value
-        return {name for part in parts for name in _relative(part, folder)}
-    return {Path(value).relative_to(folder).as_posix()}
+        return {path for part in parts for path in _paths(part)}
+    return {Path(value)}
 
 
 def _commit(task: Any) -> str:

@@ -2,10 +2,10 @@
 
 Compares the newest model with the best so far, row by row on the held-out rows that both were asked (paired bootstrap),
 and looks for a game that is over and for a collapse. Is not: a rollback (nothing is thrown away, `best` is a mark) nor
-a test over seeds. It reads what evaluate and harness measured and computes no metric of its own.
+a test over seeds. It reads what evaluate and harness measured and computes no metric of its own. Alarms of the training
+(`spin_core.alarms`) are notes: sound iterations raise them, too, so here held-out rows must say it.
 
-inputs   `evaluate`: trees of θ_0 … θ_{t+1}, in this order · `harness`: trees of the same models, where there are any ·
-         `finetune`: model trees of θ_1 … θ_{t+1}, whose training metrics are read
+inputs   `evaluate`: trees of θ_0 … θ_{t+1}, in this order · `harness`: trees of the same models, where there are any
 outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
          identical_to_previous, alarms
 outcome  `alarm`: real answers, repetition, length or accuracy say that the model collapses or the game is won ·
@@ -28,10 +28,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from spin_core.alarms import alarms
 from spin_core.bootstrap import Interval, interval
 from spin_core.errors import BadInput
 from spin_core.figures import Model, read_model, show
+from spin_core.harness.weights import weights
 from spin_core.job import Inputs, Job
 from spin_core.section import Section
 
@@ -48,9 +48,9 @@ NAMES = {
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
 wide one that holds zero (−0.3 to 1.0 of 80 pairs was seen in a run that then learnt) only says that rows are few."""
-NLL_RISE = 1.5
-"""Times the NLL of θ_0 at which real answers are lost. A sound iteration of the paper's raises it, too: 18 % where
-rewards/real is −4.6 at β 0.1 and answers have 250 tokens of 1 nat."""
+NLL_RISE = 2.0
+"""Times the NLL of θ_0 at which real answers are lost. A sound iteration of the paper's raises it, too: by 18 % where
+rewards/real is −4.6 at β 0.1 and answers have 250 tokens of 1 nat, so four of them by 94 %."""
 NLL_LEAST = 0.1  # nats per token that count as a rise at all, for models that are nearly sure of the answers
 REPETITION_RISE = 0.1  # of an answer's 4-grams, on average
 LENGTHS = 2.0  # times as long as real answers, or as short
@@ -93,13 +93,10 @@ class Player:
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
-    trees = {name: _listed(inputs, name) for name in ("evaluate", "harness", "finetune")}
-    players = []
-    for i, tree in enumerate(trees["evaluate"]):
-        trained = trees["finetune"][i - 1] if i else None
-        players.append(_player(i, tree, trained, trees["harness"][i] if trees["harness"] else None))
-    decision = decide(players, config)
-    (job.out / "decision.json").write_text(json.dumps(decision, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")
+    decision = decide([_player(i, tree, marks[i] if marks else None) for i, tree in enumerate(evaluated)], config)
+    text = json.dumps(decision, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (job.out / "decision.json").write_text(text + "\n", encoding="utf-8")
     return {name: decision[name] for name in ("outcome", "best", "reason")}
 
 
@@ -116,11 +113,12 @@ def decide(players: list[Player], config: Config) -> dict:
     margin = interval(margins, how.confidence, how.resamples, config.seed) if len(margins) >= how.min_rows else None
     found = signs(now, players[0], config)
     is_worse = change is not None and change.high < 0
-    is_fixed = margin is not None and margin.high < NO_MARGIN and _holds_zero(change)
+    none = margin is not None and margin.low > -NO_MARGIN and margin.high < NO_MARGIN
+    is_fixed = none and change is not None and change.low <= 0 <= change.high
     outcome = "alarm" if found else "keep best" if is_worse else "stop" if is_fixed else "continue"
     asked = [(found, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
     said = _told(change, players[previous], now, metric, how, best)
-    if is_fixed and margin and not found:
+    if is_fixed and margin:
         said = f"fixed point: {_margin(margin, before.model.label, how)}, and {said}"
     reason = f"{now.model.label}: {said}" + (f"; alarm: {found[0]}" if found else "")
     return {
@@ -140,19 +138,20 @@ def decide(players: list[Player], config: Config) -> dict:
 
 
 def signs(now: Player, start: Player, config: Config) -> list[str]:
-    """What says that the model collapses or the game is won, in sentences: of its training, then of held-out rows."""
-    found = [alarm["text"].rstrip(".") for alarm in alarms(now.model.steps, len(now.model.steps))]
-    new, old, how = now.model, start.model, config.gate
+    """What says that the model collapses or the game is won, in sentences."""
+    found, new, old, how = [], now.model, start.model, config.gate
 
     def moved(field: str, scale: float = 1.0) -> Interval | None:
         rows = _paired(_column(old, field), _column(new, field))
         pairs = [scale * (after - before) for before, after in rows]
         return interval(pairs, how.confidence, how.resamples, config.seed) if len(rows) >= how.min_rows else None
 
-    nll, repetition, length = moved("nll"), moved("greedy_repetition"), moved("greedy_tokens")
-    before = _mean(old, "nll")
-    if nll and before is not None and nll.low > max(NLL_LEAST, (NLL_RISE - 1) * before):
-        found.append(f"real answers became much less likely, NLL {show(before)} to {show(before + nll.value)}")
+    if lost := sum(not _finite(row["nll"]) for row in new.answers.values() if "nll" in row):
+        found.append(f"{lost:,} held-out answers have no finite likelihood: the weights are broken")
+    repetition, length = moved("greedy_repetition"), moved("greedy_tokens")
+    nll, before = _change(start, now, "nll/real", config), -fmean([*start.values.get("nll/real", {}).values()] or [0.0])
+    if nll and -nll.high > max(NLL_LEAST, (NLL_RISE - 1) * before):
+        found.append(f"real answers became much less likely, NLL {show(before)} to {show(before - nll.value)}")
     if repetition and repetition.low > REPETITION_RISE:
         found.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than θ_0's")
     real, was, is_now = (_mean(*place) for place in ((new, "tokens"), (old, "greedy_tokens"), (new, "greedy_tokens")))
@@ -166,38 +165,34 @@ def signs(now: Player, start: Player, config: Config) -> list[str]:
     return found
 
 
-def _player(i: int, evaluate: Path, finetune: Path | None, harness: Path | None) -> Player:
-    model = read_model(f"θ_{i}", "iteration" if i else "start", i - 1, evaluate, finetune, None)
+def _player(i: int, evaluate: Path, harness: Path | None) -> Player:
+    model = read_model(f"θ_{i}", "iteration" if i else "start", i - 1, evaluate, None, None)
+    nll, tokens = _column(model, "nll"), _column(model, "tokens")
+    mean = fmean(tokens.values()) if tokens else 1.0
     values: dict[str, Mapping[str, float]] = {
         "exact_match/greedy": _column(model, "greedy_match"),
         "exact_match/sampled": _column(model, "sampled_match"),
-        "nll/real": {key: -value for key, value in _column(model, "nll").items()},
+        # By tokens, as the metric of this name: long answers count more.
+        "nll/real": {key: -value * tokens.get(key, mean) / mean for key, value in nll.items()},
     }
     if harness:
         items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
         told = json.loads((harness / "results.json").read_text(encoding="utf-8"))["tasks"]
-        weights = _weights(told, Counter(item["task"] for item in items))
-        values["harness"] = {item["id"]: float(item["value"]) * weights[item["task"]] for item in items}
+        parts = {leaf: part for name, one in told.items() for leaf, part in one.get("subtasks", {name: one}).items()}
+        weight = weights(told, Counter(item["task"] for item in items))
+        # The same question only where prompts, metric and version are the same: a hub's data may have changed.
+        asked = {
+            leaf: [part.get(name) for name in ("prompts_sha256", "metric", "version")] for leaf, part in parts.items()
+        }
+        values["harness"] = {
+            f"{item['id']} {asked[item['task']]}": float(item["value"]) * weight[item["task"]] for item in items
+        }
     return Player(model, values)
-
-
-def _weights(told: Mapping[str, dict], counts: Mapping[str, int]) -> dict[str, float]:
-    """What an item of each task counts, so that the mean over all items is the mean of the tasks' values, as
-    leaderboards take it: a group by its own mean, and with a minus where less is better. `counts`: items of a task."""
-    parts: dict[str, float] = {}
-    for name, entry in told.items():
-        leaves = {leaf: counts[leaf] for leaf in entry.get("subtasks", [name]) if counts.get(leaf)}
-        whole = sum(leaves.values())
-        for leaf, count in leaves.items():
-            share = 1 / len(leaves) if entry.get("mean") == "subtasks" else count / whole
-            parts[leaf] = share / count * (1 if entry["higher_is_better"] else -1)
-    tasks = sum(any(counts.get(leaf) for leaf in entry.get("subtasks", [name])) for name, entry in told.items())
-    return {leaf: part * sum(counts.values()) / tasks for leaf, part in parts.items()}
 
 
 def _metric(players: list[Player], how: Gate) -> Metric | None:
     known = [name for name in ORDER if all(player.values.get(name) for player in players)]
-    if how.metric != "auto" and how.metric not in known:
+    if how.metric != "auto" and not players[0].values.get(how.metric):
         raise BadInput(
             f"gate.metric: {how.metric} was not measured on every model; measure it (sections evaluate, harness), or "
             f"take auto{''.join(f' or {name}' for name in known)}."
@@ -243,10 +238,6 @@ def _margin(margin: Interval, opponent: str, how: Gate) -> str:
     )
 
 
-def _holds_zero(change: Interval | None) -> bool:
-    return change is not None and change.low <= 0 <= change.high
-
-
 def _identical(old: Model, new: Model) -> float | None:
     """Share of the held-out rows that both models answer alike, greedily."""
     texts = [
@@ -257,7 +248,11 @@ def _identical(old: Model, new: Model) -> float | None:
 
 
 def _column(model: Model, field: str) -> dict[str, float]:
-    return {key: float(row[field]) for key, row in model.answers.items() if row.get(field) is not None}
+    return {key: float(row[field]) for key, row in model.answers.items() if _finite(row.get(field))}
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _mean(model: Model, field: str) -> float | None:
@@ -266,7 +261,7 @@ def _mean(model: Model, field: str) -> float | None:
 
 
 def _pairs(old: Player, new: Player, metric: str | None) -> list[tuple[float, float]]:
-    return _paired(old.values[metric], new.values[metric]) if metric else []
+    return _paired(old.values.get(metric, {}), new.values.get(metric, {})) if metric else []
 
 
 def _paired(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[float, float]]:

@@ -176,7 +176,22 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     average = fmean(values.values()) if values else None
     head = {"lm_eval": part.lm_eval, "preset": part.preset, "backend": part.backend, "average": average}
     (job.out / "results.json").write_text(json.dumps({**head, "tasks": told}, indent=1) + "\n", encoding="utf-8")
-    return {"average": average, **values, "items": sum(line["rows"] for line in told.values()), "engine": job.engine}
+    asked = "; ".join(
+        f"{name} version {line['version']}, {_shots(line)} shots, prompts {line['prompts_sha256'][:12]}"
+        for name, line in told.items()
+    )
+    return {
+        "average": average,
+        **values,
+        "lm_eval": part.lm_eval,
+        "asked": asked,
+        "items": sum(line["rows"] for line in told.values()),
+        "engine": job.engine,
+    }
+
+
+def _shots(line: dict[str, Any]) -> object:
+    return "mixed" if line["num_fewshot"] is None else line["num_fewshot"]
 
 
 def _note_shots(entry: HarnessTask, lines: dict[str, dict[str, Any]], job: Job) -> None:

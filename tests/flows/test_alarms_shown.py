@@ -34,7 +34,7 @@ def test_override_reaches_finetune_and_evaluate_and_alarms_reach_people(shown, p
     table, not on the page."""
     out, err, steps, folder = shown
     ran = {(step["stage"], step["label"]): step for step in steps if step["state"] == "ran"}
-    assert set(ran) == {("finetune", "iter 1"), ("evaluate", "θ_2"), ("report", "")}
+    assert set(ran) == {("finetune", "iter 1"), ("evaluate", "θ_2"), ("gate", "iter 1"), ("report", "")}
     configs = {}
     for (stage, _), step in ran.items():
         record = place / "spinloop-store-v1" / "records" / stage / f"{step['key']}.json"

@@ -24,6 +24,10 @@ SETTINGS = [
     ("overrides={1: {finetune: {bata: 1}}}", "did you mean beta"),
     ("evaluate.exact_match='#### ('", "evaluate.exact_match"),
     ("evaluate.exact_match='####'", "needs a group"),
+    ("gate.metric=harness", "gate.metric: harness needs a harness section"),
+    ("gate.metric=exact_match/greedy evaluate.exact_match=", "gate.metric: exact_match/greedy needs"),
+    ("gate.metric=exact_match/sampled evaluate.sampled=false", "needs evaluate.sampled: true"),
+    ("gate.metric=luck", "gate.metric"),
     ("beta", "field.path=value"),
     ("model.path=nowhere/at/all", "nowhere/at/all"),
     ("dataset.path=nowhere.jsonl", "nowhere.jsonl"),
@@ -34,7 +38,9 @@ SETTINGS = [
 @pytest.mark.parametrize(("setting", "place"), SETTINGS)
 def test_bad_setting_is_one_sentence_with_its_place(spinloop, tiny, tmp_path, setting: str, place: str) -> None:
     """Catches a traceback, a value that is quietly accepted, and a message that does not say where."""
-    code, out, err = spinloop("plan", tiny, "--store", tmp_path / "store", "--set", setting)
+    several = setting.split(" ") if setting.startswith("gate.") else [setting]
+    sets = [part for one in several for part in ("--set", one)]
+    code, out, err = spinloop("plan", tiny, "--store", tmp_path / "store", *sets)
     assert code == 2, err
     assert place in err
     assert len(err.strip().splitlines()) == 1, err

@@ -51,7 +51,7 @@ def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, r
     ran = {(s["stage"], s["label"]) for s in steps if s["state"] == "ran"}
     assert ran == would
     iteration_0 = {(stage, label) for stage, label in ran if "iter 0" in label}
-    assert iteration_0 == {("finetune", "iter 0")}
+    assert iteration_0 == {("finetune", "iter 0"), ("gate", "iter 0")}
     assert {("evaluate", "θ_1"), ("score", "iter 1, pairs 0"), ("finetune", "iter 1"), ("report", "")} <= ran
     assert {label for stage, label in ran if stage == "generate"} == {
         s["label"] for s in steps if s["stage"] == "generate" and "iter 1" in s["label"]

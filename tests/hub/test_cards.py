@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from spin_core import card, hub
+from spin_core.errors import BadInput
 from spin_core.held_out import measures
 from spin_core.job import Job
 from spin_core.run_card import RunFacts, full_card
@@ -116,6 +117,19 @@ def test_card_of_a_run_says_no_more_than_it_knows(tmp_path):
     )
     assert "## Decision" not in text and "base_model" not in data and "datasets" not in data
     assert text == full_card(run, 1) and "torch 9.9" in text and run.models[1]["digest"] in text
+
+
+def test_run_that_did_not_end_has_no_best_model(tmp_path):
+    """Catches: the last gate of a part of the steps taken for the run's, in a push and in the card; and a report step
+    that has no output counted as the end."""
+    run = made_run(tmp_path, [], {"nll/real": 1.5})
+    part = RunFacts(run.store, run.name, [*run.steps, {**run.steps[0], "stage": "report", "digest": ""}], [])
+    for which in ("best", "last"):
+        with pytest.raises(BadInput, match=f"{which}: the run did not end; run it again, or name a model: --model θ_1"):
+            part.choose(which)
+    assert part.choose("θ_1") == part.choose("1") == 1
+    whole = RunFacts(run.store, run.name, [*run.steps, {**run.steps[0], "stage": "report", "label": ""}], [])
+    assert whole.choose("best") == whole.choose("last") == 1
 
 
 def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):

@@ -125,6 +125,40 @@ def test_push_again_makes_no_commit_and_another_model_one(push, fetch, hub: Hub,
     assert got["model.safetensors"] == want["model.safetensors"]
 
 
+def test_push_leaves_no_settings_of_the_model_before(push, hub: Hub, ran: Ran):
+    """Catches: a former model's chat template or tokens that are loaded with the new model, and a document or another's
+    file deleted with them; the deletion has to be told."""
+    stale = {"chat_template.jinja": b"old", "added_tokens.json": b"{}", "tokenizer.model": b"old", "vocab.txt": b"old"}
+    kept = {"LICENSE.txt": b"mine", "NOTICE.txt": b"", ".gitattributes": b"", "plot.png": b"", "logs/a.json": b"{}"}
+    hub.add("models/acme/tiny", {**stale, **kept, "README.md": b"old"})
+    stale = {name: data for name, data in stale.items() if not (model_tree(ran, 2) / name).exists()}
+    assert len(stale) >= 3, "the demo's model has some of these files itself"
+    done = push("--model", "2")
+    assert done.code == 0, done.err
+    got, names = hub.files("models/acme/tiny"), ", ".join(sorted(stale))
+    assert got.keys() == kept.keys() | contents(model_tree(ran, 2)).keys()
+    assert f"acme/tiny: deleted, as this model has no such files: {names}" in done.out
+    repo = hub.repos["models/acme/tiny"]
+    assert repo.commits[repo.refs["main"]][0].endswith(f"has no such files: {names}")
+    assert "nothing to push" in push("--model", "2").out
+
+
+def test_push_of_a_run_that_did_not_end_takes_a_model_by_name_only(push, hub: Hub, ran: Ran, tmp_path):
+    """Catches: a rerun that failed early and has the gate of θ_1 as its last one, so that θ_1 is called the best."""
+    store = tmp_path / "store"
+    shutil.copytree(ran.store, store, symlinks=True)
+    file = store / "spinloop-store-v1" / "runs" / ran.run / "steps.json"
+    steps = json.loads(file.read_text())
+    first = next(i for i, step in enumerate(steps) if step["stage"] == "gate")
+    file.write_text(json.dumps(steps[: first + 1]))
+    for model in ("best", "last"):
+        done = push("--dry-run", "--model", model, "--store", str(store))
+        assert done.code == 2 and done.err.count("\n") == 1, done
+        assert f"{model}: the run did not end; run it again, or name a model: --model θ_1." in done.err
+    done = push("--dry-run", "--model", "θ_1", "--store", str(store))
+    assert done.code == 0 and "θ_1 of" in done.out, done.err
+
+
 def test_push_pushed_model_is_the_local_one_to_a_run(push, fetch, ran: Ran, python):
     """Catches: a model whose content digest, so whose steps' keys, a way over the hub changes."""
     assert push("--model", "2", "--revision", "v2").code == 0
@@ -163,11 +197,18 @@ def _real(pair) -> list[dict]:
 
 
 def test_push_dry_run_asks_the_hub_nothing(push, hub: Hub):
-    """Catches: a rehearsal that creates the repository."""
+    """Catches: a rehearsal that creates the repository, or is silent on what a push deletes."""
     done = push("--dry-run", "--model", "2", "--pairs", "acme/tiny-pairs", token="")
     assert done.code == 0, done.err
     assert "model.safetensors" in done.out and "iter0/train_prefs" in done.out and "README.md" in done.out
+    assert "acme/tiny: other weights and settings" in done.out and "would be deleted" in done.out
     assert hub.asked == [] and hub.repos == {}
+
+
+def test_push_latest_is_the_latest_run(spinloop, ran: Ran):
+    """Catches: a name that `report` takes and push does not."""
+    done = spinloop("push", "latest", "--dry-run", "--to", "acme/tiny", "--store", ran.store)
+    assert done.code == 0 and f"of {ran.run} would be uploaded" in done.out, done.err
 
 
 def test_push_refusals_are_one_sentence_each(push, spinloop, hub: Hub, ran: Ran):

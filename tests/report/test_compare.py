@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 
-from spin_core.compare import Side, compare, harness_items
+from spin_core.compare import Asked, Comparison, Side, compare, harness_items
 from spin_core.compare_page import page, text
 from spin_core.costs import costs
 from spin_core.errors import BadInput
 from spin_core.figures import Model
 from spin_core.reproduction import preset
-from tests.report.made_up import harness_tree
 from tests.report.test_page import HOSTILE, Tags, fetched, steps
 
 
@@ -70,19 +71,75 @@ def test_nll_counts_tokens_and_falls_are_better() -> None:
     assert change.better == 1
 
 
+def asked(root: Path, lines: dict[str, dict], right: dict[str, list[float]]) -> Asked:
+    """What a harness tree with these lines of results.json and these values of each leaf's items says."""
+    root.mkdir()
+    (root / "results.json").write_text(json.dumps({"tasks": lines}))
+    items = [
+        {"id": f"{name}/{i}", "task": name, "value": value}
+        for name, values in right.items()
+        for i, value in enumerate(values)
+    ]
+    (root / "rows.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return harness_items(root)
+
+
+def line(**more: object) -> dict:
+    return {"metric": "acc,none", "version": 1.0, "prompts_sha256": "ab", "higher_is_better": True, **more}
+
+
+def of_harness(old: Asked, new: Asked) -> Comparison:
+    models = [Model("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
+    return compare(side("a", models[0], items={"θ_1": old}), side("b", models[1], items={"θ_1": new}))
+
+
 def test_harness_averages_tasks_over_the_items_both_were_asked(tmp_path) -> None:
     """Catches a mean over items, in which a task of many items counts more, and items of a task that one run had."""
-    old = harness_items(harness_tree(tmp_path / "a", {"few": 0.5}, rows=20))
-    old = dict(old) | dict(harness_items(harness_tree(tmp_path / "b", {"many": 0.5}, rows=400)))
-    new = dict(old) | {key: 1.0 for key in old if key[0] == "few"} | {("other", "x"): 1.0}
-    models = [Model("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
-    made = compare(side("a", models[0], items={"θ_1": old}), side("b", models[1], items={"θ_1": new}))
-    (change,) = made.pairs[0].changes
+    told = {"few": line(), "many": line()}
+    old = asked(tmp_path / "a", told, {"few": [1.0, 0.0] * 10, "many": [1.0, 0.0] * 200})
+    new = asked(tmp_path / "b", told | {"other": line()}, {"few": [1.0] * 20, "many": [1.0, 0.0] * 200, "other": [1.0]})
+    (change,) = of_harness(old, new).pairs[0].changes
     assert (change.here, change.there, change.rows) == (pytest.approx(0.5), pytest.approx(0.75), 420)
-    (tmp_path / "b" / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(BadInput, match="not what harness wrote"):
-        harness_items(tmp_path / "b")
-    assert harness_items(None) == {}
+    for damaged in ("{}", '{"id": "nobody/0", "task": "nobody", "value": 1}'):
+        (tmp_path / "b" / "rows.jsonl").write_text(damaged + "\n")
+        with pytest.raises(BadInput, match=r"not what harness wrote|name a task nobody"):
+            harness_items(tmp_path / "b")
+    assert harness_items(None) == Asked()
+
+
+@pytest.mark.parametrize(
+    ("mean", "there"), [("items", (3 / 8 + 1 / 2) / 2), ("subtasks", ((1 + 1 / 6) / 2 + 1 / 2) / 2)]
+)
+def test_harness_group_counts_as_one_task_by_its_own_mean(tmp_path, mean, there) -> None:
+    """Catches a group that is refused because its items are its subtasks', one whose subtasks each count as a task, and
+    one whose mean is not the group's own."""
+    told = {"mmlu": line(mean=mean, subtasks={"law": line(), "art": line()}), "arc": line()}
+    items = {"law": [0.0, 0.0], "art": [0.0] * 6, "arc": [1.0, 0.0]}
+    old = asked(tmp_path / "a", told, items)
+    new = asked(tmp_path / "b", told, items | {"law": [1.0, 1.0], "art": [1.0] + [0.0] * 5})
+    (change,) = of_harness(old, new).pairs[0].changes
+    assert (change.here, change.there, change.rows) == (pytest.approx(0.25), pytest.approx(there), 10)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("prompts_sha256", "prompts"), ("metric", "metric"), ("version", "task version")]
+)
+def test_harness_tasks_that_were_asked_differently_are_not_paired(tmp_path, field, said) -> None:
+    """Catches items of other questions, or marked otherwise, paired by their number, a whole group left out for one of
+    its subtasks, and a page and a text that do not say what was left out."""
+    told, other = (
+        {"mmlu": line(mean="items", subtasks={"law": line(**part), "art": line()})} for part in ({}, {field: "x"})
+    )
+    old = asked(tmp_path / "a", told, {"law": [0.0] * 5, "art": [0.0, 1.0]})
+    new = asked(tmp_path / "b", other, {"law": [1.0] * 5, "art": [0.0, 1.0]})
+    made = of_harness(old, new)
+    (change,) = made.pairs[0].changes
+    assert (change.here, change.there, change.rows) == (0.5, 0.5, 2)
+    assert made.note == f"The harness average leaves out 1 task that the two runs did not ask alike: law ({said})."
+    assert page(made).count(made.note) == text(made).replace("\\", "").count(made.note) == 1
+    assert of_harness(old, old).note == ""
+    with pytest.raises(BadInput, match=r"leaves out 2 tasks"):
+        of_harness(old, Asked({"law": line(**{field: "x"}), "art": line(**{field: "x"})}, new.values))
 
 
 def test_runs_without_shared_rows_are_refused() -> None:
@@ -135,7 +192,8 @@ def test_page_and_text_say_the_same_and_fetch_nothing() -> None:
     assert "EM greedy ▲ +0.200" in shown and "seed 42 7" in shown
     for title in ("Best models: θ_1", "Settings that differ", "Costs"):
         assert f"{title}:\n\n|" in told and title in shown
-    assert "GPU hours 1.35 1.34 from the cache" in shown and "| GPU hours " in told
+    assert "GPU hours 1.35 1.34 from the store (not computed again)" in shown and "| GPU hours " in told
+    assert "from the store (not computed again" in told and "cache" not in told
 
 
 def test_hostile_names_and_settings_are_text() -> None:

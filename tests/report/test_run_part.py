@@ -88,10 +88,12 @@ def test_record_has_the_gpus_that_its_step_held(monkeypatch, stage, runtime, the
     assert {name: value for name, value in found.items() if name != "name"} == held
 
 
-def test_cost_section_tells_what_the_cache_saved() -> None:
-    """Catches savings that include what ran now, and key or label columns swapped."""
+def test_cost_section_tells_what_came_from_the_store() -> None:
+    """Catches "saved" for what an earlier try of the same run computed, figures of the store that include what ran
+    now, and key or label columns swapped."""
     text = " ".join(Tags(sections(steps(), lambda entry: None)).text.split())
-    assert "2 of 3 steps were cached, which saved 1 h 21 min; the others took 2.5 s." in text
+    assert "2 of 3 steps were cached: 1 h 21 min from the store (not computed again; an earlier try" in text
+    assert "may have computed it); the others took 2.5 s." in text and "saved" not in text
     assert "iter 0, shard 1/2 generate Cached 1 h 0 min abababababab cdcdcdcdcdcd" in text
     assert "1 of 1 steps" not in text
     ran = " ".join(Tags(sections(steps()[2:], lambda entry: None)).text.split())
@@ -132,6 +134,13 @@ def test_software_of_steps_that_differ_is_told_with_counts() -> None:
     found = [record("gather", "d", {}, provenance={"versions": {"torch": f"2.{min(i, 1)}"}}) for i in range(3)]
     text = Tags(sections(entries, lambda entry: found[int(entry.key)])).text
     assert "2.0 (1 step), 2.1 (2 steps)" in text
+
+
+def test_software_names_the_harness() -> None:
+    """Catches a page that does not say which lm-evaluation-harness the numbers are of."""
+    entry = Entry("harness", "θ_0", "k", "ran", 1.0, "d")
+    found = record("harness", "d", {}, summary={"average": 0.5, "lm_eval": "0.4.13"})
+    assert "lm-evaluation-harness 0.4.13" in " ".join(Tags(sections([entry], lambda entry: found)).text.split())
 
 
 # --- the reproduction ledger ------------------------------------------------------------

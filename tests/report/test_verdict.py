@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from spin_core.figures import read_model, table_row
 from spin_core.stages import report
 from spin_core.verdict import verdict
-from tests.report.made_up import evaluate_tree, whole_run
+from tests.report.made_up import evaluate_tree, judged_run, render, whole_run
 
 ROSE = "Exact match rose from 0.580 to 0.660"
 
@@ -90,3 +92,47 @@ def test_sentence_start_not_evaluated_compares_with_nothing(tmp_path):
     inputs, config = whole_run(tmp_path, (580, 660), ())
     rows = [config.rows[0].model_copy(update={"evaluate": -1}), config.rows[1]]
     assert "nothing to compare it with" in sentence(inputs, config.model_copy(update={"rows": rows}))
+
+
+def test_sentence_and_tiles_put_the_harness_first(tmp_path):
+    """Catches a headline about held-out rows where the harness was asked, and tiles of another metric or with dashes
+    for controls that it was not asked of."""
+    inputs, config = judged_run(tmp_path)
+    rows = [row.model_copy(update={"harness": -1}) if row.kind == "control" else row for row in config.rows]
+    html, _, figures = render(tmp_path / "out", inputs, config.model_copy(update={"rows": rows}))
+    assert figures["sentence"] == (
+        "The harness's average rose from 0.550 to 0.570 over two iterations (2 tasks; higher is better)."
+    )
+    assert re.findall(r"<strong>(.*?)</strong><small>harness average", html) == ["0.550", "0.560", "0.570"]
+
+
+def test_sentence_harness_that_says_nothing_gives_way(tmp_path):
+    """Catches "rose … higher is better" for an average of tasks of which one is better lower, and a harness average of
+    the start alone."""
+    inputs, config = judged_run(tmp_path)
+    alone = [row.model_copy(update={"harness": -1}) if i else row for i, row in enumerate(config.rows)]
+    figures = render(tmp_path / "a", inputs, config.model_copy(update={"rows": alone}))[2]
+    assert figures["sentence"].startswith(ROSE)
+    file = inputs["harness"][0] / "results.json"
+    file.write_text(file.read_text().replace('"higher_is_better": true', '"higher_is_better": false', 1))
+    html, _, figures = render(tmp_path / "b", inputs, config)
+    assert figures["sentence"].startswith(ROSE) and "<small>exact match, greedy" in html
+
+
+@pytest.mark.parametrize(
+    ("gain", "doubt"),
+    [
+        (0.015, ", a change within the tasks' standard errors (95 % interval −0.005 to +0.035, items not paired)."),
+        (0.025, "."),
+    ],
+)
+def test_sentence_change_of_the_harness_within_its_errors_says_so(tmp_path, gain, doubt):
+    """Catches "rose" without a doubt for a change that two tasks with errors of 0.01 each do not show, and a doubt
+    about a larger one."""
+    task = {"value": 0.5, "stderr": 0.01, "higher_is_better": True}
+    rows = []
+    for i, kind in enumerate(("start", "iteration")):
+        row = table_row(read_model(f"θ_{i}", kind, i - 1, None, None, None), None)
+        rows.append(row | {"harness": {"average": 0.5 + gain * i, "tasks": {"a": task, "b": task}}})
+    said = f"rose from 0.500 to {0.5 + gain:.3f} over one iteration (2 tasks; higher is better)"
+    assert verdict(rows) == f"The harness's average {said}{doubt}"

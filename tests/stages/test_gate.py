@@ -29,18 +29,13 @@ class World:
     """Evaluate, harness and model trees of θ_0, θ_1, …"""
 
     def __init__(self, root: Path):
-        self.root, self.trees = root, {"evaluate": [], "finetune": [], "harness": []}
+        self.root, self.trees = root, {"evaluate": [], "harness": []}
 
-    def add(
-        self, rows: list[dict], training: list[dict] | None = None, items: list | None = None, groups=None, **metrics
-    ) -> World:
-        tree, model = self.root / f"e{len(self.trees['evaluate'])}", self.root / f"m{len(self.trees['evaluate'])}"
-        tree.mkdir(), model.mkdir()
+    def add(self, rows: list[dict], items: list | None = None, groups=None, **metrics) -> World:
+        tree = self.root / f"e{len(self.trees['evaluate'])}"
+        tree.mkdir()
         (tree / "metrics.json").write_text(json.dumps({name.replace("__", "/"): v for name, v in metrics.items()}))
         (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (model / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in training or []))
-        if self.trees["evaluate"]:
-            self.trees["finetune"].append(model)
         self.trees["evaluate"].append(tree)
         if items is not None:
             marks = self.root / f"h{tree.name}"
@@ -132,11 +127,11 @@ def test_change_within_chance_goes_on_and_moves_no_mark(world) -> None:
     assert "within what chance gives" in decision["reason"]
 
 
-@pytest.mark.parametrize(("margin", "stops"), [(0.0, True), (0.01, True), (0.5, False), (UNSURE, False)])
+@pytest.mark.parametrize(("margin", "stops"), [(0.0, True), (0.01, True), (0.5, False), (-4.0, False), (UNSURE, False)])
 def test_fixed_point_stops(world, margin, stops: bool) -> None:
     """Catches a run that goes on though the player tells nothing apart (also with margins that are tiny and all above
-    zero, as a minute learning rate gives), one that stops while it still learns, and one that takes few rows, whose
-    interval holds zero and one as well, for a proof of none."""
+    zero, as a minute learning rate gives), one that stops while it still learns, one that takes few rows, whose
+    interval holds zero and one as well, for a proof of none, and a player that tells the wrong way round."""
     world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.4), margin=margin))
     decision = world.decide()
     assert (decision["outcome"] == "stop", decision["go_on"]) == (stops, not stops)
@@ -186,11 +181,26 @@ def test_slight_drifts_are_no_alarm(world) -> None:
     assert world.decide()["alarms"] == []
 
 
-def test_training_alarms_are_told(world) -> None:
-    """Catches a gate that looks at held-out rows alone."""
-    won = [{"step": i + 1, "loss": 0.1, "rewards/accuracies": 1.0, "pairs": 8} for i in range(40)]
-    world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.4), margin=2.0), training=won)
-    assert "the game is won" in world.decide()["alarms"][0]
+def test_rows_without_a_finite_likelihood_are_an_alarm(world) -> None:
+    """Catches broken weights that read as "within what chance gives", a NaN in the decision, and a metric that was
+    asked for and ends the run when the model can no longer be measured by it."""
+    world.add(_rows(nll=1.0, tokens=5)).add(_rows(nll=[float("nan")] * 90 + [1.0] * 10, tokens=5, margin=2.0))
+    decision = world.decide(metric="nll/real")
+    assert decision["outcome"] == "alarm" and "90 held-out answers have no finite" in decision["alarms"][0]
+    assert decision["change"] is None and decision["best"] == 0
+    world.add(_rows(nll=float("nan"), tokens=5))
+    assert world.decide(metric="nll/real")["outcome"] == "alarm" and world.decide()["best"] == 0
+
+
+def test_nll_is_weighed_by_tokens_as_its_metric(world) -> None:
+    """Catches a decision by another figure than the table's: short answers get worse, the one long one much better."""
+    tokens = [1000] * 10 + [10] * 90
+    nll = [0.5] * 10 + [1.1] * 90
+    decision = world.add(_rows(nll=1.0, tokens=tokens)).add(_rows(nll=nll, tokens=tokens)).decide()
+    total = sum(tokens)
+    assert (
+        decision["change"]["value"] == pytest.approx((0.5 * 10_000 + 1.1 * 900) / total - 1) and decision["best"] == 1
+    )
 
 
 def test_less_nll_is_better(world) -> None:
@@ -230,12 +240,31 @@ def test_group_of_subtasks_is_one_task(world, mean: str, value: float) -> None:
     assert world.decide()["change"]["value"] == pytest.approx(value)
 
 
+def test_other_questions_are_not_paired(world) -> None:
+    """Catches a model that is better because it was asked something else under the same numbers."""
+    for share, prompts in ((0.4, "a"), (0.8, "b")):
+        items = [("quiz", i, float(right)) for i, right in enumerate(_right(share))]
+        groups = {"quiz": {"higher_is_better": True, "prompts_sha256": prompts}}
+        world.add(_rows(greedy_match=True), items=items, groups=groups)
+    decision = world.decide()
+    assert (decision["metric"], decision["change"], decision["best"]) == ("harness", None, 0)
+    assert "0 held-out rows are too few" in decision["reason"]
+
+
+def test_few_items_of_one_task_are_judged_as_any_others(world) -> None:
+    """Catches a weight that is nearly 1 (49 items: 1/49·49), which turns the exact test off: four gained, none lost."""
+    for gained in (0, 4):
+        items = [("quiz", i, float(i < gained)) for i in range(49)]
+        world.add(_rows(greedy_match=True), items=items)
+    assert world.decide()["best"] == 0
+
+
 def test_metric_is_the_first_that_all_models_have_or_the_one_asked_for(world) -> None:
     """Catches a comparison of different metrics, and a metric that nobody measured taken as zero."""
     world.add(_rows(greedy_match=_right(0.4), nll=1.0)).add(_rows(nll=1.0, greedy="a"))
     assert world.decide()["metric"] == "nll/real"
-    with pytest.raises(BadInput, match=r"gate\.metric: exact_match/greedy was not measured on every model.*nll/real"):
-        world.decide(metric="exact_match/greedy")
+    with pytest.raises(BadInput, match=r"gate\.metric: exact_match/sampled was not measured on every model.*nll/real"):
+        world.decide(metric="exact_match/sampled")
 
 
 def test_without_held_out_rows_the_run_goes_on(world) -> None:

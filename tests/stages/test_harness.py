@@ -6,21 +6,23 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from flows.plan import check
 from flows.stages import _ref
+from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import load_profile
 from spin_core.engines import vllm_env
 from spin_core.errors import BadInput
-from spin_core.harness import calls
+from spin_core.harness import calls, tables
 from spin_core.harness.presets import PRESETS
 from spin_core.job import Runtime
 from spin_core.stages import harness
-from spin_core.step import Ref, Step, compute, source
+from spin_core.step import SHARE, Ref, Step, compute, source
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store
 from tests.stages.harness_world import ASKED, CHOICE, RUNTIME, WRITE, make_folder, rows_of, run_stage
@@ -100,6 +102,25 @@ def test_progress_counts_every_request(world: Path, tmp_path) -> None:
     run_stage(world, tmp_path / "out", ASKED, events=events)
     closed = {one["label"]: (one["done"], one["total"]) for one in events if one.get("closed")}
     assert closed == {"sums_choice": (96, 96), "sums_write": (12, 12)}
+
+
+def test_place_of_the_items_is_the_folder_or_the_hub(tmp_path) -> None:
+    """Catches a crash after the evaluation, where a task of lm_eval's own with data files stands beside local ones."""
+    here, url = str(tmp_path.resolve() / "a.jsonl"), "hf://datasets/a/b.jsonl"
+    files: list[dict] = [{"x": [here]}, {"x": url}, {"x": here, "y": "/else/a.csv"}, {"x": "a.csv"}]
+    given = [SimpleNamespace(dataset_kwargs={"data_files": f}, dataset_path="json", dataset_name="") for f in files]
+    told = [tables._dataset(SimpleNamespace(config=one), tmp_path, "d" * 64) for one in given]
+    assert told == [{"path": "a.jsonl", "revision": "d" * 64}, *[{"path": "json", "revision": ""}] * 3]
+
+
+@pytest.mark.parametrize(("stage", "shared"), [("harness", 1), ("generate", SHARE)])
+def test_engine_over_four_gpus_holds_four(monkeypatch, stage, shared) -> None:
+    """Catches a benchmark in vLLM that counts one GPU of its four, by half; and four for transformers' one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    gpus._visible.cache_clear()
+    found = [gpus.held(stage, Runtime(tensor_parallel=4), share) for share in (SHARE, 1)]
+    gpus._visible.cache_clear()
+    assert [(one["gpus"], one["shared"]) for one in found] == [(4, shared), (1, 1)]
 
 
 def _key(world: Path, folder: Path, tasks: list, **section) -> str:

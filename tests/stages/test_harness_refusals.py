@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from spin_core.errors import BadInput
+from spin_core.harness import calls
 from spin_core.stages import harness
 from spin_core.step import source
 from tests.stages.harness_world import CHOICE, run_stage
@@ -112,6 +113,18 @@ def test_what_cannot_be_computed_is_one_sentence(world: Path, tmp_path, tasks, s
     with pytest.raises(BadInput, match=told) as refused:
         run_stage(world, tmp_path / "out", tasks, events=events, **section)
     assert "\n" not in str(refused.value) and not events
+
+
+@pytest.mark.parametrize("token", ["hf_" + "a1" * 17, "no-usual-token"])
+def test_what_others_raise_is_told_without_the_token(monkeypatch, token) -> None:
+    """Catches a token in a log and in the run's state, because a client quotes the header that it sent."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(BadInput, match="lm_eval cannot run the task mine") as refused, calls._errors("mine"):
+        raise ValueError(f"{'x' * 150} illegal header value b'Bearer {token}' {'y' * 150}")
+    assert token not in str(refused.value) and "(token)" in str(refused.value)
+    with pytest.raises(BadInput) as refused, calls._errors("mine"):
+        raise ValueError("x" * 190 + token)  # cut in the middle it would be known to no mask
+    assert token[:6] not in str(refused.value)
 
 
 def test_missing_folder_and_folder_without_tasks_are_refused(tmp_path) -> None:
