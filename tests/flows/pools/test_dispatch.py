@@ -31,7 +31,7 @@ def test_concurrent_runs_share_their_steps_within_the_pools_limit(workers, api, 
     turns = sorted((run.start_time, run.end_time) for run in gpu_runs.runs())
     assert all(first[1] <= second[0] for first, second in pairwise(turns)), "two runs at once on a pool of limit 1"
     again = api.wait(api.start("spin/spin", file=str(one)))
-    assert again.state.name == "Cached" and again.state.message.startswith("0 steps ran")
+    assert again.state.name == "Cached" and again.state.message.startswith("0 steps ran"), again.state.message
     assert len(gpu_runs.runs()) == 4
 
 
