@@ -4,7 +4,7 @@ BIN := .venv/bin
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills server worker test-server bench-dispatch
+.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills faults server worker test-server bench-dispatch
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -42,6 +42,9 @@ bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here a
 
 test-kills: .venv/dev        ## thirty random kill -9 moments with each engine (half an hour and more)
 	SPINLOOP_TEST_KILLS=30 $(BIN)/pytest -s tests/flows/test_kills.py
+
+faults: .venv/dev            ## the fault and security battery with a night's counts, and its table (LEVEL=release: more)
+	SPINLOOP_FAULTS=$(or $(LEVEL),night) $(BIN)/pytest --timeout=3600 tests/faults tests/security
 
 check: .venv/dev             ## lint and types only
 	$(BIN)/ruff check .

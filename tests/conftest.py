@@ -25,3 +25,13 @@ with socket.socket() as probe:
 # Where tests/flows/conftest.py starts `prefect server start`; nothing listens there before.
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PREFECT_SERVER_API_PORT"] = str(PORT)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table of the fault battery, where any of it ran."""
+    from tests.faults.fault import LEVEL, TRIED, table
+
+    if TRIED:
+        terminalreporter.section(f"faults ({LEVEL})")
+        for line in table(TRIED):
+            terminalreporter.write_line(line)
