@@ -45,7 +45,7 @@ class Fault:
 
     def run(self, trial: Callable[[random.Random], object]) -> None:
         """`count` random trials, each with its own numbers; fails at the end, naming the trials that failed."""
-        self.each(range(self.count), lambda number: trial(random.Random(f"{self.id} {number}")))  # noqa: S311
+        self.each(range(self.count), lambda number: trial(random.Random(f"{self.id} {number}")))
 
     def each(self, points: Iterable[Point], trial: Callable[[Point], object]) -> None:
         """One trial for every point of an enumeration; fails at the end, naming the points that failed."""

@@ -20,7 +20,7 @@ def test_fault_that_fails_sometimes_is_counted_and_raised_with_its_points():
     def trial(number: int) -> None:
         assert number % 2, "even"
 
-    with pytest.raises(AssertionError, match="(?s)R1 odd numbers: failed at 0: .*even.*; 2: "):
+    with pytest.raises(AssertionError, match=r"(?s)R1 odd numbers: failed at 0: .*even.*; 2: "):
         made.each(range(4), trial)
     assert (made.trials, made.failures) == (4, 2)
 
