@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from spin_core import card
@@ -119,13 +118,14 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     return RunFacts(store, folder.resolve().name, steps, sources)
 
 
-def write(store: Store, name: str) -> Path:
-    """Write runs/<name>/model-card.md, of the run's best model, or nothing where it has made none or did not end; the
-    folder."""
+def write(store: Store, name: str) -> None:
+    """Write runs/<name>/model-card.md, of the run's best model, or nothing where it has made none or did not end.
+
+    Raises BadInput, StoreError, ValueError for what of the run cannot be read or shown.
+    """
     run = read_run(store, name)
     if run.ended and run.models and run.best() in run.models:
         store.write_run_file(name, NAME, full_card(run, run.best()).encode())
-    return store.root / "runs" / name
 
 
 def full_card(run: RunFacts, k: int, repo: str = "") -> str:

@@ -7,6 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prefect.logging import get_run_logger
+
+from spin_core import run_card
 from spin_core.config import Config
 from spin_core.report_run import sections
 from spin_core.stages.report import STEPS_MARK
@@ -77,6 +80,15 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
         store.write_run_file(name, "report.html", page.encode())
         store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
     return store.root / "runs" / name
+
+
+def card(store: Store, name: str) -> None:
+    """The model card of runs/<name>/. Without it the run is whole: whatever fails is a warning in its log."""
+    try:
+        run_card.write(store, name)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        get_run_logger().warning(f"This run has no model card ({said}); its report and models are whole.")
 
 
 def _slug(label: str) -> str:

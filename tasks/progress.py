@@ -38,8 +38,8 @@ class Progress:
             _logger().info(event["log"])
             self._write(event["log"])
         elif "waiting" in event:
-            seconds = event["waiting"]
-            self._log(title, f"{title}: another process computes the same step; waiting for it since {seconds:.0f} s")
+            waited = f"{event['holder']} computes the same step; waiting for it since {event['waiting']:.0f} s"
+            self._log(title, f"{title}: {waited}")
         elif self._terminal:
             self._draw(f"{title} {event['label']}", event)
         else:

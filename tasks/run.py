@@ -15,7 +15,7 @@ from spin_core.errors import SpinloopError, StageFailed, StoreError
 from spin_core.step import Ref, Step, shards, source
 from spin_core.store.store import Record, Store
 from tasks import artifacts, events
-from tasks.ledger import Pending, lay_out, run_name
+from tasks.ledger import Pending, card, lay_out, run_name
 from tasks.planning import Planner
 from tasks.pools import Pools
 from tasks.steps import Steps
@@ -86,13 +86,13 @@ class Run(Steps):
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
         self.store.write_run_file(name, run_card.SOURCES, run_card.sources_file(self.sources))
-        lay_out(self.store, name, self.titles, self.ledger, report)
+        folder = lay_out(self.store, name, self.titles, self.ledger, report)
         self.throughput.write(self.store, name)
-        return run_card.write(self.store, name)
+        card(self.store, name)
+        return folder
 
     def _unforeseen(self, error: Exception) -> SpinloopError:
-        """What Prefect says of the first task that failed outside of its step; that a later one is not ready says
-        nothing."""
+        """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
         get_run_logger().error("This was not foreseen.", exc_info=error)
         self.settle()
         failed = (future.state for future in self.futures if not future.state.is_completed())

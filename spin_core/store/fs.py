@@ -48,7 +48,9 @@ def boundary(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str | Path) else path
+        # Of a rename or link the place that it was for: the temporary name beside it says nothing to a person.
+        named = error.filename2 or error.filename
+        where = named if isinstance(named, str | Path) else path
         why = REMEDIES.get(error.errno or 0) or f"{error.strerror or error}; see to it and run again"
         raise StoreError(f"{where}: {why}.") from error
 
@@ -90,6 +92,14 @@ def open_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
+def note_holder(fd: int, path: Path) -> None:
+    """Writes into the open lock file who holds it now: for people only, so a disk that refuses it changes nothing."""
+    with suppress(OSError):
+        text = f"process {os.getpid()} on {os.uname().nodename}\n".encode()
+        _call("note", path, os.pwrite, fd, text, 0)
+        _call("note", path, os.ftruncate, fd, len(text))
+
+
 def sync(path: Path) -> None:
     """Makes a file's bytes, or a folder's names, durable."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -110,7 +120,25 @@ def move(source: Path, target: Path) -> None:
     if stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IWUSR:
         # A folder's own `..` changes with its parent: whoever is not root must be allowed to write to it.
         chmod(source, 0o755)
-    _call("rename", target, os.rename, source, target)
+    try:
+        _call("rename", target, os.rename, source, target)
+    except OSError as error:
+        # An overlay file system (a container's) moves files of its lower layer, and not folders.
+        if error.errno != errno.EXDEV or not stat.S_ISDIR(status.st_mode) or os.path.lexists(target):
+            raise
+        _move_files(source, target)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """The folder `source` as the new folder `target`, file by file."""
+    chmod(source, 0o755)
+    make_dir(target, 0o755)
+    for name in sorted(os.listdir(source)):
+        if stat.S_ISDIR(os.lstat(source / name).st_mode):
+            _move_files(source / name, target / name)
+        else:
+            _call("rename", target / name, os.rename, source / name, target / name)
+    _call("rmdir", source, os.rmdir, source)
 
 
 def replace(source: Path, target: Path) -> None:
@@ -147,6 +175,17 @@ def unlink(path: Path) -> None:
     """Remove a file or link, if it is there."""
     with suppress(FileNotFoundError):
         _call("unlink", path, os.unlink, path)
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A file or link on its way to its name; gone if it does not get there."""
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            unlink(path)
+        raise
 
 
 def remove(path: Path) -> None:

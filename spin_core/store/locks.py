@@ -12,8 +12,8 @@ from pathlib import Path
 
 from spin_core.store import fs
 
-Wait = Callable[[float], None]
-"""Is told, about every ten seconds, how many seconds one has waited."""
+Wait = Callable[[float, str], None]
+"""Is told, about every ten seconds, how many seconds one has waited, and who holds the lock ("process 12 on host")."""
 
 REPORT_EVERY = 10.0
 LONGEST_PAUSE = 0.1
@@ -36,6 +36,9 @@ def acquire(path: Path, *, shared: bool = False, block: bool = True, wait: Wait 
     held = False
     try:
         held = _flock(fd, shared, block, wait)
+        # Not by whoever only asks whether a lock is free: asking changes nothing.
+        if held and block and not shared:
+            fs.note_holder(fd, path)
     finally:
         if not held:
             os.close(fd)
@@ -58,7 +61,14 @@ def _flock(fd: int, shared: bool, block: bool, wait: Wait | None) -> bool:
         waited, pause = waited + pause, min(pause * 2, LONGEST_PAUSE)
         if wait is not None and waited - told >= REPORT_EVERY:
             told = waited
-            wait(waited)
+            wait(waited, _holder(fd))
+
+
+def _holder(fd: int) -> str:
+    try:
+        return os.pread(fd, 200, 0).decode("ascii", errors="replace").partition("\n")[0] or "an unknown process"
+    except OSError:
+        return "an unknown process"
 
 
 @contextmanager

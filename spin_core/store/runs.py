@@ -63,12 +63,12 @@ def _folder(root: Path, run: str) -> Path:
 def _relink(root: Path, text: str, path: Path) -> None:
     if path.is_symlink() and os.readlink(path) == text:
         return
-    temp = root / "tmp" / f"{fs.unique()}.link"
-    fs.symlink(text, temp)
-    fs.replace(temp, path)
+    with fs.temporary(root / "tmp" / f"{fs.unique()}.link") as temp:
+        fs.symlink(text, temp)
+        fs.replace(temp, path)
 
 
 def _replace_file(root: Path, path: Path, data: bytes) -> None:
-    temp = root / "tmp" / f"{fs.unique()}.file"
-    fs.write_file(temp, data, 0o644)
-    fs.replace(temp, path)
+    with fs.temporary(root / "tmp" / f"{fs.unique()}.file") as temp:
+        fs.write_file(temp, data, 0o644)
+        fs.replace(temp, path)

@@ -178,14 +178,9 @@ class Store:
         raise StoreError(f"{file}: something damaged stays in the way; remove it and run again.")
 
     def _put(self, record: Record, file: Path) -> bool:
-        temp = self.root / "tmp" / f"{fs.unique()}.record"
-        try:
+        with fs.temporary(self.root / "tmp" / f"{fs.unique()}.record") as temp:
             fs.write_file(temp, encode(record))
             first = fs.put_once(temp, file)
-        except BaseException:
-            with suppress(OSError):
-                fs.unlink(temp)
-            raise
         fs.sync(file.parent)
         return first
 
@@ -209,9 +204,9 @@ class Store:
         file = self.root / "id"
         with fs.boundary(file), self.using():
             if not file.exists():
-                temp = self.root / "tmp" / f"{fs.unique()}.id"
-                fs.write_file(temp, uuid.uuid4().hex.encode())
-                fs.put_once(temp, file)
+                with fs.temporary(self.root / "tmp" / f"{fs.unique()}.id") as temp:
+                    fs.write_file(temp, uuid.uuid4().hex.encode())
+                    fs.put_once(temp, file)
             return file.read_text(encoding="ascii", errors="replace")
 
     def records(self, stage: str = "*") -> Iterator[Record]:
@@ -269,7 +264,7 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError if nothing could be published here: ask before computing."""
         probe = self.root / "tmp" / f"{fs.unique()}.probe"
-        with fs.boundary(probe), self.using():
+        with fs.boundary(probe), self.using(), fs.temporary(probe):
             fs.write_file(probe, b"probe")
             fs.unlink(probe)
 

@@ -17,12 +17,13 @@ import yaml
 from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+from spin_core import run_card
 from spin_core.child import Children
 from spin_core.config import load_profile
 from spin_core.job import Job
 from spin_core.store.store import Store
 from tasks import artifacts, meters
-from tasks.ledger import Entry
+from tasks.ledger import Entry, card
 from tasks.progress import Progress
 from tasks.run import Run
 
@@ -133,6 +134,28 @@ def test_page_that_fails_is_a_warning(finished, server, profile, caplog, tmp_pat
     assert ends() == "done"
     (line,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "(JSONDecodeError: " in line.getMessage() and "its report is whole" in line.getMessage()
+
+
+def test_card_that_fails_is_a_warning(finished, server, caplog) -> None:
+    """Catches a run that fails, with its work done, because its model card cannot be written."""
+    store = Store(finished[0], create=False)
+    file = (store.root / "latest").resolve() / run_card.NAME
+    whole = file.read_bytes()
+    file.unlink()
+    (file / "in the way").mkdir(parents=True)
+
+    @flow
+    def ends() -> str:
+        card(store, file.parent.name)
+        return "done"
+
+    try:
+        assert ends() == "done"
+    finally:
+        shutil.rmtree(file)
+        file.write_bytes(whole)
+    (line,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert "no model card (StoreError: " in line.getMessage() and f"{file}: Is a directory" in line.getMessage()
 
 
 def work(progress: Progress, title: str, seconds: float) -> float:
