@@ -10,11 +10,12 @@ from spin_core import compare_page
 from spin_core.compare import Side, compare, harness_items
 from spin_core.costs import costs
 from spin_core.errors import BadInput, StoreError
-from spin_core.figures import Model, number, read_model
+from spin_core.figures import Model, read_model
 from spin_core.report_run import facts_of
 from spin_core.store.record import Record
 from spin_core.store.runs import RUN
 from spin_core.store.store import Store
+from spin_core.verdict import best_of
 from tasks.ledger import Entry
 
 TREES = ("evaluate", "finetune", "gather", "harness", "gate")
@@ -89,9 +90,7 @@ def _tree(store: Store, payload: dict, name: str, index: int, run: str) -> Path 
 
 
 def _best(models: list[Model]) -> str:
-    """Label of the last gate's best model; without a gate of the last iteration, else of the start."""
+    """Label of the run's best model; without a gate's decision of the last one."""
     players = [model for model in models if model.kind != "control"] or models
-    decided = [number(model.decision.get("best")) for model in players if model.decision]
-    best = decided[-1] if decided else None
-    at = int(best) if best is not None and 0 <= best < len(players) else len(players) - 1
-    return players[at].label
+    k = best_of((model.decision for model in players), len(players))
+    return players[-1 if k is None else k].label

@@ -117,11 +117,9 @@ def _in_profiles(field: FieldInfo, path: str) -> str:
 def _shown(value: Any) -> str:
     if value in ({}, []):
         return ""
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, default=lambda one: one.model_dump(exclude_defaults=True))
-    )
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=lambda one: one.model_dump(exclude_defaults=True))
 
 
 CONFIGS = {name: load_profile(name)[0] for name in PROFILE_NAMES}

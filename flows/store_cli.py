@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from spin_core.errors import BadInput, StoreError
-from spin_core.store import verify as checks
 from spin_core.store.explain import compare
+from spin_core.store.gc import gc
 from spin_core.store.record import Record
 from spin_core.store.store import Store
+from spin_core.store.usage import Line, usage
+from spin_core.store.verify import verify
 
 
 def add_commands(within: Any, add: Callable) -> None:
@@ -25,10 +30,18 @@ def add_commands(within: Any, add: Callable) -> None:
         ("explain", _explain, "Say which setting or input a step differs in from the nearest other of its stage."),
     ):
         add(within, name, command, text).add_argument("key", help="a key, or enough of its beginning")
-    add(within, "verify", _verify, "Hash everything in the store; exit code 1 if anything is damaged.")
-    gc = add(within, "gc", _gc, "Remove what no record needs and what killed processes left.")
-    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
-    gc.add_argument("--keep-runs", type=int, metavar="N", help="also remove what none of the N latest runs needs")
+    du = add(within, "du", _du, "What the store takes of the disk, by stage and by run.")
+    du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
+    check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
+    check.add_argument("--deep", action="store_true", help="hash every file too (about 1.5 GB a second)")
+    clear = add(within, "gc", _gc, "Remove what no record needs and what killed processes left.")
+    clear.add_argument("--dry-run", action="store_true", help="only say what would go, and its size")
+    clear.add_argument(
+        "--keep-runs", type=int, metavar="N",
+        help="also remove what neither the N latest runs nor those of --keep need; the best model of every run stays",
+    )  # fmt: skip
+    clear.add_argument("--keep", action="append", default=[], metavar="RUN", help="keep all of this run of `runs/`")
+    clear.add_argument("--quarantine", action="store_true", help="also remove what was found damaged and set aside")
 
 
 def _open(args: argparse.Namespace) -> Store:
@@ -73,25 +86,61 @@ def _explain(args: argparse.Namespace) -> None:
     _notes(store)
 
 
+def _du(args: argparse.Namespace) -> None:
+    store = _open(args)
+    found = usage(store, args.run)
+    if args.run and not found.runs:
+        raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
+    _table(("stage", "outputs", "size"), [(*_cells(line),) for line in found.stages])
+    if found.runs:
+        _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in found.runs])
+    if found.other:
+        _table(("besides", "entries", "size"), [(*_cells(line),) for line in found.other])
+    print(f"{_size(found.total)} in all; a file that several outputs share is counted once.")
+
+
+def _cells(line: Line) -> tuple[str, str, str]:
+    return line.name, f"{line.count:,}", _size(line.bytes)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells))
+    print()
+
+
+def _size(count: int) -> str:
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or n == "kB")
+    return f"{count / unit:,.2f} {name}"
+
+
 def _verify(args: argparse.Namespace) -> None:
     store = _open(args)
-    problems = checks.verify(store)
+    problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
     for problem in problems:
         print(problem)
     if problems:
-        raise StoreError(
-            f"{len(problems)} problems in {args.store}; damaged steps are set aside and run again when next needed."
-        )
-    print(f"{args.store}: {sum(1 for _ in store.records())} records and their trees are whole.")
+        many = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {args.store}"
+        raise StoreError(f"{many}; damaged steps are set aside and run again when next needed.")
+    checked = "are whole" if args.deep else "have the names and sizes that were published (--deep hashes them)"
+    print(f"{args.store}: {sum(1 for _ in store.records())} records and their trees {checked}.")
 
 
 def _gc(args: argparse.Namespace) -> None:
-    result = checks.gc(_open(args), keep_runs=args.keep_runs, dry_run=args.dry_run)
-    would = "would remove" if args.dry_run else "removed"
+    going: dict[str, list[int]] = {}
+    result = gc(
+        _open(args), args.keep_runs, args.keep, args.quarantine, args.dry_run,
+        tell=lambda what, size: going.setdefault(what, []).append(size),
+    )  # fmt: skip
+    rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
+    if rows:
+        _table(("what", "records and folders", "size"), rows)
     print(
-        f"{would} {result.records} records, {result.trees} trees, {result.temp} temporary and "
-        f"{result.scratch} scratch folders: "
-        f"{result.bytes / 1e6:.2f} MB"
+        f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
+        f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
+        f"{_size(result.bytes)}"
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from spin_core.figures import Model, number, plain, short, show
+from spin_core.verdict import best_of
 
 TEXT = 1200  # characters of a prompt or an answer that are shown
 SAMPLES = 200
@@ -90,11 +91,11 @@ def _side_by_side(models: list[Model]) -> list[Model]:
     if len(models) <= MODELS:
         return models
     done = sorted((m for m in models if m.kind == "iteration"), key=lambda m: m.iteration)
-    best = next((number(m.decision.get("best")) for m in reversed(done) if m.decision), None)
     players = [m for m in models if m.kind != "control"]
+    best = best_of((m.decision for m in players), len(players))
     wanted = [m for m in models if m.kind == "start"][:1] + done[-2:]
-    if best is not None and 0 <= best < len(players):
-        wanted.append(players[int(best)])
+    if best is not None:
+        wanted.append(players[best])
     wanted += [m for m in models if m.kind == "control"]
     kept = list({id(model): model for model in wanted}.values())[:MODELS]
     return [model for model in models if any(model is one for one in kept)]

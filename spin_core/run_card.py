@@ -18,6 +18,7 @@ from spin_core.errors import BadInput
 from spin_core.figures import markdown_text
 from spin_core.held_out import Measure, measures
 from spin_core.store.store import Store
+from spin_core.verdict import best_of
 
 NAME = "model-card.md"
 SOURCES = "sources.json"
@@ -61,12 +62,11 @@ class RunFacts:
 
     def best(self) -> int:
         """The k of the best θ_k: by the last gate, else the last one. Raises BadInput where the run made no model."""
-        found = self.decision.get("best")
-        if isinstance(found, int):
-            return found
         if not self.models:
             raise BadInput(f"{self.name}: this run has made no model yet; run its profile again.")
-        return max(self.models)
+        last = max(self.models)
+        k = best_of([self.decision], last + 1)
+        return last if k is None else k
 
     def choose(self, which: str) -> int:
         """The k of `best`, `last`, `θ_2` or `2`. Raises BadInput for a model that this run has not made, and for `best`
@@ -116,6 +116,12 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     except (OSError, ValueError):
         sources = []
     return RunFacts(store, folder.resolve().name, steps, sources)
+
+
+def best_tree(store: Store, name: str) -> str | None:
+    """The content digest of the run's best model; None where the run did not make it (it started from it)."""
+    run = read_run(store, name)
+    return run.models[run.best()]["digest"] if run.models and run.best() in run.models else None
 
 
 def write(store: Store, name: str) -> None:

@@ -22,7 +22,7 @@ from types import ModuleType
 from spin_core import gpus, sources
 from spin_core.child import Children
 from spin_core.engines import vllm_env
-from spin_core.errors import StageFailed
+from spin_core.errors import StageFailed, StoreError
 from spin_core.job import Runtime
 from spin_core.section import Section
 from spin_core.store import keys
@@ -127,10 +127,13 @@ def compute(
     payload = step.payload(inputs)
     key = keys.key_of(payload)
     store.check_writable()
-    with store.lock(step.stage, key, wait=lambda s: send({"waiting": s})):
+    with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
         if record := look_up(store, step, inputs):
             return record, True
         place = environment(step, runtime, _digests(inputs))
+        scratch = store.scratch(step.stage, key)
+        if scratch.is_symlink():  # a stage writes and deletes in it
+            raise StoreError(f"{scratch}: a link where the store needs its own folder; remove the link.")
         out = store.new_tree()
         spec = {
             "module": step.module.__name__,
@@ -139,7 +142,7 @@ def compute(
             "digests": _digests(inputs),
             "runtime": runtime.model_dump(),
             "out": str(out),
-            "scratch": str(store.scratch(step.stage, key)),
+            "scratch": str(scratch),
             **place,
         }
         # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.

@@ -8,10 +8,11 @@ that holds zero), and it says a fall as plainly as a rise. One run with one seed
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from spin_core.alarms import alarms
-from spin_core.figures import Z95, Model, show
+from spin_core.figures import Z95, Model, number, show
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 METRICS = (  # field of a row, its name in a sentence, whether more is better
@@ -44,6 +45,14 @@ def verdict(rows: list[dict]) -> str:
     )
 
 
+def best_of(decisions: Iterable[Mapping | None], count: int) -> int | None:
+    """The k of a run's best model θ_k: by its last decision. None for a run without one, and where that names none of
+    `count` models. `decisions`: in the order of the iterations, {} or None where no gate decided."""
+    last: Mapping = next((made for made in reversed(list(decisions)) if made), {})
+    k = number(last.get("best"))
+    return int(k) if k is not None and 0 <= k < count else None
+
+
 def decided(rows: list[dict]) -> dict:
     """The gate's last word on the run: outcome, reason, and the label of the best model, whose row gets `best`. Empty
     for a run without a gate."""
@@ -52,10 +61,10 @@ def decided(rows: list[dict]) -> dict:
     if not made:
         return {}
     last = made[-1]["decision"]
-    best = players[last["best"]] if last["best"] is not None and 0 <= last["best"] < len(players) else None
-    if best is not None:
-        best["best"] = True
-    return {"outcome": last["outcome"], "reason": last["reason"], "best": best["label"] if best else None}
+    k = best_of([last], len(players))
+    if k is not None:
+        players[k]["best"] = True
+    return {"outcome": last["outcome"], "reason": last["reason"], "best": None if k is None else players[k]["label"]}
 
 
 def notes(models: list[Model], rows: list[dict]) -> list[str]:

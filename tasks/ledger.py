@@ -14,7 +14,7 @@ from spin_core.config import Config
 from spin_core.report_run import sections
 from spin_core.stages.report import STEPS_MARK
 from spin_core.step import title
-from spin_core.store import keys
+from spin_core.store import keys, runs
 from spin_core.store.store import Store
 
 
@@ -64,14 +64,15 @@ def run_name(config: Config) -> str:
 
 
 def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], report: Path | None) -> Path:
-    """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger, the report with
-    the run in it: costs, lineage, steps."""
+    """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger; of a run that came
+    to its report that report with the run in it (costs, lineage, steps), and a link to the best model."""
     place = {title: i for i, title in enumerate(titles, 1)}
     ledger.sort(key=lambda entry: place[entry.title])
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
     steps = [vars(entry) for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
     if report:
+        store.link_run(name, {runs.BEST: run_card.best_tree(store, name)})
         downloaded: list[dict] = []
         with suppress(OSError, ValueError):
             downloaded = list(json.loads((store.root / "runs" / name / "sources.json").read_text()))

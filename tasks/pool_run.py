@@ -32,6 +32,9 @@ ATTEMPTS = 200  # of all runs ever; Prefect's answer has no more lines
 LOOK_SECONDS = 0.4  # between looks at the store, which cost a stat; the server is asked less and less often
 POLL_SECONDS = (0.3, 3.0)  # of a flow run's state: at first, and after a while
 UNCLAIMED_SECONDS = 60
+SILENT_SECONDS = (
+    600  # without an answer of the server, after which a flow run is no longer asked for; what computes goes on
+)
 UNSEEN_SECONDS = 30  # a network file system may show another machine's file so much later
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
 CANCELLED = {StateType.CANCELLING, StateType.CANCELLED}
@@ -58,10 +61,11 @@ class PoolRun:
         self._run: FlowRun | None = None
         self._error: SpinloopError | None = None
         self._tries, self._next, self._told = 0, 0, False
-        self._asked = self._since = self._ended = 0.0
+        self._asked = self._since = self._ended = self._silent = 0.0
 
-    def look(self, send: Send, ending: threading.Event) -> FlowRun:
-        """The flow run as it is now: found, or else started. Asks the server no more often than `pause`."""
+    def look(self, send: Send, ending: threading.Event) -> FlowRun | None:
+        """The flow run as it is now: found, or else started. Asks the server no more often than `pause`; None while
+        the server does not answer."""
         with self._lock:
             if self._error:
                 raise self._error
@@ -69,17 +73,21 @@ class PoolRun:
                 raise StageFailed(f"{self.title}: the run is being ended.")
             now = time.monotonic()
             if self._run is None:
-                self._run = self._find() or self._start()
-                self._asked, self._since, self._told, self._ended, self.pause = now, now, False, 0.0, POLL_SECONDS[0]
+                try:
+                    self._run = self._find() or self._start()  # safe to try again: the key names the run
+                except httpx.HTTPError as error:
+                    self._bear(error, now)
+                    return None
+                self._asked, self._since, self._told, self.pause = now, now, False, POLL_SECONDS[0]
+                self._ended = self._silent = 0.0
                 how = "runs" if self.ours else "is being computed for another run, and waited for,"
                 send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
             elif now - self._asked >= self.pause and self._run.state_type not in FINAL:
                 try:
                     self._run = self.client.read_flow_run(self._run.id)
                 except ObjectNotFound:
-                    self._error = StageFailed(
-                        f"{self.title}: its run {self._run.name} was deleted; start this run again."
-                    )
+                    said = f"{self.title}: its run {self._run.name} was deleted; start this run again."
+                    self._error = StageFailed(said)
                     raise self._error from None
                 except httpx.HTTPError:
                     pass  # a server that is restarted: what is at work goes on meanwhile
@@ -99,12 +107,22 @@ class PoolRun:
             self._ended = self._ended or now
             if ended.state_type is StateType.COMPLETED and now - self._ended < UNSEEN_SECONDS:
                 return
+            try:
+                error = self._why(ended)
+            except httpx.HTTPError as silent:
+                return self._bear(silent, now)
             self._tries += 1
-            error = self._why(ended)
             if self._tries == TRIES or isinstance(error, HOPELESS):
                 self._error = error
                 raise error
             self._run = None
+
+    def _bear(self, error: httpx.HTTPError, now: float) -> None:
+        """Raise `error` if the server means it, or has been busy or away for SILENT_SECONDS."""
+        self._silent = self._silent or now
+        meant = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+        if meant or now - self._silent > SILENT_SECONDS:
+            raise error
 
     def cancel(self) -> None:
         """Cancel the flow run if this run answers for it and it is still at work."""

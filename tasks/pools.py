@@ -70,7 +70,7 @@ class Pools:
             if self.store.recorded(step.stage, own) and (record := look_up(self.store, step, inputs)):
                 return record, not shared.ours
             run = shared.look(send, self.ending)
-            if run.state_type in FINAL:
+            if run and run.state_type in FINAL:
                 if record := look_up(self.store, step, inputs):
                     return record, not shared.ours
                 shared.judge(run)

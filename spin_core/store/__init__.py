@@ -19,6 +19,10 @@ Promises
 9. Names in paths come only from us: hex digests, stage names, checked run names and labels.
 10. The store may be deleted at any time; only time is lost.
 
-Not promised: protection from somebody who can rewrite a record and its tree consistently (nothing is signed), and
-sharing between hosts without a POSIX file system.
+Not promised: protection from somebody who can rewrite a record and its tree consistently (nothing is signed); notice
+of what changes on the disk between a look-up and the use of its output (the next look-up sees it); and sharing between
+hosts without a POSIX file system.
+
+A store is its owner's (0700). To let others read it: `chmod -R go+rX` on it, again after runs; they get hits, and a
+sentence where they would have to write.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,14 +51,21 @@ def code_parts(module_name: str, root: Path = ROOT) -> dict[str, str]:
     return parts
 
 
-_PARSING = threading.Lock()  # ast.parse in two threads at once can raise SystemError (CPython 3.11, seen once)
+# Before CPython 3.11.8 and 3.12.2 (gh-106905), ast.parse raises SystemError when another thread, of any library, makes
+# a syntax tree at the same moment: seen in one of ten cached runs. It comes from a check behind the whole tree.
+TRIES = 10
 
 
 @lru_cache(maxsize=512)
 def _parsed(source: bytes, name: str, is_package: bool) -> tuple[str, list[str]]:
     """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s and a run asks per shard."""
-    with _PARSING:
-        tree = ast.parse(source)
+    for left in reversed(range(TRIES)):
+        try:
+            tree = ast.parse(source)
+            break
+        except SystemError:
+            if not left:
+                raise
     return hashlib.sha256(_dump(tree).encode("utf-8", "surrogatepass")).hexdigest(), _imports(tree, name, is_package)
 
 

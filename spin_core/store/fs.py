@@ -6,6 +6,7 @@ Not here: reading (digest.py, record.py) and locking (locks.py).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -30,6 +31,7 @@ REMEDIES = {
     errno.EXDEV: "the store spans two file systems; keep its folder on one",
 }
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+FICLONE = 0x40049409  # Linux's ioctl for a file that shares another's blocks: btrfs, XFS, bcachefs
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -164,6 +166,34 @@ def put_once(source: Path, target: Path) -> bool:
         return True
     unlink(source)
     return True
+
+
+def duplicate(source: Path, target: Path) -> bool:
+    """Puts in the place of `target` a copy of the file `source` that shares its blocks, or a hard link to it; False,
+    and `target` is as it was, where the file system has neither or the two are on different ones."""
+    with temporary(target.with_name(f"{unique()}.shared")) as temp:
+        if not _clone(source, temp):
+            try:
+                _call("link", temp, os.link, source, temp)
+            except OSError as error:
+                if error.errno not in (*NO_HARD_LINKS, errno.EXDEV):
+                    raise
+                return False
+        replace(temp, target)
+    return True
+
+
+def _clone(source: Path, temp: Path) -> bool:
+    with open(source, "rb") as stream:
+        fd = _call("create", temp, os.open, temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        try:
+            fcntl.ioctl(fd, FICLONE, stream.fileno())
+            return True
+        except OSError:  # ext4 and most others cannot
+            unlink(temp)
+            return False
+        finally:
+            os.close(fd)
 
 
 def symlink(text: str, path: Path) -> None:

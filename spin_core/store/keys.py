@@ -102,6 +102,13 @@ def payload(stage: str, version: int, config: dict, inputs: dict[str, str | list
     return plain({"store": 1, "stage": stage, "version": version, "config": config, "inputs": inputs}, nfc=True)
 
 
+def input_digests(payload: dict) -> list[str]:
+    """All content digests that a key's payload names as inputs."""
+    return [
+        digest for value in payload["inputs"].values() for digest in (value if isinstance(value, list) else [value])
+    ]
+
+
 def config_payload(section: BaseModel) -> dict:
     """`section` as plain JSON, without the fields that are marked to be left out while they hold their default.
 

@@ -36,9 +36,6 @@ def acquire(path: Path, *, shared: bool = False, block: bool = True, wait: Wait 
     held = False
     try:
         held = _flock(fd, shared, block, wait)
-        # Not by whoever only asks whether a lock is free: asking changes nothing.
-        if held and block and not shared:
-            fs.note_holder(fd, path)
     finally:
         if not held:
             os.close(fd)
@@ -76,6 +73,9 @@ def locked(path: Path, wait: Wait | None = None, *, shared: bool = False, block:
     """Holds the lock on `path`; yields whether there is one (False where the file system has no locks)."""
     fd = acquire(path, shared=shared, block=block, wait=wait)
     try:
+        # Not by whoever only asks whether a lock is free: asking changes nothing.
+        if fd is not None and block and not shared:
+            fs.note_holder(fd, path)
         yield fd is not None
     finally:
         if fd is not None:

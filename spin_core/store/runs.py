@@ -13,10 +13,13 @@ RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 # How many runs began before this one: `gc` keeps the last ones, and a copied store has other times on its files.
 ORDER = ".order"
+BEST = "best"
+"""The label of a run's best model: `gc` keeps it."""
 
 
-def link(root: Path, run: str, links: dict[str, str]) -> None:
-    """runs/<run>/<label> → ../../trees/<digest> for each, then `latest` → runs/<run>; each link changes at once.
+def link(root: Path, run: str, links: dict[str, str | None]) -> None:
+    """runs/<run>/<label> → ../../trees/<digest> for each (None: no such link), then `latest` → runs/<run>; each link
+    changes at once.
 
     Raises BadInput for a run name or label that is not one, OSError.
     """
@@ -24,7 +27,10 @@ def link(root: Path, run: str, links: dict[str, str]) -> None:
         _demand_label(label)
     folder = _folder(root, run)
     for label, digest in sorted(links.items()):
-        _relink(root, f"../../trees/{digest}", folder / label)
+        if digest is None:
+            fs.unlink(folder / label)
+        else:
+            _relink(root, f"../../trees/{digest}", folder / label)
     latest = root / "latest"
     if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
         last = max(order(other) for other in (root / "runs").iterdir())

@@ -12,9 +12,10 @@ from pathlib import Path
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
 from spin_core.store.digest import Damaged, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, key_of, plain
+from spin_core.store.keys import DIGEST, STAGE, input_digests, key_of, plain
 from spin_core.store.record import Record, encode, read
 from spin_core.store.seal import check_tree, seal
+from spin_core.store.share import share
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")
@@ -45,14 +46,15 @@ class Store:
                 self._make(folder)
             elif not self.root.is_dir():
                 raise StoreError(f"{folder}: there is no spinloop store here; check the path or run a profile first.")
-        for name in FOLDERS:
-            if (self.root / name).is_symlink():
-                raise StoreError(f"{self.root / name}: a link where the store needs its own folder; remove the link.")
+            for name in FOLDERS:
+                if (self.root / name).is_symlink():
+                    where = self.root / name
+                    raise StoreError(f"{where}: a link where the store needs its own folder; remove the link.")
 
     def _make(self, folder: Path) -> None:
         for parent in reversed([folder, *folder.parents]):
-            if not parent.exists():
-                fs.make_dir(parent, 0o755)
+            if not parent.exists() and fs.make_dir(parent, 0o755):
+                fs.sync(parent.parent)
         fresh = not self.root.exists() and fs.make_dir(self.root)
         made = []
         for name in FOLDERS:
@@ -132,6 +134,7 @@ class Store:
                     raise StoreError(f"{tree}: not a folder of this store's new_tree(), so it cannot be published.")
                 stage, key = payload["stage"], key_of(payload)
                 file, facts = self._record_file(stage, key), plain(facts, "facts")
+                share(tree, [self.tree(digest) for digest in input_digests(payload)])
                 files = seal(tree)
                 digest = tree_digest(files)
                 self._place(tree, self.tree(digest), files)
@@ -268,10 +271,12 @@ class Store:
             fs.write_file(probe, b"probe")
             fs.unlink(probe)
 
-    def link_run(self, run: str, links: dict[str, str]) -> None:
-        """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it."""
+    def link_run(self, run: str, links: dict[str, str | None]) -> None:
+        """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it.
+        A label without a digest goes."""
         with fs.boundary(self.root / "runs"), self.using():
-            runs.link(self.root, run, {label: self.tree(digest).name for label, digest in links.items()})
+            checked = {label: digest and self.tree(digest).name for label, digest in links.items()}
+            runs.link(self.root, run, checked)
 
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """Puts a file for people into runs/<run>/, in place of one of that name."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_battery import folder
 
 from spin_core.store.store import Store
+from tests.faults.store.battery import folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spin_core.errors import StoreError
+from spin_core.store import code
 from spin_core.store.code import ROOT, code_digest, code_parts
 
 STAGE = '''"""A stage."""
@@ -121,3 +123,24 @@ def test_code_digest_of_a_real_stage_is_one_in_every_process():
     env = {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
     out = subprocess.run([sys.executable, "-c", code], env=env, cwd="/", check=True, capture_output=True, text=True)
     assert out.stdout.strip() == code_digest("spin_core.stages.finetune")
+
+
+def test_code_digest_is_the_same_when_python_confuses_two_threads(monkeypatch):
+    """Catches a cached run that fails because another thread makes a syntax tree at the same moment (CPython before
+    3.11.8: SystemError, once in ten runs on a work pool), and one that tries for ever."""
+    whole = code_digest("spin_core.stages.gather")
+    real, calls = ast.parse, []
+
+    def confused(source):
+        calls.append(source)
+        if len(calls) % 2:
+            raise SystemError("AST constructor recursion depth mismatch (before=54, after=75)")
+        return real(source)
+
+    monkeypatch.setattr(ast, "parse", confused)
+    code._parsed.cache_clear()
+    assert code_digest("spin_core.stages.gather") == whole and len(calls) > 2
+    monkeypatch.setattr(ast, "parse", lambda source: confused(calls.clear()))
+    code._parsed.cache_clear()
+    with pytest.raises(SystemError):
+        code_digest("spin_core.stages.gather")

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-import store_battery as battery
-from store_battery import write_output
 
 from spin_core.store import digest
+from tests.faults.store import battery
+from tests.faults.store.battery import write_output
 
 
 def test_file_digest_is_sha256_of_files_of_any_size(place):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from store_battery import publish
 
 from spin_core.store.explain import differences, explain, nearest
 from spin_core.store.keys import payload
 from spin_core.store.record import Record
 from spin_core.store.store import Store
+from tests.faults.store.battery import publish
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 FINETUNE = {"beta": 0.1, "loss": "sigmoid"}

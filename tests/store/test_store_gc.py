@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-import store_battery as battery
-import store_racing as racing
-from store_battery import KEY, assert_right, publish, write_output
 
 from spin_core.errors import StoreError
 from spin_core.store import fs, locks
+from spin_core.store.gc import GcResult, gc
 from spin_core.store.keys import payload
 from spin_core.store.record import Record
 from spin_core.store.store import Store
-from spin_core.store.verify import GcResult, gc, verify
+from spin_core.store.verify import verify
+from tests.faults.store import battery, racing
+from tests.faults.store.battery import KEY, assert_right, publish, write_output
 
 
 def step(store: Store, stage: str, name: str, *inputs: Record) -> Record:

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-import store_battery as battery
-from store_battery import KEY, assert_right, contents, publish, write_output
 
 from spin_core.errors import StoreError
 from spin_core.store import fs
+from spin_core.store.gc import gc
 from spin_core.store.store import Store
-from spin_core.store.verify import gc
+from tests.faults.store import battery
+from tests.faults.store.battery import KEY, assert_right, contents, publish, write_output
 
 
 def refuse_writes(op: str, path: Path) -> None:

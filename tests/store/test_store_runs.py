@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import store_battery as battery
-from store_battery import FILES, contents, publish
 
 from spin_core.errors import BadInput
 from spin_core.store import fs
+from tests.faults.store import battery
+from tests.faults.store.battery import FILES, contents, publish
 
 
 def test_link_run_shows_outputs_and_points_latest(store):

@@ -6,16 +6,17 @@ import os
 import pickle
 import stat
 import struct
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
-import store_battery as battery
-from store_battery import FACTS, FILES, KEY, PAYLOAD, assert_right, contents, publish, write_output
 
 from spin_core.errors import BadInput, StageFailed, StoreError
 from spin_core.store.store import Store
 from spin_core.store.verify import verify
+from tests.faults.store import battery
+from tests.faults.store.battery import FACTS, FILES, KEY, PAYLOAD, assert_right, contents, publish, write_output
 
 
 def test_publish_then_lookup_in_another_store_object_returns_the_same_record(store, place):
@@ -181,3 +182,14 @@ def test_records_lists_all_but_the_damaged_with_a_note(store):
     battery.overwrite(store.root / "records/finetune" / f"{KEY}.json", b"{")
     assert list(store.records()) == [other]
     assert KEY in store.notes[0]
+
+
+def test_lookup_small_tree_takes_less_than_five_milliseconds(store):
+    """Catches look-ups that sync or scan the store: the fastest of 20 counts, so that a busy machine does not."""
+    publish(store)
+    took = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        store.lookup("finetune", KEY)
+        took.append(time.perf_counter() - begun)
+    assert min(took) < 0.005

@@ -23,7 +23,7 @@ def test_concurrent_runs_share_their_steps_within_the_pools_limit(workers, api, 
     before = len(list(Store(store).records()))
     ids = [api.start("spin/spin", file=str(path)) for path in (one, other)]
     ended = [api.wait(run, 400) for run in ids]
-    assert [run.state.name for run in ended] == ["Completed", "Completed"], [run.state.message for run in ended]
+    assert [run.state.name for run in ended] == ["Completed", "Completed"], "\n".join(r.state.message for r in ended)
     counts = {stage: len(gpu_runs.runs(stage)) for stage in ("sft", "generate", "finetune")}
     assert counts == {"sft": 1, "generate": 1, "finetune": 2}
     ran = sum(int(run.state.message.split()[0]) for run in ended)

@@ -1,0 +1,165 @@
+"""Clearing what nobody needs. Not in use by a living process: gc does nothing while somebody is inside `using`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin_core.errors import BadInput, StoreError
+from spin_core.store import fs, locks, runs
+from spin_core.store.keys import input_digests
+from spin_core.store.record import Record
+from spin_core.store.store import Store
+from spin_core.store.verify import children, is_free, readable, stray
+
+Tell = Callable[[str, int], None]
+"""Is told, for each thing that goes, what it is (a stage, or temporary, scratch, quarantine) and the bytes it frees."""
+
+
+@dataclass(frozen=True)
+class GcResult:
+    """What gc removed, or would remove: bytes of files; numbers of trees, records, leftovers and scratch folders."""
+
+    bytes: int
+    trees: int
+    records: int
+    temp: int
+    scratch: int
+    quarantine: int = 0
+
+
+def gc(
+    store: Store,
+    keep_runs: int | None = None,
+    keep: Collection[str] = (),
+    quarantine: bool = False,
+    dry_run: bool = False,
+    tell: Tell = lambda what, size: None,
+) -> GcResult:
+    """Removes leftovers of dead processes, scratch folders whose key nobody holds, and trees that no record names.
+
+    With `keep_runs` or `keep`, also every record that neither the last so many runs nor the runs of these names link
+    to or were made from, and its tree. The best model of every run (its link `best`) stays, not what it was made from;
+    to give it up, delete the run's folder first. Links that then lead nowhere go too, other files of runs/ stay.
+    `quarantine`: also what was found damaged and set aside, which stays otherwise.
+    Raises BadInput for a run that is not there; StoreError, having done nothing, while somebody is inside `using` or
+    where the file system has no locks.
+    """
+    with fs.boundary(store.root):
+        try:
+            with locks.locked(store.root / "locks" / "gc", block=False) as alone:
+                if not alone:
+                    raise StoreError(
+                        f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
+                    )
+                kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
+                return _collect(store, kept, quarantine, dry_run, tell)
+        except locks.Busy:
+            raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
+
+
+def _roots(store: Store, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
+    """Digests that the runs to be kept link to, and the best models of all runs."""
+    folders = children(store.root / "runs")
+    there = {folder.name for folder in folders}
+    for name in keep:
+        if name not in there:
+            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
+    last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[: max(keep_runs, 0)]
+    whole = [folder for folder in folders if folder in last or folder.name in keep]
+    best = [folder / runs.BEST for folder in folders]
+    return _led_to(link for folder in whole for link in children(folder)), _led_to(best)
+
+
+def _led_to(links: Iterable[Path]) -> set[str]:
+    return {Path(os.readlink(link)).name for link in links if link.is_symlink()}
+
+
+def _collect(
+    store: Store, roots: tuple[set[str], set[str]] | None, quarantine: bool, dry_run: bool, tell: Tell
+) -> GcResult:
+    records = readable(store)
+    if roots is None:
+        kept = {record.digest for _, record in records}
+    else:
+        kept = _made_from(roots[0], [record for _, record in records]) | roots[1]
+    stages = {record.digest: record.stage for _, record in records}
+    old = {file: record.stage for file, record in records if record.digest not in kept}
+    going = {**old}
+    going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
+    left = stray(store)
+    going |= {path: "temporary" for path in left}
+    scratch = [folder for folder in children(store.root / "scratch") if is_free(store.root / "locks" / folder.name)]
+    going |= {path: "scratch" for path in scratch}
+    aside = children(store.root / "quarantine") if quarantine else []
+    going |= {path: "quarantine" for path in aside}
+    freed = _freed(going, tell)
+    if not dry_run:
+        # Records before trees, and durably: no power loss leaves a record without its tree.
+        for file in old:
+            fs.remove(file)
+        for folder in {file.parent for file in old}:
+            fs.sync(folder)
+        for path in going:
+            if path not in old:
+                _remove(store, path)
+        for link in store.root.glob("runs/*/*"):
+            if link.is_symlink() and not link.exists():
+                fs.unlink(link)
+    return GcResult(
+        bytes=freed,
+        trees=sum(path.parent.name == "trees" for path in going),
+        records=len(old),
+        temp=sum(path.suffix != ".owner" for path in left),
+        scratch=len(scratch),
+        quarantine=len(aside),
+    )
+
+
+def _made_from(digests: set[str], records: list[Record]) -> set[str]:
+    """These and what they were made from, all the way up."""
+    inputs: dict[str, list[str]] = {}
+    for record in records:
+        inputs.setdefault(record.digest, []).extend(input_digests(record.payload))
+    found: set[str] = set()
+    waiting = list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest not in found:
+            found.add(digest)
+            waiting += inputs.get(digest, [])
+    return found
+
+
+def _remove(store: Store, path: Path) -> None:
+    if path.parent.name == "trees":
+        # Out of sight first: a kill in the middle must not leave half a tree under its name.
+        gone = store.root / "tmp" / fs.unique()
+        fs.move(path, gone)
+        path = gone
+    fs.remove(path)
+
+
+def _freed(going: dict[Path, str], tell: Tell) -> int:
+    """Bytes that removing these paths gives back: a file that an output shares goes with the last one that has it."""
+    total, links = 0, Counter[tuple[int, int]]()
+    for path, what in going.items():
+        size = 0
+        for file in files_below(path):
+            status = file.lstat()
+            links[status.st_dev, status.st_ino] += 1
+            if links[status.st_dev, status.st_ino] == status.st_nlink:
+                size += status.st_size
+        tell(what, size)
+        total += size
+    return total
+
+
+def files_below(path: Path) -> list[Path]:
+    """All files and links below a folder; or the file itself."""
+    if path.is_symlink() or not path.is_dir():
+        return [path]
+    return [Path(base, name) for base, _, names in os.walk(path) for name in names]

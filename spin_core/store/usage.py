@@ -1,0 +1,84 @@
+"""What the store takes of the disk, by stage and by run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin_core.store import fs
+from spin_core.store.gc import files_below
+from spin_core.store.store import Store
+from spin_core.store.verify import children, readable
+
+IN_HAND = ("scratch", "tmp", "quarantine")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table. `only`: bytes that would go with it, because nothing else has them (of a run)."""
+
+    name: str
+    count: int
+    bytes: int
+    only: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Outputs by stage, by run, and what is not output: unfinished work, temporary files, damaged things set aside."""
+
+    stages: list[Line]
+    runs: list[Line]
+    other: list[Line]
+    total: int
+    """Bytes of all files; one that several outputs share counts once, with the first of them."""
+
+
+def usage(store: Store, run: str | None = None) -> Usage:
+    """What the files below the store's folder take; `run`: of one run's outputs alone. Nothing is hashed.
+
+    Raises StoreError where the disk fails.
+    """
+    with fs.boundary(store.root), store.using():
+        seen: set[tuple[int, int]] = set()
+        stages = {record.digest: record.stage for _, record in readable(store)}
+        trees = {tree.name: _size(tree, seen) for tree in children(store.root / "trees")}
+        linked = {folder.name: _links(folder) & trees.keys() for folder in children(store.root / "runs")}
+        shown = linked.get(run, set()) if run else trees.keys()
+        by_stage: dict[str, list[int]] = {}
+        for digest in sorted(shown):
+            by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
+        other = [
+            Line(name, len(found), sum(_size(path, seen) for path in found))
+            for name in IN_HAND
+            if (found := children(store.root / name)) and not run
+        ]
+        return Usage(
+            [Line(name, len(sizes), sum(sizes)) for name, sizes in sorted(by_stage.items())],
+            list(_runs(linked, trees, run)),
+            other,
+            sum(trees[digest] for digest in shown) + sum(line.bytes for line in other),
+        )
+
+
+def _runs(linked: dict[str, set[str]], trees: dict[str, int], run: str | None) -> Iterator[Line]:
+    for name, own in linked.items():
+        if run in (None, name):
+            others = set().union(*(there for other, there in linked.items() if other != name))
+            yield Line(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others))
+
+
+def _links(folder: Path) -> set[str]:
+    return {Path(os.readlink(link)).name for link in children(folder) if link.is_symlink()}
+
+
+def _size(path: Path, seen: set[tuple[int, int]]) -> int:
+    total = 0
+    for file in files_below(path):
+        status = file.lstat()
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            total += status.st_size
+    return total

@@ -1,0 +1,76 @@
+"""A step on a work pool whose server does not answer: a real HTTP server that says so."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from spin_core.chat import ChatSection
+from spin_core.job import Runtime
+from spin_core.stages import sft
+from spin_core.step import Step
+from spin_core.store.store import Store
+from tasks import pool_run
+from tasks.pool_run import PoolRun
+
+STEP = Step(sft, "θ_0", sft.Config(sft=sft.Sft(), chat=ChatSection(), seed=1))
+KEY = "ab" * 32
+
+
+@pytest.fixture
+def busy() -> Iterator[type]:
+    """A server that answers everything with `status`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        status = 503
+
+        def answer(self) -> None:
+            self.send_response(type(self).status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield Handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def pool_of(client: SyncPrefectClient, tmp_path) -> PoolRun:
+    """A step that nobody computes yet."""
+    inputs = {"model": "a" * 64, "rows": "b" * 64}
+    return PoolRun(client, Store(tmp_path), Runtime(), "spin-gpu", {KEY: (STEP, inputs)})
+
+
+def test_server_that_is_busy_is_asked_again_for_a_while(busy, tmp_path, monkeypatch) -> None:
+    """Catches an iteration that fails, with its stages at work, because the server was busy for a minute (SQLite under
+    load answers 503), and one that asks a dead server for ever."""
+    with get_client(sync_client=True) as client:
+        shared = pool_of(client, tmp_path)
+        for _ in range(3):
+            assert shared.look(print, threading.Event()) is None
+        monkeypatch.setattr(pool_run, "SILENT_SECONDS", 0.0)
+        with pytest.raises(httpx.HTTPStatusError, match="503"):
+            shared.look(print, threading.Event())
+
+
+def test_server_that_refuses_is_not_asked_again(busy, tmp_path) -> None:
+    """Catches ten minutes of waiting for a wrong password to become right."""
+    busy.status = 401
+    with get_client(sync_client=True) as client, pytest.raises(httpx.HTTPStatusError, match="401"):
+        pool_of(client, tmp_path).look(print, threading.Event())
