@@ -10,8 +10,10 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 from spin_core.config import PROFILES, Config, load_profile
 from spin_core.errors import SpinloopError
@@ -24,6 +26,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The console only: the server still gets every log line of a run.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
 }
 
 
@@ -165,6 +168,7 @@ def _fields() -> str:
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     from flows.embedded import EmbeddedServer, answers, configured_server
+    from flows.ending import watched
 
     url = configured_server()
     if url and not answers(url):
@@ -180,13 +184,29 @@ def _run(args: argparse.Namespace) -> None:
     check(config, args.store, base_dir)
 
     def run() -> dict:
-        return spin(config, args.store, str(base_dir))
+        with watched(partial(_server_left, args, url)):
+            return cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
 
     if server is None:
         outcome = run()
     else:
         with server.ready():
             outcome = run()
+    _told(args, outcome)
+
+
+def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exception, what: str) -> int:
+    """Tell what came of a run, and `what` its server did; the exit code."""
+    if isinstance(outcome, Exception):
+        print(f"spinloop: {outcome}", file=sys.stderr)
+    else:
+        _told(args, outcome)
+    where = f"PREFECT_API_URL {url}: the server" if url else "the run's own Prefect server"
+    print(f"note: {where} {what} and may show it as Running; the store has all that finished.", file=sys.stderr)
+    return getattr(outcome, "exit_code", 1) if isinstance(outcome, Exception) else 0
+
+
+def _told(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
         print(f"note: {note}", file=sys.stderr)
     table = Path(outcome["folder"], "report.md").read_text()

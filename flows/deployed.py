@@ -17,7 +17,7 @@ from flows.plan import check, next_iteration
 from flows.play import HOW, play, rows_only
 from flows.stages import failed, store_folder
 from spin_core.config import Config, load_profile
-from spin_core.errors import BadInput, SpinloopError
+from spin_core.errors import BadInput
 from tasks.pool_run import DEFAULT
 
 AS_IT_IS: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
         config, base_dir = _config(profile, settings, file)
         check(config, store_folder(), base_dir, DEFAULT)
         return _told(play(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
-    except SpinloopError as error:
+    except Exception as error:
         return failed(error)
 
 
@@ -78,7 +78,7 @@ def iteration(
         outcome = play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
         everything = f"All {t + 1} iterations of {config.name} are in the store. "
         return _told(outcome, everything if not follow and not outcome["stopped"] else "")
-    except SpinloopError as error:
+    except Exception as error:
         return failed(error)
 
 
@@ -95,7 +95,7 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
         config, base_dir = _config(profile, settings, file)
         counts = rows_only(config, store_folder(), base_dir, _origin())
         return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
-    except SpinloopError as error:
+    except Exception as error:
         return failed(error)
 
 

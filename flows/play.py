@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.ending import known
 from flows.spin import dag, sources
+from flows.stages import failed
 from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
@@ -25,9 +28,13 @@ HOW: dict[str, Any] = {
 
 
 @flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **HOW)
-def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict:
+def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict | State:
     """Run every iteration of a profile. What the store already has is not computed again."""
-    return play(config, store, Path(base_dir), "here")
+    try:
+        return play(config, store, Path(base_dir), "here")
+    except Exception as error:
+        known(error)
+        return failed(error)
 
 
 def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = "") -> dict:
@@ -41,7 +48,7 @@ def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | N
         Pools(artifacts, config.runtime, pool) as pools,
     ):
         run = Run(config, artifacts, children, base_dir, pools=pools, origin=origin, follow=follow)
-        return run.finish(lambda: dag(run).result())
+        return run.finish(lambda: dag(run).result(), known)
 
 
 def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:

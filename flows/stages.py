@@ -99,9 +99,10 @@ def store_folder() -> str:
     return str(Path(named).expanduser().absolute())
 
 
-def failed(error: SpinloopError) -> State:
-    """The final state of a flow run that a person (or the run that waits for it) is told `error` by."""
-    get_run_logger().error(str(error))
+def failed(error: Exception) -> State:
+    """The final state of a flow run that a person (or the run that waits for it) is told `error` by. Every flow returns
+    this for whatever went wrong in it: what it raised, Prefect would keep as a pickle in its result storage."""
+    get_run_logger().error(str(error), exc_info=None if isinstance(error, SpinloopError) else error)
     return Failed(message=f"{type(error).__name__}: {error}")
 
 
@@ -122,7 +123,7 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
                 _check(step, inputs, one.key)
                 steps.submit(task_of(module), step, inputs)
             steps.settle()
-    except SpinloopError as error:
+    except Exception as error:
         return failed(error)
     if steps.failures:
         # A process that died says more than the steps that were then not begun.

@@ -26,6 +26,8 @@ from spin_core.errors import ChildDied, StageFailed
 
 LAST_LINES = 20
 GROUP_SECONDS = 5.0
+ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
+RUBBISH = 100  # characters of it that are told
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -56,6 +58,7 @@ class Child:
         self._count = 0
         self._eof = False
         self._ended = False
+        self._rubbish = ""
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._keep_last, self._deal)]
         for thread in self._threads:
@@ -69,12 +72,14 @@ class Child:
     def _deal(self) -> None:
         """Hands each event to the job that it is of; None to all when the process ended or broke the protocol."""
         assert self.process.stdout
-        with suppress(json.JSONDecodeError, KeyError, TypeError):
-            for line in self.process.stdout:
-                event = json.loads(line)
-                with self._lock:
-                    if event["job"] in self._jobs:
-                        self._jobs[event["job"]].put(event)
+        for line in self.process.stdout:
+            event = _event(line)
+            if event is None:
+                self._rubbish = line[:RUBBISH]
+                break
+            with self._lock:
+                if event["job"] in self._jobs:
+                    self._jobs[event["job"]].put(event)
         with self._lock:
             self._eof = True
             for events in self._jobs.values():
@@ -108,6 +113,7 @@ class Child:
                     answered = True
                     summary: dict = event["done"]
                     return summary
+            how = self._how_it_ended()
         except queue.Empty:
             expired = True
         finally:
@@ -118,7 +124,7 @@ class Child:
         stage = spec["module"].rpartition(".")[2]
         if expired:
             raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
-        raise self._obituary(stage)
+        raise ChildDied(f"{stage}: its process {how}.{self._tail()}")
 
     def _give(self, spec: dict) -> None:
         assert self.process.stdin
@@ -126,11 +132,18 @@ class Child:
             self.process.stdin.write(json.dumps(spec) + "\n")
             self.process.stdin.flush()
 
-    def _obituary(self, stage: str) -> StageFailed:
-        code = self.process.returncode
+    def _how_it_ended(self) -> str:
+        """In words, of a process that gave no answer; one that is still there has closed its output or broken the
+        protocol, and is ended after this."""
+        if self._rubbish:
+            return f"wrote what is no answer ({self._rubbish!r}) and was ended"
+        try:
+            code = self.process.wait(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its output without an answer and was ended"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
-        return ChildDied(f"{stage}: its process ended without an answer, {how}{hint}.{self._tail()}")
+        return f"ended without an answer, {how}{hint}"
 
     def _tail(self) -> str:
         return "".join(f"\n  | {line}" for line in self.last)
@@ -155,6 +168,19 @@ class Child:
         until = time.monotonic() + GROUP_SECONDS
         while any(_members(self.process.pid)) and time.monotonic() < until:
             time.sleep(0.02)
+
+
+def _event(line: str) -> dict | None:
+    """What one line of a child's output says; None for what no worker writes."""
+    with suppress(ValueError, RecursionError):
+        event = json.loads(line)
+        if not isinstance(event, dict) or type(event.get("job")) is not int:
+            return None
+        if isinstance(event.get("progress"), dict) or isinstance(event.get("done"), dict):
+            return event
+        if isinstance(event.get("error"), str) and isinstance(event.get("message"), str):
+            return event
+    return None
 
 
 def _members(group: int) -> Iterator[int]:

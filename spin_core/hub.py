@@ -6,7 +6,7 @@ cache are huggingface_hub's own; which hub it asks, and with which token, is tol
 (HF_ENDPOINT, HF_TOKEN). No token passes through here but to be taken out of a text.
 
 Where the hub cannot be reached, what the cache holds whole is used: a full commit as it is, a branch or tag as it was
-when it was last asked for, which `Listing.note` says.
+when it was last asked for, which `Listing.note` says; it also says that a branch or tag has moved since then.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)*")
 TOKEN = re.compile(r"\bhf_\w{6,}")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "(token)"
+
+_moved: dict[tuple[str, Kind, str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def listing(repo: str, kind: Kind, revision: str) -> Listing:
         return found
     if not info.sha:
         raise BadInput(f"{repo}: the hub does not say which commit {revision or 'main'} is; give `{kind}.revision`.")
-    _remember(repo, kind, revision, info.sha)
-    return Listing([file.rfilename for file in info.siblings or []], info.sha)
+    note = _remember(repo, kind, revision, info.sha)
+    return Listing([file.rfilename for file in info.siblings or []], info.sha, note=note)
 
 
 def download(repo: str, kind: Kind, found: Listing, names: list[str]) -> Path:
@@ -141,16 +143,24 @@ def _folder(repo: str, kind: Kind) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
 
 
-def _remember(repo: str, kind: Kind, revision: str, commit: str) -> None:
+def _remember(repo: str, kind: Kind, revision: str, commit: str) -> str:
     """Write which commit a branch was into the cache's refs/, where the client reads it too: downloads by commit leave
-    none there."""
+    none there. What is to be told where it is another than last time; each time in this process, not the first only."""
     name = revision or "main"
     if COMMIT.fullmatch(name) or not REVISION.fullmatch(name):
-        return
+        return ""
     ref = _folder(repo, kind) / "refs" / name
+    with suppress(OSError, ValueError):
+        before = ref.read_text(encoding="ascii").strip()
+        if before != commit and COMMIT.fullmatch(before):
+            _moved[repo, kind, name, commit] = (
+                f"{repo}: {name} moved from {before[:8]} to {commit[:8]} since it was last asked for, and {commit[:8]} "
+                f"is used; set {kind}.revision to {before} to stay with what was."
+            )
     with suppress(OSError):  # a cache that is for reading only
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
+    return _moved.get((repo, kind, name, commit), "")
 
 
 def _cached(repo: str, kind: Kind, revision: str) -> Listing | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefect.logging import get_run_logger
-
 from spin_core import run_card, sources
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.errors import SpinloopError, StageFailed, StoreError
+from spin_core.errors import SpinloopError, StoreError
 from spin_core.step import Ref, Step, shards, source
 from spin_core.store.store import Record, Store
 from tasks import artifacts, events
@@ -60,9 +59,9 @@ class Run(Steps):
         ref = rows if isinstance(rows, Ref) else rows.result()
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
-    def finish(self, outcome: Any) -> dict:
+    def finish(self, outcome: Any, known: Callable[[dict | Exception], None] = lambda told: None) -> dict:
         """Wait for the last step and lay out `runs/<name>/` and the UI's artifacts for people; after a failure too,
-        for what did finish.
+        for what did finish. `known` is called with what came of it as soon as only the server is left to be told.
 
         Raises the first failure once every step that was already at work has ended (and is published).
         """
@@ -73,16 +72,19 @@ class Run(Steps):
             self.failures.append(error)
         except Exception as error:
             if not self.failures:
-                self.failures.append(self._unforeseen(error))
+                self.failures.append(self.unforeseen(error))
         self.settle()
         if ref is None:
             with suppress(StoreError):  # the first failure is what is told; often it is this one
                 self._lay_out(name, None)
+            known(self.failures[0])
             raise self.failures[0]
         folder = self._lay_out(name, self.store.tree(ref.digest))
+        told: dict[str, Any] = {"run": name, "folder": str(folder), "report": str(folder / "report.html")}
+        told |= {"notes": self.store.notes, "stopped": self.stopped, **self.counts()}
+        known(told)
         artifacts.show(self, self.store.tree(ref.digest), folder)
-        told = {"run": name, "folder": str(folder), "report": str(folder / "report.html"), "notes": self.store.notes}
-        return {**told, "stopped": self.stopped, **self.counts()}
+        return told
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
         self.store.write_run_file(name, run_card.SOURCES, run_card.sources_file(self.sources))
@@ -90,11 +92,3 @@ class Run(Steps):
         self.throughput.write(self.store, name)
         card(self.store, name)
         return folder
-
-    def _unforeseen(self, error: Exception) -> SpinloopError:
-        """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
-        get_run_logger().error("This was not foreseen.", exc_info=error)
-        self.settle()
-        failed = (future.state for future in self.futures if not future.state.is_completed())
-        said = next((state.message for state in failed if state.is_final()), None)
-        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from prefect.logging import get_run_logger
+
 from spin_core.child import Children
-from spin_core.errors import SpinloopError
+from spin_core.errors import SpinloopError, StageFailed
 from spin_core.job import Runtime
 from spin_core.step import Ref, Step
 from spin_core.store.store import Record, Store
@@ -63,3 +65,11 @@ class Steps:
         """How many steps ran, and how many were in the store."""
         ran = sum(entry.state == "ran" for entry in self.ledger)
         return {"ran": ran, "cached": len(self.ledger) - ran}
+
+    def unforeseen(self, error: Exception) -> SpinloopError:
+        """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
+        get_run_logger().error("This was not foreseen.", exc_info=error)
+        self.settle()
+        failed = (future.state for future in self.futures if not future.state.is_completed())
+        said = next((state.message for state in failed if state.is_final()), None)
+        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")

@@ -7,6 +7,11 @@ import shutil
 import socket
 import tempfile
 
+from tests.faults.flow import no_network
+
+pytest_plugins = ["tests.flows.fixtures"]
+no_network.install()
+
 HOME = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = HOME

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spin_core.engines import vllm_env
-from tests.flows.storm import Marked, command
+from tests.faults.flow.storm import Marked, command
 
 pytestmark = [
     pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env"),

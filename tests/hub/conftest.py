@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.flows.conftest import TINY
+from tests.flows.fixtures import TINY
 from tests.hub.hub_home import TOKEN, Done, Ran, command, environment, new_token
 from tests.hub.hub_server import Hub, start
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.faults.fault import Fault
 from tests.hub.hub_home import Ran, command, environment, new_token
 from tests.hub.hub_server import Hub
 
@@ -43,6 +44,15 @@ def hits(secret: str, root: Path, **texts: str) -> list[str]:
     places = [(str(p.relative_to(root)), p.read_bytes() + str(p).encode()) for p in root.rglob("*") if p.is_file()]
     places += [(name, text.encode()) for name, text in texts.items()]
     return [f"{place}: {form}" for place, data in places for form, value in wanted.items() if value in data]
+
+
+def nowhere(what: str, found: list[str]) -> None:
+    """A trial for each form: none of `hits` is of it."""
+
+    def trial(form: str) -> None:
+        assert not [hit for hit in found if hit.endswith(f": {form}")]
+
+    Fault("S9", what).each(forms("hf_+/=x"), trial)
 
 
 def held(hub: Hub) -> str:
@@ -76,7 +86,8 @@ def test_secret_of_a_run_and_a_push_is_nowhere(ran: Ran, hub: Hub):
     seen = {path.relative_to(ran.home).parts[0] for path in ran.home.rglob("*") if path.is_file()}
     assert {"store", "prefect", "hf"} <= seen and list((ran.home / "prefect").glob("prefect.db*"))
     printed = "".join(one.out + one.err for one in (ran.done, done, again, shown))
-    assert not hits(ran.token, ran.home, printed=printed, run=held(ran.hub), pushed=held(hub))
+    found = hits(ran.token, ran.home, printed=printed, run=held(ran.hub), pushed=held(hub))
+    nowhere("a token in the environment of a run and a push: forms of it in files, databases, prints", found)
 
 
 def test_secret_that_the_hub_refuses_is_nowhere(ran: Ran, hub: Hub, tmp_path):
@@ -94,7 +105,8 @@ def test_secret_that_the_hub_refuses_is_nowhere(ran: Ran, hub: Hub, tmp_path):
     assert run.code == 2 and "does not accept the token of $HF_TOKEN" in run.err and hub.authorised > 3, run
     database = b"".join(path.read_bytes() for path in (tmp_path / "prefect").glob("prefect.db*"))
     assert b"does not accept the token of" in database, "the failed flow run is in Prefect's database"
-    assert not hits(token, tmp_path, run=run.out + run.err, push=push.out + push.err)
+    found = hits(token, tmp_path, run=run.out + run.err, push=push.out + push.err)
+    nowhere("a token that the hub refuses: forms of it in files, databases, prints", found)
 
 
 @pytest.mark.parametrize("form", forms("hf_+/=x"))

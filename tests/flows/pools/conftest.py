@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from tests.flows.conftest import TINY
+from tests.flows.fixtures import TINY
 
 ROOT = Path(__file__).parents[3]
 FULL = bool(os.environ.get("SPINLOOP_TEST_SERVER"))  # `make test-server`; else what takes a minute and more is left out

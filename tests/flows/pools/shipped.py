@@ -14,11 +14,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from itertools import product
 from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.faults.fault import Fault
 from tests.flows.pools.conftest import ROOT, until
 
 SOCKETS = (
@@ -29,6 +31,10 @@ SOCKETS = (
     "/work_pools/spin-gpu/workers/connect",
 )
 BIN = Path(sys.executable).parent
+UNKNOWN = Fault("S10", "requests to our server without its password: who asks × what")
+FORGED = Fault("S10", "requests with the password and a forged or no CSRF token")
+PAGES = Fault("S10", "requests from another page's origin")
+STREAMS = Fault("S10", "websockets without the password")
 
 
 class Server:
@@ -173,37 +179,42 @@ def strangers_are_refused(server: Server) -> None:
     """What holds for every server that the project ships."""
     run = f"/deployments/{server.deployment()}/create_flow_run"
     password = server.login.removeprefix("admin:")
-    for login in (None, "", ":", "admin", "admin:", password, f"admin:{password[:-1]}", f"Admin:{password}"):
-        for method, path, body in (
-            ("GET", "/admin/version", None),
-            ("GET", "/admin/settings", None),
-            ("GET", "/csrf-token?client=stranger", None),
-            ("POST", "/flow_runs/filter", {}),
-            ("POST", run, {}),
-        ):
-            status, _, answer = server.call(method, path, body, login, **server.token())
-            assert status == 401, (login, path, answer)
-    for token in (
+    logins = (None, "", ":", "admin", "admin:", password, f"admin:{password[:-1]}", f"Admin:{password}")
+    requests = (
+        ("GET", "/admin/version", None),
+        ("GET", "/admin/settings", None),
+        ("GET", "/csrf-token?client=stranger", None),
+        ("POST", "/flow_runs/filter", {}),
+        ("POST", run, {}),
+    )
+    tokens = (
         {},
         {**server.token(), "Prefect_Csrf_Token": "0" * 64},
         {**server.token(), "Prefect_Csrf_Client": "x"},
-    ):
+    )
+    origins = ("http://127.0.0.1:9", "http://localhost:9", "https://example.org", "null")
+
+    def unknown(point: tuple) -> None:
+        login, (method, path, body) = point
+        status, _, answer = server.call(method, path, body, login, **server.token())
+        assert status == 401, (login, path, answer)
+
+    def forged(token: dict) -> None:
         assert server.call("POST", run, {}, server.login, **token)[0] == 403
-    for origin in ("http://127.0.0.1:9", "http://localhost:9", "https://example.org", "null"):
-        asked = {
-            "Origin": origin,
-            "Access_Control_Request_Method": "POST",
-            "Access_Control_Request_Headers": "authorization",
-        }
-        assert "access-control-allow-origin" not in server.call("OPTIONS", run, **asked)[1]
-        assert (
-            "access-control-allow-origin"
-            not in server.call("GET", "/admin/version", None, server.login, Origin=origin)[1]
-        )
-    for path in SOCKETS:
-        assert [opens(server, path, login) for login in (None, "admin:wrong", server.login)] == [False, False, True], (
-            path
-        )
+
+    def page(origin: str) -> None:
+        asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+        allowed = "access-control-allow-origin"
+        assert allowed not in server.call("OPTIONS", run, Origin=origin, **asked)[1]
+        assert allowed not in server.call("GET", "/admin/version", None, server.login, Origin=origin)[1]
+
+    def stream(path: str) -> None:
+        assert [opens(server, path, login) for login in (None, "admin:wrong", server.login)] == [False, False, True]
+
+    UNKNOWN.each(product(logins, requests), unknown)
+    FORGED.each(tokens, forged)
+    PAGES.each(origins, page)
+    STREAMS.each(SOCKETS, stream)
     assert server.post("/flow_runs/filter", {}) == []
     server.post(run, {"name": "by who may"})
     assert [one["name"] for one in server.post("/flow_runs/filter", {})] == ["by who may"]

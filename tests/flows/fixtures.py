@@ -1,4 +1,4 @@
-"""A real Prefect server for the session, and runs of a tiny profile against it."""
+"""A real Prefect server for the session, and runs of a tiny profile against it: fixtures of every test."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TINY = {
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """`prefect server start` on the port that the session's settings name."""
+    url = os.environ["PREFECT_API_URL"]
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start"],
         cwd=os.environ["PREFECT_HOME"],  # not the checkout, whose `.env` may ask for a password
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    url = os.environ["PREFECT_API_URL"]
     for _ in range(600):
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()

@@ -15,9 +15,10 @@ import sys
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MARK = "SPINLOOP_TEST_MARK"
 
 
@@ -40,15 +41,9 @@ class Marked:
     def alive(self) -> dict[int, str]:
         """Process → its role: parent, server, child, guard, or engine (what a child started)."""
         found = {}
-        for folder in Path("/proc").iterdir():
-            try:
-                if not folder.name.isdigit() or f"{MARK}={self.mark}".encode() not in (folder / "environ").read_bytes():
-                    continue
-                state = (folder / "stat").read_text().rpartition(")")[2].split()
-                if state[0] != "Z":
-                    found[int(folder.name)] = self._role(int(folder.name), int(state[2]), folder)
-            except (OSError, ValueError):
-                continue
+        for pid, group in marked(self.mark).items():
+            with suppress(OSError):
+                found[pid] = self._role(pid, group, Path(f"/proc/{pid}"))
         return found
 
     def _role(self, pid: int, group: int, folder: Path) -> str:
@@ -70,6 +65,18 @@ class Marked:
         """Exit code and output."""
         out, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, out
+
+
+def marked(mark: str) -> dict[int, int]:
+    """Process → its group, of all living ones with the mark."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                state = (folder / "stat").read_text().rpartition(")")[2].split()
+                if state[0] not in "ZX":
+                    found[int(folder.name)] = int(state[2])
+    return found
 
 
 def command(profile: Path, store: Path, *settings: str) -> list[str]:

@@ -1,6 +1,6 @@
 """`kill -9` at random moments of generation: no process left, no row missing or doubled, nothing generated twice.
 
-Six moments here; `make test-kills` makes it thirty for each engine.
+`make test-kills` runs these alone, with a night's counts.
 """
 
 from __future__ import annotations
@@ -8,34 +8,46 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from spin_core.engines import vllm_env
-from tests.flows.storm import Marked, check_exactly_once, command, records, storm
+from tests.faults.fault import Fault
+from tests.faults.flow.storm import Marked, check_exactly_once, command, records, storm
 
-KILLS = int(os.environ.get("SPINLOOP_TEST_KILLS", "0"))
+HERE = Fault("R2", "kill -9 of a run's processes in mid-generation", pr=6, night=30, release=100)
+VLLM = Fault("R2", "kill -9 of vLLM's processes in mid-generation", pr=3, night=30, release=100)
 LONG = ("iterations=1", "generate.max_new_tokens=60", "dataset.limit=600", "chat.max_prompt_length=40")
 
 
-@pytest.mark.timeout(3600 if KILLS else 600)
+def stormed(fault: Fault, profile: Path, folder: Path, roles: list[str], *settings: str, **env: str) -> Counter:
+    """A storm of the fault's count of kills, each of them a trial; how often which role was hit."""
+    hits: list[Counter] = []
+    fault.each([fault.count], lambda kills: hits.append(storm(profile, folder, kills, 1, roles, *settings, **env)))
+    fault.trials += hits[0].total() - 1
+    return hits[0]
+
+
+@pytest.mark.timeout(3600)
 def test_random_kills_lose_nothing_and_leave_nothing(tiny, server, tmp_path) -> None:
     """Catches shards that are published in the end only, a record that is written twice, a half-written shard that is
     taken for a whole one, a lock that outlives its holder, a run that does not get over a dead child, and any process
     that outlives its parent."""
-    hit = storm(tiny, tmp_path, KILLS or 6, 1, ["parent", "child", "child", "guard"], *LONG, "runtime.workers=2")
+    hit = stormed(HERE, tiny, tmp_path, ["parent", "child", "child", "guard"], *LONG, "runtime.workers=2")
     assert hit["parent"] and hit["child"]
 
 
 @pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env")
-@pytest.mark.timeout(7200 if KILLS else 900)
+@pytest.mark.timeout(7200)
 def test_random_kills_of_vllm_and_its_own_workers(tiny, server, tmp_path) -> None:
     """Catches an engine whose worker was killed and that is waited for forever, and a worker of vLLM that lives on
     with the GPU's memory when the process that started it was killed."""
     multiprocess = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # as with several GPUs: scheduler and workers apart
     roles = ["parent", "child", "engine", "engine"]
     how = ("generate.engine=vllm", "runtime.requests_in_flight=8", "runtime.vllm_kv_gib=1")
-    hit = storm(tiny, tmp_path, KILLS or 3, 2, roles, *LONG, *how, **multiprocess)
+    hit = stormed(VLLM, tiny, tmp_path, roles, *LONG, *how, **multiprocess)
     assert hit["engine"]
 
 

@@ -1,0 +1,88 @@
+"""The end of a run whose Prefect server does not take it: it is gone, silent, or its database is locked.
+
+Prefect's client would knock for minutes (62 s for each of several requests, more where the server is silent). By then
+all is in the store and laid out for people, so the command waits for SECONDS, tells what came of the run and ends. The
+server may show the run as Running for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS = 20.0
+
+Outcome = dict | Exception
+Tell = Callable[[Outcome, str], int]
+"""Tells what came of a run, and what its server did; gives the exit code."""
+
+
+class _Watch:
+    """Ends this process `SECONDS` after `known`, unless `over` comes first."""
+
+    def __init__(self, tell: Tell):
+        self.tell = tell
+        self.outcome: Outcome | None = None
+        self._leaving, self._over = threading.Lock(), False
+        self._timer: threading.Timer | None = None
+
+    def known(self, outcome: Outcome) -> None:
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        self._timer = threading.Timer(SECONDS, self._leave)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def over(self) -> None:
+        """From here on the process goes its own way. Does not return while it is being left."""
+        if self._timer:
+            self._timer.cancel()
+        if not self._over:
+            self._leaving.acquire()
+        self._over = True
+
+    def _leave(self) -> None:
+        if self.outcome is None or not self._leaving.acquire(blocking=False):
+            return
+        code = 1
+        try:
+            code = self.tell(self.outcome, f"did not take the end of this run in {SECONDS:.0f} s")
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            # No other way leads out: the main thread is in Prefect's client, which takes an exception for a crash and
+            # tells the server. What must not be lost is durable; child processes end with their standard input.
+            os._exit(code)
+
+
+_watches: list[_Watch] = []
+
+
+@contextmanager
+def watched(tell: Tell) -> Iterator[None]:
+    """Inside, a run of which only the server is not told ends this process, with the exit code that `tell` gives: after
+    SECONDS, or as soon as Prefect gives up. What a run failed with is raised as it was."""
+    _watches.append(watch := _Watch(tell))
+    try:
+        yield
+    except Exception as error:
+        watch.over()
+        if watch.outcome is None:
+            raise
+        if isinstance(watch.outcome, Exception):
+            raise watch.outcome from None
+        said = " ".join(str(error).split())[:200]
+        sys.exit(tell(watch.outcome, f"did not take the end of this run ({type(error).__name__}: {said})"))
+    finally:
+        _watches.remove(watch)
+        watch.over()
+
+
+def known(outcome: Outcome) -> None:
+    """What came of the run is known; only its server is to be told. Nothing happens where nobody watches."""
+    if _watches:
+        _watches[-1].known(outcome)

@@ -1,0 +1,228 @@
+"""Stages in forked processes, to be killed: torch is imported once, so that a trial takes a second and not twenty.
+
+A fork does what a flow's process and its stage's process do between them: look the step up, on a miss compute it and
+publish. `python -m tests.faults.flow.forks` is the server of the forks; `Forks` asks it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from spin_core.job import Runtime
+from spin_core.step import Ref, Step, compute, look_up
+from spin_core.store.store import Store
+
+ROOT = Path(__file__).parents[3]
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+KILLED = 137
+
+Tell = Callable[[dict], None]
+
+
+@dataclass
+class Done:
+    """How a fork ended, and what it told: `computing` (a miss), `step` (an optimiser step is done), `digest`."""
+
+    status: int
+    seconds: float
+    told: list[dict] = field(default_factory=list)
+
+    def _last(self, name: str) -> Any:
+        return next((event[name] for event in reversed(self.told) if name in event), None)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the output, as it stands in the store; None: it did not come so far."""
+        return self._last("digest")
+
+    @property
+    def computed(self) -> bool:
+        """Whether it missed and began to compute."""
+        return self._last("computing") is not None
+
+    @property
+    def resumed_at(self) -> int:
+        """The optimiser step that training went on from."""
+        return (self._last("summary") or {}).get("resumed_at", 0)
+
+    @property
+    def error(self) -> str:
+        """What it raised."""
+        return self._last("error") or ""
+
+    @property
+    def operations(self) -> int:
+        """How often it changed or opened something in its scratch folder."""
+        return self._last("operations") or 0
+
+
+class Forks:
+    """The server of the forks. A context manager."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.flow.forks"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"},
+        )  # fmt: skip
+
+    def run(self, asked: dict, place: Path, **kill: float) -> Done:
+        """One fork. `after`: seconds until it is killed, counted from its start or, with `step`, from that optimiser
+        step; `operation`: it ends itself before that operation on its scratch folder; -1 counts them."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({**asked, "place": str(place), **kill}) + "\n")
+        self.process.stdin.flush()
+        return Done(**json.loads(self.process.stdout.readline()))
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+class Here:
+    """In the place of child processes: the stage runs in this one."""
+
+    def __init__(self, tell: Tell):
+        self.tell = tell
+
+    def run(self, spec: dict, send: Tell, timeout: float = 0) -> tuple[dict, float]:
+        from spin_core.worker import run_spec
+
+        self.tell({"computing": spec["module"]})
+        began = time.monotonic()
+        return run_spec(spec, send), time.monotonic() - began
+
+
+def work(asked: dict, tell: Tell) -> None:
+    """What a fork does."""
+    module = importlib.import_module(f"spin_core.stages.{asked['stage']}")
+    step = Step(module, "", module.Config.model_validate(asked["config"]))
+    inputs = {name: _refs(value) for name, value in asked["inputs"].items()}
+    store, runtime = Store(Path(asked["place"])), Runtime.model_validate(asked["runtime"])
+    scratch = str(store.root / "scratch")
+    seen = _count_operations(scratch, asked["operation"]) if "operation" in asked else []
+    if "step" in asked:
+        _tell_steps(tell)
+    with store.using():
+        record = look_up(store, step, inputs)
+        if record is None:
+            record, _ = compute(store, step, inputs, runtime, Here(tell), lambda event: None)  # type: ignore[arg-type]
+    tell({"digest": record.digest, "summary": record.facts["summary"], "operations": len(seen)})
+
+
+def _refs(value: Any) -> Any:
+    return [Ref(**one) for one in value] if isinstance(value, list) else Ref(**value)
+
+
+def _tell_steps(tell: Tell) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    steps = count(1)
+    register_optimizer_step_post_hook(lambda *_: tell({"step": next(steps)}))
+
+
+def _count_operations(scratch: str, last: int) -> list[str]:
+    """Ends the process before operation `last` below `scratch`. What lies deeper in a folder that is being removed is
+    named relative to it."""
+    seen: list[str] = []
+
+    def hook(event: str, args: tuple) -> None:
+        if event not in OPERATIONS:
+            return
+        relative = event in ("os.remove", "os.rmdir") and not str(args[0]).startswith("/")
+        if relative or str(args[0]).startswith(scratch):
+            if len(seen) == last:
+                os._exit(KILLED)
+            seen.append(event)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def serve() -> None:
+    """Fork for each line of standard input; an answer line each."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    _warm()
+    for line in sys.stdin:
+        answers.write(json.dumps(vars(_forked(json.loads(line)))) + "\n")
+
+
+def _warm() -> None:
+    """Import what the stages do when they run. No tensor is computed here: autograd does not outlive a fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in (
+        "spin_core.training", "spin_core.objectives", "spin_core.card", "spin_core.models", "spin_core.collate",
+        "spin_core.engines.transformers_engine", "spin_core.worker", "torch._dynamo", "pyarrow.parquet", "datasets",
+        "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
+    ):  # fmt: skip
+        importlib.import_module(name)
+
+
+def _forked(asked: dict) -> Done:
+    ready, told = os.pipe()
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(ready)
+            work(asked, lambda event: _write(told, event))
+            status = 0
+        except BaseException as error:
+            traceback.print_exc()
+            _write(told, {"error": f"{type(error).__name__}: {error}"})
+        finally:
+            os._exit(status)
+    os.close(told)
+    events = _watch(pid, ready, asked, began)
+    os.close(ready)
+    _, status = os.waitpid(pid, 0)
+    return Done(os.waitstatus_to_exitcode(status), time.monotonic() - began, events)
+
+
+def _write(told: int, event: dict) -> None:
+    os.write(told, json.dumps(event).encode() + b"\n")
+
+
+def _watch(pid: int, ready: int, asked: dict, began: float) -> list[dict]:
+    """What the fork tells until it ends; kills it when its time has come."""
+    due = began + asked["after"] if "after" in asked and "step" not in asked else None
+    events: list[dict] = []
+    rest = b""
+    while True:
+        left = None if due is None else max(0.0, due - time.monotonic())
+        if not select.select([ready], [], [], left)[0]:
+            os.kill(pid, signal.SIGKILL)
+            due = None
+            continue
+        if not (data := os.read(ready, 1 << 16)):
+            return events
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            events.append(json.loads(line))
+            if events[-1].get("step") == asked.get("step", -1):
+                due = time.monotonic() + asked["after"]
+
+
+if __name__ == "__main__":
+    serve()
