@@ -1,6 +1,6 @@
 """One object renders prompts for generation *and* for scoring, so that what was sampled is what is scored.
 
-Not a template engine: templates are the tokenizer's own, rendered by transformers in its jinja sandbox.
+Not a template engine: templates are the tokenizer's own, rendered in a child with limits (`spin_core/templates.py`).
 Prompt and answer are tokenised apart, because generation sees the prompt's tokens without the answer behind them.
 Assumes that special tokens spelt out inside a message mean what the tokenizer makes of them (as in transformers).
 """
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
 
+from spin_core import templates
 from spin_core.errors import BadInput
 from spin_core.section import Section
 
@@ -61,7 +61,7 @@ class Chat:
         if [m["role"] for m in messages] != ["user"]:
             raise BadInput(
                 f"Model {self.where}: `chat.template: paper` has room for one user turn only, and this prompt "
-                f"has the turns {[m['role'] for m in messages]}; set `chat.template: model`."
+                f"has the turns {_roles(messages)}; set `chat.template: model`."
             )
         return paper_prompt(messages[0]["content"])
 
@@ -161,27 +161,32 @@ def render(tokenizer: Any, messages: Messages, where: str, answer_header: bool =
             f"Model {where}: its tokenizer has no chat template; add `chat_template.jinja` to the model's directory "
             "(for instance its instruct version's)."
         )
+    variables = {
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": answer_header,
+        **{
+            name: token if isinstance(token, list) else str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+        },
+    }
     try:
-        return _apply(tokenizer, messages, answer_header)
-    except Exception as error:  # a template is free to raise anything; the sandbox turns some of it into its own types
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return templates.render(tokenizer.get_chat_template(), variables)
+    except (templates.TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
+        said = " ".join(str(error).split())[:300]
         if any(m["role"] == "system" for m in messages):
             said += "; if it refuses a system turn, put that text at the head of the user's"
         raise BadInput(
-            f"Model {where}: its chat template fails on the turns {[m['role'] for m in messages]} ({said}); "
+            f"Model {where}: its chat template fails on the turns {_roles(messages)} ({said}); "
             "mend the template or use another model."
         ) from error
 
 
-def _apply(tokenizer: Any, messages: Messages, answer_header: bool) -> str:
-    # A template that writes today's date (Llama 3.2 does) would make answers and log-probs depend on the day of the
-    # run; the day here is the one that template falls back to.
-    return tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=answer_header,
-        strftime_now=datetime(2024, 7, 26).strftime,
-    )
+def _roles(messages: Messages) -> list[str]:
+    """The roles for a sentence; of a conversation of thousands the first."""
+    roles = [m["role"] for m in messages]
+    return roles if len(roles) <= 6 else [*roles[:5], f"… {len(roles) - 5:,} more"]
 
 
 def paper_prompt(text: str) -> str:

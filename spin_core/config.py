@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from spin_core import engine_logps
+from spin_core import engine_logps, plain_yaml
 from spin_core.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
@@ -27,7 +25,7 @@ from spin_core.stages.sft import Sft
 
 PROFILES = Path(__file__).resolve().parents[1] / "deployments" / "profiles"
 PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
-MAX_PROFILE_BYTES = 1 << 20
+LONGEST_QUOTE = 120  # characters of what a message quotes from a profile
 
 
 class Model(Section):
@@ -151,19 +149,24 @@ def load_profile(
     `settings` are `field.path=value` strings, values in YAML; `changes` are fields as a profile nests them. Raises
     BadInput naming file and field.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) or Path(name).is_file() else PROFILES / f"{name}.yaml"
-    if not path.is_file():
+    path = Path(name) if name.endswith((".yaml", ".yml")) or _is_file(Path(name)) else PROFILES / f"{name}.yaml"
+    if not _is_file(path):
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
-    try:
-        data = _read_yaml(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
+    data = plain_yaml.read_file(path)
     for setting in settings or []:
         _apply(data, setting)
     if changes and isinstance(data, dict):
         _lay_over(data, changes)
     return parse(data, str(path)), path.resolve().parent
+
+
+def _is_file(path: Path) -> bool:
+    """False also for a name that no file can have (too long)."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def parse(data: Any, where: str) -> Config:
@@ -178,51 +181,12 @@ def parse(data: Any, where: str) -> Config:
         raise BadInput(f"{where}: {error}.") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads 5e-7 as a number, which YAML 1.1 takes for a string, and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):  # a few aliases expand to gigabytes
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "YAML aliases are not used in profiles", mark)
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(text: bytes, where: str) -> Any:
-    if len(text) > MAX_PROFILE_BYTES:
-        raise BadInput(f"{where}: {len(text):,} bytes is too long for a profile (at most {MAX_PROFILE_BYTES:,}).")
-    try:
-        return _Loader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise BadInput(f"{where}:{line} not valid YAML: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise BadInput(f"{where}: not valid YAML ({type(error).__name__}: {said}).") from None
-
-
 def _apply(data: Any, setting: str) -> None:
     """Put one `a.b=value` into the profile's data; `a.b=` takes the field back to its default."""
     path, equals, value = setting.partition("=")
     if not equals or not path.strip():
         raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
-    parsed = _read_yaml(value.encode(), f"--set {path}")
+    parsed = plain_yaml.read(value.encode("utf-8", "surrogateescape"), f"--set {path}")
     keys: list[Any] = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
     for depth, key in enumerate(keys[:-1]):
         if not isinstance(data, dict):
@@ -250,7 +214,7 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     """The first of pydantic's complaints as one sentence: field path, what is wrong, what was given, the nearest
     known name."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part)[:LONGEST_QUOTE] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), n=1)
         return f"{path}: unknown field" + (
@@ -259,8 +223,13 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{path}: is required."
     message = first["msg"].removeprefix("Value error, ")
-    given = f" (given: {first['input']!r})" if path and not isinstance(first["input"], dict) else ""
+    given = "" if isinstance(first["input"], dict) or not path else f" (given: {_quoted(first['input'])})"
     return f"{path}: {message}{given}." if path else f"{message}."
+
+
+def _quoted(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]}… ({len(said):,} characters)"
 
 
 def _fields(model: type[BaseModel], loc: tuple) -> list[str]:

@@ -2,9 +2,25 @@
 
 
 class SpinloopError(Exception):
-    """A failure whose message is for a person. Exit code 1."""
+    """A failure whose message is for a person. Exit code 1.
+
+    What cannot be printed is escaped: names and texts in it come from files, and a terminal obeys what it is sent.
+    """
 
     exit_code = 1
+    kept = "\n\t"
+    """Of what has no shape: the last lines of a process have line ends."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), self.kept))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """`text` with escapes like `\\x1b` and `\\u202e` in place of what is no visible character, space or one of
+    `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
 class BadInput(SpinloopError):
@@ -12,6 +28,7 @@ class BadInput(SpinloopError):
     2."""
 
     exit_code = 2
+    kept = ""
 
 
 class StageFailed(SpinloopError):

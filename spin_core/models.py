@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from spin_core import own_code
 from spin_core.chat import Chat, ChatSection
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Runtime
@@ -239,13 +240,15 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
     """The JSON file's content ({} where there is none); BadInput where it names Python code to run."""
     try:
         content = json.loads((path / name).read_text()) if (path / name).is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(
             f"{path / name}: not readable as JSON ({_first_line(error)}); download the model again"
         ) from error
-    if "auto_map" in content:
+    if not isinstance(content, dict):
+        raise BadInput(f"{path / name}: not a JSON object; download the model again")
+    if asked := own_code.asks(content):
         raise BadInput(
-            f"{path / name}: `auto_map` asks to run the model's own code; use a model that transformers knows by itself"
+            f"{path / name}: `{asked}` asks to run the model's own code; use a model that transformers knows by itself"
         )
     return content
 

@@ -3,41 +3,26 @@
 What cannot be parsed (broken JSON, not UTF-8, not parquet) is BadInput, because the rows behind it cannot be trusted
 either; what parses but is no usable object (not an object, a key twice, NaN) is a record with a `reject` reason.
 
-Covered: byte-order marks, CRLF, blank lines, U+2028 and NUL inside strings. Not covered: compressed files, encodings
-other than UTF-8.
-A .json array is read whole; .jsonl and .parquet are streamed.
+All are streamed, in bounded memory (`json_reader.LONGEST_LINE`, `decode_child.MEMORY`). Not covered: compressed files.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from spin_core.arrow_reader import read_parquet, read_saved
 from spin_core.errors import BadInput
+from spin_core.json_reader import read_json, read_jsonl
+from spin_core.source_record import Record
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 # `datasets` and the hub keep these beside the data; they hold no rows.
 NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json"}
+MOST_FILES = 50_000
 SPLIT_WORDS = ("train", "test", "valid", "dev", "eval")
-# A line without an end would be read whole; the longest rows of public SFT sets are below 2 MB.
-LONGEST_LINE = 64 << 20
-# Rows decoded at once from parquet: a 10 MB row costs 320 MB here at the worst.
-PARQUET_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row as found: file (relative to the source, empty for a single file), line or row number from 1, fields."""
-
-    file: str
-    line: int
-    fields: dict[str, Any]
-    reject: str = ""
-    detail: str = ""
 
 
 def read(path: Path, split: str = "") -> Iterator[Record]:
@@ -46,7 +31,7 @@ def read(path: Path, split: str = "") -> Iterator[Record]:
     Raises BadInput naming file and line for what is missing, empty or cannot be parsed.
     """
     count = 0
-    for record in _saved(path, split) if is_saved(path) else _files(path, split):
+    for record in read_saved(path, split) if is_saved(path) else _files(path, split):
         count += 1
         yield record
     if not count:
@@ -65,8 +50,25 @@ def data_files(path: Path, split: str = "") -> list[Path]:
         if path.suffix.lower() not in SUFFIXES:
             raise BadInput(f"{path}: cannot read a {path.suffix or 'suffixless'} file; give {', '.join(SUFFIXES)}.")
         return [path]
-    names = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
-    return [path / name for name in choose_files(names, split, str(path))]
+    if not path.is_dir():
+        raise BadInput(f"{path}: neither a file nor a folder (a device or a pipe?); give the path of a file.")
+    names = [p.relative_to(path).as_posix() for p in below(path) if not p.is_dir()]
+    chosen = [path / name for name in choose_files(names, split, str(path))]
+    for file in chosen:
+        if not file.is_file():
+            raise BadInput(f"{file}: no regular file (a link that leads nowhere, a device, a pipe?); take it out.")
+    return chosen
+
+
+def below(folder: Path) -> list[Path]:
+    """Everything below a folder. Raises BadInput where that is more than any data set or model has: `/` and a home are
+    named by mistake, and to look through them takes minutes."""
+    found = list(islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise BadInput(
+            f"{folder}: over {MOST_FILES:,} files are below it; name the folder that has only what is meant."
+        )
+    return found
 
 
 def choose_files(names: list[str], split: str, where: str) -> list[str]:
@@ -99,138 +101,13 @@ def _split_names(name: PurePosixPath) -> set[str]:
 def _files(path: Path, split: str) -> Iterator[Record]:
     for file in data_files(path, split):
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        reader = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[file.suffix.lower()]
+        reader = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet}[file.suffix.lower()]
         try:
             yield from reader(file, name)
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); check the file's permissions.") from error
 
 
-def _jsonl(path: Path, name: str) -> Iterator[Record]:
-    start = 0
-    with path.open("rb") as file:
-        for number in range(1, 1 << 62):
-            raw = file.readline(LONGEST_LINE + 1)
-            if not raw:
-                return
-            if len(raw) > LONGEST_LINE:
-                raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; is it one object a line?")
-            text = _text(raw, path, number, start).removeprefix("\ufeff" if number == 1 else "")
-            start += len(raw)
-            if text.strip():
-                yield _record(name, number, _parse(text, path, number))
-
-
-def _json(path: Path, name: str) -> Iterator[Record]:
-    """An array, {"data": [array]}, or, in spite of the name, one object a line."""
-    with path.open("rb") as file:
-        head = file.readline(LONGEST_LINE + 1)
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and file.read(1 << 16).strip():
-            try:
-                json.loads(head.decode("utf-8-sig"))
-            except ValueError:
-                pass  # an object spread over lines, or a broken line: the whole file's parser says which
-            else:
-                yield from _jsonl(path, name)
-                return
-    text = _text(path.read_bytes(), path, 0, 0).removeprefix("\ufeff")
-    if not text.strip():
-        return
-    whole = _parse(text, path, 0)
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        whole = whole["data"]
-    if not isinstance(whole, list):
-        raise BadInput(f"{path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one.")
-    for number, value in enumerate(whole, 1):
-        yield _record(name, number, value)
-
-
-def _text(raw: bytes, path: Path, line: int, start: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = line or raw.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{path}, line {line}: byte {start + error.start} of the file is not UTF-8; save the file as UTF-8."
-        ) from error
-
-
-class _Flaw(str):
-    """Stands where something parses that JSON does not allow; says what."""
-
-
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any] | _Flaw:
-    fields = dict(items)
-    return fields if len(fields) == len(items) else _Flaw("a key is there twice")
-
-
-def _constant(name: str) -> _Flaw:
-    return _Flaw(f"{name} is not JSON")
-
-
-def _flaw_in(value: Any) -> _Flaw | None:
-    if isinstance(value, _Flaw):
-        return value
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((flaw for flaw in map(_flaw_in, inner) if flaw is not None), None)
-
-
-def _parse(text: str, path: Path, line: int) -> Any:
-    """The JSON value, with a `_Flaw` where it breaks the rules. `line` 0: the text is the whole file."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno}, column {error.colno}"
-        raise BadInput(f"{path}, {place}: broken JSON ({error.msg}); mend or remove this line.") from error
-    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, or brackets nested too deep
-        place = f", line {line}" if line else ""
-        raise BadInput(f"{path}{place}: JSON that cannot be read ({error}); remove this row.") from error
-
-
-def _record(name: str, line: int, value: Any) -> Record:
-    flaw = _flaw_in(value)
-    if flaw is not None:
-        return Record(name, line, {}, "malformed object", str(flaw))
-    if not isinstance(value, dict):
-        return Record(name, line, {}, "not an object", f"a JSON {type(value).__name__}")
-    return Record(name, line, value)
-
-
-def _parquet(path: Path, name: str) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) < len(names):
-                raise BadInput(f"{path}: two columns have the same name ({', '.join(names)}); rename one.")
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Record(name, number, fields)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}, after row {number}: not a readable parquet file ({said}); write it again.") from error
-
-
 def is_saved(path: Path) -> bool:
     """Whether `datasets`' save_to_disk wrote this directory."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def _saved(path: Path, split: str) -> Iterator[Record]:
-    """A directory written by `datasets`' save_to_disk (Arrow files; no code is run to read them)."""
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise BadInput(f"{path}: no split {split!r} in it, only {', '.join(saved)}; set `dataset.split`.")
-            saved = saved[split]
-        for number, fields in enumerate(saved, 1):
-            yield Record("", number, dict(fields))
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path}: not a dataset that `datasets` can load ({error}); save it again.") from error

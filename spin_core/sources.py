@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core import hub
+from spin_core import hub, own_code
 from spin_core.errors import BadInput
 from spin_core.harness import folder as task_folder
-from spin_core.readers import SUFFIXES, choose_files, data_files, is_saved
+from spin_core.readers import SUFFIXES, below, choose_files, data_files, is_saved
 from spin_core.store.digest import file_digest, tree_digest
 
 Kind = Literal["model", "dataset", "tasks"]
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
+LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -43,9 +45,17 @@ class Source:
 
 def stamp(path: Path) -> str:
     """Sizes, modification times and inode numbers of the files below: the same while nobody writes to them."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    facts = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in files for stat in [file.stat()]]
+    files = sorted(below(path)) if path.is_dir() else [path]
+    facts = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in files for stat in [_stat(file)]]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _stat(file: Path) -> os.stat_result:
+    """Of what a link leads to; of the link itself where it leads nowhere, which only matters if the file is needed."""
+    try:
+        return file.stat()
+    except OSError:
+        return file.lstat()
 
 
 def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "") -> Source:
@@ -65,7 +75,7 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
         before = stamp(local)
         if kind == "model":
             check_model(local)
-            names = _model_files([str(p.relative_to(local)) for p in local.rglob("*") if p.is_file()])
+            names = _model_files([str(p.relative_to(local)) for p in below(local) if p.is_file()])
             return Source(_digest(local, names), local, path, "", before)
         return Source(_dataset_digest(local, split), local, path, "", before)
     except OSError as error:
@@ -99,11 +109,11 @@ def check_model(folder: Path, weights: bool = True) -> None:
         )
     if not (folder / "config.json").is_file():
         raise BadInput(f"Model {folder}: there is no config.json; give the directory that save_pretrained wrote.")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in _json(folder / name):
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (folder / name).is_file() and (asked := own_code.asks(_json(folder / name))):
             raise BadInput(
-                f"Model {folder}: its {name} has `auto_map`, so it needs code of its own, which is never run here; "
-                "use a model whose architecture transformers has, or take out `auto_map` if it does."
+                f"Model {folder}: its {name} has `{asked}`, so it needs code of its own, which is never run here; "
+                f"use a model whose architecture transformers has, or take out `{asked}` if it does."
             )
     if weights:
         _check_weights(folder)
@@ -116,6 +126,12 @@ def _check_weights(folder: Path) -> None:
     if index.is_file():
         named = _json(index).get("weight_map")
         wanted = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+        outside = [name for name in wanted if Path(name).name != name or not name.endswith(".safetensors")]
+        if outside:  # transformers would read it, and neither its content nor its kind would have been looked at
+            raise BadInput(
+                f"Model {folder}: {index.name} names {outside[0]!r}, which is no .safetensors file of this folder; "
+                "copy the model again."
+            )
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise BadInput(f"Model {folder}: {missing[0]} is missing, which {index.name} names; copy the model again.")
@@ -133,6 +149,8 @@ def _refuse_weights(where: str, names: list[str]) -> None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
+        if file.stat().st_size > LONGEST_JSON:
+            raise BadInput(f"{file}: over {LONGEST_JSON >> 20} MiB is no model's; copy the model again.")
         value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file}: broken JSON ({error}); mend it or copy the model again.") from error
@@ -150,7 +168,10 @@ def _local(path: str, base_dir: Path) -> Path | None:
     """The existing local path, None for what may be a hub id. Raises BadInput for what can only be a local path."""
     if not path:
         raise BadInput("The path is empty; give a local path or a hub id (org/name).")
-    given = Path(path).expanduser()
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError:  # ~name, of nobody here
+        given = Path(path)
     for place in (base_dir / given, given):
         try:
             if place.exists():
@@ -167,6 +188,11 @@ def _local(path: str, base_dir: Path) -> Path | None:
 
 def _digest(root: Path, names: list[str]) -> str:
     """Digest of files by relative name. Links are followed: in huggingface_hub's cache every file is one."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # the digest is over UTF-8
+            raise BadInput(f"{root / name}: the file's name is not UTF-8; rename it.") from None
     return tree_digest([_entry(root / name, name) for name in sorted(names)])
 
 
@@ -180,7 +206,7 @@ def _entry(file: Path, name: str) -> dict:
 
 def _dataset_digest(path: Path, split: str) -> str:
     if is_saved(path):
-        return _digest(path, [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
+        return _digest(path, [p.relative_to(path).as_posix() for p in below(path) if p.is_file()])
     files = data_files(path, split)
     if path.is_file():
         # A renamed file is the same data, but its ending says how it is read.

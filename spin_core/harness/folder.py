@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from spin_core import plain_yaml
 from spin_core.errors import BadInput
 
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")  # of datasets; its `pandas` and others read pickles
@@ -60,16 +59,7 @@ def _with_includes(file: Path, folder: Path, above: tuple[Path, ...]) -> dict[st
         raise BadInput(f"{above[-1]}: it includes {file}, and there is no such file in {folder}; {FIX}.")
     if file in above:
         raise BadInput(f"{file}: it includes itself; {FIX}.")
-    try:
-        content = yaml.safe_load(file.read_bytes())
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        if "could not determine a constructor" in (error.problem or ""):
-            tag = str(error.problem).partition("tag ")[2]
-            raise BadInput(f"{file}:{line} the tag {tag} would run code, which is not done here; {FIX}.") from None
-        raise BadInput(f"{file}:{line} not valid YAML: {error.problem}; {FIX}.") from None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: cannot be read ({' '.join(str(error).split())[:160]}); {FIX}.") from None
+    content = plain_yaml.read_file(file)
     if not isinstance(content, dict):
         raise BadInput(f"{file}: a task file is a mapping (task: …); {FIX}.")
     named = content.pop("include", [])

@@ -56,6 +56,14 @@ class Dataset(Section):
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="Part of the rows held out when there is no test set of its own."
     )
+    max_rejected: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="The run fails where a larger part of a source's rows is rejected; rows that are there twice do "
+        "not count. 1 takes what is left.",
+        json_schema_extra={"omit_default": True},
+    )
     shard_rows: int = Field(
         512,
         ge=1,
@@ -154,11 +162,23 @@ class _Found:
                 f"name one of {_names(columns)}."
             )
         if not self.answers:
-            counts = Counter(reject["reason"] for reject in self.rejects)
-            said = ", ".join(f"{reason}: {n}" for reason, n in sorted(counts.items()))
+            said = _reasons(Counter(reject["reason"] for reject in self.rejects))
             raise BadInput(
                 f"{path}: not one of its {len(self.rejects)} rows can be used ({said}); its columns are "
                 f"{_names(columns)}: name yours in `dataset.columns`, as in {{prompt: question, answer: reply}}."
+            )
+        self._check_rejects(path, dataset.max_rejected)
+
+    def _check_rejects(self, path: Path, most: float) -> None:
+        """Raises BadInput where more than the part `most` of the rows cannot be used: what is left of a set that was
+        read in a wrong way is no sample of it."""
+        counts = Counter(reject["reason"] for reject in self.rejects)
+        total = counts.total() + sum(map(len, self.answers.values()))
+        del counts["duplicate"]
+        if counts.total() > most * total:
+            raise BadInput(
+                f"{path}: {counts.total():,} of its {total:,} rows are rejected ({_reasons(counts)}), a larger part "
+                f"than dataset.max_rejected ({most:g}) allows; mend them, or raise it to go on with the others."
             )
 
     def _slice(self, path: Path, split: str, dataset: Dataset, job: Job) -> set[int]:
@@ -221,6 +241,10 @@ def published_slice(total: int, frac_len: int, data_frac: int) -> list[int]:
 
     order: list[int] = numpy.random.default_rng(PUBLISHED_SEED).permutation(total).tolist()
     return order[data_frac * frac_len : (data_frac + 1) * frac_len] if frac_len else order
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {n}" for reason, n in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _names(columns: dict[str, None]) -> str:

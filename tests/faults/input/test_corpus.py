@@ -1,0 +1,113 @@
+"""Malformed data sets (R25, R26, S8): each is refused in a sentence with its place, or its rows are rejected and
+counted, or it is read; in bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.fault import Fault
+from tests.faults.input.measured import read_measured
+from tests.faults.input.table_corpus import FOLDERS, PARQUET
+from tests.faults.input.text_corpus import TEXT, lines, pair
+from tests.faults.input.through import check, prepare
+
+R25 = Fault("R25", f"{len(TEXT)} malformed JSON files: broken, not UTF-8, deep, huge, odd characters, wrong types")
+R25_FOLDERS = Fault("R25", "folders with links, pipes, scripts, odd names; damaged sets of save_to_disk")
+R26 = Fault("R26", "parquet: damaged, lying or encrypted footer, no rows, wrong and unreadable types")
+S8 = Fault("S8", "parquet, JSON and gzip bombs, and 10 MB rows: the memory that reading takes, below 1 GB")
+
+
+def test_malformed_text_is_refused_or_rejected_by_row(tmp_path, monkeypatch):
+    """Catches a traceback, a row that is lost without a count, a line number that is wrong, and a pickle that ran."""
+    monkeypatch.chdir(tmp_path)
+
+    def trial(name: str) -> None:
+        data, wanted = TEXT[name]
+        file = tmp_path / name
+        file.write_bytes(data)
+        check(prepare(file), wanted, name)
+        file.unlink()
+
+    R25.each(TEXT, trial)
+    assert not (tmp_path / "unpickled-marker").exists()
+
+
+def test_malformed_tables_are_refused_or_rejected_by_row(tmp_path):
+    """Catches a crash of the decoder that ends the stage, and one unreadable cell that spoils a whole data set."""
+
+    def trial(name: str) -> None:
+        make, wanted = PARQUET[name]
+        file = tmp_path / f"{name}.parquet"
+        make(file)
+        check(prepare(file), wanted, file.name)
+
+    R26.each(PARQUET, trial)
+
+
+def test_odd_folders_are_read_or_refused(tmp_path, monkeypatch):
+    """Catches a pipe that is waited for, a link that is no file taken for rows, a file outside of a saved set that is
+    read, a script that runs."""
+    monkeypatch.chdir(tmp_path)
+
+    def trial(name: str) -> None:
+        make, wanted = FOLDERS[name]
+        place = tmp_path / name.replace(" ", "-").replace(",", "")
+        make(place)
+        check(prepare(place), wanted, place.resolve().name)
+
+    R25_FOLDERS.each(FOLDERS, trial)
+    assert not list(tmp_path.rglob("marker"))
+
+
+def test_unreadable_file_is_named(tmp_path):
+    """Catches a permission that comes up as a traceback, or a file that is silently left out."""
+    import os
+
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(lines())
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user may read every file (root)")
+    assert "train.jsonl" in prepare(file).refused
+
+
+SMALL = {name: PARQUET[name][0] for name in PARQUET if name.startswith("bomb")}
+
+
+def _rows(path: Path) -> None:
+    with path.open("wb") as file:
+        for number in range(20):
+            file.write(pair(f"q{number}", "é" * 5_000_000) + b"\n")
+
+
+def _empty_lists(path: Path) -> None:
+    """What grows most from text to objects: two characters that become 64 bytes."""
+    path.write_bytes(b'{"a":[' + b"[]," * (5 << 20) + b"[]]}")
+
+
+def _endless(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b"[")
+        file.truncate(8 << 30)
+
+
+BOMBS = {f"{name}.parquet": make for name, make in SMALL.items()} | {
+    "20 rows of 10 MB.jsonl": _rows,
+    "five million lists.jsonl": _empty_lists,
+    "8 GB of nothing.json": _endless,
+    "gzip ×1000.json": lambda path: path.write_bytes(TEXT["gzip bomb.json"][0]),
+}
+
+
+def test_bombs_stay_within_memory(tmp_path):
+    """Catches a reader that decodes first and looks at the size then, and one that reads a file whole."""
+
+    def trial(name: str) -> None:
+        BOMBS[name](tmp_path / name)
+        rows, here, child, said = read_measured(tmp_path / name)
+        assert here < 700 and child < 800 and here + child < 1024, f"{here} and {child} MiB"
+        assert rows == 20 if name.startswith("20") else rows == 1 if "lists" in name else name in said
+
+    S8.each(BOMBS, trial)

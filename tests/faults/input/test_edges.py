@@ -1,0 +1,79 @@
+"""Data sets at the edge of nothing (R24): none, one row, fewer than a batch, all rejected, no iterations."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from spin_core.stages import reformat
+from tests.faults.fault import Fault
+from tests.faults.input.text_corpus import row
+from tests.faults.input.through import prepare
+
+R24 = Fault("R24", "no rows, 1 row, all rejected: what the reformat stage says")
+R24_RUN = Fault("R24", "whole runs: fewer rows than a batch, 1 row to train on, 0 iterations, no rows")
+
+
+def test_almost_no_rows_are_told_with_their_counts(tmp_path):
+    """Catches an empty rows tree that is published, and a sentence without the numbers."""
+    bad = {"prompt": "a", "response": ""}
+    cases = {
+        "none": ([], {}, "no rows"),
+        "one, none held out": ([row(0)], {"test_fraction": 0}, "holds out none of the 1 rows"),
+        "one, held out": ([row(0)], {"test_fraction": 0.999}, "holds out all 1 rows"),
+        "two": ([row(0), row(1)], {"test_fraction": 0}, "none of the 2 rows"),
+        "all rejected": ([bad] * 3, {}, "not one of its 3 rows can be used (no answer: 3)"),
+        "rejected in two ways": ([bad, {"x": 1}], {}, "(no answer: 1, wrong columns: 1)"),
+        "all the same": ([row(0)] * 5, {"test_fraction": 0}, "holds out none of the 1 rows"),
+    }
+
+    def trial(name: str) -> None:
+        rows, settings, said = cases[name]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        assert said in prepare(file, reformat.Dataset(path="x", **settings)).refused
+
+    R24.each(cases, trial)
+
+
+# rows, settings, exit code (None: not 0), what is said
+RUNS = {
+    "0 iterations": (9, ["iterations=0"], 0, ""),
+    "1 iteration, 2 rows, batch of 16": (4, ["iterations=1", "finetune.warmup_ratio=0"], 0, ""),
+    "1 iteration, one step of warm-up": (4, ["iterations=1"], None, "warm-up's learning rate 0"),
+    "1 row to train on": (2, ["iterations=1", "dataset.limit=1", "finetune.warmup_ratio=0"], 0, ""),
+    "no rows": (0, [], 2, "no rows"),
+}
+
+
+@pytest.mark.usefixtures("server")
+def test_smallest_runs_end_right(spinloop, tiny, model, tmp_path: Path):
+    """Catches a loss that is NaN, a step of no rows, a division by nothing, and a success where nothing was done."""
+
+    def trial(name: str) -> None:
+        count, settings, code, said = RUNS[name]
+        folder = tmp_path / name.replace(" ", "-").replace(",", "")
+        folder.mkdir()
+        for split, first in (("train", 0), ("test", 50)):
+            made = [json.dumps(row(first + i)) + "\n" for i in range(count)]
+            (folder / f"{split}.jsonl").write_text("".join(made))
+        sets = [f"dataset.path={folder / 'train.jsonl'}", f"dataset.test_path={folder / 'test.jsonl'}"]
+        sets += [f"model.path={model}", "sft=", *settings]
+        sets = [part for one in sets for part in ("--set", one)]
+        found, out, err = spinloop("run", tiny, "--store", folder / "store", "--json", *sets)
+        assert (found != 0 if code is None else found == code) and said in err and "Traceback" not in err, err[-700:]
+        if code is None:
+            return
+        if code:
+            assert not list(folder.glob("store/*/records/*/*.json"))
+            return
+        told = json.loads(next(Path(json.loads(out)["folder"]).glob("*/report.json")).read_text())
+        rows = told["rows"]
+        assert len(rows) == (1 if "0 iter" in name else 2)
+        figures = [value for one in rows for value in one.values() if isinstance(value, float)]
+        assert all(map(math.isfinite, figures))
+
+    R24_RUN.each(RUNS, trial)
