@@ -87,8 +87,7 @@ def _collect(
     else:
         kept = _made_from(roots[0], [record for _, record in records]) | roots[1]
     stages = {record.digest: record.stage for _, record in records}
-    old = {file: record.stage for file, record in records if record.digest not in kept}
-    going = {**old}
+    going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
     left = stray(store)
     going |= {path: "temporary" for path in left}
@@ -98,21 +97,11 @@ def _collect(
     going |= {path: "quarantine" for path in aside}
     freed = _freed(going, tell)
     if not dry_run:
-        # Records before trees, and durably: no power loss leaves a record without its tree.
-        for file in old:
-            fs.remove(file)
-        for folder in {file.parent for file in old}:
-            fs.sync(folder)
-        for path in going:
-            if path not in old:
-                _remove(store, path)
-        for link in store.root.glob("runs/*/*"):
-            if link.is_symlink() and not link.exists():
-                fs.unlink(link)
+        _remove(store, going)
     return GcResult(
         bytes=freed,
         trees=sum(path.parent.name == "trees" for path in going),
-        records=len(old),
+        records=sum(path.parent.parent.name == "records" for path in going),
         temp=sum(path.suffix != ".owner" for path in left),
         scratch=len(scratch),
         quarantine=len(aside),
@@ -134,13 +123,25 @@ def _made_from(digests: set[str], records: list[Record]) -> set[str]:
     return found
 
 
-def _remove(store: Store, path: Path) -> None:
-    if path.parent.name == "trees":
-        # Out of sight first: a kill in the middle must not leave half a tree under its name.
-        gone = store.root / "tmp" / fs.unique()
-        fs.move(path, gone)
-        path = gone
-    fs.remove(path)
+def _remove(store: Store, going: Iterable[Path]) -> None:
+    """Records before trees, trees out of sight before their files, each durably before the next: neither a kill nor a
+    power loss leaves a record without its tree or half a tree under its name."""
+    records = [path for path in going if path.parent.parent.name == "records"]
+    for file in records:
+        fs.remove(file)
+    for folder in {file.parent for file in records}:
+        fs.sync(folder)
+    trees = {path: store.root / "tmp" / fs.unique() for path in going if path.parent.name == "trees"}
+    for tree, gone in trees.items():
+        fs.move(tree, gone)
+    if trees:
+        fs.sync(store.root / "trees")
+        fs.sync(store.root / "tmp")
+    for path in going:
+        fs.remove(trees.get(path, path))
+    for link in store.root.glob("runs/*/*"):
+        if link.is_symlink() and not link.exists():
+            fs.unlink(link)
 
 
 def _freed(going: dict[Path, str], tell: Tell) -> int:

@@ -76,8 +76,8 @@ def _picture(op: str, place: Path) -> Moment:
 
 def _next(last: Moment, op: str, path: Path, place: Path) -> Moment:
     now = _picture(op, place)
-    # What is gone by all its names was freed: its number may come again for something else.
-    now.safe_data = {node: data for node, data in last.safe_data.items() if node in now.data}
+    # What lost its last name may get it back, with its bytes; a number that comes again is something else.
+    now.safe_data = {node: data for node, data in last.safe_data.items() if node in last.data or node not in now.data}
     now.safe_names = dict(last.safe_names)
     if op == "fsync" and os.path.lexists(path):
         node = os.lstat(path).st_ino
@@ -102,14 +102,14 @@ def after_power_loss(log: list[Moment], at: int, policy: str, target: Path, rng:
 
     def names_of(folder: Node) -> dict[str, Node]:
         now, safe = moment.names.get(folder, {}), moment.safe_names.get(folder, {})
-        if policy == "lottery" and rng is not None:
+        if policy.startswith("lottery") and rng is not None:
             drawn = {name: rng.choice((now.get(name), safe.get(name))) for name in sorted(now.keys() | safe.keys())}
             return {name: node for name, node in drawn.items() if node is not None}
         return safe if policy == "undone" else now
 
     def bytes_of(node: Node) -> bytes:
         whole, safe = seen[node], moment.safe_data.get(node, b"")
-        kept = policy if policy != "lottery" or rng is None else rng.choice((*POLICIES, "whole"))
+        kept = policy if not policy.startswith("lottery") or rng is None else rng.choice((*POLICIES, "whole"))
         if safe == whole or kept in ("zero", "undone"):
             return safe
         return whole if kept == "whole" else whole[: len(whole) // 2]
