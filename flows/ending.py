@@ -31,6 +31,8 @@ class _Watch:
 
     def known(self, outcome: Outcome) -> None:
         if self.outcome is not None:
+            if isinstance(outcome, Exception):  # what went wrong behind a run's end is what came of it
+                self.outcome = outcome
             return
         self.outcome = outcome
         self._timer = threading.Timer(SECONDS, self._leave)

@@ -64,15 +64,17 @@ def run_name(config: Config) -> str:
 
 
 def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], report: Path | None) -> Path:
-    """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger; of a run that came
-    to its report that report with the run in it (costs, lineage, steps), and a link to the best model."""
+    """`runs/<name>/`: a link for each step's output in the order of the DAG (`titles`), the ledger, a link to
+    the best model so far; of a run that came to its report that report with the run in it: costs, lineage, steps."""
     place = {title: i for i, title in enumerate(titles, 1)}
     ledger.sort(key=lambda entry: place[entry.title])
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
     steps = [vars(entry) for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
+    best = run_card.best_tree(store, name)
+    if best or report:
+        store.link_run(name, {runs.BEST: best})
     if report:
-        store.link_run(name, {runs.BEST: run_card.best_tree(store, name)})
         downloaded: list[dict] = []
         with suppress(OSError, ValueError):
             downloaded = list(json.loads((store.root / "runs" / name / "sources.json").read_text()))

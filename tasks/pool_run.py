@@ -64,8 +64,8 @@ class PoolRun:
         self._asked = self._since = self._ended = self._silent = 0.0
 
     def look(self, send: Send, ending: threading.Event) -> FlowRun | None:
-        """The flow run as it is now: found, or else started. Asks the server no more often than `pause`; None while
-        the server does not answer."""
+        """The flow run as it is now: found, or else started; None while the server does not answer. It is asked no more
+        often than every `pause`."""
         with self._lock:
             if self._error:
                 raise self._error
@@ -73,6 +73,8 @@ class PoolRun:
                 raise StageFailed(f"{self.title}: the run is being ended.")
             now = time.monotonic()
             if self._run is None:
+                if self._silent and now - self._asked < POLL_SECONDS[1]:
+                    return None
                 try:
                     self._run = self._find() or self._start()  # safe to try again: the key names the run
                 except httpx.HTTPError as error:
@@ -111,7 +113,7 @@ class PoolRun:
                 error = self._why(ended)
             except httpx.HTTPError as silent:
                 return self._bear(silent, now)
-            self._tries += 1
+            self._tries, self._silent = self._tries + 1, 0.0
             if self._tries == TRIES or isinstance(error, HOPELESS):
                 self._error = error
                 raise error
@@ -119,10 +121,11 @@ class PoolRun:
 
     def _bear(self, error: httpx.HTTPError, now: float) -> None:
         """Raise `error` if the server means it, or has been busy or away for SILENT_SECONDS."""
-        self._silent = self._silent or now
-        meant = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
-        if meant or now - self._silent > SILENT_SECONDS:
-            raise error
+        self._silent, self._asked = self._silent or now, now
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
+        if (status < 500 and status not in (408, 429)) or now - self._silent > SILENT_SECONDS:
+            self._error = StageFailed(f"{self.title}: Prefect's server does not take it: {error}")
+            raise self._error from error
 
     def cancel(self) -> None:
         """Cancel the flow run if this run answers for it and it is still at work."""

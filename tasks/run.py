@@ -61,7 +61,8 @@ class Run(Steps):
 
     def finish(self, outcome: Any, known: Callable[[dict | Exception], None] = lambda told: None) -> dict:
         """Wait for the last step and lay out `runs/<name>/` and the UI's artifacts for people; after a failure too,
-        for what did finish. `known` is called with what came of it as soon as only the server is left to be told.
+        for what did finish. `known` is called with what came of a run that ended well as soon as only the server is
+        left to be told.
 
         Raises the first failure once every step that was already at work has ended (and is published).
         """
@@ -77,7 +78,6 @@ class Run(Steps):
         if ref is None:
             with suppress(StoreError):  # the first failure is what is told; often it is this one
                 self._lay_out(name, None)
-            known(self.failures[0])
             raise self.failures[0]
         folder = self._lay_out(name, self.store.tree(ref.digest))
         told: dict[str, Any] = {"run": name, "folder": str(folder), "report": str(folder / "report.html")}

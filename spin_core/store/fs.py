@@ -117,16 +117,21 @@ def chmod(path: Path, mode: int) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames within the store. A folder replaces nothing but an empty folder (OSError, one of IN_THE_WAY)."""
+    """Renames within the store, at once. A folder replaces nothing but an empty folder (OSError, one of IN_THE_WAY)."""
     status = os.lstat(source)
     if stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IWUSR:
         # A folder's own `..` changes with its parent: whoever is not root must be allowed to write to it.
         chmod(source, 0o755)
+    _call("rename", target, os.rename, source, target)
+
+
+def move_away(source: Path, target: Path) -> None:
+    """As `move`, for what is to go: where folders cannot be renamed, file by file, and a death leaves two parts."""
     try:
-        _call("rename", target, os.rename, source, target)
+        move(source, target)
     except OSError as error:
         # An overlay file system (a container's) moves files of its lower layer, and not folders.
-        if error.errno != errno.EXDEV or not stat.S_ISDIR(status.st_mode) or os.path.lexists(target):
+        if error.errno != errno.EXDEV or not source.is_dir() or os.path.lexists(target):
             raise
         _move_files(source, target)
 
@@ -170,7 +175,9 @@ def put_once(source: Path, target: Path) -> bool:
 
 def duplicate(source: Path, target: Path) -> bool:
     """Puts in the place of `target` a copy of the file `source` that shares its blocks, or a hard link to it; False,
-    and `target` is as it was, where the file system has neither or the two are on different ones."""
+    and `target` is as it was, where the file system has neither, the two are on different ones, or are one already."""
+    if os.path.samefile(source, target):
+        return False  # renaming one name of a file to another of it does nothing, and leaves both
     with temporary(target.with_name(f"{unique()}.shared")) as temp:
         if not _clone(source, temp):
             try:

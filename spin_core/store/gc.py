@@ -45,8 +45,8 @@ def gc(
     to or were made from, and its tree. The best model of every run (its link `best`) stays, not what it was made from;
     to give it up, delete the run's folder first. Links that then lead nowhere go too, other files of runs/ stay.
     `quarantine`: also what was found damaged and set aside, which stays otherwise.
-    Raises BadInput for a run that is not there; StoreError, having done nothing, while somebody is inside `using` or
-    where the file system has no locks.
+    Raises BadInput for a run that is not there and a number below 0; StoreError, having done nothing, while somebody is
+    inside `using` or where the file system has no locks.
     """
     with fs.boundary(store.root):
         try:
@@ -63,15 +63,23 @@ def gc(
 
 def _roots(store: Store, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
     """Digests that the runs to be kept link to, and the best models of all runs."""
+    if keep_runs < 0:
+        raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
     folders = children(store.root / "runs")
     there = {folder.name for folder in folders}
     for name in keep:
         if name not in there:
             raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
-    last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[: max(keep_runs, 0)]
+    last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[:keep_runs]
     whole = [folder for folder in folders if folder in last or folder.name in keep]
-    best = [folder / runs.BEST for folder in folders]
+    best = [_best(folder) for folder in folders]
     return _led_to(link for folder in whole for link in children(folder)), _led_to(best)
+
+
+def _best(run: Path) -> Path:
+    """The link to the run's best model; of a run of before there was one, to the last that it trained."""
+    trained = sorted(run.glob("*-finetune-iter-*"))
+    return trained[-1] if trained and not (run / runs.BEST).is_symlink() else run / runs.BEST
 
 
 def _led_to(links: Iterable[Path]) -> set[str]:
@@ -133,7 +141,7 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
         fs.sync(folder)
     trees = {path: store.root / "tmp" / fs.unique() for path in going if path.parent.name == "trees"}
     for tree, gone in trees.items():
-        fs.move(tree, gone)
+        fs.move_away(tree, gone)
     if trees:
         fs.sync(store.root / "trees")
         fs.sync(store.root / "tmp")
@@ -145,7 +153,8 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
 
 
 def _freed(going: dict[Path, str], tell: Tell) -> int:
-    """Bytes that removing these paths gives back: a file that an output shares goes with the last one that has it."""
+    """Bytes that removing these paths gives back: a file that outputs share goes with the last link to it. Where they
+    share blocks (copies on write) it is less."""
     total, links = 0, Counter[tuple[int, int]]()
     for path, what in going.items():
         size = 0

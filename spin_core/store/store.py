@@ -111,7 +111,7 @@ class Store:
         done = "it is set aside in quarantine/"
         for path in where:
             try:
-                fs.move(path, self.root / "quarantine" / f"{path.name}-{fs.unique()}")
+                fs.move_away(path, self.root / "quarantine" / f"{path.name}-{fs.unique()}")
             except FileNotFoundError:
                 continue
             except OSError as error:

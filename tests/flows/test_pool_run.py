@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Iterator
+from typing import ClassVar
 
-import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from spin_core.chat import ChatSection
+from spin_core.errors import StageFailed
 from spin_core.job import Runtime
 from spin_core.stages import sft
 from spin_core.step import Step
@@ -29,8 +30,10 @@ def busy() -> Iterator[type]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         status = 503
+        asked: ClassVar[list[str]] = []
 
         def answer(self) -> None:
+            self.asked.append(self.path)
             self.send_response(type(self).status)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -64,13 +67,19 @@ def test_server_that_is_busy_is_asked_again_for_a_while(busy, tmp_path, monkeypa
         shared = pool_of(client, tmp_path)
         for _ in range(3):
             assert shared.look(print, threading.Event()) is None
+        assert len(busy.asked) == 1, f"a busy server is asked again at once: {busy.asked}"
+        monkeypatch.setattr(pool_run, "POLL_SECONDS", (0.0, 0.0))
+        assert shared.look(print, threading.Event()) is None and len(busy.asked) == 2
         monkeypatch.setattr(pool_run, "SILENT_SECONDS", 0.0)
-        with pytest.raises(httpx.HTTPStatusError, match="503"):
+        with pytest.raises(StageFailed, match="503"):
             shared.look(print, threading.Event())
+        with pytest.raises(StageFailed, match="503"):  # for every step of the batch, and without another question
+            shared.look(print, threading.Event())
+        assert len(busy.asked) == 3
 
 
 def test_server_that_refuses_is_not_asked_again(busy, tmp_path) -> None:
     """Catches ten minutes of waiting for a wrong password to become right."""
     busy.status = 401
-    with get_client(sync_client=True) as client, pytest.raises(httpx.HTTPStatusError, match="401"):
+    with get_client(sync_client=True) as client, pytest.raises(StageFailed, match="401"):
         pool_of(client, tmp_path).look(print, threading.Event())

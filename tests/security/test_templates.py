@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_hostile_templates_are_ended_and_named(tokenizer, capfd):
         with pytest.raises(BadInput, match=f"(?s){said}") as raised:
             Chat(tokenizer, ChatSection(), "org/model").preflight(ASK)
         sentence = str(raised.value)
-        assert "org/model" in sentence and "use a" in sentence and len(sentence) < 1000
+        assert "org/model" in sentence and re.search("use (a|one)", sentence) and len(sentence) < 1000
         assert sentence.isprintable(), "control characters reach the terminal"
         assert time.monotonic() - began < 30, "2 s of processor time, on a machine with other work"
 

@@ -190,6 +190,16 @@ def test_gc_keeps_the_best_model_of_every_run_and_all_of_named_runs(store):
     assert [record.key for record in store.records()] == [second.key]
 
 
+def test_gc_keeps_the_last_model_of_a_run_that_has_no_best(store):
+    """Catches a store of before there were links to the best models, whose models all go."""
+    first, second = model(store, "1", b"1"), model(store, "2", b"2")
+    store.link_run("old", {"07-finetune-iter-0": first.digest, "12-finetune-iter-1": second.digest})
+    gc(store, keep_runs=0)
+    assert [record.key for record in store.records()] == [second.key]
+    with pytest.raises(BadInput, match="-1 runs cannot be kept"):
+        gc(store, keep_runs=-1)
+
+
 def test_gc_run_to_keep_that_is_not_there_is_refused(store):
     """Catches a typing error that deletes the run which was to be kept."""
     made = runs_of_models(store)

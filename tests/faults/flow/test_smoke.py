@@ -98,7 +98,12 @@ def test_no_process_of_a_run_unpickles_or_reads_prefects_results(smoke: Smoke, a
         ["finished", "pickles planted", "failed"], clean
     )
     counted = Fault("S2", "processes of smoke runs, watched by an audit hook for pickle.find_class")
-    counted.each([e for e in [*smoke.events, *again.events] if e["what"] == "start"], lambda event: None)
+    seen = [*smoke.events, *again.events]
+
+    def unpickles_nothing(process: int) -> None:
+        assert not [event for event in seen if event["pid"] == process and event["what"] == "pickle"]
+
+    counted.each(sorted({event["pid"] for event in seen}), unpickles_nothing)
 
 
 def _failing(arguments: list[str], home: Path, place: Path) -> subprocess.CompletedProcess[str]:

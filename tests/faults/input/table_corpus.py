@@ -132,6 +132,10 @@ PARQUET: dict[str, tuple[Callable[[Path], None], Outcome]] = {
     "bytes beside": (_with(raw=pa.array([b"\xff"] * 8)), Outcome()),
     "NaN beside": (_with(score=pa.array([float("nan")] * 8)), Outcome()),
     "a thousand columns beside": (_columns(1000), Outcome()),
+    "row over 16 MiB": (
+        lambda path: pq.write_table(pa.table({"prompt": ["x" * (17 << 20)], "response": ["a"]}), path),
+        Outcome("a row may have 16"),
+    ),
     "bomb of one text": (_repeated, Outcome("made to fill memory")),
     "bomb of one cell": (_one_cell, Outcome("MiB")),
     "bomb of nothings": (_nothings, Outcome("made to fill memory")),

@@ -14,7 +14,10 @@ LOOPBACK = ("127.", "::1", "localhost")
 def _tell(what: str, told: str) -> None:
     where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack(limit=12)[:-2]]
     command = " ".join(sys.orig_argv)[:300]
-    os.write(TOLD, json.dumps({"what": what, "told": told, "by": command, "where": where}).encode() + b"\n")
+    os.write(
+        TOLD,
+        json.dumps({"what": what, "told": told, "by": command, "pid": os.getpid(), "where": where}).encode() + b"\n",
+    )
 
 
 def _hook(event: str, args: tuple) -> None:

@@ -1,0 +1,36 @@
+"""What a command says and how it ends when its run is over and only Prefect's server is not told."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.ending import known, watched
+
+
+def told(outcome: object, what: str) -> int:
+    """As the command line tells it: 7, so that it cannot be mistaken."""
+    print(outcome, what)
+    return 7
+
+
+def test_run_that_ended_well_is_told_and_its_server_noted(capsys) -> None:
+    """Catches exit code 1 for a finished run whose server fell silent."""
+    with pytest.raises(SystemExit) as left, watched(told):
+        known({"run": "x"})
+        raise ConnectionError("gone")
+    assert left.value.code == 7
+    assert capsys.readouterr().out == "{'run': 'x'} did not take the end of this run (ConnectionError: gone)\n"
+
+
+def test_what_goes_wrong_behind_a_runs_end_is_no_silent_server() -> None:
+    """Catches a defect of ours that is told as the server's, with exit code 0."""
+    with pytest.raises(ValueError, match="ours"), watched(told):
+        known({"run": "x"})
+        known(ValueError("ours"))
+        raise RuntimeError("what Prefect makes of it")
+
+
+def test_error_before_the_end_is_raised_as_it_was() -> None:
+    """Catches a failure in the middle of a run that is taken for its end."""
+    with pytest.raises(KeyError), watched(told):
+        raise KeyError("x")
