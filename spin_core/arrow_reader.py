@@ -18,6 +18,7 @@ from typing import Any
 
 from spin_core.errors import BadInput
 from spin_core.source_record import Record
+from spin_core.templates import KEPT
 
 CHILD = Path(__file__).with_name("decode_child.py")
 CPU_SECONDS = 60  # as in the child
@@ -71,7 +72,8 @@ def _state(file: Path) -> dict[str, Any]:
 def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[Record]:
     import pyarrow as pa
 
-    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}  # others set addresses aside by the gigabyte
+    environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("ARROW_")}
+    environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # others set addresses aside by the gigabyte
     number = before
     with subprocess.Popen(
         [sys.executable, "-P", str(CHILD), kind, str(path.absolute())],

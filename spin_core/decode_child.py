@@ -19,14 +19,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Decoding the largest rows needs a few copies of a batch; the stage's own memory comes on top.
+# Decoding the largest rows needs a few copies of a batch; the stage's own memory comes on top. A mapped file is no part
+# of it: its pages can be dropped at any time.
 MEMORY = 640 << 20
 BATCH_ROWS, BATCH_BYTES = 32, 32 << 20
 PIECE = 8 << 20
 LONGEST_ROW = 16 << 20  # as of a JSON line (`json_reader.LONGEST_LINE`)
-# A file may decode to FREE bytes and RATIO times its size more; text compresses 10 to 40 times at the best. A row
-# counts for ROW bytes more, because it becomes Python objects: a billion empty rows are as bad as a gigabyte.
-FREE, RATIO, ROW = 64 << 20, 200, 1024
+# What a value takes in the stage beside its bytes, at every level of nesting: nulls take none in the file. And a row.
+VALUE, HEAVIEST_ROW = 64, 128 << 20
+# Rows come a few at a time, so what a file decodes to costs time, not memory: FREE bytes, and RATIO times its size more
+# (text compresses 10 to 40 times at the best). A row counts for ROW bytes more: a million empty ones take a while too.
+FREE, RATIO, ROW = 1 << 30, 200, 1024
 CPU_SECONDS = 60.0  # for one batch
 
 
@@ -36,19 +39,34 @@ class Refused(Exception):
 
 def plain(kind: pa.DataType) -> pa.DataType:
     """The type under which a column is handed over: values for a dictionary's numbers, integers for times (Python has
-    no year 100000, and no time is text)."""
-    if pa.types.is_dictionary(kind):
+    no year 100000, and no time is text), texts for views. Raises Refused for the types whose values can be one and the
+    same piece of memory many times over."""
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(kind.storage_type)
+    if types.is_dictionary(kind):
         return plain(kind.value_type)
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+    if types.is_temporal(kind) and not types.is_interval(kind):
         return pa.int64() if kind.bit_width == 64 else pa.int32()
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return pa.large_string() if types.is_string_view(kind) else pa.large_binary()
+    if types.is_map(kind):
+        return pa.map_(plain(kind.key_type), plain(kind.item_type))
+    if types.is_fixed_size_list(kind) and kind.list_size:
+        return pa.list_(plain(kind.value_type), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return (pa.list_ if types.is_list(kind) else pa.large_list)(plain(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([(part.name, plain(part.type)) for part in kind])
+    if kind.num_fields or types.is_run_end_encoded(kind):
+        raise Refused(f"a column of the type {str(kind)[:150]} is not read; write it as lists or text, or leave it out")
     return kind
 
 
-def batches(kind: str, path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch], int]:
+def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch], int]:
     """The file's columns, its rows, a few at a time, and how many it says it has (−1: nothing). Raises what pyarrow
     raises."""
     if kind == "arrow":
-        source = pa.memory_map(str(path))
         try:
             stream = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
@@ -56,46 +74,98 @@ def batches(kind: str, path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch],
             found = (whole.get_batch(i) for i in range(whole.num_record_batches))
             return whole.schema, (part for batch in found for part in _cut(batch, BATCH_ROWS)), -1
         return stream.schema, (part for batch in stream for part in _cut(batch, BATCH_ROWS)), -1
-    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+    file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
     each = max(1, size // max(1, file.metadata.num_rows))
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
     return file.schema_arrow, file.iter_batches(batch_size=rows, use_threads=False), file.metadata.num_rows
 
 
-def decode(kind: str, path: Path, sink: Any) -> None:
-    """Write the file's rows to `sink`."""
-    schema, found, said = batches(kind, path)
+def decode(kind: str, source: Any, size: int, sink: Any) -> None:
+    """Write the rows of a file of `size` bytes to `sink`."""
+    schema, found, said = batches(kind, source)
     names = schema.names
     if len(set(names)) < len(names):
         raise Refused(f"two columns have the same name ({', '.join(names)[:200]}); rename one")
     target = pa.schema([(field.name, plain(field.type)) for field in schema])
-    allowed = FREE + RATIO * path.stat().st_size
+    allowed = FREE + RATIO * size
     decoded = rows = 0
     with pa.ipc.new_stream(sink, target) as out:
         for batch in found:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             rows += batch.num_rows
             batch.validate()
-            columns = [_cast(batch.column(i), field.type) for i, field in enumerate(target)]
-            for piece in _pieces(pa.record_batch(columns, schema=target)):
-                decoded += piece.nbytes + ROW * piece.num_rows
+            columns = [_values(batch.column(i), field.type) for i, field in enumerate(target)]
+            for piece, weight in _pieces(pa.record_batch(columns, schema=target)):
+                if piece.nbytes > LONGEST_ROW:
+                    raise Refused(f"the next row has {piece.nbytes >> 20} MiB; a row may have {LONGEST_ROW >> 20}")
+                if weight > HEAVIEST_ROW:
+                    most = f"{HEAVIEST_ROW // VALUE:,}"
+                    raise Refused(f"the next row has {weight // VALUE:,} values in its lists; a row may have {most}")
+                decoded += weight + ROW * piece.num_rows
                 if decoded > allowed:
                     raise Refused(
                         f"its rows come to over {allowed >> 20} MiB, which is {RATIO} times the file and more; is it "
-                        "made to fill memory? Write it again without compression if it is not"
+                        "made to fill memory? If not, write it without compression and dictionary encoding, or as "
+                        "several files"
                     )
-                if piece.nbytes > LONGEST_ROW:
-                    raise Refused(f"the next row has {piece.nbytes >> 20} MiB; a row may have {LONGEST_ROW >> 20}")
                 out.write_batch(piece)
         if said not in (-1, rows):
             raise Refused(f"not a readable {kind} file (its footer says {said} rows, it has {rows}); write it again")
 
 
-def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column if column.type == kind else column.view(kind)
+def _values(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The column as `kind`, which is its `plain` type; made anew at every level, so that no offset or index of the file
+    reaches the stage unchecked. Raises ArrowInvalid for offsets that go back."""
+    types = pa.types
+    if isinstance(column.type, pa.BaseExtensionType):
+        return _values(column.storage, kind)
+    if types.is_dictionary(column.type):
+        return _values(column.dictionary_decode(), kind)
+    if types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind) or types.is_large_binary(kind):
+        column = column if column.type == kind else column.cast(kind)
+        # Full validation would refuse a text that is not UTF-8; that spoils a row, not the file.
+        wide = types.is_large_string(kind) or types.is_large_binary(kind)
+        column.view(pa.large_binary() if wide else pa.binary()).validate(full=True)
+        return column
+    if not kind.num_fields:
+        return column if column.type == kind else column.view(kind)
+    if not len(column):
+        return pa.nulls(0, kind)
+    missing = column.is_null() if column.null_count else None
+    if types.is_struct(kind):
+        parts = [_values(column.field(i), part.type) for i, part in enumerate(kind)]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=missing)
+    below = _below(column)
+    if types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(_values(below, kind.value_type), type=kind, mask=missing)
+    offsets = column.offsets.to_numpy()
+    offsets = pa.array(offsets - offsets[0])
+    if types.is_map(kind):
+        keys, items = _values(below.field(0), kind.key_type), _values(below.field(1), kind.item_type)
+        return pa.MapArray.from_arrays(offsets, keys, items, type=kind, mask=missing)
+    made = pa.ListArray if types.is_list(kind) else pa.LargeListArray
+    return made.from_arrays(offsets, _values(below, kind.value_type), type=kind, mask=missing)
+
+
+def _below(column: pa.Array) -> pa.Array:
+    """The values of a column's lists, one after the other."""
+    if pa.types.is_fixed_size_list(column.type):
+        size = column.type.list_size
+        return column.values.slice(column.offset * size, len(column) * size)
+    offsets = column.offsets.to_numpy()
+    if (offsets[1:] < offsets[:-1]).any():
+        raise pa.ArrowInvalid("a list ends before it begins")
+    return column.values.slice(offsets[0], offsets[-1] - offsets[0])
+
+
+def _count(column: pa.Array) -> int:
+    """How many Python objects the column becomes; an object of fields counts for four."""
+    if not len(column) or not column.type.num_fields:
+        return len(column)
+    if pa.types.is_struct(column.type):
+        return 4 * len(column) + sum(_count(column.field(i)) for i in range(column.type.num_fields))
+    return len(column) + _count(_below(column))
 
 
 def _cut(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
@@ -103,9 +173,11 @@ def _cut(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, rows)
 
 
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    if batch.num_rows <= 1 or batch.nbytes <= PIECE:
-        yield batch
+def _pieces(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The batch in pieces that are small as Python objects, or of one row; and what each takes."""
+    weight = batch.nbytes + VALUE * sum(map(_count, batch.columns))
+    if batch.num_rows <= 1 or weight <= PIECE:
+        yield batch, weight
         return
     for part in _cut(batch, (batch.num_rows + 1) // 2):
         yield from _pieces(part)
@@ -129,10 +201,12 @@ def main() -> None:
     kind, path = sys.argv[1], Path(sys.argv[2])
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    _limit()
     try:
+        # Mapped before the limit is set, so that the limit is on top of it: shards have up to gigabytes.
+        source = pa.memory_map(str(path)) if kind == "arrow" else path
+        _limit()
         with os.fdopen(os.dup(1), "wb") as sink:
-            decode(kind, path, sink)
+            decode(kind, source, path.stat().st_size, sink)
     except BrokenPipeError:
         sys.exit(1)
     except Refused as error:

@@ -64,6 +64,8 @@ def read_json(path: Path, name: str) -> Iterator[Record]:
     with path.open("rb") as file:
         _check_kind(file, path)
         head = file.readline(LONGEST_LINE + 1)
+        while head and not head.removeprefix(b"\xef\xbb\xbf").strip():  # blank lines
+            head = file.readline(LONGEST_LINE + 1)
         begins = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         if begins == b"{" and file.read(1 << 16).strip():
             try:

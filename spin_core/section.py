@@ -1,6 +1,7 @@
 """The base of every config section: frozen, strict about names, finite numbers only."""
 
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -14,6 +15,16 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads `yes`, `on` and `true` as a truth value, which pydantic would take for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("a number is needed, not true or false")
         return value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers and no truth: `int`, `float`, `int | None`, and these with limits."""
+    if get_origin(annotation) is Annotated:
+        return _is_number(get_args(annotation)[0])
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if bool in kinds:
+        return False
+    return any(one in (int, float) or (one is not annotation and _is_number(one)) for one in kinds)

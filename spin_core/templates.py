@@ -1,7 +1,7 @@
 """Chat templates rendered in a child with limits on time, memory and length (`spin_core/template_child.py`).
 
 Every text that our stages make of a conversation comes from there: one child per process, started at the first
-rendering (a tenth of a second), asked row by row (a tenth of a millisecond), ended with this process.
+rendering (a tenth of a second), asked row by row (0.4 ms), ended with this process.
 Promised: no template makes a stage hang, fills the memory, writes a file or sees the environment. Not promised: that
 jinja's sandbox has no hole (then the child could read what this user may read); and lm-evaluation-harness renders
 `harness.chat_template` by itself.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -42,7 +41,8 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._template = ""
         self._texts: dict[str, str] = {}
-        self._owner = 0
+        self._inherited: list[subprocess.Popen[bytes]] = []
+        os.register_at_fork(after_in_child=self._forked)
 
     def render(self, template: str, variables: dict[str, Any]) -> str:
         """The text of `template` with `variables` (JSON values, `messages` among them). Raises TemplateError."""
@@ -60,13 +60,12 @@ class Renderer:
                     self._end()
                     raise
                 if "error" in answer:
+                    self._template = ""  # the child may not have it: it could not be compiled
                     raise TemplateError(answer["error"])
                 self._texts[asked] = answer["text"]
             return self._texts[asked]
 
     def _child(self) -> subprocess.Popen[bytes]:
-        if self._owner != os.getpid():  # a fork of this process must not talk into its pipes
-            self._process, self._owner = None, os.getpid()
         if self._process is None:
             self._template = ""
             self._process = subprocess.Popen(
@@ -80,16 +79,21 @@ class Renderer:
 
     def _ask(self, child: subprocess.Popen[bytes], line: bytes) -> dict[str, str]:
         assert child.stdin and child.stdout
+        late = threading.Event()
+        # A stopped child neither reads what is longer than a pipe nor ends a line: its end frees who waits.
+        timer = threading.Timer(WALL_SECONDS, _stop, (child, late))
+        timer.start()
         try:
             child.stdin.write(line)
             child.stdin.flush()
-            with selectors.DefaultSelector() as ready:
-                ready.register(child.stdout, selectors.EVENT_READ)
-                if not ready.select(WALL_SECONDS):
-                    raise TemplateError(f"it gave no text in {WALL_SECONDS:g} s")
             said = child.stdout.readline()
         except BrokenPipeError:
             said = b""
+        finally:
+            timer.cancel()
+            timer.join()  # else it could still kill a child that has answered
+        if late.is_set():
+            raise TemplateError(f"it gave no text in {WALL_SECONDS:g} s")
         with suppress(ValueError):
             answer = json.loads(said)
             if isinstance(answer, dict) and isinstance(answer.get("text", answer.get("error")), str):
@@ -101,7 +105,7 @@ class Renderer:
 
     def _end(self) -> None:
         child, self._process = self._process, None
-        if child is None or self._owner != os.getpid():
+        if child is None:
             return
         child.kill()
         child.wait()
@@ -109,6 +113,24 @@ class Renderer:
             with suppress(OSError):
                 assert pipe
                 pipe.close()
+
+    def _forked(self) -> None:
+        """In a fork: another thread of the parent may have held the lock, and its child's pipes are not for us."""
+        self._lock = threading.Lock()
+        child, self._process = self._process, None
+        if child is None:
+            return
+        self._inherited.append(child)  # nothing of it may be flushed or waited for
+        null = os.open(os.devnull, os.O_RDWR)
+        for pipe in (child.stdin, child.stdout):
+            assert pipe
+            os.dup2(null, pipe.fileno(), inheritable=False)
+        os.close(null)
+
+
+def _stop(child: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()
+    child.kill()
 
 
 _renderer = Renderer()

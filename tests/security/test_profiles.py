@@ -57,6 +57,7 @@ YAML = {
     "value of 100,000 characters": (BASE + f"iterations: {'k' * 100_000}\n", "iterations: "),
     "text for a number": (BASE + "finetune: {lr: fast}\n", "finetune.lr: "),
     "truth for a whole number": (BASE + "iterations: yes\n", "iterations: a number is needed"),
+    "truth for a number or none": (BASE + "harness: {num_fewshot: yes}\n", "harness.num_fewshot: a number is needed"),
     "truth for a number": (BASE + "finetune: {lr: true}\n", "finetune.lr: a number is needed"),
     "number for a truth": (BASE + "evaluate: {sampled: 7}\n", "evaluate.sampled: "),
     "list for a section": (BASE + "finetune: [lr]\n", "finetune: "),

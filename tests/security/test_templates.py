@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+from spin_core import templates
 from spin_core.chat import Chat, ChatSection, render
 from spin_core.errors import BadInput
 from tests.faults.fault import Fault
+from tests.faults.input.through import limited
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "golden" / "tokenizer"
 ASK = [{"role": "user", "content": "What is two plus two?"}]
@@ -84,8 +87,10 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
-def test_hostile_templates_are_ended_and_named(tokenizer, capfd):
+def test_hostile_templates_are_ended_and_named(tokenizer, monkeypatch):
     """Catches a template that hangs or fills a stage, reaches Python, or fails without the model's name and remedy."""
+    # Well above 2 s of processor time: without that limit this one would speak, and say something else.
+    monkeypatch.setattr(templates, "WALL_SECONDS", 20.0)
 
     def trial(name: str) -> None:
         source, said = HOSTILE[name]
@@ -157,8 +162,6 @@ def test_good_template_renders_after_a_hostile_one_was_ended(tokenizer):
 
 def test_child_has_no_secret_and_writes_no_file(tokenizer, monkeypatch):
     """Catches a hole in jinja's sandbox that would give away a token or change a file: the child has neither."""
-    from spin_core import templates
-
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     child = templates.Renderer()
     assert child.render("{{ 1 }}", {"messages": []}) == "1"
@@ -186,3 +189,42 @@ def test_fork_of_a_process_asks_a_child_of_its_own(tokenizer):
     texts = [str(i) for i in range(200)]
     assert [render(tokenizer, [{"role": "user", "content": t}], "m") for t in texts] == texts
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("length", [1, 1_000_000], ids=["short", "longer than a pipe"])
+def test_stopped_child_is_ended(monkeypatch, length):
+    """Catches a stage that waits for ever, holding the lock, for a child that neither reads nor writes."""
+    monkeypatch.setattr(templates, "WALL_SECONDS", 0.5)
+    child = templates.Renderer()
+    assert child.render("{{ 1 }}", {"messages": []}) == "1"
+    assert child._process is not None
+    os.kill(child._process.pid, signal.SIGSTOP)
+    with limited(60), pytest.raises(templates.TemplateError, match=r"no text in 0\.5 s"):
+        child.render(OPEN, {"messages": [{"content": "x" * length}]})
+    monkeypatch.setattr(templates, "WALL_SECONDS", 60.0)
+    assert child.render("{{ 2 }}", {"messages": []}) == "2"
+    child._end()
+
+
+def test_broken_template_stays_broken(tokenizer):
+    """Catches a second call that asks a child for a template which it could not compile, and says AttributeError."""
+    tokenizer.chat_template = "{% for %}"
+    for text in "a", "b", "b":
+        with pytest.raises(BadInput, match="TemplateSyntaxError"):
+            render(tokenizer, [{"role": "user", "content": text}], "m")
+
+
+def test_fork_while_another_thread_renders(tokenizer):
+    """Catches a fork that inherits a lock which nobody in it can release."""
+    child = templates.Renderer()
+    assert child.render("{{ 1 }}", {"messages": []}) == "1"
+    with child._lock:  # as a thread of this process that is asking has it
+        pid = os.fork()
+        if not pid:
+            signal.alarm(30)
+            same = child.render("{{ 2 }}", {"messages": []}) == "2"
+            child._end()
+            os._exit(0 if same else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert child.render("{{ 3 }}", {"messages": []}) == "3"
+    child._end()

@@ -88,8 +88,22 @@ def _one_cell(path: Path) -> None:
 def _nothings(path: Path) -> None:
     """Rows that take no byte at all."""
     with pq.ParquetWriter(path, pa.schema([("prompt", pa.null())])) as out:
-        for _ in range(5):
+        for _ in range(24):
             out.write_batch(pa.record_batch({"prompt": pa.nulls(50_000)}))
+
+
+def _repeated_in_a_row(path: Path) -> None:
+    """One row that is three gigabytes: one text of a mebibyte, named three thousand times in its list."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int16()), pa.array(["x" * (1 << 20)]))
+    pq.write_table(pa.table({"prompt": pa.ListArray.from_arrays([0, 3000], texts)}), path, compression="zstd")
+
+
+def _coded_talks(path: Path) -> None:
+    """Chats whose roles are numbers into a dictionary, as pandas' categories are."""
+    roles = pa.array(["user", "assistant"] * 8).dictionary_encode()
+    texts = pa.array([text for one in ROWS for text in one.values()])
+    turns = pa.StructArray.from_arrays([roles, texts], ["role", "content"])
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays(list(range(0, 17, 2)), turns)}), path)
 
 
 TIMES = [datetime.datetime(2026, 1, 1)] * 8
@@ -139,6 +153,8 @@ PARQUET: dict[str, tuple[Callable[[Path], None], Outcome]] = {
     "bomb of one text": (_repeated, Outcome("made to fill memory")),
     "bomb of one cell": (_one_cell, Outcome("MiB")),
     "bomb of nothings": (_nothings, Outcome("made to fill memory")),
+    "bomb of one text in a row": (_repeated_in_a_row, Outcome("MiB of memory|a row may have")),
+    "dictionary in a chat": (_coded_talks, Outcome()),
 }  # fmt: skip
 
 
@@ -148,6 +164,64 @@ def saved(folder: Path) -> Path:
 
     datasets.Dataset.from_list(ROWS).save_to_disk(str(folder))
     return folder
+
+
+def saved_as(make: Callable[[], pa.Table]) -> Callable[[Path], None]:
+    """A folder of save_to_disk whose file holds any table."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        table = make()
+        with pa.ipc.new_stream(str(folder / "data.arrow"), table.schema) as out:
+            out.write_table(table)
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+
+    return write
+
+
+def _nulls_in_a_row() -> pa.Table:
+    return pa.table({"prompt": pa.ListArray.from_arrays([0, 100_000_000], pa.nulls(100_000_000))})
+
+
+def _texts_in_a_row() -> pa.Table:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int16()), pa.array(["x" * (1 << 20)]))
+    return pa.table({"prompt": pa.ListArray.from_arrays([0, 3000], texts)})
+
+
+def _views_of_one_list() -> pa.Table:
+    """Twenty rows, each the same list of a million."""
+    lists = pa.ListViewArray.from_arrays([0] * 20, [1_000_000] * 20, pa.nulls(1_000_000))
+    return pa.table({"prompt": lists})
+
+
+def _views_of_one_text() -> pa.Table:
+    view = struct.pack("<i4sii", 1 << 20, b"xxxx", 0, 0)
+    held = [None, pa.py_buffer(view * 3000), pa.py_buffer(b"x" * (1 << 20))]
+    texts = pa.Array.from_buffers(pa.string_view(), 3000, held)
+    return pa.table({"prompt": pa.ListArray.from_arrays([0, 3000], texts)})
+
+
+def _lists_that_go_back() -> pa.Table:
+    """Ends of lists before their beginnings: each second one is a million long again."""
+    ends = pa.array([0, 1_000_000] * 15, pa.int32())
+    return pa.table({"prompt": pa.ListArray.from_buffers(
+        pa.list_(pa.null()), 29, [None, ends.buffers()[1]], children=[pa.nulls(1_000_000)])})  # fmt: skip
+
+
+def _long_shard(folder: Path) -> None:
+    """A good set whose file is longer than the decoder's memory, as long shards are."""
+    with next(saved(folder).glob("*.arrow")).open("r+b") as file:
+        file.truncate(720 << 20)
+
+
+# name → folder of save_to_disk, what the sentence says
+SAVED_BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "saved list of nulls": (saved_as(_nulls_in_a_row), "a row may have"),
+    "saved list of one text": (saved_as(_texts_in_a_row), "MiB"),
+    "saved views of one list": (saved_as(_views_of_one_list), "is not read"),
+    "saved views of one text": (saved_as(_views_of_one_text), "MiB"),
+    "saved lists that go back": (saved_as(_lists_that_go_back), "ends before it begins"),
+}
 
 
 def _state(change: Callable[[dict], object]) -> Callable[[Path], object]:
@@ -194,6 +268,7 @@ def _escape(folder: Path) -> None:
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], Outcome]] = {
     "saved": (saved, Outcome()),
+    "saved, a file of 720 MB": (_long_shard, Outcome()),
     "saved, state is no JSON": (_state(lambda s: s), Outcome()),
     "saved, state names no files": (_state(lambda s: s.pop("_data_files")), Outcome("_data_files")),
     "saved, state names a path": (_escape, Outcome("_data_files")),
