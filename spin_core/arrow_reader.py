@@ -21,7 +21,6 @@ from spin_core.source_record import Record
 from spin_core.templates import KEPT
 
 CHILD = Path(__file__).with_name("decode_child.py")
-CPU_SECONDS = 60  # as in the child
 LONGEST_STATE = 16 << 20  # bytes of state.json, which names every file
 
 
@@ -105,7 +104,9 @@ def _why(kind: str, code: int, said: str) -> str:
     if code == 2 and said:
         return said.splitlines()[-1]
     if code == -signal.SIGPROF:
-        return f"a few rows take over {CPU_SECONDS} s to decode; write the file again"
+        from spin_core.decode_child import CPU_SECONDS
+
+        return f"a few rows take over {CPU_SECONDS:g} s to decode; write the file again"
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"not a readable {kind} file (its decoder ended: {how}); write it again"
 

@@ -7,6 +7,7 @@ Conventions, the first that fits: `messages` or `conversations` (role/content or
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,11 @@ class Reject:
 
     reason: str
     detail: str
+
+
+def reasons(counts: Counter[str]) -> str:
+    """Reasons to reject with how often each was met, the most frequent first."""
+    return ", ".join(f"{reason}: {n:,}" for reason, n in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 class _Unusable(Exception):

@@ -16,13 +16,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core import hub, own_code
+from spin_core import hub, own_code, published
 from spin_core.errors import BadInput
 from spin_core.harness import folder as task_folder
 from spin_core.readers import SUFFIXES, below, choose_files, data_files, is_saved
 from spin_core.store.digest import file_digest, tree_digest
 
-Kind = Literal["model", "dataset", "tasks"]
+Kind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
+"""`pairs` and `checkpoint`: what is imported (`spin_core/published.py`)."""
+HUB_KIND: dict[str, hub.Kind] = {"pairs": "dataset", "checkpoint": "model"}
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
 LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here
@@ -73,9 +75,12 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
         raise BadInput(f"{kind}.revision: {path} is a local {kind}, which has no revisions; leave `revision` empty.")
     try:
         before = stamp(local)
-        if kind == "model":
+        if kind in ("model", "checkpoint"):
             check_model(local)
-            names = _model_files([str(p.relative_to(local)) for p in below(local) if p.is_file()])
+            names = _weight_files(kind, published.local_names(local, below(local)))
+            return Source(_digest(local, names), local, path, "", before)
+        if kind == "pairs" and local.is_dir():
+            names = published.pair_names(published.local_names(local, below(local)), str(local))
             return Source(_digest(local, names), local, path, "", before)
         return Source(_dataset_digest(local, split), local, path, "", before)
     except OSError as error:
@@ -159,9 +164,14 @@ def _json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _model_files(names: list[str], patterns: tuple[str, ...] = SETTINGS + WEIGHTS) -> list[str]:
+def model_files(names: list[str], patterns: tuple[str, ...] = SETTINGS + WEIGHTS) -> list[str]:
     """The names that matter, at the top only: a checkpoint's sub-folders are other models or formats."""
     return sorted(n for n in names if any(fnmatch(n, p) and n.count("/") == p.count("/") for p in patterns))
+
+
+def _weight_files(kind: Kind, names: list[str]) -> list[str]:
+    found = model_files(names)
+    return published.weight_names(names, found) if kind == "checkpoint" else found
 
 
 def _local(path: str, base_dir: Path) -> Path | None:
@@ -214,28 +224,34 @@ def _dataset_digest(path: Path, split: str) -> str:
     return _digest(path, [file.relative_to(path).as_posix() for file in files])
 
 
-def _from_hub(path: str, kind: hub.Kind, revision: str, split: str) -> Source:
+def _from_hub(path: str, kind: Kind, revision: str, split: str) -> Source:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-    if kind == "model" and inner:
+    of_hub: Any = HUB_KIND.get(kind, kind)
+    if of_hub == "model" and inner:
         raise BadInput(
             f"{path}: there is no such folder, and a model's hub id has the form org/name; check `model.path`."
         )
-    listed = hub.listing(repo, kind, revision)
+    listed = hub.listing(repo, of_hub, revision)
     names, commit = listed.names, listed.commit
     label = f"{path}@{commit[:8]}"
-    if kind == "model":
-        if not _model_files(names, WEIGHTS):
+    if of_hub == "model":
+        if not model_files(names, WEIGHTS):
             _refuse_weights(label, names)
-        check_model(hub.download(repo, kind, listed, _model_files(names, SETTINGS)), weights=False)
-        chosen = _model_files(names)
-        folder = hub.download(repo, kind, listed, chosen)
+        check_model(hub.download(repo, of_hub, listed, model_files(names, SETTINGS)), weights=False)
+        chosen = _weight_files(kind, names)
+        folder = hub.download(repo, of_hub, listed, chosen)
         _check_weights(folder)
         return Source(_digest(folder, chosen), folder, label, commit, note=listed.note)
     within = [name for name in names if name.startswith(f"{inner}/")] if inner else names
+    if kind == "pairs":
+        chosen = published.pair_names(within, label)
+        root = hub.download(repo, of_hub, listed, chosen) / inner
+        own = [name[len(inner) + 1 :] if inner else name for name in chosen]
+        return Source(_digest(root, own), root, label, commit, note=listed.note)
     chosen = choose_files(within, split, label)
     folders = sorted({name.rpartition("/")[0] for name in chosen})
     if len(folders) > 1:
         raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{folders[0]}.")
-    root = hub.download(repo, kind, listed, chosen) / inner
+    root = hub.download(repo, of_hub, listed, chosen) / inner
     return Source(_dataset_digest(root, split), root, label, commit, note=listed.note)

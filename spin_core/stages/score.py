@@ -121,35 +121,61 @@ def _with_engines(
 def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, job: Job, label: str) -> list[float]:
     """log p(answer | prompt) of every sequence under the model in `path`, in the order of the groups' sequences.
 
-    A group is sequences that share a prompt; the longest are computed first.
+    A group is sequences that share a prompt; the longest are computed first. Several processes share the work, and all
+    get all values.
     """
     import torch
 
-    from spin_core.models import apply_threads, opponent, pick_device
-    from spin_core.policy import make_policy, micro_batches
+    from spin_core.models import apply_threads, opponent, process_device
+    from spin_core.policy import make_policy
+    from spin_core.processes import team
 
     if not groups:
         return []
     apply_threads(job.runtime)
-    model = opponent(path, pick_device(job.runtime), quantize=settings.quantize)
+    parts = job.runtime.compute.in_parts
+    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, parts=parts)
     pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
     policy = make_policy(model, pad_id, settings.precision, longest, job.runtime, job.note)
     costs = [policy.cost(group) for group in groups]
     order = sorted(range(len(groups)), key=lambda i: (-costs[i], i))
-    logps: list[list[float]] = [[]] * len(groups)
-    with torch.inference_mode(), policy.autocast(), job.progress(label, len(groups), "groups") as bar:
-        for part in micro_batches([costs[i] for i in order], job.runtime.score_tokens, policy.packed):
-            batch = [order[n] for n in part]
-            try:
-                values = policy(policy.batch([groups[i] for i in batch])).tolist()
-            except torch.OutOfMemoryError as error:
-                size = job.runtime.score_tokens
-                raise StageFailed(f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})") from error
-            for i in batch:
-                logps[i], values = values[: len(groups[i])], values[len(groups[i]) :]
-            bar.advance(len(batch))
-    return [value for group in logps for value in group]
+    found: list[tuple[int, list[float]]] = []
+    with torch.inference_mode(not parts), torch.no_grad(), policy.autocast():
+        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, parts)
+        own = sum(len(part) for part, counts in passes if counts)
+        with job.progress(label, own, "groups") as bar:
+            for part, counts in passes:
+                batch = [order[n] for n in part]
+                try:
+                    values = policy(policy.batch([groups[i] for i in batch])).tolist()
+                except torch.OutOfMemoryError as error:
+                    size = job.runtime.score_tokens
+                    raise StageFailed(
+                        f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})"
+                    ) from error
+                if not counts:
+                    continue
+                for i in batch:
+                    found.append((i, values[: len(groups[i])]))
+                    values = values[len(groups[i]) :]
+                bar.advance(len(batch))
+    logps = dict(pair for process in team.gather(found) for pair in process)
+    return [value for i in range(len(groups)) for value in logps[i]]
+
+
+def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tuple[list[int], bool]]:
+    """This process's forward passes over groups of the given costs, longest first, and whether each counts. Where the
+    weights are in parts, a process that has nothing left repeats a pass for the others' sake."""
+    from spin_core.policy import micro_batches
+    from spin_core.processes import team
+
+    cuts = [
+        [[hand[n] for n in part] for part in micro_batches([costs[n] for n in hand], budget, packed)]
+        for hand in team.deal(costs, team.world())
+    ]
+    own = [(part, True) for part in cuts[team.rank()]]
+    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if parts else 0)
 
 
 def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_core.job import Job
+from spin_core.shards import cut_shards
 from spin_core.stages import reformat
-from spin_core.stages.reformat import Config, Dataset, cut_shards
+from spin_core.stages.reformat import Config, Dataset
 
 IDS = st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=300).map(sorted)
 

@@ -9,9 +9,10 @@ from spin_core.chat import Chat, ChatSection
 from spin_core.config import load_profile
 from spin_core.errors import BadInput
 from spin_core.rows import FILES, read_rows
+from spin_core.source_rows import published_slice
 from spin_core.stages import reformat
 from spin_core.stages.generate import request
-from spin_core.stages.reformat import Config, Dataset, published_slice
+from spin_core.stages.reformat import Config, Dataset
 from spin_core.store import keys
 
 
