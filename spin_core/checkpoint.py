@@ -1,7 +1,8 @@
 """Resumable training state on disk: safetensors and JSON, atomic, hashed (torch module).
 
-`checkpoint-<step>/{model.safetensors, optimizer.safetensors, state.json}`. What it is *not*: not a model directory,
-not an artifact of the store, never pickle.
+`checkpoint-<step>/{model.safetensors, optimizer.safetensors, state.json}`; where each process holds a part of the
+weights, `model-00002-of-00008.safetensors` and so on, all in one folder. What it is *not*: not a model directory, not
+an artifact of the store, never pickle.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +22,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from spin_core.errors import StageFailed
+from spin_core.processes import team
 
 KEPT = 2
-FILES = ("model.safetensors", "optimizer.safetensors")
+KINDS = ("model", "optimizer")
+Tensors = dict[str, torch.Tensor]
 
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    scratch: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, history: list[dict]
-) -> Path:
-    """Writes the state after `len(history)` optimiser steps and keeps the newest two.
+def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict], parts: bool = False) -> Path:
+    """Writes the state after `len(history)` optimiser steps and keeps the newest two. With `parts` every process calls
+    it with its own tensors, else one process with all.
 
     Complete and durable before it has its name, so a kill at any moment leaves the older one. Raises StageFailed when
     the disk is full.
     """
     final = scratch / f"checkpoint-{len(history):08d}"
+    leads = not parts or team.rank() == 0
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob("tmp-*"):
-            shutil.rmtree(left)
-        part = Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
-        # named_parameters names tied weights once; as the model still ties them, restoring one restores both.
-        save_file({name: p.detach().contiguous() for name, p in _trained(model)}, part / FILES[0])
-        save_file(_optimizer_tensors(optimizer), part / FILES[1])
-        hashes = {name: _sha256(part / name) for name in FILES}
-        state = {"step": len(history), "sha256": {**hashes, "history": _digest(history)}, "history": history}
-        (part / "state.json").write_text(json.dumps(state))
-        for path in [*(part / name for name in FILES), part / "state.json", part]:
-            _fsync(path)
-        if final.exists():  # a damaged one of the same step, from before the resume
-            shutil.rmtree(final)
-        os.rename(part, final)
-        _fsync(scratch)
-        for old in sorted(scratch.glob("checkpoint-*"))[:-KEPT]:
-            shutil.rmtree(old)
+        made = _new_folder(scratch) if leads else None
+        part = Path(team.tell(str(made))) if parts else Path(str(made))
+        hashes = {}
+        for name, tensors in zip(_files(parts), (weights, optimizer), strict=True):
+            save_file(tensors, part / name)
+            _fsync(part / name)
+            hashes[name] = _sha256(part / name)
+        for other in team.gather(hashes) if parts else ():
+            hashes |= other
+        if leads:
+            _finish(part, final, hashes, history, team.world() if parts else 1)
     except (OSError, SafetensorError) as error:
         raise StageFailed(
             f"no checkpoint could be written to {scratch} ({error}); free disk space or set checkpoint_every: 0"
@@ -62,43 +59,119 @@ def save_checkpoint(
     return final
 
 
-def latest_checkpoint(scratch: Path) -> Path | None:
-    """The newest checkpoint whose files have the hashes that it says; a damaged one is logged and passed over."""
-    for path in sorted(scratch.glob("checkpoint-*"), reverse=True):
-        try:
-            state = json.loads((path / "state.json").read_text())
-            found = {**{name: _sha256(path / name) for name in FILES}, "history": _digest(state["history"])}
-            if found == state["sha256"]:
-                return path
-            log.warning("%s is damaged (a hash does not fit); going on from an older one", path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s is damaged (%s); going on from an older one", path, error)
-    return None
+def newest(scratch: Path, parts: bool = False) -> Path | None:
+    """The newest checkpoint whose files have the hashes that it says, in the eyes of every process (each looks at the
+    files that it will read); a damaged one is logged and passed over.
+
+    Raises StageFailed where the processes do not see the same folders, or a checkpoint is that of another number of
+    processes.
+    """
+    there = sorted(scratch.glob("checkpoint-*"))
+    sound = [path.name for path in there if _sound(path, parts)]
+    seen = team.gather([[path.name for path in there], sound])
+    if any(names != seen[0][0] for names, _ in seen):
+        found = [names[-1:] for names, _ in seen]
+        raise StageFailed(
+            f"{scratch}: the processes found different checkpoints {found}; put the store on a shared disk"
+        )
+    common = set(sound).intersection(*(names for _, names in seen))
+    return scratch / max(common) if common else None
+
+
+def history_of(path: Path) -> list[dict]:
+    """The metrics of the steps that a checkpoint has behind it."""
+    history: list[dict] = json.loads((path / "state.json").read_text())["history"]
+    return history
+
+
+def tensors_of(path: Path, parts: bool = False) -> tuple[Tensors, Tensors]:
+    """A checkpoint's weights and optimiser state, or this process's part of them, on CPU."""
+    weights, optimizer = (load_file(path / name) for name in _files(parts))
+    return weights, optimizer
+
+
+def weights_of(model: torch.nn.Module) -> Tensors:
+    """The weights that training changes: all of a model's, or those of an adapter. Tied ones are named once; as the
+    model still ties them, restoring one restores both."""
+    return {name: p.detach().contiguous() for name, p in _trained(model)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's state as `<parameter number>.<name>` (RMSprop and AdamW hold nothing but tensors)."""
+    return flat(optimizer.state_dict()["state"].items())
+
+
+def flat(states: Iterable[tuple[int, dict[str, Any]]]) -> Tensors:
+    """Numbered states as tensors by `<number>.<name>`."""
+    return {f"{i}.{name}": value.contiguous() for i, values in states for name, value in values.items()}
+
+
+def numbered(tensors: Tensors) -> dict[int, dict[str, Any]]:
+    """The reverse of `flat`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    return state
 
 
 def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Puts a checkpoint's weights and optimiser state in place and returns the metrics of the steps so far."""
-    weights = load_file(path / FILES[0])
+    """Puts a whole checkpoint's weights and optimiser state in place and returns the metrics of the steps so far."""
+    weights, state = tensors_of(path)
     with torch.no_grad():
         for name, parameter in _trained(model):
             parameter.copy_(weights[name])
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in load_file(path / FILES[1]).items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((path / "state.json").read_text())["history"]
+    optimizer.load_state_dict({"state": numbered(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    return history_of(path)
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    """The weights that training changes: all of a model's, or those of an adapter."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as `<parameter number>.<name>` (RMSprop and AdamW hold nothing but tensors)."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value.contiguous() for i, values in state.items() for name, value in values.items()}
+def _files(parts: bool) -> list[str]:
+    mine = f"-{team.rank() + 1:05d}-of-{team.world():05d}" if parts else ""
+    return [f"{kind}{mine}.safetensors" for kind in KINDS]
+
+
+def _new_folder(scratch: Path) -> Path:
+    scratch.mkdir(parents=True, exist_ok=True)
+    for left in scratch.glob("tmp-*"):
+        shutil.rmtree(left)
+    return Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
+
+
+def _finish(part: Path, final: Path, hashes: dict[str, str], history: list[dict], parts: int) -> None:
+    state = {"step": len(history), "parts": parts, "sha256": {**hashes, "history": _digest(history)}}
+    (part / "state.json").write_text(json.dumps(state | {"history": history}))
+    _fsync(part / "state.json")
+    _fsync(part)
+    if final.exists():  # a damaged one of the same step, from before the resume
+        shutil.rmtree(final)
+    os.rename(part, final)
+    _fsync(final.parent)
+    for old in sorted(final.parent.glob("checkpoint-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def _sound(path: Path, parts: bool) -> bool:
+    expected = team.world() if parts else 1
+    try:
+        state = json.loads((path / "state.json").read_text())
+        made = state.get("parts", 1)
+        if made == expected:
+            found = {name: _sha256(path / name) for name in _files(parts)} | {"history": _digest(state["history"])}
+            if all(state["sha256"][name] == value for name, value in found.items()):
+                return True
+            log.warning("%s is damaged (a hash does not fit); going on from an older one", path)
+            return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s); going on from an older one", path, error)
+        return False
+    raise StageFailed(
+        f"{path}: it was written in {made} part(s), and {expected} would be read; set runtime.compute as it was then, "
+        "or delete this folder to begin the training anew"
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -19,10 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spin_core import errors
 from spin_core.errors import ChildDied, StageFailed
+from spin_core.job import Runtime
+from spin_core.processes import join, launch
 
 LAST_LINES = 20
 GROUP_SECONDS = 5.0
@@ -31,18 +34,50 @@ RUBBISH = 100  # characters of it that are told
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def launched(runtime: dict) -> Launch:
+    """The launcher of the processes that `runtime.compute` asks for. Raises BadInput where the environment does not say
+    which of several nodes this is."""
+    how, port = Runtime.model_validate(runtime), launch.free_port()
+    if how.compute.nodes == 1:
+        return Launch(launch.command(sys.executable, how.compute, port=port), launch.environment(how))
+    first = join.leader()
+    command = launch.command(sys.executable, how.compute, 0, first.here.leader, port)
+    return Launch(command, launch.environment(how), partial(first.call, how.compute, how.device, port), first.release)
+
+
 def python_path() -> str:
     """PYTHONPATH for a child started with -P, which keeps the current folder (a user's queue.py) out of its imports."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ACCELERATE_USE_CPU")
+"""Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Several processes in place of one: the launcher's command, and what it needs in its environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+    call: Callable[[Callable[[str], None], Callable[[str], None]], None] | None = None
+    """Calls the other nodes, where there are some: what to tell while it waits, and when one is lost."""
+    release: Callable[[], None] = lambda: None
+    """Tells them that it is over."""
+
+
 class Child:
     """One process in its own process group. It serves one job at a time, or several that share an engine."""
 
-    def __init__(self, python: str = sys.executable, gpus: str = "") -> None:
+    def __init__(self, python: str = sys.executable, gpus: str = "", launch: Launch | None = None) -> None:
+        """`launch`: start several processes that do each job together, on this node and on those that have joined."""
         shown = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
+        self.together = launch is not None
+        self._call, self._release = (launch.call, launch.release) if launch else (None, lambda: None)
+        command = launch.command if launch else [python, "-P", "-m", "spin_core.worker"]
+        inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
         self.process = subprocess.Popen(
-            [python, "-P", "-m", "spin_core.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -50,7 +85,7 @@ class Child:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": python_path(), **shown},
+            env={**inherited, "PYTHONPATH": python_path(), **shown, **(launch.environment if launch else {})},
         )
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # not the lock above: a child that does not read must still be killable
@@ -58,7 +93,7 @@ class Child:
         self._count = 0
         self._eof = False
         self._ended = False
-        self._rubbish = ""
+        self._rubbish = self._lost = ""
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._keep_last, self._deal)]
         for thread in self._threads:
@@ -97,6 +132,9 @@ class Child:
                 events.put(None)
         answered = expired = False
         try:
+            if self._call:
+                self._call(lambda text: send({"note": text}), self._lose)
+                self._call = None
             self._give({**spec, "job": job})
             until = time.monotonic() + timeout
             while event := events.get(timeout=max(0.0, until - time.monotonic()) if timeout else None):
@@ -107,7 +145,7 @@ class Child:
                     if kind is ChildDied:  # an engine died in it: what is left is of no use
                         self.kill()
                         raise ChildDied(event["message"] + self._tail())
-                    answered = True
+                    answered = not self.together  # of several, the others may wait for the one that failed
                     raise kind(event["message"])
                 else:
                     answered = True
@@ -126,6 +164,10 @@ class Child:
             raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
         raise ChildDied(f"{stage}: its process {how}.{self._tail()}")
 
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self.kill()
+
     def _give(self, spec: dict) -> None:
         assert self.process.stdin
         with suppress(BrokenPipeError), self._writing:
@@ -135,6 +177,8 @@ class Child:
     def _how_it_ended(self) -> str:
         """In words, of a process that gave no answer; one that is still there has closed its output or broken the
         protocol, and is ended after this."""
+        if self._lost:
+            return f"was ended, as {self._lost}"
         if self._rubbish:
             return f"wrote what is no answer ({self._rubbish!r}) and was ended"
         try:
@@ -151,22 +195,29 @@ class Child:
     def kill(self) -> None:
         """End the process and every process that it started. Once: a reaped process's number may be another's by
         now."""
+        others: list[int] = []
         with self._lock:
             if not self._ended:
                 self._ended = True
+                self._release()
+                others = list(_started_by(self.process.pid)) if self.together else []
                 with suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
+                for pid in others:  # in groups of their own; they would end by themselves, 0.2 s later
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        self._await_group()
+        for leader in (self.process.pid, *others):
+            self._await_group(leader)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=1)
 
-    def _await_group(self) -> None:
+    def _await_group(self, leader: int) -> None:
         """Until nothing of the group is at work: an engine's own worker holds its GPU's memory for a moment after its
         SIGKILL, and the next engine asks what is free. Zombies have given theirs back (Linux; elsewhere no wait)."""
         until = time.monotonic() + GROUP_SECONDS
-        while any(_members(self.process.pid)) and time.monotonic() < until:
+        while any(_members(leader)) and time.monotonic() < until:
             time.sleep(0.02)
 
 
@@ -192,6 +243,13 @@ def _members(group: int) -> Iterator[int]:
                 yield int(stat.parent.name)
 
 
+def _started_by(parent: int) -> Iterator[int]:
+    """Children of the process."""
+    with suppress(OSError):
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+            yield from map(int, file.read_text().split())
+
+
 @dataclass
 class _Slot:
     """A place for one child; `process` says which jobs it can serve, `jobs` how many are in it now."""
@@ -200,6 +258,7 @@ class _Slot:
     child: Child | None = None
     process: str = ""
     jobs: int = 0
+    together: bool = False
 
 
 class Children:
@@ -208,6 +267,7 @@ class Children:
 
     A job's `process` names the kind of child that it needs: "" for this interpreter, else one that serves this and
     nothing else (vLLM with one model), under the interpreter `python`; up to `share` such jobs are in one child.
+    A job with `together` (a `Runtime`) is done by several processes, which have the machine for themselves.
     `gpus`: CUDA_VISIBLE_DEVICES of each place.
     """
 
@@ -229,24 +289,36 @@ class Children:
                 self._free.notify_all()
 
     def _enter(self, spec: dict) -> tuple[_Slot, Child]:
-        process, share = spec.get("process", ""), spec.get("share", 1)
+        process, share, together = spec.get("process", ""), spec.get("share", 1), spec.get("together")
         with self._free:
             while True:
                 if self._closed:
                     raise StageFailed(f"{spec['module'].rpartition('.')[2]}: the run is being ended.")
                 open_to = [s for s in self._slots if s.jobs == 0 or (s.process == process and s.jobs < share)]
-                if open_to:
+                idle = all(s.jobs == 0 for s in self._slots)
+                if open_to and (idle if together else not any(s.jobs and s.together for s in self._slots)):
                     break
                 self._free.wait()
+            if together or any(s.together for s in self._slots):
+                self._end_others(process)
             # An idle child of the kind, then an empty place, then another kind's, and last one that is at work.
             slot = min(open_to, key=lambda s: (s.jobs, s.child is not None and s.process != process, s.child is None))
             if slot.child is None or slot.process != process or slot.child.process.poll() is not None:
                 if slot.child is not None:
                     slot.child.kill()  # gives its memory back before the next one takes some
-                slot.child = Child(spec.get("python") or sys.executable, slot.gpus)
-                slot.process = process
+                launch = launched(together) if together else None
+                slot.child = Child(spec.get("python") or sys.executable, "" if together else slot.gpus, launch)
+                slot.process, slot.together = process, bool(together)
             slot.jobs += 1
             return slot, slot.child
+
+    def _end_others(self, process: str) -> None:
+        """Ends what is idle and of another kind: several processes on all GPUs, and one on each, have no room beside
+        each other."""
+        for slot in self._slots:
+            if slot.child is not None and slot.process != process and slot.jobs == 0:
+                slot.child.kill()
+                slot.child, slot.process, slot.together = None, "", False
 
     def __enter__(self) -> Children:
         return self

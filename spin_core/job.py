@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spin_core.section import Section
 
@@ -38,6 +38,45 @@ class Pools(Section):
     def any_here(self, default: str) -> bool:
         """Whether one of the stages runs on the run's own machine."""
         return any(self.of(stage, default) == "here" for stage in type(self).model_fields)
+
+
+class Compute(Section):
+    """How many processes work on one model together, and what of it each one holds: for sft, finetune, score, evaluate
+    and generate with the transformers engine, started by `accelerate launch`. (vLLM has `tensor_parallel`; mixed
+    precision is `finetune.precision`, as it changes log-probs.)"""
+
+    processes: int = Field(1, ge=1, le=64, description="Processes on each node, one GPU each (on a CPU: gloo).")
+    nodes: int = Field(
+        1, ge=1, le=1024, description="Machines; on each but the first runs `spinloop join`, and all see one store."
+    )
+    sharding: Literal["none", "zero1", "zero2", "zero3", "fsdp2"] = Field(
+        "none",
+        description="What each process holds a part of only. none: nothing (data parallel); DeepSpeed zero1: optimiser "
+        "state, zero2: gradients too, zero3: weights too; fsdp2: all three, by torch alone.",
+    )
+    offload: Literal["none", "optimizer", "weights"] = Field(
+        "none",
+        description="What DeepSpeed ZeRO keeps in the host's memory: the optimiser's state, or (zero3) the weights "
+        "too.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_offloaded(self) -> Compute:
+        if self.offload != "none" and not self.sharding.startswith("zero"):
+            raise ValueError(f"offload: {self.offload} is DeepSpeed's; set sharding: zero3, or leave it out")
+        if self.offload == "weights" and self.sharding != "zero3":
+            raise ValueError("offload: weights needs sharding: zero3; or take offload: optimizer")
+        return self
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.processes * self.nodes
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether no process holds a whole model."""
+        return self.world > 1 and self.sharding in ("zero3", "fsdp2")
 
 
 class Runtime(Section):
@@ -78,6 +117,7 @@ class Runtime(Section):
     checkpoint_every: int = Field(
         100, ge=0, description="Optimiser steps between resumable checkpoints in the store's scratch; 0 keeps none."
     )
+    compute: Compute = Field(Compute(), description="Processes that share one model.")
     stage_timeout: int = Field(0, ge=0, description="Seconds after which a stage's process is ended; 0 is no limit.")
     pools: Pools = Field(Pools(), description="Work pools of the stages that need a GPU.")
     generate_runs: int = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from spin_core import own_code
 from spin_core.chat import Chat, ChatSection
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Runtime
+from spin_core.processes import team
 
 transformers_logging.disable_progress_bar()
 
@@ -40,13 +42,14 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 
 Quantize = Literal["none", "nf4"]
 
-_opponent: dict[tuple[Path, str, torch.dtype, Quantize], PreTrainedModel] = {}
+_opponent: dict[tuple[Path, str, torch.dtype, Quantize, bool], PreTrainedModel] = {}
 
 
 def pick_device(runtime: Runtime) -> torch.device:
     """`runtime.device` as torch's; auto is the first GPU where there is one. Raises BadInput for an absent GPU."""
     if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"  # what the launcher of several processes decided
+        return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     try:
         device = torch.device(runtime.device)
     except RuntimeError:
@@ -56,6 +59,15 @@ def pick_device(runtime: Runtime) -> torch.device:
         raise BadInput(
             f"runtime.device {runtime.device!r}: this machine has {found} CUDA devices; use auto, cpu or one of them"
         )
+    return device
+
+
+def process_device(runtime: Runtime) -> torch.device:
+    """`pick_device`, and of several processes of one node each has its own GPU."""
+    device = pick_device(runtime)
+    if device.type == "cuda" and device.index is None and team.world() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     return device
 
 
@@ -107,8 +119,7 @@ def load_model(
     quantisation that this machine cannot do.
     """
     how: dict[str, Any] = {"dtype": dtype} if quantize == "none" else _nf4(torch.device(device))
-    if _read_config(path).get("attn_logit_softcapping"):  # Gemma 2: transformers' SDPA silently leaves the cap out
-        how["attn_implementation"] = "eager"
+    how |= architecture(path)
     if (path / "adapter_config.json").is_file():  # with peft installed, transformers would load the base it names
         raise BadInput(
             f"{path}: this is an adapter (adapter_config.json); merge it into its model with peft's merge_and_unload, "
@@ -134,9 +145,16 @@ def load_model(
         raise BadInput(
             f"{path}: the safetensors lack {len(missing)} weights (first: {missing[0]}); download the model again"
         )
-    _disable_dropout(model)
+    no_dropout(model)
     model.requires_grad_(train and quantize == "none").train(train)
     return model.to(device)
+
+
+def architecture(path: Path) -> dict[str, Any]:
+    """What transformers must be told to build the model in `path`. Raises BadInput where there is none, or one that
+    brings code of its own."""
+    # Gemma 2: transformers' SDPA silently leaves the cap out.
+    return {"attn_implementation": "eager"} if _read_config(path).get("attn_logit_softcapping") else {}
 
 
 def _nf4(device: torch.device) -> dict[str, Any]:
@@ -160,16 +178,23 @@ def _nf4(device: torch.device) -> dict[str, Any]:
 
 
 def opponent(
-    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, quantize: Quantize = "none"
-) -> PreTrainedModel:
-    """`load_model` for reading, remembered: shards of one iteration that run in one process load it once.
+    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, quantize: Quantize = "none",
+    parts: bool = False,
+) -> PreTrainedModel:  # fmt: skip
+    """`load_model` for reading, remembered: shards of one iteration that run in one process load it once. With `parts`
+    each of several processes holds a part of it (FSDP2), and all must run the same passes.
 
     One model is kept; another key frees it first. Paths are store trees, whose content never changes.
     """
-    key = (Path(path).resolve(), str(device), dtype, quantize)
+    key = (Path(path).resolve(), str(device), dtype, quantize, parts)
     if key not in _opponent:
         release_opponent()
-        _opponent[key] = load_model(path, device, dtype, quantize=quantize)
+        if parts:
+            from spin_core.processes import fsdp
+
+            _opponent[key] = fsdp.load(path, torch.device(device), dtype)
+        else:
+            _opponent[key] = load_model(path, device, dtype, quantize=quantize)
     return _opponent[key]
 
 
@@ -206,8 +231,9 @@ def source_dtype(path: Path) -> torch.dtype:
         return next((DTYPES[name] for name in names if name in DTYPES), torch.float32)
 
 
-def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
+def save_model(model: PreTrainedModel, source: Path, out: Path, weights: dict[str, Any] | None = None) -> None:
     """Writes `model` (trained from the one in `source`) to `out`: safetensors, in the dtype that `source` has on disk.
+    `weights`, in that dtype: those of a model that is in parts.
 
     Config, tokenizer, chat template and generation config are `source`'s own files, byte for byte, so that nothing but
     the weights changes between iterations and no path, host or library version gets into the bytes. The one exception
@@ -217,7 +243,10 @@ def save_model(model: PreTrainedModel, source: Path, out: Path) -> None:
     `model` itself is cast. Raises StageFailed when the disk is full.
     """
     try:
-        model.to(dtype=source_dtype(source)).save_pretrained(out)  # type: ignore[call-overload,call-arg]
+        if weights is None:
+            model.to(dtype=source_dtype(source)).save_pretrained(out)  # type: ignore[call-overload,call-arg]
+        else:
+            model.save_pretrained(out, state_dict=weights)
         for name in KEPT_FILES:
             (out / name).unlink(missing_ok=True)
             if (source / name).is_file():
@@ -253,9 +282,9 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """SPIN compares log-probs, so these must be deterministic. Some layers hold the rate as a number; routers of
-    experts hold that of their noise so."""
+def no_dropout(model: PreTrainedModel) -> None:
+    """Takes dropout out of `model`: SPIN compares log-probs, so these must be deterministic. Some layers hold the rate
+    as a number; routers of experts hold that of their noise so."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

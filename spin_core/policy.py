@@ -24,6 +24,7 @@ from spin_core.fused import Head, head_of, label_logps
 from spin_core.job import Runtime
 from spin_core.loss import token_logps
 from spin_core.packing import Batch, Group, pack, packable, pad_groups, tokens_of
+from spin_core.processes import team
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -64,18 +65,94 @@ class Policy(torch.nn.Module):
         return tokens_of(group) if self.packed else len(group) * max(map(len, group))
 
     def autocast(self) -> Any:
-        """The precision's autocast. Around several passes it casts each weight that is trained only once."""
+        """The precision's autocast. Around several passes it casts each weight that is trained only once; of a model in
+        parts it must not, or each process would hold all weights in bfloat16."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
+        kept = not getattr(self.model, "in_parts", False)
+        return torch.autocast(self.model.device.type, torch.bfloat16, cache_enabled=kept)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """log p(answer | prompt) of each sequence, [S], in nats: the sum over its labels, float32 at least."""
+    def forward(self, batch: Batch, per_label: bool = False) -> Tensor:
+        """log p(answer | prompt) of each sequence, [S], in nats: the sum over its labels, float32 at least. With
+        `per_label` those of the labels, [N], without the precision's autocast: to compare ways of computing them."""
         (head,) = self._head
         batch = batch.to(self.model.device)
-        with self.autocast():
-            logps = _head_logps(self.model, batch, head) if head else _plain_logps(self.model, batch)
-        return logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
+        with nullcontext() if per_label else self.autocast():
+            logps = _inside(self.model, batch, head) if head else _plain_logps(self.model, batch)
+        return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
+
+    def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> None:
+        """Finds out how sequences of at most `longest` tokens can be computed; says by `note` where they cannot be
+        packed. Of several processes each must call it. Raises BadInput as `make_policy`."""
+        model = self.model
+        room = getattr(model.config, "max_position_embeddings", None)
+        if room and longest > room:
+            raise BadInput(
+                f"the longest prompt and answer have {longest} tokens, the model's context is {room}; lower max_length"
+            )
+        trained = any(parameter.requires_grad for parameter in model.parameters())
+        attention.require(runtime.attn_implementation, model.device, trained, self.precision)
+        self.kernel, self._head = None, (None,)
+        padded, problems = pad_groups(_probe_groups(model), self.pad_id), []
+        plain = self._probe(padded)
+        self._head = (head_of(model),)
+        if self._head[0] and (why := self._differs(padded, plain)):
+            self._head = (None,)
+            problems.append(f"all its logits are computed, as its output layer is not just linear ({why})")
+        kernel = runtime.attn_implementation if runtime.packing else None
+        if kernel and (why := self._cannot_pack(kernel, plain, longest)):
+            kernel = None
+            problems.append(f"it is padded instead of packed, as {why}")
+        self.kernel = kernel
+        if problems:
+            name = type(model).__name__.removeprefix("FSDP")
+            note(f"{name}: {'; '.join(problems)}. The result is the same, in more time.")
+
+    def _cannot_pack(self, kernel: str, plain: Tensor, longest: int) -> str:
+        """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
+        model = self.model
+        # What the probe is too short to see: where attention is cut off, or depends on the place in the packed row.
+        for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
+            size = getattr(model.config, name, None)
+            if size and longest > size:
+                return f"its {what} of {size} is shorter than a sequence of {longest}"
+        if getattr(model.config, "attn_temperature_tuning", None):
+            return "its attention is scaled by the place in the row"
+        before = model.config._attn_implementation
+        batch = pack(_probe_groups(model), kernel)
+        try:
+            model.set_attn_implementation(attention.NAME)
+        except (ValueError, ImportError, KeyError) as error:
+            return f"it does not take another attention ({str(error).splitlines()[0]})"
+        why = self._differs(batch, plain)
+        if why:
+            model.set_attn_implementation(before)
+        return why
+
+    def _differs(self, batch: Batch, plain: Tensor) -> str:
+        """Empty where the probe's log-probs come out as `plain` in every process; else what is wrong."""
+        return next(filter(None, team.gather(self._differs_here(batch, plain))), "")
+
+    def _differs_here(self, batch: Batch, plain: Tensor) -> str:
+        try:
+            found = self._probe(batch)
+        except attention.CannotPack as error:
+            return str(error)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+            # Whatever an architecture does with arguments that it was not written for: it is then run without them.
+            return f"it fails with {type(error).__name__} ({str(error).strip().splitlines()[0][:120]})"
+        flash = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
+        rough = flash or self.model.dtype in (torch.bfloat16, torch.float16)
+        difference = (found - plain).abs()
+        off = float(difference.mean() if rough else difference.max())
+        return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+
+    @torch.no_grad()
+    def _probe(self, batch: Batch) -> Tensor:
+        logps: Tensor = self(batch, True)  # called, not `forward`: hooks gather weights that are in parts
+        return logps
 
 
 def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
@@ -103,65 +180,9 @@ def make_policy(
 
     Raises BadInput where `longest` is beyond the model's context, or the asked-for attention cannot run.
     """
-    room = getattr(model.config, "max_position_embeddings", None)
-    if room and longest > room:
-        raise BadInput(
-            f"the longest prompt and answer have {longest} tokens, the model's context is {room}; lower max_length"
-        )
-    trained = any(parameter.requires_grad for parameter in model.parameters())
-    attention.require(runtime.attn_implementation, model.device, trained, precision)
-    padded = pad_groups(_probe_groups(model), pad_id)
-    plain, head, problems = _probe(model, padded), head_of(model), []
-    if head and (why := _differs(model, padded, head, plain)):
-        head = None
-        problems.append(f"all its logits are computed, as its output layer is not just linear ({why})")
-    kernel = runtime.attn_implementation if runtime.packing else None
-    if kernel and (why := _cannot_pack(model, kernel, head, plain, longest)):
-        kernel = None
-        problems.append(f"it is padded instead of packed, as {why}")
-    if problems:
-        note(f"{type(model).__name__}: {'; '.join(problems)}. The result is the same, in more time.")
-    return Policy(model, pad_id, precision, kernel, head)
-
-
-def _cannot_pack(model: PreTrainedModel, kernel: str, head: Head | None, plain: Tensor, longest: int) -> str:
-    """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
-    # What the probe is too short to see: where attention is cut off, or depends on the place in the packed row.
-    for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
-        size = getattr(model.config, name, None)
-        if size and longest > size:
-            return f"its {what} of {size} is shorter than a sequence of {longest}"
-    if getattr(model.config, "attn_temperature_tuning", None):
-        return "its attention is scaled by the place in the row"
-    before = model.config._attn_implementation
-    batch = pack(_probe_groups(model), kernel)
-    try:
-        model.set_attn_implementation(attention.NAME)
-    except (ValueError, ImportError, KeyError) as error:
-        return f"it does not take another attention ({str(error).splitlines()[0]})"
-    why = _differs(model, batch, head, plain)
-    if why:
-        model.set_attn_implementation(before)
-    return why
-
-
-def _differs(model: PreTrainedModel, batch: Batch, head: Head | None, plain: Tensor) -> str:
-    """Empty where the probe's log-probs come out as `plain`; else what is wrong."""
-    try:
-        with torch.no_grad():
-            found = _head_logps(model, batch.to(model.device), head) if head else _probe(model, batch)
-    except attention.CannotPack as error:
-        return str(error)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        # Whatever an architecture does with arguments that it was not written for: it is then run without them.
-        return f"it fails with {type(error).__name__} ({str(error).strip().splitlines()[0][:120]})"
-    flash = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
-    rough = flash or model.dtype in (torch.bfloat16, torch.float16)
-    difference = (found - plain).abs()
-    off = float(difference.mean() if rough else difference.max())
-    return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+    policy = Policy(model, pad_id, precision, None, None)
+    policy.settle(longest, runtime, note)
+    return policy
 
 
 def _probe_groups(model: PreTrainedModel) -> list[list[Tokens]]:
@@ -174,15 +195,18 @@ def _probe_groups(model: PreTrainedModel) -> list[list[Tokens]]:
     return groups
 
 
-@torch.no_grad()
-def _probe(model: PreTrainedModel, batch: Batch) -> Tensor:
-    return _plain_logps(model, batch.to(model.device))
-
-
 def _plain_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """log p of each label [N] from the model's own logits, of all positions."""
     logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)
     return token_logps(logits[None, batch.predictors], batch.targets[None])[0]
+
+
+def _inside(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:
+    """`_head_logps`, for a model in parts run as its forward pass, as only that gathers what it reads."""
+    if getattr(model, "runs_inside", False):
+        result: Tensor = model(inside=lambda: _head_logps(model, batch, head))
+        return result
+    return _head_logps(model, batch, head)
 
 
 def _head_logps(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +23,9 @@ from types import ModuleType
 from spin_core import gpus, sources
 from spin_core.child import Children
 from spin_core.engines import vllm_env
-from spin_core.errors import StageFailed, StoreError
+from spin_core.errors import StageFailed
 from spin_core.job import Runtime
+from spin_core.processes import launch
 from spin_core.section import Section
 from spin_core.store import keys
 from spin_core.store.code import code_digest
@@ -66,7 +68,7 @@ class Ref:
     def locate(self, store: Store) -> Path:
         if self.path:
             return Path(self.path)
-        return store.tree(self.tree or self.digest) / self.file
+        return store.input_tree(self.tree or self.digest) / self.file
 
 
 RefInputs = Mapping[str, Ref | Sequence[Ref]]
@@ -132,8 +134,6 @@ def compute(
             return record, True
         place = environment(step, runtime, _digests(inputs))
         scratch = store.scratch(step.stage, key)
-        if scratch.is_symlink():  # a stage writes and deletes in it
-            raise StoreError(f"{scratch}: a link where the store needs its own folder; remove the link.")
         out = store.new_tree()
         spec = {
             "module": step.module.__name__,
@@ -151,7 +151,7 @@ def compute(
             summary, seconds = children.run(spec, send, runtime.stage_timeout)
             _sources_unchanged(inputs)
             made = facts(step, summary, round(seconds, 3)) | _downloaded(inputs)
-            made["device"] = gpus.held(step.stage, runtime, spec.get("share", 1))
+            made["device"] = gpus.held(step.stage, runtime, spec.get("share", 1), "together" in spec)
         except BaseException:
             store.discard(out)
             raise
@@ -165,7 +165,11 @@ def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> 
     interpreter; a process of that is kept for one model. Raises BadInput where there is no such interpreter."""
     asked = getattr(step.module, "environment", None)
     if asked is None or not (name := asked(step.config, runtime)):
-        return {}
+        # Training leaves an optimiser's parts in the libraries' hands: its processes are not used again.
+        once = f" {uuid.uuid4().hex}" if step.stage in launch.TRAINING else ""
+        if not launch.wanted(step.stage, runtime):
+            return {"process": f"alone{once}"} if once and runtime.compute.sharding != "none" else {}
+        return {"process": f"together{once}", "together": runtime.model_dump()}
     python = vllm_env.interpreter(runtime.vllm_python)
     return {"process": f"{name} {digests['model']}", "python": python, "share": SHARE}
 

@@ -1,7 +1,7 @@
 """The training loop of finetune and sft, on accelerate: exact global batches, resumable (torch module).
 
-What it is *not*: no loss of its own (an `Objective` has it), no evaluation, no second model in memory, and no sharded
-weights: one process, or several that each hold a whole model (DDP under `accelerate launch`).
+What it is *not*: no loss of its own (an `Objective` has it), no evaluation, no second model in memory. How the weights
+are spread over processes is the `Strategy`'s: whole in each (DDP), or in parts (spin_core/processes).
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spin_core.checkpoint import latest_checkpoint, restore, save_checkpoint
 from spin_core.collate import Tokens
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
-from spin_core.models import pick_device, save_model, use_liger
-from spin_core.policy import Policy, Precision, make_policy, micro_batches
-
-Metrics = dict[str, float]
+from spin_core.models import load_model, pick_device, save_model, source_dtype, use_liger
+from spin_core.policy import Policy, Precision, micro_batches
+from spin_core.processes import team
+from spin_core.processes.whole import Metrics, Strategy, Whole
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,9 @@ class Objective(Protocol):
 
 @dataclass
 class Learner:
-    """Policy and optimiser under accelerate. `step` is one optimiser step over a global batch of any size."""
+    """`step` is one optimiser step over a global batch of any size."""
 
-    accelerator: Accelerator
-    policy: Policy
-    wrapped: torch.nn.Module
-    """The policy itself, or DDP around it."""
-    optimizer: torch.optim.Optimizer
-    max_grad_norm: float
+    strategy: Strategy
     micro_tokens: int
 
     def step(self, objective: Objective, batch: np.ndarray, lr: float) -> Metrics:
@@ -111,51 +104,71 @@ class Learner:
         The result does not depend on `micro_tokens` or on the number of processes but for rounding. Raises StageFailed,
         before the weights are touched, when loss or gradient is not finite.
         """
-        processes = self.accelerator.num_processes
+        policy, processes = self.strategy.policy, team.world()
         size = sum(objective.size(int(i)) for i in batch)
-        shares = _shares(self.policy, objective, batch, self.micro_tokens, processes)[self.accelerator.process_index]
+        shares = _shares(policy, objective, batch, self.micro_tokens, processes)[team.rank()]
         totals: dict[str, Tensor] = {}
-        with self.policy.autocast():
+        with policy.autocast():
             for number, (indices, weights) in enumerate(shares, 1):
-                alone = number < len(shares) and processes > 1
-                with self.accelerator.no_sync(self.wrapped) if alone else nullcontext():
-                    logps = self.wrapped(self.policy.batch([objective.group(i) for i in indices]))
-                    loss, figures = objective.sums(logps, indices, weights.to(logps.device))
-                    # DDP averages gradients over processes; the sum is wanted.
-                    self.accelerator.backward(loss * (processes / size))
+                last = number == len(shares)
+                logps = self.strategy.logps(policy.batch([objective.group(i) for i in indices]), last)
+                loss, figures = objective.sums(logps, indices, weights.to(logps.device))
+                # Every strategy averages gradients over processes; the sum is wanted.
+                self.strategy.backward(loss * (processes / size), last)
                 for name, value in {"loss": loss, **figures}.items():
                     totals[name] = totals.get(name, 0) + value.detach().double()
-        summed = self.accelerator.reduce(torch.stack(list(totals.values())), "sum").tolist()
+        sums = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+        everywhere = team.gather(sums)
         metrics = {
-            name: value / (size if name == "loss" else len(batch)) for name, value in zip(totals, summed, strict=True)
+            name: sum(one[name] for one in everywhere) / (size if name == "loss" else len(batch)) for name in sums
         }
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm or math.inf)
-        metrics["grad_norm"] = float(norm)
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            raise StageFailed(f"loss is {metrics['loss']} and gradient norm {metrics['grad_norm']}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if not math.isfinite(metrics["loss"]):
+            raise StageFailed(f"loss is {metrics['loss']}")
+        metrics["grad_norm"] = self.strategy.step(lr)
         return metrics
+
+
+def load_trainable(source: Path, job: Job) -> PreTrainedModel:
+    """The model in `source`, of which all weights ask for gradients: whole, or this process's part of it."""
+    compute = job.runtime.compute
+    if compute.sharding == "zero3":
+        from spin_core.processes import zero
+
+        return zero.load(source, compute, make_accelerator(job).device)
+    if compute.sharding == "fsdp2":
+        from spin_core.processes import fsdp
+
+        return fsdp.load(source, make_accelerator(job).device, train=True)
+    return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
 
 
 def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator) -> Learner:
     """The policy (float32 weights, train mode) and its optimiser, on the accelerator's device."""
-    model = policy.model
+    model, compute = policy.model, job.runtime.compute
     if job.runtime.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compute.sharding == "fsdp2":
+        model.reshard()  # type: ignore[operator]  # a pass without gradients leaves the outermost weights gathered
     kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = kinds[plan.optimizer](trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    if accelerator.num_processes == 1:
-        policy.own_gradients()
-    wrapped, prepared = accelerator.prepare(policy, optimizer)
-    return Learner(accelerator, policy, wrapped, prepared, plan.max_grad_norm, job.runtime.micro_tokens)
+    strategy: Strategy
+    if compute.sharding.startswith("zero"):
+        from spin_core.processes.zero import Zero
+
+        strategy = Zero(policy, optimizer, compute, plan.max_grad_norm)
+    elif compute.sharding == "fsdp2":
+        from spin_core.processes.fsdp import Fsdp
+
+        strategy = Fsdp(policy, optimizer, plan.max_grad_norm)
+    else:
+        strategy = Whole(policy, optimizer, accelerator, plan.max_grad_norm)
+    return Learner(strategy, job.runtime.micro_tokens)
 
 
 def make_accelerator(job: Job) -> Accelerator:
-    """accelerate on the runtime's device; one process, or DDP. Not under DeepSpeed or FSDP (StageFailed)."""
+    """accelerate on the runtime's device; one process, or several of `accelerate launch`. Raises StageFailed under a
+    launcher's own DeepSpeed or FSDP: `runtime.compute` says what is sharded."""
     device = pick_device(job.runtime)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -164,7 +177,8 @@ def make_accelerator(job: Job) -> Accelerator:
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise StageFailed(
-            f"training under accelerate's {kind.value} is not supported; launch with plain multi-GPU (DDP)"
+            f"training under accelerate's {kind.value} is not supported; launch with plain multi-GPU (DDP) and set "
+            "runtime.compute.sharding"
         )
     return accelerator
 
@@ -172,12 +186,12 @@ def make_accelerator(job: Job) -> Accelerator:
 def train(
     model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: Plan, job: Job, label: str,
     watch: Callable[[list[Metrics]], None] = lambda history: None,
-) -> tuple[list[Metrics], int]:  # fmt: skip
+) -> tuple[list[Metrics], int, Strategy]:  # fmt: skip
     """Trains the weights of `model` that ask for gradients, in place, to `plan.stop_step`.
 
     `watch` is called after every step with the metrics of all steps so far, those before a resume among them.
-    Returns the metrics of every step, the same in all processes, and the step of the checkpoint that it went on from
-    (0: none).
+    Returns the metrics of every step, the same in all processes, the step of the checkpoint that it went on from (0:
+    none), and what holds the trained weights.
 
     Resumes from the newest sound checkpoint in `job.scratch`. On CPU a run that was killed and resumed ends in the same
     bytes as one that was not. Raises BadInput for no examples or a schedule that never leaves 0, StageFailed (naming
@@ -197,23 +211,36 @@ def train(
     if job.runtime.liger:
         use_liger(model)
     longest = max(len(tokens) for i in range(plan.examples) for tokens in objective.group(i))
-    policy = make_policy(model, pad_id, precision, longest, job.runtime, job.note)
-    learner = make_learner(policy, plan, job, accelerator)
-    history = _resume(model, learner, job.scratch, plan)
+    policy = Policy(model, pad_id, precision, None, None)
+    if job.runtime.compute.sharding == "zero3":  # its weights can be read once DeepSpeed has the policy
+        learner = make_learner(policy, plan, job, accelerator)
+        policy.settle(longest, job.runtime, job.note)
+    else:
+        policy.settle(longest, job.runtime, job.note)
+        learner = make_learner(policy, plan, job, accelerator)
+    history = learner.strategy.restore(job.scratch)
     resumed_at = len(history)
+    if resumed_at > plan.stop_step:
+        raise StageFailed(
+            f"{job.scratch}: a checkpoint of {resumed_at} steps cannot be of this run of {plan.stop_step}; delete it"
+        )
     with job.progress(label, plan.stop_step, "steps") as bar:
         bar.advance(len(history))
         for step in range(len(history), plan.stop_step):
             history.append(_step(learner, objective, plan, step, bar))
             watch(history)
-            _keep(model, learner, history, job, plan)
-    return history, resumed_at
+            every, done = job.runtime.checkpoint_every, len(history)
+            if every and done % every == 0 and done < plan.stop_step:
+                learner.strategy.save(job.scratch, history)
+    return history, resumed_at, learner.strategy
 
 
-def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path) -> None:
-    """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes."""
-    if PartialState().is_main_process:
-        save_model(model, source, out)
+def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path, strategy: Strategy) -> None:
+    """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes, the
+    others give it their parts."""
+    weights = strategy.whole(source_dtype(source))
+    if team.rank() == 0:
+        save_model(model, source, out, weights)
         (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))
 
 
@@ -250,12 +277,7 @@ def _shares(
     """
     costs = {int(i): policy.cost(objective.group(int(i))) for i in batch}
     order = sorted(costs, key=lambda i: (-costs[i], i))
-    owned: list[list[int]] = [[] for _ in range(processes)]
-    load = [0] * processes
-    for i in order:
-        least = load.index(min(load))
-        owned[least].append(i)
-        load[least] += costs[i]
+    owned = [[order[n] for n in hand] for hand in team.deal([costs[i] for i in order], processes)]
     cuts = [micro_batches([costs[i] for i in own], budget, policy.packed) for own in owned]
     rounds = max(map(len, cuts))
     shares = []
@@ -263,25 +285,3 @@ def _shares(
         share = [([own[n] for n in part], torch.ones(len(part))) for part in cut]
         shares.append(share + [([order[-1]], torch.zeros(1))] * (rounds - len(share)))
     return shares
-
-
-def _resume(model: PreTrainedModel, learner: Learner, scratch: Path, plan: Plan) -> list[Metrics]:
-    """Metrics of the steps that the newest checkpoint has behind it. Processes must share one scratch directory."""
-    found = latest_checkpoint(scratch)
-    history = restore(found, model, learner.optimizer) if found else []
-    if len(history) > plan.stop_step:
-        raise StageFailed(
-            f"{found}: a checkpoint of {len(history)} steps cannot be of this run of {plan.stop_step}; delete it"
-        )
-    steps = learner.accelerator.gather(torch.tensor([len(history)], device=learner.accelerator.device))
-    if len(set(steps.tolist())) > 1:
-        raise StageFailed(
-            f"{scratch}: the processes found different checkpoints {steps.tolist()}; put the store on a shared disk"
-        )
-    return history
-
-
-def _keep(model: PreTrainedModel, learner: Learner, history: list[Metrics], job: Job, plan: Plan) -> None:
-    every, step = job.runtime.checkpoint_every, len(history)
-    if every and step % every == 0 and step < plan.stop_step and learner.accelerator.is_main_process:
-        save_checkpoint(job.scratch, model, learner.optimizer, history)

@@ -31,8 +31,9 @@ from spin_core.engines import Answer, Request, Sampling
 from spin_core.engines.decoding import Rate, Row, Sampler
 from spin_core.engines.slots import answers, unfit
 from spin_core.errors import BadInput, StageFailed
-from spin_core.job import Job
-from spin_core.models import apply_threads, load_tokenizer, opponent, pick_device, source_dtype
+from spin_core.job import Bar, Job
+from spin_core.models import apply_threads, load_tokenizer, opponent, process_device, source_dtype
+from spin_core.processes import team
 
 
 def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: Job, label: str) -> list[Answer]:
@@ -43,28 +44,51 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
     pass), both of the last call in this job, and `load_seconds` (of the model, all calls; 0 where it was in memory).
     """
     apply_threads(job.runtime)
-    device = pick_device(job.runtime)
+    device, parts = process_device(job.runtime), job.runtime.compute.in_parts
     dtype = torch.float32 if device.type == "cpu" else source_dtype(model_path)
     began = time.monotonic()
-    model = opponent(model_path, device, dtype)
+    model = opponent(model_path, device, dtype, parts=parts)
     sampler = Sampler(sampling, load_tokenizer(model_path) if sampling.stop else None)
     job.figures["load_seconds"] = job.figures.get("load_seconds", 0.0) + time.monotonic() - began
     _check_lengths(model, requests, sampling)
     # Longest first: what does not fit in memory fails at once, and the time left is not underestimated.
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].id), reverse=True)
-    with job.progress(label, len(requests), "prompts") as bar, torch.inference_mode():
+    mine = order[team.rank() :: team.world()]
+    with job.progress(label, len(mine), "prompts") as bar, torch.inference_mode(not parts), torch.no_grad():
         rate = Rate(bar)
         try:
-            rows = _answers(model, [requests[i] for i in order], sampler, job, rate)
+            if parts:
+                rows = _in_step(model, [requests[i] for i in order], sampler, job, rate)
+            else:
+                rows = _answers(model, [requests[i] for i in mine], sampler, job, rate)
         except torch.OutOfMemoryError:
             size = job.runtime.generate_batch
             raise StageFailed(
                 f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
             ) from None
     job.engine = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    job.figures |= {"tokens_per_second": rate.per_second(), "in_flight_mean": rate.in_flight()}
-    found = {i: row.answer(sampling.logprobs) for i, row in zip(order, rows, strict=True)}
+    own = [
+        [i, row.tokens, row.finish, row.logps if sampling.logprobs else None] for i, row in zip(mine, rows, strict=True)
+    ]
+    said = team.gather([own, rate.per_second(), rate.in_flight()])
+    job.figures |= {"tokens_per_second": sum(one[1] for one in said), "in_flight_mean": sum(one[2] for one in said)}
+    found = {i: Answer(requests[i].id, *answer) for one in said for i, *answer in one[0]}
     return [found[i] for i in range(len(requests))]
+
+
+def _in_step(model: PreTrainedModel, requests: list[Request], sampler: Sampler, job: Job, rate: Rate) -> list[Row]:
+    """This process's share of the finished rows, where the weights are in parts: every process must run every pass, so
+    all have equally many batches, and within one they wait for the last (`synced_gpus`)."""
+    size, world = job.runtime.generate_batch, team.world()
+    job.note("Answers come from transformers' generate in padded batches, which is slower: the model is in parts.")
+    mine = [sampler.row(request) for request in requests[team.rank() :: world]]
+    idle = Rate(Bar(lambda event: None, "", 0, ""))
+    for start in range(0, -(-len(requests) // world), size):
+        if batch := mine[start : start + size]:
+            _generate(model, batch, sampler, rate, in_step=True)
+        else:
+            _generate(model, [sampler.row(requests[-1])], sampler, idle, in_step=True)
+    return mine
 
 
 def _answers(model: PreTrainedModel, requests: list[Request], sampler: Sampler, job: Job, rate: Rate) -> list[Row]:
@@ -94,7 +118,7 @@ def _check_lengths(model: PreTrainedModel, requests: list[Request], sampling: Sa
             )
 
 
-def _generate(model: PreTrainedModel, rows: Sequence[Row], sampler: Sampler, rate: Rate) -> None:
+def _generate(model: PreTrainedModel, rows: Sequence[Row], sampler: Sampler, rate: Rate, in_step: bool = False) -> None:
     """Answers one left-padded batch by transformers' `generate`, until all its rows have ended."""
     prompts, pad = [row.request.prompt for row in rows], sampler.sampling.pad_id
     width = max(map(len, prompts))
@@ -109,6 +133,7 @@ def _generate(model: PreTrainedModel, rows: Sequence[Row], sampler: Sampler, rat
         attention_mask=mask,
         logits_processor=LogitsProcessorList([RowSampler(rows, sampler, rate)]),
         stopping_criteria=StoppingCriteriaList([_Ended(rows)]),
+        synced_gpus=in_step,
     )
 
 

@@ -1,7 +1,7 @@
 """One SPIN iteration: weights in, weights out (paper, eq. 4.7).
 
 What it is *not*: no generation, no evaluation, no opponent in memory (its log-probs come from score). Trains on the
-train split of all pairs trees together; whole-model data parallel at most (no ZeRO). With `lora` an adapter is trained
+train split of all pairs trees together. With `lora` an adapter is trained
 on θ_t and merged into it, so that θ_{t+1} is a whole model, and the next iteration's opponent, in either case.
 
 inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
@@ -152,8 +152,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
     plan, precision = _plan(config, len(pairs)), config.finetune.precision
     watching = watch(plan.stop_step, job.note)
-    history, resumed_at = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
-    write_results(_whole(model, source, config.finetune), history, source, job.out)
+    history, resumed_at, strategy = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
+    write_results(_whole(model, source, config.finetune), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
     return {
@@ -171,13 +171,13 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 
 def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
     """θ_t, of which all weights ask for gradients, or those of a new adapter in it."""
-    from spin_core.models import load_model
+    from spin_core.training import load_trainable, make_accelerator
 
     part = config.finetune.lora
     if part is None:
-        return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
+        return load_trainable(source, job)
     from spin_core.lora import add_adapter, seed_of
-    from spin_core.training import make_accelerator
+    from spin_core.models import load_model
 
     device = "cpu" if part.quantize == "none" else make_accelerator(job).device  # quantised where it is used
     model = load_model(source, device, train=True, quantize=part.quantize)
@@ -187,9 +187,9 @@ def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
 
 def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
     """The trained model without an adapter. Of several processes only the first merges, as it writes."""
-    from accelerate import PartialState
+    from spin_core.processes import team
 
-    if part.lora is None or not PartialState().is_main_process:
+    if part.lora is None or team.rank() != 0:
         return model
     from spin_core.lora import merged
 

@@ -55,22 +55,22 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     from spin_core import models
     from spin_core.card import write_card
     from spin_core.objectives import AnswerRows
-    from spin_core.training import Plan, train, write_results
+    from spin_core.training import Plan, load_trainable, train, write_results
 
     models.apply_threads(job.runtime)
     source, part = cast(Path, inputs["model"]), config.sft
     chat = models.load_chat(source, config.chat)
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
     models.release_opponent()
-    model = models.load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
+    model = load_trainable(source, job)
     plan = Plan(
         lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
         schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
         max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
     )  # fmt: skip
     pad_id = chat.tokenizer.pad_token_id
-    history, resumed_at = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
-    write_results(model, history, source, job.out)
+    history, resumed_at, strategy = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
+    write_results(model, history, source, job.out, strategy)
     write_card(job, "sft", config_payload(config), source, history)
     return {
         "steps": len(history),

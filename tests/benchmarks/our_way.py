@@ -27,7 +27,7 @@ def run(work: Work, watch: Watch) -> list[float]:
         watch.weights(model)
         objective = SpinPairs(pairs, opponent, work.beta)
         with watch.part("train"):
-            history, _ = train(
+            history, *_ = train(
                 model, work.pad_id, work.precision, objective, work.plan, job, "train", lambda history: watch.step()
             )
         return [metrics["loss"] for metrics in history]

@@ -40,7 +40,7 @@ def policy_calls() -> Iterator[list[Batch]]:
     """The batch of every forward pass of a policy, in order."""
     calls: list[Batch] = []
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: calls.append(args[0]) if isinstance(module, Policy) else None
+        lambda module, args: calls.append(args[0]) if isinstance(module, Policy) and len(args) == 1 else None
     )
     yield calls
     hook.remove()

@@ -19,7 +19,9 @@ passes: list[tuple[int, bool]] = []
 """Sequences of every forward pass of this process, and whether they were packed."""
 torch.nn.modules.module.register_module_forward_pre_hook(
     lambda module, args: (
-        passes.append((args[0].sequences, "layout" in args[0].inputs)) if isinstance(module, Policy) else None
+        passes.append((args[0].sequences, "layout" in args[0].inputs))
+        if isinstance(module, Policy) and len(args) == 1
+        else None
     )
 )
 inputs = {"model": model, "pairs": [pairs], "logps": [logps]}

@@ -11,7 +11,7 @@ from packing_data import WORDS, apart, gradients, padded, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spin_core.job import Runtime
-from spin_core.models import _disable_dropout, load_model
+from spin_core.models import load_model, no_dropout
 from spin_core.policy import make_policy
 
 COMMON = {
@@ -106,7 +106,7 @@ def saved(request, tmp_path) -> Path:
 def eager(path: Path) -> PreTrainedModel:
     """The same model by transformers alone, with the attention that is written out in the model's file."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
-    _disable_dropout(model)
+    no_dropout(model)
     return model.train()
 
 

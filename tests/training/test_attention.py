@@ -105,13 +105,13 @@ def test_flash_under_autocast_near_sdpa_and_the_probe_lets_it_pass(flash_attn) -
     has none): every model would be padded, with a note. What is faulty is still refused."""
     model = tiny_llama(torch.float32, "sdpa")
     sdpa, _ = forms_of(tiny_llama(torch.float32, "sdpa"))
-    plain = policy._probe(model, policy.pad_groups(policy._probe_groups(model), 3))
-    assert policy._cannot_pack(model, "flash_attention_2", head_of(model), plain, 64) == ""
     flash = Policy(model, 3, "bfloat16", "flash_attention_2", head_of(model))
+    plain = flash._probe(policy.pad_groups(policy._probe_groups(model), 3))
+    assert flash._cannot_pack("flash_attention_2", plain, 64) == ""
     batch = flash.batch(GROUPS)
     assert batch.inputs["layout"].kernel == "flash_attention_2"
     torch.testing.assert_close(flash(batch), sdpa(sdpa.batch(GROUPS)), rtol=0.02, atol=0.3)
-    assert "log-probs are off" in policy._cannot_pack(model, "flash_attention_2", head_of(model), plain + 0.2, 64)
+    assert "log-probs are off" in flash._cannot_pack("flash_attention_2", plain + 0.2, 64)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")

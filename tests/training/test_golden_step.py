@@ -140,7 +140,7 @@ def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tm
     learner, _, _ = learner_of(paths["policy"], tmp_path, form)
     for batch in step_data["batches"]:
         with torch.no_grad():
-            found = learner.policy(learner.policy.batch(batch["pairs"])).view(4, 2)
+            found = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
         for column, side in enumerate(SIDES):
             expected = torch.tensor(batch[f"policy_{side}_logps"])
             torch.testing.assert_close(found[:, column], expected, rtol=0, atol=2e-4)
@@ -175,7 +175,7 @@ def test_gradients_golden_batches_equal(step_data, paths, scores, tmp_path, form
     for number, batch in enumerate(step_data["batches"]):
         learner, calls, model = learner_of(paths["policy"], tmp_path, form)
         layer = calls_of(model, "layers.1.mlp")
-        logps = learner.wrapped(learner.policy.batch(batch["pairs"]))
+        logps = learner.strategy.wrapped(learner.strategy.policy.batch(batch["pairs"]))
         loss, _ = objective_of(batch, scores(number, form)).sums(logps, list(range(4)), torch.ones(4))
         (loss / 4).backward()
         check_form(calls, form, 1)

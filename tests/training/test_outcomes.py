@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,8 +218,8 @@ def test_nan_loss_names_the_step_and_leaves_nothing_behind(world, scored_once) -
     here = world()
     for _ in range(2):
         said = here.fails(StageFailed, scored_once, finetune_config(lr=1e30))
-        assert said.startswith("finetune: step 2 of 2: loss is")
-        assert "nan; lower lr" in said
+        # Which of the two is the first depends on the processor: 1e30 squared may be no number, or its gradient.
+        assert re.match("finetune: step 2 of 2: (loss|the gradient norm) is .*nan; lower lr", said), said
     assert [path.name for path in here.store.root.rglob("checkpoint-*")] == ["checkpoint-00000001"]
     mended = here.finetune(scored_once)
     assert mended.facts["summary"]["resumed_at"] == 0
