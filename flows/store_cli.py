@@ -1,4 +1,4 @@
-"""`spinloop store …`: list, show, explain, verify, gc."""
+"""`spinloop store …`: list, show, explain, fetch, du, verify, gc."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from spin_core.errors import BadInput, StoreError
+from spin_core.store import remote_gc, remote_verify
 from spin_core.store.explain import compare
 from spin_core.store.gc import gc
+from spin_core.store.opening import open_store
 from spin_core.store.record import Record
+from spin_core.store.remote import RemoteStore
+from spin_core.store.runs import LABEL, RUN
 from spin_core.store.store import Store
 from spin_core.store.usage import Line, usage
 from spin_core.store.verify import verify
+from tasks.progress import Progress
 
 
 def add_commands(within: Any, add: Callable) -> None:
@@ -30,6 +34,8 @@ def add_commands(within: Any, add: Callable) -> None:
         ("explain", _explain, "Say which setting or input a step differs in from the nearest other of its stage."),
     ):
         add(within, name, command, text).add_argument("key", help="a key, or enough of its beginning")
+    fetch = add(within, "fetch", _fetch, "Print the folder of an output; of a store on S3 it is brought here first.")
+    fetch.add_argument("what", help="RUN/LABEL as in `runs/` (demo-3fa9c1/best), or a key, or enough of its beginning")
     du = add(within, "du", _du, "What the store takes of the disk, by stage and by run.")
     du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
     check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
@@ -45,7 +51,7 @@ def add_commands(within: Any, add: Callable) -> None:
 
 
 def _open(args: argparse.Namespace) -> Store:
-    return Store(Path(args.store), create=False)
+    return open_store(args.store, create=False, read_only=True)
 
 
 def _find(store: Store, key: str) -> Record:
@@ -76,19 +82,37 @@ def _show(args: argparse.Namespace) -> None:
             {name: value for name, value in vars(record).items() if name != "path"}, indent=1, ensure_ascii=False
         )
     )
-    print(f"files are in {record.path}")
+    print(
+        f"files are in {record.path}" if record.path.is_dir() else f"`spinloop store fetch {args.key}` brings its files"
+    )
 
 
 def _explain(args: argparse.Namespace) -> None:
     store = _open(args)
     record = _find(store, args.key)
     print(f"{record.stage} {record.key[:12]}: {compare(store, record)}")
+    for name, hubs in (record.facts.get("sources") or {}).items():
+        print(f"{name} came from {', '.join(hubs)}")
     _notes(store)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    store = _open(args)
+    store.tell = Progress()
+    run, _, label = args.what.partition("/")
+    link = store.root / "runs" / run / label
+    if label and not (RUN.fullmatch(run) and LABEL.fullmatch(label) and link.is_symlink()):
+        raise BadInput(f"{args.what}: no output of a run; give RUN/LABEL of a run in `runs/`, such as {run}/best.")
+    tree = store.tree(link.readlink().name if label else _find(store, run).digest)
+    _notes(store)
+    if not tree.is_dir():
+        raise StoreError(f"{args.what}: its output is not whole in {args.store}; run its profile again.")
+    print(tree)
 
 
 def _du(args: argparse.Namespace) -> None:
     store = _open(args)
-    found = usage(store, args.run)
+    found = remote_verify.usage(store, args.run) if isinstance(store, RemoteStore) else usage(store, args.run)
     if args.run and not found.runs:
         raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
     _table(("stage", "outputs", "size"), [(*_cells(line),) for line in found.stages])
@@ -118,7 +142,10 @@ def _size(count: int) -> str:
 
 def _verify(args: argparse.Namespace) -> None:
     store = _open(args)
-    problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
+    if isinstance(store, RemoteStore):
+        problems = remote_verify.verify(store, args.deep, partial(tqdm, desc="files", unit="file", disable=None))
+    else:
+        problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
     for problem in problems:
         print(problem)
     if problems:
@@ -130,10 +157,13 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _gc(args: argparse.Namespace) -> None:
     going: dict[str, list[int]] = {}
-    result = gc(
-        _open(args), args.keep_runs, args.keep, args.quarantine, args.dry_run,
-        tell=lambda what, size: going.setdefault(what, []).append(size),
-    )  # fmt: skip
+    store = _open(args)
+
+    def tell(what: str, size: int) -> None:
+        going.setdefault(what, []).append(size)
+
+    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, tell)
+    result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:
         _table(("what", "records and folders", "size"), rows)

@@ -75,7 +75,7 @@ def explain(store: Store, payload: dict) -> str:
     """
     stage, key = payload["stage"], key_of(payload)
     record = store.record(stage, key)
-    if record is not None and record.path.is_dir():
+    if record is not None and store.holds(record):
         return "cached"
     if record is not None:
         return "its output is missing from the store"

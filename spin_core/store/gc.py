@@ -63,17 +63,21 @@ def gc(
 
 def _roots(store: Store, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
     """Digests that the runs to be kept link to, and the best models of all runs."""
-    if keep_runs < 0:
-        raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
     folders = children(store.root / "runs")
-    there = {folder.name for folder in folders}
-    for name in keep:
-        if name not in there:
-            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
+    demand({folder.name for folder in folders}, keep_runs, keep)
     last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[:keep_runs]
     whole = [folder for folder in folders if folder in last or folder.name in keep]
     best = [_best(folder) for folder in folders]
-    return _led_to(link for folder in whole for link in children(folder)), _led_to(best)
+    return led_to(link for folder in whole for link in children(folder)), led_to(best)
+
+
+def demand(there: Collection[str], keep_runs: int, keep: Collection[str]) -> None:
+    """Raise BadInput for a number of runs below 0, and for one to be kept that is none of `there`."""
+    if keep_runs < 0:
+        raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
+    for name in keep:
+        if name not in there:
+            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
 
 
 def _best(run: Path) -> Path:
@@ -82,7 +86,8 @@ def _best(run: Path) -> Path:
     return trained[-1] if trained and not (run / runs.BEST).is_symlink() else run / runs.BEST
 
 
-def _led_to(links: Iterable[Path]) -> set[str]:
+def led_to(links: Iterable[Path]) -> set[str]:
+    """The digests that a run's links lead to."""
     return {Path(os.readlink(link)).name for link in links if link.is_symlink()}
 
 
@@ -93,7 +98,7 @@ def _collect(
     if roots is None:
         kept = {record.digest for _, record in records}
     else:
-        kept = _made_from(roots[0], [record for _, record in records]) | roots[1]
+        kept = made_from(roots[0], [record for _, record in records]) | roots[1]
     stages = {record.digest: record.stage for _, record in records}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
@@ -116,7 +121,7 @@ def _collect(
     )
 
 
-def _made_from(digests: set[str], records: list[Record]) -> set[str]:
+def made_from(digests: set[str], records: list[Record]) -> set[str]:
     """These and what they were made from, all the way up."""
     inputs: dict[str, list[str]] = {}
     for record in records:

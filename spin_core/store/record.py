@@ -54,7 +54,11 @@ def read(file: Path, trees: Path) -> Record:
     Raises Damaged unless it is byte for byte what `encode` wrote, under the name that its payload hashes to; OSError
     for genuine read failures.
     """
-    data = _bytes(file)
+    return parse(_bytes(file), file, trees)
+
+
+def parse(data: bytes, file: Path, trees: Path) -> Record:
+    """The record in `data`, as `read` gives it; `file` is the name that it has."""
     try:
         body = json.loads(data)
         return _checked(body, data, file, trees)
@@ -80,11 +84,30 @@ def _checked(body: Any, data: bytes, file: Path, trees: Path) -> Record:
         raise ValueError("a payload that does not hash to its key")
     if not isinstance(body["facts"], dict) or not DIGEST.fullmatch(digest) or tree_digest(body["files"]) != digest:
         raise ValueError("a list of files that does not hash to its digest")
-    for entry in body["files"]:
-        path = PurePosixPath(entry["path"])
-        if set(entry) != {"path", "size", "sha256"} or path.is_absolute() or ".." in path.parts:
-            raise ValueError("a file entry of another form")
+    entries(body["files"])
     record = Record(stage, key, body["payload"], digest, body["files"], body["facts"], trees / digest)
     if encode(record) != data:
         raise ValueError("altered bytes")
     return record
+
+
+def entries(files: list[dict]) -> list[dict]:
+    """The manifest `files`, if every entry is of the form that `digest.manifest` gives it, each path once and inside
+    its tree. Raises ValueError, TypeError or KeyError."""
+    if not isinstance(files, list):
+        raise TypeError("no list of files")
+    names = {entry["path"] for entry in files}
+    if len(names) != len(files):
+        raise ValueError("a file that is there twice")
+    for entry in files:
+        name, size = entry["path"], entry["size"]
+        path = PurePosixPath(name)
+        inside = path.name and str(path) == name and not path.is_absolute() and ".." not in path.parts
+        if set(entry) != {"path", "size", "sha256"} or not inside or "\0" in name:
+            raise ValueError("a file entry of another form")
+        if type(size) is not int or size < 0 or not DIGEST.fullmatch(entry["sha256"]):
+            raise ValueError("a file entry of another form")
+        if any(str(folder) in names for folder in path.parents):
+            raise ValueError("a file that is a folder too")
+        name.encode()  # half of a surrogate pair is a ValueError
+    return files

@@ -23,6 +23,15 @@ def link(root: Path, run: str, links: dict[str, str | None]) -> None:
 
     Raises BadInput for a run name or label that is not one, OSError.
     """
+    relabel(root, run, links)
+    latest = root / "latest"
+    if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
+        write_order(root, run, max(order(other) for other in (root / "runs").iterdir()) + 1)
+        point_latest(root, run)
+
+
+def relabel(root: Path, run: str, links: dict[str, str | None]) -> None:
+    """The links of `link` alone. Raises as it does."""
     for label in links:
         _demand_label(label)
     folder = _folder(root, run)
@@ -31,11 +40,16 @@ def link(root: Path, run: str, links: dict[str, str | None]) -> None:
             fs.unlink(folder / label)
         else:
             _relink(root, f"../../trees/{digest}", folder / label)
-    latest = root / "latest"
-    if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
-        last = max(order(other) for other in (root / "runs").iterdir())
-        _replace_file(root, folder / ORDER, f"{last + 1}\n".encode())
-        _relink(root, f"runs/{run}", latest)
+
+
+def point_latest(root: Path, run: str) -> None:
+    """`latest` → runs/<run>. Raises OSError."""
+    _relink(root, f"runs/{run}", root / "latest")
+
+
+def write_order(root: Path, run: str, number: int) -> None:
+    """Gives a run its place among the others. Raises OSError, BadInput as `link`."""
+    _replace_file(root, _folder(root, run) / ORDER, f"{number}\n".encode())
 
 
 def write(root: Path, run: str, name: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Store:
         self.root = folder / NAME
         self.notes: list[str] = []
         """What was found damaged and set aside, a sentence each: for the caller to show."""
+        self.tell: Callable[[str, dict], None] = lambda title, event: None
+        """Is told (title, event of `Job.progress`) of what takes long; a local store says nothing."""
         self._owners: dict[Path, int | None] = {}
         with fs.boundary(folder):
             others = sorted(p.name for p in folder.glob("spinloop-store-*") if p.name != NAME)
@@ -73,6 +75,10 @@ class Store:
         if not DIGEST.fullmatch(digest):
             raise BadInput(f"{digest!r}: no content digest (64 hex digits); give the artifact's.")
         return self.root / "trees" / digest
+
+    def input_tree(self, digest: str) -> Path:
+        """As `tree`, for a step that is about to read it."""
+        return self.tree(digest)
 
     def lookup(self, stage: str, key: str) -> Record | None:
         """The verified output of a key, or None: the stage must run. Hashes the record and every file, each time.
@@ -201,6 +207,10 @@ class Store:
         """Whether there is a record of a key, nothing verified: only says that a lookup is worth it."""
         return os.path.lexists(self._record_file(stage, key))
 
+    def holds(self, record: Record) -> bool:
+        """Whether a record's output is there, nothing verified."""
+        return record.path.is_dir()
+
     def identity(self) -> str:
         """An id that this store got when it was first asked for: who reads the same one sees the same store (or a
         copy of it). Raises StoreError where it cannot be written."""
@@ -247,6 +257,8 @@ class Store:
         """The folder for a key's unfinished work (checkpoints): survives a kill, and the next attempt gets it again."""
         folder = self.root / "scratch" / f"{stage}-{self._record_file(stage, key).stem}"
         with fs.boundary(folder), self.using():
+            if folder.is_symlink():  # a stage writes and deletes in it
+                raise StoreError(f"{folder}: a link where the store needs its own folder; remove the link.")
             fs.make_dir(folder)
         return folder
 

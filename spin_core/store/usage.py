@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core.store import fs
-from spin_core.store.gc import files_below
+from spin_core.store.gc import files_below, led_to
 from spin_core.store.store import Store
 from spin_core.store.verify import children, readable
 
@@ -45,7 +44,7 @@ def usage(store: Store, run: str | None = None) -> Usage:
         seen: set[tuple[int, int]] = set()
         stages = {record.digest: record.stage for _, record in readable(store)}
         trees = {tree.name: _size(tree, seen) for tree in children(store.root / "trees")}
-        linked = {folder.name: _links(folder) & trees.keys() for folder in children(store.root / "runs")}
+        linked = {folder.name: led_to(children(folder)) & trees.keys() for folder in children(store.root / "runs")}
         shown = linked.get(run, set()) if run else trees.keys()
         by_stage: dict[str, list[int]] = {}
         for digest in sorted(shown):
@@ -68,10 +67,6 @@ def _runs(linked: dict[str, set[str]], trees: dict[str, int], run: str | None) -
         if run in (None, name):
             others = set().union(*(there for other, there in linked.items() if other != name))
             yield Line(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others))
-
-
-def _links(folder: Path) -> set[str]:
-    return {Path(os.readlink(link)).name for link in children(folder) if link.is_symlink()}
 
 
 def _size(path: Path, seen: set[tuple[int, int]]) -> int:

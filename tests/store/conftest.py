@@ -1,20 +1,5 @@
-"""A place for a store, and a store in it."""
+"""A place for a store, and a store in it: as the battery has them."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from tests.faults.store.conftest import place, store
 
-import pytest
-
-from spin_core.store.store import Store
-from tests.faults.store.battery import folder
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with folder() as path:
-        yield path
-
-
-@pytest.fixture
-def store(place: Path) -> Store:
-    return Store(place)
+__all__ = ["place", "store"]

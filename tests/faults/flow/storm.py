@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -27,7 +28,6 @@ class Marked:
 
     def __init__(self, command: list[str], **env: str):
         self.mark = uuid.uuid4().hex
-        self.log: list[str] = []
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -37,6 +37,14 @@ class Marked:
             text=True,
             start_new_session=True,
         )
+        self.said: list[str] = []
+        # Read at once: a run whose pipe is full waits for its reader, which looks as if it hung.
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        self.said.extend(self.process.stdout)
 
     def alive(self) -> dict[int, str]:
         """Process → its role: parent, server, child, guard, or engine (what a child started)."""
@@ -63,8 +71,9 @@ class Marked:
 
     def finish(self, timeout: float = 280) -> tuple[int, str]:
         """Exit code and output."""
-        out, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, out
+        code = self.process.wait(timeout)
+        self.reader.join(timeout)
+        return code, "".join(self.said)
 
 
 def marked(mark: str) -> dict[int, int]:

@@ -1,0 +1,332 @@
+"""Objects of one S3 prefix, through fsspec's s3fs: requests, bounded retries, and sentences for what goes wrong.
+
+Not here: what the objects mean (remote.py) and how files travel (transfer.py). Of the services that fsspec knows only
+S3 and what speaks its protocol: resuming a multipart upload and creating an object only where there is none are not
+part of fsspec's common interface. Credentials, region and endpoint are what the AWS tools use ($AWS_ACCESS_KEY_ID,
+$AWS_PROFILE, ~/.aws, $AWS_ENDPOINT_URL, …); no argument, record or message has one. `import` loads nothing of s3fs.
+
+One process's: fsspec works in a thread, which a fork does not take along.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from spin_core.errors import BadInput, StoreError
+from spin_core.store.record import MAX_BYTES
+
+URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'() /=-]*))?", re.ASCII)
+INSTALL = "`pip install 'spinloop[s3]'` (in a checkout `.venv/bin/pip install -e '.[s3]'`)"
+ATTEMPTS = 8  # with the pauses below 25 s: a service that restarts; $AWS_MAX_ATTEMPTS has another number
+LONGEST_PAUSE = 10.0
+CONNECTIONS = 32
+BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict", "OperationAborted"}
+# How services answer a header that they do not know; the others ignore it. 400 alone has many other causes.
+UNCONDITIONAL = {405, 501}
+UNCONDITIONAL_CODES = {"NotImplemented", "InvalidRequest", "InvalidArgument"}
+REMEDIES = {
+    "NoSuchBucket": "there is no such bucket; make it, or correct the name",
+    "AccessDenied": "access denied; the credentials need s3:ListBucket, GetObject, PutObject and DeleteObject here",
+    "InvalidAccessKeyId": "the service does not know this access key; check AWS_ACCESS_KEY_ID or the AWS profile",
+    "SignatureDoesNotMatch": "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the credentials have expired; log in again",
+    "QuotaExceeded": "the quota is used up; free some space (`spinloop store gc`)",
+    "EntityTooLarge": "the service takes no object of this size",
+}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """An object without its bytes. `key` is relative to the store; `modified` is the service's clock."""
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+class Objects:
+    """The objects below s3://bucket/prefix/; keys are relative to it. Every method raises StoreError, naming the
+    place and a remedy, once the service has failed it ATTEMPTS times, and at once for what no repetition mends."""
+
+    def __init__(self, url: str, inside: str) -> None:
+        """`inside`: a folder below the prefix. Raises BadInput for another URL than S3's or without s3fs."""
+        found = URL.fullmatch(url)
+        if not found:
+            scheme = url.partition("://")[0]
+            why = "only S3 is known so far" if scheme != "s3" else "no bucket and prefix"
+            raise BadInput(f"--store {url}: {why}; give s3://bucket/prefix, or a folder.")
+        self.bucket, prefix = found["bucket"], (found["prefix"] or "").strip("/")
+        self.above = f"{prefix}/" if prefix else ""
+        self.url = f"s3://{self.bucket}/{prefix}".rstrip("/")
+        self.prefix = f"{self.above}{inside}/"
+        self.conditional: bool | None = None
+        """Whether the service creates an object only where there is none; None: not known yet."""
+        self.attempts = _attempts()
+        self._fs = _filesystem(tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))))
+
+    def endpoint(self) -> str:
+        """The service's address, whichever of environment, profile and ~/.aws names it. To be asked after a request."""
+        return str(self._fs.s3.meta.endpoint_url)
+
+    def get(self, key: str) -> bytes | None:
+        """A small object's bytes; None if there is none. Of more than MAX_BYTES, which nothing of ours has that is
+        read whole, b"": not what it should be, whatever it is."""
+        found = self._ask("get_object", key)
+        return None if found is None else found["Body"]
+
+    def read(self, key: str, start: int, count: int) -> bytes | None:
+        """`count` bytes from `start`; None if there is no such object, or it is shorter."""
+        found = self._ask("get_object", key, Range=f"bytes={start}-{start + count - 1}")
+        return found["Body"] if found and len(found["Body"]) == count else None
+
+    def head(self, key: str) -> Stat | None:
+        """Size, etag and time of an object; None if there is none."""
+        found = self._ask("head_object", key)
+        return Stat(key, found["ContentLength"], found["ETag"].strip('"'), found["LastModified"]) if found else None
+
+    def listed(self, below: str) -> Iterator[Stat]:
+        """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder."""
+        token: dict[str, str] = {}
+        while True:
+            page = self._ask("list_objects_v2", below, Prefix=self.prefix + below, **token) or {}
+            for one in page.get("Contents", ()):
+                name = one["Key"].removeprefix(self.prefix)
+                if name and not name.endswith("/"):
+                    yield Stat(name, one["Size"], one["ETag"].strip('"'), one["LastModified"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def beside(self) -> list[str]:
+        """Names of what looks like stores of any format below the prefix."""
+        above = f"{self.above}spinloop-store-"
+        page = self._ask("list_objects_v2", "", Prefix=above, Delimiter="/") or {}
+        return sorted(one["Prefix"].removeprefix(self.above).strip("/") for one in page.get("CommonPrefixes", ()))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Writes a small object, in place of what is there: for views and leases alone."""
+        self._ask("put_object", key, Body=data, **_checked(data))
+
+    def put_once(self, key: str, data: bytes) -> bool:
+        """Writes an object where there is none; False if there is one. The service checks its sha256 where it can.
+
+        Where the service has no conditional create (`probe`), two writers that meet here may both be told True.
+        """
+        if self.conditional is False:
+            if self.head(key) is not None:
+                return False
+            self.put(key, data)
+            return True
+        try:
+            self._ask("put_object", key, Body=data, IfNoneMatch="*", **_checked(data))
+        except StoreError as error:
+            answer = _answer(error.__cause__)
+            if answer and answer[1] == 412:
+                return False
+            if answer and self.conditional is None and _is_unconditional(*answer):
+                self.conditional = False
+                return self.put_once(key, data)
+            raise
+        return True
+
+    def probe(self, name: str) -> bool:
+        """Whether the service takes what is written, and creates conditionally; asked once. Raises StoreError where
+        nothing can be written."""
+        if self.conditional is None:
+            self.put_once(name, b"probe")  # also where its answer was lost: what counts is the second
+            again = self.put_once(name, b"probe")
+            self.delete(name)
+            self.conditional = not again and self.conditional is not False
+        return self.conditional
+
+    def delete(self, key: str) -> None:
+        """Removes an object, if it is there."""
+        self._ask("delete_object", key)
+
+    def copy(self, key: str, to: str) -> None:
+        """Copies an object within the service (of at most 5 GB, S3's limit of one request)."""
+        self._ask("copy_object", to, CopySource={"Bucket": self.bucket, "Key": self.prefix + key})
+
+    def now(self) -> datetime:
+        """The service's clock, which no computer that uses the store sets."""
+        from email.utils import parsedate_to_datetime
+
+        answer = self._ask("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1) or {}
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+    def uploads(self, below: str) -> list[tuple[str, str, datetime]]:
+        """(key, upload id, when it began) of the multipart uploads in hand whose key begins so."""
+        found: list[tuple[str, str, datetime]] = []
+        marker: dict[str, str] = {}
+        while True:
+            page = self._ask("list_multipart_uploads", below, Prefix=self.prefix + below, **marker) or {}
+            for one in page.get("Uploads", ()):
+                found.append((one["Key"].removeprefix(self.prefix), one["UploadId"], one["Initiated"]))
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return found
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+
+    def parts(self, key: str, upload: str) -> dict[int, tuple[int, str]] | None:
+        """Part number → (size, etag) of what an upload has; None if there is no such upload."""
+        found: dict[int, tuple[int, str]] = {}
+        marker = 0
+        while True:
+            page = self._ask("list_parts", key, UploadId=upload, PartNumberMarker=marker)
+            if page is None:
+                return None
+            found |= {one["PartNumber"]: (one["Size"], one["ETag"].strip('"')) for one in page.get("Parts", ())}
+            if not page.get("IsTruncated") or not page.get("Parts"):
+                return found
+            marker = page["NextPartNumberMarker"]
+
+    def begin(self, key: str) -> str:
+        """Begins a multipart upload; its id."""
+        return (self._ask("create_multipart_upload", key) or {})["UploadId"]
+
+    def put_part(self, key: str, upload: str, number: int, data: bytes) -> str | None:
+        """Uploads one part; its etag, None if there is no such upload (any more)."""
+        done = self._ask("upload_part", key, UploadId=upload, PartNumber=number, Body=data)
+        return done["ETag"].strip('"') if done else None
+
+    def complete(self, key: str, upload: str, etags: dict[int, str]) -> bool:
+        """Makes the parts one object; False if there is no such upload (any more)."""
+        parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(etags.items())]
+        return (
+            self._ask("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts}) is not None
+        )
+
+    def abort(self, key: str, upload: str) -> None:
+        """Gives up a multipart upload and its parts."""
+        self._ask("abort_multipart_upload", key, UploadId=upload)
+
+    def _ask(self, method: str, key: str, **asked: Any) -> dict | None:
+        """One request, again while the service is busy or away; None where it says that there is no such thing."""
+        asked["Bucket"] = self.bucket
+        if method not in ("list_objects_v2", "list_multipart_uploads"):
+            asked["Key"] = self.prefix + key
+        limit, pause = self.attempts, 0.2
+        for left in reversed(range(limit)):
+            try:
+                return self._once(method, asked)
+            except Exception as error:
+                code, status = _answer(error) or ("", 0)
+                if code in ("NoSuchKey", "NoSuchUpload", "404", "InvalidRange", "416"):
+                    return None
+                passing = code in BUSY or status >= 500 or status == 429 or (not status and _is_away(error))
+                if left and passing and status != 501:
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    continue
+                if not status and not _is_away(error) and not _is_set_wrong(error):
+                    raise  # a defect of ours
+                raise StoreError(f"{self.url}: {_why(error, code, status, limit if passing else 1)}.") from error
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, asked: dict[str, Any]) -> dict:
+        from fsspec.asyn import sync
+
+        async def call() -> dict:
+            answer = await self._fs._call_s3(method, **asked)
+            if "Body" in answer:
+                fits = answer.get("ContentLength", 0) <= MAX_BYTES or "Range" in asked
+                async with answer["Body"] as body:
+                    answer["Body"] = await body.read() if fits else b""
+            return answer
+
+        return sync(self._fs.loop, call)
+
+
+@cache
+def _filesystem(settings: tuple[tuple[str, str], ...]) -> Any:
+    """One for all stores of a process and these settings: a client takes a second to make."""
+    try:
+        import fsspec
+        import s3fs  # noqa: F401
+    except ImportError:
+        raise BadInput(f"a store on S3 needs s3fs, which is not installed: {INSTALL}.") from None
+    made = fsspec.filesystem(
+        "s3",
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        # All repetition is in `_ask`: three layers that each try five times wait for minutes.
+        config_kwargs={
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": CONNECTIONS,
+            "connect_timeout": 10,
+            "read_timeout": 60,
+        },
+    )
+    made.retries = 1
+    return made
+
+
+def _attempts() -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII):
+        raise BadInput(f"AWS_MAX_ATTEMPTS={text}: not a number of tries; give e.g. {ATTEMPTS}.")
+    return int(text)
+
+
+def md5(data: bytes) -> str:
+    """What the etag is of an object or part that is not encrypted."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _checked(data: bytes) -> dict[str, str]:
+    return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
+
+
+def _answer(error: BaseException | None) -> tuple[str, int] | None:
+    """(code, HTTP status) of what the service answered; None where it did not answer."""
+    for one in (error, error.__cause__ if error else None):
+        said = getattr(one, "response", None)
+        if isinstance(said, dict) and "Error" in said:
+            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(said["Error"].get("Code", "")), int(status)
+    return None
+
+
+def _is_unconditional(code: str, status: int) -> bool:
+    return status in UNCONDITIONAL or (status == 400 and code in UNCONDITIONAL_CODES)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the connection failed, and not what was asked for."""
+    from botocore import exceptions as boto
+
+    return isinstance(
+        error,
+        boto.ConnectionError | boto.HTTPClientError | boto.ResponseStreamingError | TimeoutError | ConnectionError,
+    ) or type(error).__module__.startswith("aiohttp")
+
+
+def _is_set_wrong(error: Exception) -> bool:
+    from botocore.exceptions import BotoCoreError
+
+    return isinstance(error, BotoCoreError | OSError | ValueError)
+
+
+def _why(error: Exception, code: str, status: int, tries: int) -> str:
+    """Without what was sent: a message of the client library may hold a signed address."""
+    if code in REMEDIES:
+        return REMEDIES[code]
+    often = f" after {tries} tries" if tries > 1 else ""
+    if status:
+        return f"the service answered {code or status}{often}; see to it there and run again"
+    kind = type(error).__name__
+    if kind in ("NoCredentialsError", "PartialCredentialsError"):
+        return "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if kind in ("ProfileNotFound", "NoRegionError", "ConfigParseError", "InvalidRegionError", "ValueError"):
+        told = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
+        return f"{told} ({kind}); see to it and run again"
+    return f"the service does not answer ({kind}){often}; check AWS_ENDPOINT_URL and the network, and run again"
