@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from flows.sheet import Costs, costs, refusal, rows
 from flows.spin import dag, sources
 from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.engines import vllm_env
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, Unreachable
+from spin_core.estimate import hardware
+from spin_core.estimate.todo import Data
 from spin_core.harness.calls import check_here as check_harness
 from spin_core.sources import resolve
-from spin_core.store.store import NAME, Store
+from spin_core.store.opening import exists, open_store
+from spin_core.store.store import Store
 from tasks.ledger import Entry
 from tasks.planning import Planner
 from tasks.run import Run
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: its ledger (None: it could not be made, `why`), what the store has to say of itself, and
+    what is known of the rows."""
+
+    ledger: list[Entry] | None
+    notes: list[str]
+    data: Data | None = None
+    why: str = ""
+
+
 def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
     """What a run would do: its ledger, and what the store has to say of itself. Computes nothing but the rows, where
     the dataset is another than before; nothing is written to the store."""
+    made = planned(config, store, base_dir, lambda run: None)
+    assert made.ledger is not None
+    return made.ledger, made.notes
+
+
+def planned(config: Config, store: str, base_dir: Path, look: Callable[[Run], Data | None] = rows) -> Plan:
+    """As `plan`, with what `look` finds out about the rows while those of the plan are there."""
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
-        artifacts = Store(Path(store), create=False) if (Path(store) / NAME).exists() else drafts
+        artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
         run = Run(config, artifacts, children, base_dir, Planner(drafts))
         dag(run)
-    return run.ledger, artifacts.notes
+        return Plan(run.ledger, artifacts.notes, look(run))
+
+
+def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:
+    """The plan and its cost sheet, for `count` GPUs of the name `gpu` a node, or what is found here. Where the hub
+    cannot be reached there is no ledger, and the costs are those of a run of which nothing is cached."""
+    if gpu or count:  # a misspelt name is told before a dataset is read
+        hardware.choose(gpu, count, True)
+    try:
+        made = planned(config, store, base_dir)
+    except Unreachable as error:
+        made = Plan(None, [], why=str(error))
+    return made, costs(config, base_dir, made.ledger, made.data, gpu, count)
 
 
 def next_iteration(config: Config, store: str, base_dir: Path) -> int:
     """The first iteration whose evaluated model the store does not have; `config.iterations` where it has them all."""
     ledger, _ = plan(config, store, base_dir)
+    first = config.start.iteration
     there = {entry.title for entry in ledger if entry.state == "cached"}
-    wanted = ({f"finetune[iter {t}]", f"evaluate[θ_{t + 1}]"} for t in range(config.iterations))
-    return next((t for t, steps in enumerate(wanted) if not steps <= there), config.iterations)
+    wanted = ({f"finetune[iter {t}]", f"evaluate[θ_{t + 1}]"} for t in range(first, config.iterations))
+    return next((t for t, steps in enumerate(wanted, first) if not steps <= there), config.iterations)
 
 
 def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> None:
@@ -58,4 +95,14 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
         resolve(config.harness.include_path, "tasks", "", base_dir)
     if config.runtime.pools.any_here(pool):
         gpus.groups(config.runtime, gpus.visible())
-    sources(Run(config, Store(Path(store)), Children(0), base_dir, Planner()))
+    sources(Run(config, open_store(store, runs=False), Children(0), base_dir, Planner()))
+    _check_memory(config, store, base_dir, pool)
+
+
+def _check_memory(config: Config, store: str, base_dir: Path, pool: str) -> None:
+    """Raise BadInput where a stage that is not cached cannot fit into the GPUs that the driver shows."""
+    if not refusal(config, base_dir, pool):  # of all stages: what is cached is looked up only if it matters
+        return
+    ledger, _ = plan(config, store, base_dir)
+    if why := refusal(config, base_dir, pool, {entry.stage for entry in ledger if entry.state != "cached"}):
+        raise BadInput(f"{why} `spinloop plan` shows what each stage needs.")

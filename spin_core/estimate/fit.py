@@ -1,0 +1,175 @@
+"""Whether each stage fits into a GPU, and if not, the cheapest setting with which it would.
+
+Is not: a search over all settings. Candidates come in order of what they cost: smaller passes, activations computed
+again, then divided and offloaded state, an adapter in place of all weights, and more machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from spin_core.config import Config
+from spin_core.estimate import memory
+from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
+from spin_core.stages.finetune import Lora
+
+Change = dict[str, Any]
+"""Field of the profile → its other value."""
+
+
+def misfit(s: Setting, config: Config, stages: list[str]) -> str:
+    """Empty, or what does not fit (of several stages the largest) and the setting that would, in one sentence.
+    `stages`: those that would run."""
+    asked = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
+    if not s.hardware.gpu or not asked:
+        return ""
+    needed = {stage: NEEDS[stage](s, config).gpu for stage in asked}
+    worst = max(asked, key=needed.__getitem__)
+    return _told(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
+
+
+def _told(s: Setting, config: Config, stage: str) -> str:
+    gpu = s.hardware.gpu
+    assert gpu is not None
+    needed = NEEDS[stage](s, config).gpu / GIB
+    begin = f"{stage} needs about {needed:,.0f} GiB per GPU, and {gpu.name} has {gpu.gib:,.0f}"
+    found = remedy(s, config, stage)
+    if found is None:
+        return f"{begin}; no setting of one to {MOST} nodes makes it fit: take a larger GPU or a smaller model."
+    change, need = found
+    settings = ", ".join(f"{name}: {_value(value)}" for name, value in change.items())
+    world = changed(config, change).runtime.compute.world
+    many = f" with {world} GPU{'s' * (world > 1)}" if "sharding" in settings or "compute" in settings else ""
+    return f"{begin}: set {settings} (would be {need.gpu / GIB:,.0f} GiB{many})."
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Lora):
+        return f"{{rank: {value.rank}{', quantize: nf4' if value.quantize == 'nf4' else ''}}}"
+    return "true" if value is True else str(value)
+
+
+def remedy(s: Setting, config: Config, stage: str) -> tuple[Change, Need] | None:
+    """The first candidate that fits, and what it needs."""
+    assert s.hardware.gpu is not None
+    for change in candidates(s, config, stage):
+        need = NEEDS[stage](s, changed(config, change))
+        if need.gpu <= room(s.hardware.gpu):
+            return change, need
+    return None
+
+
+def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
+    """Changes of the profile that leave the result as it is, cheapest first; at the end those that do not."""
+    runtime, compute = config.runtime, config.runtime.compute
+    budgets = {
+        "sft": "runtime.micro_tokens", "finetune": "runtime.micro_tokens", "score": "runtime.score_tokens",
+        "evaluate": "runtime.score_tokens", "generate": "runtime.generate_batch", "harness": "runtime.harness_batch",
+    }  # fmt: skip
+    smaller = [{budgets[stage]: value} for value in _halves(config, budgets[stage])]
+    if stage in ("generate", "harness") and _engine(config, stage) == "vllm":
+        yield from ({"runtime.tensor_parallel": 2**n} for n in range(1, 7) if 2**n > runtime.tensor_parallel)
+        return
+    yield from smaller
+    least = smaller[-1] if smaller else {}
+    if stage == "evaluate":  # it also answers
+        yield from (least | {"runtime.generate_batch": value} for value in _halves(config, "runtime.generate_batch"))
+    again: Change = {}
+    if stage in ("sft", "finetune"):
+        if not runtime.gradient_checkpointing:
+            again = {"runtime.gradient_checkpointing": True}
+            yield again
+            yield from (again | one for one in smaller)
+        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on a whole model
+            if config.finetune.precision == "bfloat16":
+                quantized = config.finetune.lora.model_copy(update={"quantize": "nf4"})
+                yield {"finetune.lora": quantized}
+                yield {"finetune.lora": quantized} | again | least
+            return
+        yield from _divided(s, config, again, least)
+        if stage == "finetune":
+            yield {"finetune.lora": Lora()}
+            yield {"finetune.lora": Lora()} | again | least
+    elif stage == "harness":
+        yield from ({"harness.backend": "vllm", "runtime.tensor_parallel": 2**n} for n in range(0, 7))
+        return
+    else:
+        if stage == "generate":
+            yield from ({"generate.engine": "vllm", "runtime.tensor_parallel": 2**n} for n in range(1, 4))
+        for parts in _worlds(s, config, 1):
+            yield parts | {"runtime.compute.sharding": "zero3"}
+            yield parts | {"runtime.compute.sharding": "zero3"} | least
+    for nodes in (2**n for n in range(1, MOST.bit_length())):
+        if nodes <= compute.nodes:
+            continue
+        for parts in _worlds(s, config, nodes):
+            yield parts | {"runtime.compute.sharding": "zero3"} | again
+            if stage in ("sft", "finetune"):
+                yield parts | OFFLOADED | again | least
+
+
+MOST = 32
+"""Nodes that are tried at most."""
+OFFLOADED = {"runtime.compute.sharding": "zero3", "runtime.compute.offload": "optimizer"}
+
+
+def _engine(config: Config, stage: str) -> str:
+    return config.generate.engine if stage == "generate" else (config.harness.backend if config.harness else "")
+
+
+def _halves(config: Config, field: str) -> list[int]:
+    """Smaller values of a budget, largest first; tokens down to 512, below which a pass is one pair in any case."""
+    value, least = getattr(config.runtime, field.rpartition(".")[2]), 512 if field.endswith("tokens") else 1
+    found = []
+    while value > least:
+        value = max(least, value // 2)
+        found.append(value)
+    return found
+
+
+def _worlds(s: Setting, config: Config, nodes: int) -> Iterator[Change]:
+    """The profile's processes, or as many as a node has GPUs; on so many nodes."""
+    compute = config.runtime.compute
+    count = max(compute.processes, s.hardware.count or 8)
+    change: Change = {} if count == compute.processes else {"runtime.compute.processes": count}
+    if nodes > 1 and nodes != compute.nodes:
+        change["runtime.compute.nodes"] = nodes
+    if count * max(nodes, compute.nodes) > 1:
+        yield change
+
+
+def _divided(s: Setting, config: Config, again: Change, least: Change) -> Iterator[Change]:
+    """More and more of the state divided between the processes, then moved to the host's memory."""
+    compute = config.runtime.compute
+    now = memory.SHARDED[compute.sharding]
+    if max(compute.world, s.hardware.count or 8) == 1:
+        one: Change = {"runtime.compute.sharding": "zero2", "runtime.compute.offload": "optimizer"}
+        yield one | again
+        yield one | again | least
+    for parts in _worlds(s, config, 1):
+        for stage in ("zero1", "zero2", "zero3"):
+            if memory.SHARDED[stage] < now or (memory.SHARDED[stage] == now and not parts):
+                continue
+            one = parts | ({"runtime.compute.sharding": stage} if stage != compute.sharding else {})
+            yield one
+            yield one | again
+            yield one | again | least
+        if compute.sharding != "fsdp2":
+            for offload in ("optimizer", "weights"):
+                if compute.offload not in (offload, "weights"):
+                    one = parts | ({"runtime.compute.sharding": "zero3"} if compute.sharding != "zero3" else {})
+                    yield one | {"runtime.compute.offload": offload} | again
+                    yield one | {"runtime.compute.offload": offload} | again | least
+
+
+def changed(config: Config, change: Change) -> Config:
+    """The profile with other values; sections that an iteration overrides keep its overrides."""
+    for field, value in change.items():
+        config = _set(config, field.split("."), value)
+    return config
+
+
+def _set(part: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return part.model_copy(update={name: _set(getattr(part, name), rest, value) if rest else value})

@@ -1,0 +1,99 @@
+"""What an estimate is for: the GPUs that the driver shows, those that the user names, or an assumed one.
+
+Is not: which process sees which GPU (`spin_core/gpus.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from spin_core import gpus, plain_yaml
+from spin_core.errors import BadInput
+
+KNOWN = Path(__file__).with_name("gpus.yaml")
+ASSUMED = "h100-80gb"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. Speeds of 0 are unknown: then no time is told. `bandwidth`, `link`: GB/s."""
+
+    name: str
+    gib: float
+    bfloat16: float = 0.0
+    float32: float = 0.0
+    bandwidth: float = 0.0
+    link: float = 0.0
+
+    def tflops(self, precision: str) -> float:
+        """Dense TFLOP/s of matrix products."""
+        return self.bfloat16 if precision == "bfloat16" else self.float32
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`count` GPUs a node (0: as many as the profile asks for). No GPU: a CPU, of which no time is told. `certain`:
+    seen or named, so that what does not fit is refused."""
+
+    gpu: Gpu | None
+    count: int
+    certain: bool
+    told: str
+
+
+def known() -> dict[str, Gpu]:
+    """The listed GPUs by name."""
+    return {name: Gpu(name, *line[:5]) for name, line in plain_yaml.read_file(KNOWN).items()}
+
+
+def choose(named: str, count: int, small: bool) -> Hardware:
+    """`named` by the user with `count`; else what the driver shows; else, for a `small` model this machine's CPU, and
+    for others an assumption. Raises BadInput for an unknown name."""
+    if named:
+        listed = known()
+        if named not in listed:
+            raise BadInput(f"--gpu {named}: not a known GPU; take one of {', '.join(listed)}.")
+        return Hardware(listed[named], count, True, f"{_many(count, named)} (--gpu)")
+    if count:
+        raise BadInput("--gpus: says how many of --gpu there are on a node; name that too, such as --gpu h100-80gb.")
+    visible = gpus.visible()
+    if visible and (found := _seen()):
+        return Hardware(found, len(visible), True, f"{_many(len(visible), found.name)}, as the driver shows")
+    if small:
+        return Hardware(None, 0, False, "this machine's CPU, of which no time is told (--gpu NAME for a GPU)")
+    return Hardware(known()[ASSUMED], 0, False, f"{ASSUMED}, assumed as no GPU is seen here (--gpu NAME --gpus N)")
+
+
+def cpu() -> Hardware:
+    """A run that the profile puts on the CPU."""
+    return Hardware(None, 0, False, "a CPU (runtime.device: cpu), of which no time is told")
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count} × {name}" if count else name
+
+
+def _seen() -> Gpu | None:
+    """The first visible GPU by the driver's name and memory; its speeds where it is listed."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return of_driver(told)
+
+
+def of_driver(told: str) -> Gpu | None:
+    """What nvidia-smi's line `name, MiB` says; None where it is none."""
+    name, _, mib = (told.splitlines() or [""])[0].rpartition(",")
+    if not re.fullmatch(r"\s*\d+\s*", mib):
+        return None
+    words = re.split(r"[^A-Za-z0-9]+", name)
+    for listed, (*_, asked) in plain_yaml.read_file(KNOWN).items():
+        found = known()[listed]
+        if all(word in words for word in asked) and abs(int(mib) / 1024 - found.gib) < 0.15 * found.gib:
+            return Gpu(listed, int(mib) / 1024, found.bfloat16, found.float32, found.bandwidth, found.link)
+    return Gpu(name.strip()[:60], int(mib) / 1024)

@@ -1,0 +1,193 @@
+"""Memory of each stage's processes under a profile: on a GPU, and in the host's memory of a node.
+
+Is not: the arithmetic of tensors (`memory`), nor what to do where it does not fit (`fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from spin_core.config import Config
+from spin_core.estimate import memory
+from spin_core.estimate.activations import Batch, Form
+from spin_core.estimate.architecture import Architecture
+from spin_core.estimate.hardware import Gpu, Hardware
+from spin_core.estimate.todo import Data
+from spin_core.stages.finetune import Finetune
+from spin_core.stages.sft import Sft
+
+GIB = 1 << 30
+CONTEXT = 1.0 * GIB
+"""Of a GPU: CUDA's context, libraries' work space."""
+SPARE = 1.05
+"""For what the allocator rounds up and leaves between blocks."""
+PROCESS = {"cpu": 0.7 * GIB, "cuda": 2.5 * GIB}
+"""Host memory of a process with torch and its libraries."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: on each GPU (0 on a CPU, where tensors are in the host's memory), and of a node's own memory."""
+
+    gpu: float
+    host: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all needs are asked with."""
+
+    model: Architecture
+    data: Data
+    hardware: Hardware
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """`cpu` or `cuda`."""
+        return "cuda" if self.hardware.gpu else "cpu"
+
+
+def lengths(data: Data, prompt: int, most: int, new: int) -> tuple[int, int, int]:
+    """Tokens of a mean pair as it is cut: prompt, real answer, generated answer."""
+    shown = max(1, min(round(data.prompt), prompt, most - 1))
+    return shown, max(1, min(round(data.answer), most - shown)), max(1, min(round(data.answer), new, most - shown))
+
+
+def passes(budget: int, mean: tuple[int, ...], most: int, new: int, prompt: int) -> list[Batch]:
+    """The passes that could be fullest: mean groups that fill `budget`, and the longest group that settings allow.
+    `mean`: prompt and answers of a group."""
+    shown, *answers = mean
+    count = max(1, budget // sum(mean))
+    least = max(1, min(prompt, most - new))
+    longest = [most - least, min(new, most - least)][: len(answers)]
+    return [Batch.of([(shown, answers)] * count), Batch.of([(least, longest)])]
+
+
+def finetune(s: Setting, config: Config) -> Need:
+    """Of the iteration that needs most."""
+    return max((_finetune(s, config.at(t)) for t in range(config.iterations)), key=_whole, default=Need(0, 0))
+
+
+def _finetune(s: Setting, config: Config) -> Need:
+    part = config.finetune
+    new = config.generate.max_new_tokens
+    mean = lengths(s.data, config.chat.max_prompt_length, part.max_length, new)
+    return _trained(s, config, part, mean, new)
+
+
+def sft(s: Setting, config: Config) -> Need:
+    """Of `sft` and `control`."""
+    parts = [part for part in (config.sft, config.control) if part]
+    means = [lengths(s.data, config.chat.max_prompt_length, part.max_length, 1)[:2] for part in parts]
+    return max((_trained(s, config, *both, 0) for both in zip(parts, means, strict=True)), key=_whole)
+
+
+def _trained(s: Setting, config: Config, part: Finetune | Sft, mean: tuple[int, ...], new: int) -> Need:
+    runtime, compute = config.runtime, config.runtime.compute
+    lora = part.lora if isinstance(part, Finetune) else None
+    form = Form(part.precision, s.device, lora.rank if lora else 0, compute.world == 1 and compute.sharding == "none")
+    share = -(-part.global_batch // compute.world)
+    batches = passes(runtime.micro_tokens, mean, part.max_length, new, config.chat.max_prompt_length)
+    many = max(1, -(-share // len(batches[0].groups)))
+    how = memory.Training(
+        batches[0], form, part.optimizer, runtime.gradient_checkpointing, many, compute.sharding, compute.offload,
+        compute.world, bool(lora and lora.quantize == "nf4"),
+    )  # fmt: skip
+    peak = max(memory.training(s.model, replace(how, batch=batch)).total for batch in batches)
+    trained = s.model.adapter(lora.rank) if lora else s.model.weights
+    host = _host(s, config, 4 * s.model.weights * (2 if lora else 1))
+    if compute.offload != "none":  # the state, the weights' float32 copy, and the gradients
+        host += 4 * trained * (memory.STATES[part.optimizer] + 2) / compute.nodes
+    if compute.offload == "weights":
+        host += 4 * trained / compute.nodes
+    return _need(s, peak, host)
+
+
+def score(s: Setting, config: Config) -> Need:
+    """Of a scoring process: float32 weights and one pass of `runtime.score_tokens`."""
+    part, runtime = config.finetune, config.runtime
+    new = config.generate.max_new_tokens
+    mean = lengths(s.data, config.chat.max_prompt_length, part.max_length, new)
+    batches = passes(runtime.score_tokens, mean, part.max_length, new, config.chat.max_prompt_length)
+    form, parts = Form(part.precision, s.device), sharded(config)
+    nf4 = bool(part.lora and part.lora.quantize == "nf4")
+    peak = max(memory.scoring(s.model, batch, form, parts, nf4).total for batch in batches)
+    return _need(s, peak, _host(s, config, 4 * s.model.weights))
+
+
+def generate(s: Setting, config: Config) -> Need:
+    """Of one sampling process, or of vLLM: what it takes, or more where its weights alone are more."""
+    part, runtime = config.generate, config.runtime
+    if part.engine == "vllm" and s.hardware.gpu:
+        least = s.model.weights * s.model.bytes_on_disk / runtime.tensor_parallel + 3 * GIB
+        taken = s.hardware.gpu.gib * GIB * runtime.gpu_memory
+        host = runtime.workers * runtime.tensor_parallel * PROCESS["cuda"]
+        return Need(taken if least <= taken else least / runtime.gpu_memory, host)
+    return sampled(s, config, part.max_new_tokens, part.logprobs)
+
+
+def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Need:
+    """Of the transformers engine: every slot may have the longest prompt."""
+    width = s.model.bytes_on_disk if s.hardware.gpu else 4
+    slots, longest = config.runtime.generate_batch, config.chat.max_prompt_length
+    peak = memory.generating(s.model, [longest] * slots, slots, new, width, sharded(config), logprobs).total
+    return _need(s, peak, _host(s, config, width * s.model.weights, config.runtime.workers))
+
+
+def evaluate(s: Setting, config: Config) -> Need:
+    """Likelihoods as score, answers as generate by transformers: one after the other."""
+    found = [score(s, config)]
+    if config.evaluate.answers:
+        found.append(sampled(s, config, config.evaluate.max_new_tokens))
+    return max(found, key=_whole)
+
+
+def harness(s: Setting, config: Config) -> Need:
+    """lm-evaluation-harness with transformers: weights as on disk, all logits of a batch and their log-softmax. On one
+    GPU, or one engine of vLLM's."""
+    if config.harness and config.harness.backend == "vllm":
+        return generate(
+            s, config.model_copy(update={"generate": config.generate.model_copy(update={"engine": "vllm"})})
+        )
+    width, tokens = s.model.bytes_on_disk if s.hardware.gpu else 4, config.runtime.harness_batch * 1024
+    each = 4 * s.model.hidden * width + 3 * s.model.intermediate * width + 2 * s.model.vocab * width
+    return _need(s, s.model.weights * width + tokens * each, PROCESS[s.device] + s.model.weights * width)
+
+
+NEEDS: dict[str, Callable[[Setting, Config], Need]] = {
+    "sft": sft, "generate": generate, "score": score, "finetune": finetune, "evaluate": evaluate, "harness": harness,
+}  # fmt: skip
+
+
+def sharded(config: Config) -> int:
+    """In how many parts the weights are while a model is only read."""
+    compute = config.runtime.compute
+    return compute.world if memory.SHARDED[compute.sharding] >= 3 else 1
+
+
+def _host(s: Setting, config: Config, weights: float, workers: int = 1) -> float:
+    """Of a node: its processes, and the weights on their way to the GPU, in each process, or with divided weights in
+    the first alone. On a CPU the weights are there already."""
+    count = config.runtime.compute.processes if config.runtime.compute.world > 1 else workers
+    if not s.hardware.gpu:
+        return count * PROCESS["cpu"]
+    # Weights that will be divided are read by the first process alone, in the dtype of their files.
+    read = s.model.weights * s.model.bytes_on_disk if sharded(config) > 1 else count * weights
+    return count * PROCESS["cuda"] + read
+
+
+def _need(s: Setting, peak: float, host: float) -> Need:
+    if s.hardware.gpu:
+        return Need(peak * SPARE + CONTEXT, host)
+    return Need(0, host + peak * SPARE)
+
+
+def _whole(need: Need) -> tuple[float, float]:
+    return need.gpu, need.host
+
+
+def room(gpu: Gpu) -> float:
+    """Bytes of a GPU."""
+    return gpu.gib * GIB

@@ -1,0 +1,127 @@
+"""What of a run is still to be computed: rows to answer, pairs to score, models to train and to evaluate.
+
+Is not: the plan itself, which is the ledger (`tasks/planning.py`); this counts its lines. A cached step costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from spin_core import plain_yaml
+from spin_core.config import Config
+from spin_core.rows import FILES, iter_rows
+
+KNOWN = Path(__file__).with_name("datasets.yaml")
+CHARACTERS = 4.0
+"""Of a token, where texts are measured without the model's tokenizer: English prose has 4 to 4.5."""
+SAMPLE = 2000
+ANYWHERE = (50_000, 500, 200, 250)
+"""Rows and tokens where nothing is known of a dataset."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, and tokens of a row in the mean. `told`: where the numbers are from."""
+
+    train: int
+    test: int
+    prompt: float
+    answer: float
+    told: str
+
+    @property
+    def rows(self) -> int:
+        """Of both splits."""
+        return self.train + self.test
+
+
+@dataclass
+class Todo:
+    """Steps that would run. `generate`: rows by iteration; `score`: (iteration, whose pairs); `finetune`, `gather`:
+    iterations; `controls`: after how many iterations each; `evaluate`: models in all, `games` of them with an
+    opponent; `harness`: models."""
+
+    reformat: bool = False
+    sft: bool = False
+    generate: dict[int, int] = field(default_factory=dict)
+    gather: list[int] = field(default_factory=list)
+    score: list[tuple[int, int]] = field(default_factory=list)
+    finetune: list[int] = field(default_factory=list)
+    controls: list[int] = field(default_factory=list)
+    evaluate: int = 0
+    games: int = 0
+    harness: int = 0
+
+
+def of_ledger(entries: Iterable[Any], data: Data, first: int = 0) -> Todo:
+    """Of a plan's ledger: the entries that would run. `first`: the iteration that the run begins with."""
+    todo = Todo()
+    for entry in entries:
+        if entry.state == "cached":
+            continue
+        numbers = [int(n) for n in re.findall(r"\d+", entry.label)]
+        if entry.stage == "reformat":
+            todo.reformat = True
+        elif entry.stage == "generate":
+            rows = entry.summary.get("rows", data.rows)
+            todo.generate[numbers[0]] = todo.generate.get(numbers[0], 0) + rows
+        elif entry.stage == "sft" and entry.label.startswith("instead"):
+            todo.controls.append(numbers[0])
+        elif entry.stage == "sft":
+            todo.sft = True
+        elif entry.stage == "gather":
+            todo.gather.append(numbers[0])
+        elif entry.stage == "score":
+            todo.score.append((numbers[0], numbers[1]))
+        elif entry.stage == "finetune":
+            todo.finetune.append(numbers[0])
+        elif entry.stage == "evaluate":
+            todo.evaluate += 1
+            todo.games += entry.label.startswith("θ_") and numbers[0] > first
+        elif entry.stage == "harness":
+            todo.harness += 1
+    return todo
+
+
+def everything(config: Config, data: Data) -> Todo:
+    """A run of which nothing is cached: as `flows/spin.py` has it, for where no ledger can be made."""
+    first, count = config.start.iteration, config.iterations
+    played = range(first, count)
+    made = [t for t in played if t not in config.start.pairs]
+    controls = [t + 1 for t in played] if config.control else []
+    models = 1 + len(played) + len(controls)
+    scored = [(t, of) for t in played for of in range(max(0, t + 1 - config.history), t + 1)]
+    return Todo(
+        reformat=True, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows), gather=made,
+        score=scored, finetune=list(played), controls=controls, evaluate=models, games=len(played),
+        harness=models if config.harness else 0,
+    )  # fmt: skip
+
+
+def measured(tree: Path, train: int, test: int) -> Data:
+    """Of a rows tree that has so many rows: the characters of the first two thousand of them."""
+    sample = list(islice(chain.from_iterable(iter_rows(tree / name) for name in FILES.values()), SAMPLE))
+    size = max(1, len(sample)) * CHARACTERS
+    prompt = sum(len(message["content"]) for row in sample for message in row.prompt) / size
+    answer = sum(len(row.answer) for row in sample) / size
+    told = f"measured on {len(sample):,} rows at {CHARACTERS:g} characters a token"
+    return Data(train, test, max(1.0, prompt), max(1.0, answer), told)
+
+
+def assumed(config: Config) -> Data:
+    """Without the rows: what is known of a published dataset, cut to the profile's limits; else a guess, said so."""
+    part = config.dataset
+    listed = plain_yaml.read_file(KNOWN)
+    train, test, prompt, answer = listed.get(part.path, ANYWHERE)
+    if not part.test_split and not part.test_path:
+        train, test = round(train * (1 - part.test_fraction)), round(train * part.test_fraction)
+    if part.frac_len:
+        train, test = (max(0, min(part.frac_len, n - part.data_frac * part.frac_len)) for n in (train, test))
+    train, test = min(train, part.limit or train), min(test, part.test_limit or test)
+    told = f"assumed for {part.path}" if part.path in listed else "assumed, as nothing is known of the dataset here"
+    return Data(train, test, prompt, answer, told)

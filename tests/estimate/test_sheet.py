@@ -1,0 +1,189 @@
+"""The cost sheet of `spinloop plan`: what is counted, what is refused, and with which remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.plan import check
+from flows.sheet import costs, known
+from spin_core import gpus
+from spin_core.config import Config, load_profile, parse
+from spin_core.errors import BadInput
+from spin_core.estimate import fit, hardware, sheet, todo
+from spin_core.estimate.needs import NEEDS, Setting, room
+from tasks.ledger import Entry
+
+BIG = ("zephyr-7b", "zephyr-7b-lora", "tulu-70b")
+WHOLE = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]
+COUNTS = {"zephyr-7b": 8, "zephyr-7b-lora": 1, "tulu-70b": 8}
+
+
+def _setting(name: str, *sets: str, gpu: str = "h100-80gb", count: int = 8) -> tuple[Setting, Config]:
+    config, base = load_profile(name, list(sets))
+    setting = known(config, base, None, gpu, count)
+    assert isinstance(setting, Setting)
+    return setting, config
+
+
+def _told(*args: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """The command line where the hub cannot be reached: its address is a local port that nobody listens on."""
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "flows.cli", *args, "--store", str(home / "store")]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=240)
+
+
+def test_plan_without_a_hub_still_tells_the_costs(tmp_path: Path) -> None:
+    """Catches a plan that ends where the dataset cannot be read, and a refusal without exit code 2."""
+    sets = [part for one in WHOLE for part in ("--set", one)]
+    ran = _told("plan", "zephyr-7b", "--gpu", "h100-80gb", "--gpus", "8", *sets, home=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert "the hub cannot be read" in ran.stderr and "Traceback" not in ran.stderr
+    table = [line for line in ran.stdout.splitlines() if line.startswith(("finetune", "total"))]
+    assert len(table) == 2 and "54 GiB" in table[0], "four models of 7.24 billion weights in bfloat16"
+    assert all(len(line) <= 100 for line in ran.stdout.splitlines()), ran.stdout
+    refused = ran.stderr.splitlines()[-1]
+    assert "finetune needs about" in refused and "h100-80gb has 80: set runtime.compute.processes: 8" in refused
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_big_profiles_fit_the_machines_that_they_are_for(name: str) -> None:
+    """Catches a shipped profile that would be refused, or whose sheet lacks a stage."""
+    config, base = load_profile(name)
+    found = costs(config, base, None, None, "h100-80gb", COUNTS[name])
+    assert not found.misfit and found.certain
+    stages = [line.split()[0] for line in found.lines[1:]]
+    assert stages[:8] == ["reformat", "generate", "gather", "score", "finetune", "evaluate", "harness", "total"]
+
+
+def test_hours_of_a_7b_model_are_those_of_the_floor() -> None:
+    """Catches a factor of two in operations: a pair of 122 + 150 + 150 tokens is 18 TFLOP in training and 6 in scoring
+    (the project's own arithmetic, made before this model)."""
+    from spin_core.estimate import work
+    from spin_core.estimate.activations import Batch
+
+    setting, _ = _setting("zephyr-7b")
+    pair = Batch.of([(122, (150, 150))])
+    assert work.training_flops(setting.model, pair, False, False) == pytest.approx(18e12, rel=0.05)
+    assert work.reading_flops(setting.model, pair) == pytest.approx(6e12, rel=0.05)
+    again = work.training_flops(setting.model, pair, True, False) / work.training_flops(
+        setting.model, pair, False, False
+    )
+    assert again == pytest.approx(4 / 3)
+
+
+def test_state_is_divided_as_the_setting_says() -> None:
+    """Catches ZeRO-3 that divides nothing, and gradients that zero1 already divides: 29 GB each at 7.24 billion."""
+    sizes = {}
+    for kind in ("none", "zero1", "zero2", "zero3"):
+        setting, config = _setting("zephyr-7b", f"runtime.compute.sharding={kind}")
+        sizes[kind] = NEEDS["finetune"](setting, config).gpu / 2**30
+    assert sizes["none"] > 110 and sizes["zero3"] < 40
+    assert sizes["none"] > sizes["zero1"] > sizes["zero2"] > sizes["zero3"]
+    assert sizes["zero1"] - sizes["zero2"] == pytest.approx(7.24e9 * 4 * 7 / 8 / 2**30 * 1.05, rel=0.02)
+
+
+def test_remedy_is_the_first_that_fits() -> None:
+    """Catches a remedy that does not fit either, and a dear one where a cheap one does."""
+    setting, config = _setting("zephyr-7b", *WHOLE)
+    assert setting.hardware.gpu is not None
+    found = fit.remedy(setting, config, "finetune")
+    assert found is not None and found[1].gpu <= room(setting.hardware.gpu)
+    assert found[0] == {"runtime.compute.processes": 8, "runtime.compute.sharding": "zero2"}
+    for change in fit.candidates(setting, config, "finetune"):
+        if change == found[0]:
+            break
+        assert NEEDS["finetune"](setting, fit.changed(config, change)).gpu > room(setting.hardware.gpu), change
+    setting, config = _setting("zephyr-7b-lora", "runtime.gradient_checkpointing=false", "runtime.micro_tokens=32768")
+    found = fit.remedy(setting, config, "finetune")
+    assert found is not None and list(found[0]) == ["runtime.micro_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "gpu", "count", "told"),
+    [
+        ("zephyr-7b", WHOLE, "h100-80gb", 1, "runtime.compute.offload: optimizer"),
+        ("zephyr-7b-lora", [], "rtx4090", 1, "quantize: nf4"),
+        ("tulu-70b", ["runtime.compute.nodes=1", "runtime.compute.offload=none"], "h100-80gb", 8, "offload: optimizer"),
+        ("tulu-70b", ["runtime.tensor_parallel=1"], "h100-80gb", 8, "runtime.tensor_parallel: 2"),
+        ("tulu-70b", ["runtime.compute.offload=none"], "l40s", 8, "runtime.compute"),
+    ],
+)
+def test_refusal_names_the_setting_that_would_fit(name, sets, gpu, count, told) -> None:
+    """Catches a refusal without a way out, or with one that this stage does not read."""
+    setting, config = _setting(name, *sets, gpu=gpu, count=count)
+    stages = [line.stage for line in sheet.lines(setting, config, todo.everything(config, setting.data))]
+    said = fit.misfit(setting, config, stages)
+    assert told in said and "would be" in said, said
+
+
+def test_cached_steps_cost_nothing() -> None:
+    """Catches a sheet that lets people pay twice, and one that counts all shards where one is missing."""
+    setting, config = _setting("zephyr-7b")
+    entries = [
+        Entry("generate", "iter 0, shard 1/2", "", "would run", summary={"rows": 10}),
+        Entry("generate", "iter 0, shard 2/2", "k", "cached", summary={"rows": 30}),
+        Entry("finetune", "iter 0", "k", "cached"),
+        Entry("evaluate", "θ_1", "", "would run"),
+    ]
+    left = todo.of_ledger(entries, setting.data)
+    assert left.generate == {0: 10} and not left.finetune and (left.evaluate, left.games) == (1, 1)
+    assert [line.stage for line in sheet.lines(setting, config, left)] == ["generate", "evaluate"]
+    assert not costs(config, Path(), [Entry("finetune", "iter 0", "k", "cached")], None, "h100-80gb", 8).lines
+
+
+@pytest.mark.parametrize("settings", [{}, {"iterations": 3, "history": 1}, {"control": {"lr": 1e-3, "max_length": 60}}])
+def test_everything_is_what_the_dag_of_an_empty_store_has(settings: dict, tmp_path: Path) -> None:
+    """Catches a DAG that has other steps than the sheet of a run that cannot be planned."""
+    from flows.plan import planned
+
+    profile = {"model": {"path": "builtin:tiny-llama"}, "dataset": {"path": "builtin:tasks"}, "sft": {"max_length": 60}}
+    config = parse({**profile, "chat": {"max_prompt_length": 32}, "finetune": {"max_length": 60}, **settings}, "p")
+    made = planned(config, str(tmp_path / "store"), tmp_path)
+    data = todo.assumed(config)
+    assert made.ledger is not None
+    assert todo.of_ledger(made.ledger, data) == todo.everything(config, data)
+
+
+def test_driver_names_are_known_gpus() -> None:
+    """Catches an A100 of 40 GB that is taken for one of 80, and a GPU that is not listed without its memory."""
+    named = {
+        "NVIDIA H100 80GB HBM3, 81559": "h100-80gb", "NVIDIA A100-SXM4-40GB, 40960": "a100-40gb",
+        "NVIDIA A100 80GB PCIe, 81920": "a100-80gb", "NVIDIA GeForce RTX 4090, 24564": "rtx4090",
+    }  # fmt: skip
+    for told, name in named.items():
+        found = hardware.of_driver(told)
+        assert found is not None and found.name == name and found.bfloat16
+    other = hardware.of_driver("Some GPU, 16384")
+    assert other is not None and (other.gib, other.bfloat16) == (16.0, 0.0)
+    larger = hardware.of_driver("NVIDIA H100 NVL, 95830")
+    assert larger is not None and larger.gib > 90 and not larger.bfloat16, "94 GB, and another speed"
+    assert hardware.of_driver("garbage") is None
+    with pytest.raises(BadInput, match="h100-80gb"):
+        hardware.choose("h1000", 1, False)
+
+
+def test_run_is_refused_where_the_drivers_gpu_is_too_small(monkeypatch, tmp_path: Path) -> None:
+    """Catches a run that computes for hours before its first training pass dies, and a refusal where no GPU is seen."""
+    from tests.estimate.cases import TIED
+    from tests.estimate.measured import llama
+
+    model = tmp_path / "model"
+    llama(TIED).save_pretrained(model)
+    rows = "".join(f'{{"prompt": "q {i}", "response": "a {i}"}}\n' for i in range(20))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = parse({"model": {"path": str(model)}, "dataset": {"path": str(tmp_path / "rows.jsonl")}}, "p")
+    check(config, str(tmp_path / "store"), tmp_path)
+    tool = tmp_path / "nvidia-smi"  # the driver's own tool is another program: this stands in for its answer
+    tool.write_text('#!/bin/sh\ncase "$*" in *memory*) echo "Some GPU, 1100";; *) echo 0;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus.visible() == ["0"]
+    with pytest.raises(BadInput, match=r"needs about \d+ GiB per GPU, and Some GPU has 1.*`spinloop plan` shows"):
+        check(config, str(tmp_path / "store"), tmp_path)
