@@ -81,6 +81,8 @@ class Config(Section):
 
     gate: Gate
     seed: int
+    first: int = Field(0, ge=0, json_schema_extra={"omit_default": True})
+    """The first of the models is θ of this number; `best` and `previous_best` count from it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class Player:
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
     evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")
-    decision = decide([_player(i, tree, marks[i] if marks else None) for i, tree in enumerate(evaluated)], config)
+    decision = decide(
+        [_player(i, config.first, tree, marks[i] if marks else None) for i, tree in enumerate(evaluated)], config
+    )
     text = json.dumps(decision, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (job.out / "decision.json").write_text(text + "\n", encoding="utf-8")
     return {name: decision[name] for name in ("outcome", "best", "reason")}
@@ -117,7 +121,7 @@ def decide(players: list[Player], config: Config) -> dict:
     is_fixed = none and change is not None and change.low <= 0 <= change.high
     outcome = "alarm" if found else "keep best" if is_worse else "stop" if is_fixed else "continue"
     asked = [(found, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
-    said = _told(change, players[previous], now, metric, how, best)
+    said = _told(change, players[previous], now, metric, how, players[best].model.label)
     if is_fixed and margin:
         said = f"fixed point: {_margin(margin, before.model.label, how)}, and {said}"
     reason = f"{now.model.label}: {said}" + (f"; alarm: {found[0]}" if found else "")
@@ -153,20 +157,22 @@ def signs(now: Player, start: Player, config: Config) -> list[str]:
     if nll and -nll.high > max(NLL_LEAST, (NLL_RISE - 1) * before):
         found.append(f"real answers became much less likely, NLL {show(before)} to {show(before - nll.value)}")
     if repetition and repetition.low > REPETITION_RISE:
-        found.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than θ_0's")
+        found.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than {old.label}'s")
     real, was, is_now = (_mean(*place) for place in ((new, "tokens"), (old, "greedy_tokens"), (new, "greedy_tokens")))
     if length and real and was and is_now is not None and not length.low <= 0 <= length.high:
         far, farther = abs(math.log(was / real)), abs(math.log(max(is_now, 0.5) / real))
         if farther > max(far, math.log(LENGTHS)):
-            found.append(f"answers have {is_now:.1f} tokens on average, real ones {real:.1f} and θ_0's {was:.1f}")
+            found.append(
+                f"answers have {is_now:.1f} tokens on average, real ones {real:.1f} and {old.label}'s {was:.1f}"
+            )
     accuracy, loss = new.metrics.get("spin/accuracy", 0.0), new.metrics.get("spin/loss", math.inf)
     if accuracy >= PINNED and loss < WON and len(_column(new, "margin")) >= how.min_rows:
         found.append(f"held-out accuracy is pinned at {show(accuracy)} with a loss of {show(loss)}: the game is won")
     return found
 
 
-def _player(i: int, evaluate: Path, harness: Path | None) -> Player:
-    model = read_model(f"θ_{i}", "iteration" if i else "start", i - 1, evaluate, None, None)
+def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
+    model = read_model(f"θ_{first + i}", "iteration" if i else "start", first + i - 1, evaluate, None, None)
     nll, tokens = _column(model, "nll"), _column(model, "tokens")
     mean = fmean(tokens.values()) if tokens else 1.0
     values: dict[str, Mapping[str, float]] = {
@@ -208,12 +214,12 @@ def _change(old: Player, new: Player, metric: str | None, config: Config) -> Int
     return interval([after - before for before, after in pairs], how.confidence, how.resamples, config.seed)
 
 
-def _told(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: int) -> str:
+def _told(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: str) -> str:
     """The metric of both on the rows that both have, and what that says."""
     pairs = _pairs(old, new, metric)
     if change is None or metric is None:
         few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
-        return f"{few if metric else 'no held-out metric was measured'}, θ_{best} stays best"
+        return f"{few if metric else 'no held-out metric was measured'}, {best} stays best"
     sign = -1 if metric == "nll/real" else 1
     before, after = (sign * fmean(column) for column in zip(*pairs, strict=True))
     own = _own(change, metric)
@@ -221,8 +227,8 @@ def _told(change: Interval | None, old: Player, new: Player, metric: str | None,
     word = "clearly better" if change.low > 0 else "clearly worse" if change.high < 0 else "within what chance gives"
     return (
         f"{NAMES[metric]} {verb} {show(after)} against {old.model.label} on {change.rows:,} rows, {word} "
-        f"({how.confidence:.0%} interval {show(own.low, signed=True)} to {show(own.high, signed=True)}), θ_{best} "
-        f"{'is' if new.model.label == f'θ_{best}' else 'stays'} best"
+        f"({how.confidence:.0%} interval {show(own.low, signed=True)} to {show(own.high, signed=True)}), {best} "
+        f"{'is' if new.model.label == best else 'stays'} best"
     )
 
 

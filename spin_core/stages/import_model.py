@@ -1,0 +1,39 @@
+"""A published checkpoint, or any θ_t of another run, as an artifact of the store.
+
+Is not: a conversion. The files that are read as a model are copied as they are (of a model that spinloop trained also
+its metrics and its card), so the artifact's content is the checkpoint's.
+Input: `source` (a model directory). Output: the same files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import cast
+
+from spin_core import published
+from spin_core.job import Inputs, Job
+from spin_core.section import Section
+
+VERSION = 1
+
+
+class Config(Section):
+    """Nothing: the output is the input's content."""
+
+
+def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Copy the files; give their number and size in bytes. Raises BadInput for what is no whole safetensors model."""
+    from spin_core.sources import check_model, model_files
+
+    source = cast(Path, inputs["source"])
+    check_model(source)
+    names = published.local_names(source, list(source.rglob("*")))
+    chosen, size = published.weight_names(names, model_files(names)), 0
+    with job.progress("copying the model", len(chosen), "files") as bar:
+        for name in chosen:
+            (job.out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, job.out / name)
+            size += (job.out / name).stat().st_size
+            bar.advance()
+    return {"files": len(chosen), "bytes": size}

@@ -1,0 +1,256 @@
+"""A published pair set (parquet files with `real` and `generated` message lists) to the tree that gather would write.
+
+Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
+it can be no pair, and every one is counted with its reason.
+Inputs: `source` (a folder with train and test files, see `spin_core/published.py`; or one file) and, where a run
+imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from, and what would
+train on a held-out prompt, or measure on another, is left out.
+Output: as gather's: train and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without
+token counts); `rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is,
+after the same checks.
+Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of reformat's
+form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there several times
+(the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
+each; gather's are not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import Field
+
+from spin_core import published
+from spin_core.columns import Reject, examples, reasons
+from spin_core.errors import BadInput
+from spin_core.job import Inputs, Job
+from spin_core.pair_quality import PairQuality
+from spin_core.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
+from spin_core.section import Section
+
+VERSION = 1
+MOST_REJECTED = 0.5
+"""Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
+ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
+TWICE = "the same pair again"
+
+
+class Start(Section):
+    """`start:` in a profile: where a run begins that goes on from what was published, or from another run."""
+
+    iteration: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="The first iteration that is played. From 1 on `model` is not θ_0 but the θ of this number, and it "
+        "is imported into the store.",
+    )
+    pairs: dict[int, str] = Field(
+        default_factory=dict,
+        description="Iteration → its pairs, which are imported and not generated: a folder, a hub id (org/name, "
+        "org/name/folder, with @revision), or the digest of an artifact of the store.",
+    )
+
+
+class Config(Section):
+    """Nothing: pairs depend on the source and the rows alone."""
+
+
+def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Write the pairs tree; give counts. Raises BadInput where the source is no pair set, or leaves no pair of a
+    split."""
+    source = cast(Path, inputs["source"])
+    files = _files(source)
+    found = _Found()
+    with job.progress("reading pairs", 0, "rows") as bar:
+        for split, paths in reversed(files.items()):  # of a pair in both, that of the test file counts
+            for path in paths:
+                found.read(path, split, bar)
+    pairs = found.split(cast(Path | None, inputs.get("rows")))
+    _check(source, found, pairs)
+    if not _taken_whole(source, files, pairs, job.out):
+        _write(job.out, pairs, found.rejects)
+    counts = Counter(reject["reason"] for reject in found.rejects)
+    if counts:
+        job.note(f"{counts.total():,} of {found.total:,} rows are no pairs here ({reasons(counts)}).")
+    told = {f"{split}_pairs": len(part) for split, part in pairs.items()}
+    return {**told, "rejected": dict(sorted(counts.items()))}
+
+
+def _files(source: Path) -> dict[str, list[Path]]:
+    if source.is_file():
+        return {"train": [source], "test": []}
+    names = published.local_names(source, list(source.rglob("*")))
+    return {split: [source / name for name in part] for split, part in published.pair_files(names, str(source)).items()}
+
+
+class _Found:
+    """What the files hold: pairs with the split they were found in, and the rows that are none."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, dict, Pair]] = []
+        self.rejects: list[dict] = []
+        self.total = 0
+        self._given: dict[tuple[str, str], str] = {}
+
+    def read(self, path: Path, split: str, bar: Any) -> None:
+        """Take one file. Raises BadInput where it is no parquet file of pairs."""
+        for number, fields in enumerate(_rows_of(path), 1):
+            self.total += 1
+            place = {"file": path.name, "row": number}
+            if why := self._take(fields, split, place):
+                self._reject(place, why)
+            if number % 500 == 0:
+                bar.advance(500)
+
+    def _take(self, fields: dict, split: str, place: dict) -> Reject | None:
+        """Keep a row, or say why not."""
+        sides = []
+        for name in ("real", "generated"):
+            made = _conversation(fields.get(name), name)
+            if isinstance(made, Reject):
+                return made
+            sides.append(made)
+        (prompt, real), (asked, generated) = sides
+        if asked != prompt:
+            return Reject("another prompt", "real and generated do not answer the same prompt")
+        if not real.strip():
+            return Reject("no answer", "the real answer is empty")
+        finish: Literal["stop", "length"] = fields.get("finish") or "stop"  # type: ignore[assignment]
+        if finish not in ("stop", "length"):
+            return Reject("wrong finish", f"finish is {finish!r}; it must be stop or length")
+        pair = Pair(prompt_id(prompt), prompt, real, generated, finish)
+        self.pairs.append((split, place, pair))
+        self._given.setdefault((pair.id, real), str(fields.get("id") or ""))
+        return None
+
+    def split(self, tree: Path | None) -> dict[str, list[Pair]]:
+        """Split → its pairs with their ids, sorted by them; `tree`: the run's rows, which say what is held out."""
+        rows = {split: read_rows(tree / name) for split, name in FILES.items()} if tree else {}
+        ids = self._ids({(prompt_id(row.prompt), row.answer): row.id for part in rows.values() for row in part})
+        held_out = {row.id for row in rows["test"]} if tree else {p.id for split, _, p in self.pairs if split == "test"}
+        prompts = {prompt_id(row.prompt) for row in rows["test"]} if tree else set()
+        kept: dict[str, list[Pair]] = {"train": [], "test": []}
+        taken: dict[tuple[str, str], str] = {}
+        for split, place, pair in self.pairs:
+            id = ids[pair.id, pair.real]
+            now = "test" if (id if tree else pair.id) in held_out else "train"
+            also = (now == "train" and pair.id in prompts) or (now, split, tree) == ("test", "train", None)
+            why = None
+            if also or (now, split) == ("train", "test"):
+                why = Reject("also held out" if also else "not held out", f"prompt {pair.id}")
+            elif (pair.id, pair.real) in taken:
+                why = _again(pair, taken[pair.id, pair.real])
+            if why:
+                self._reject(place, why)
+            else:
+                taken[pair.id, pair.real] = pair.generated
+                kept[now].append(Pair(id, pair.prompt, pair.real, pair.generated, pair.finish))
+        return {split: sorted(part, key=lambda pair: pair.id) for split, part in kept.items()}
+
+    def _reject(self, place: dict, why: Reject) -> None:
+        self.rejects.append({**place, "reason": why.reason, "detail": why.detail[:200]})
+
+    def _ids(self, known: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """(prompt's id, real answer) → id: that of its row (`known`), else the one it has, else, as in reformat, that
+        of the prompt, and for a second real answer (by text) `<id>-1`."""
+        made = {pair: known[pair] for pair in self._given if pair in known}
+        used = set(made.values())
+        for pair in sorted(self._given.keys() - made.keys()):
+            of_prompt, given = pair[0], self._given[pair]
+            own = bool(ID.fullmatch(given)) and given[:16] == of_prompt
+            names = chain([given] * own, [of_prompt], (f"{of_prompt}-{n}" for n in count(1)))
+            made[pair] = next(name for name in names if name not in used)
+            used.add(made[pair])
+        return made
+
+
+def _again(pair: Pair, seen: str) -> Reject:
+    """Why a prompt and real answer that were there before, with the opponent's answer `seen`, are no pair."""
+    if pair.generated == seen:
+        return Reject(TWICE, f"prompt {pair.id}")
+    return Reject("answered twice", f"prompt {pair.id} has another generated answer to the same real one")
+
+
+def _rows_of(path: Path) -> Iterator[dict]:
+    """Every row's fields. Raises BadInput for what is no readable parquet file with the two columns."""
+    from spin_core.arrow_reader import read_parquet
+
+    for number, record in enumerate(read_parquet(path, path.name)):
+        if number == 0 and not {"real", "generated"} <= set(record.fields) and not record.reject:
+            raise BadInput(
+                f"{path}: needs the columns real and generated, and has {', '.join(map(str, record.fields))}; name a "
+                "set of pairs (a dataset of answers alone is `dataset.path`)."
+            )
+        yield record.fields
+
+
+def _conversation(value: Any, name: str) -> tuple[list, str] | Reject:
+    """(prompt, answer) of one side; the answer may be empty."""
+    if not isinstance(value, list) or len(value) < 2 or not isinstance(value[-1], dict):
+        return Reject("no conversation", f"{name} is no list of at least two messages")
+    content = value[-1].get("content")
+    if value[-1].get("role") != "assistant" or not isinstance(content, str):
+        return Reject("bad role order", f"{name} does not end with a text of the assistant")
+    # An opponent may say nothing; all else is as in an SFT set.
+    stand_in = [*value[:-1], {"role": "assistant", "content": content if content.strip() else "-"}]
+    made = examples({"messages": stand_in}, {"messages": "messages"}, "last")[0]
+    return Reject(made.reason, f"{name}: {made.detail}") if isinstance(made, Reject) else (made.prompt, content)
+
+
+def _check(source: Path, found: _Found, pairs: dict[str, list[Pair]]) -> None:
+    """Raise BadInput where what is left is no sample of the set, or a split has no pair."""
+    counts = Counter(reject["reason"] for reject in found.rejects)
+    wrong = counts.total() - counts[TWICE]
+    if wrong > MOST_REJECTED * (found.total - counts[TWICE]):
+        raise BadInput(
+            f"{source}: {wrong:,} of its {found.total:,} rows are no pairs here ({reasons(counts)}); name pairs of "
+            "the profile's dataset, with the same rows held out."
+        )
+    for split in (split for split, part in pairs.items() if not part):
+        raise BadInput(
+            f"{source}: it leaves no {split} pairs ({reasons(counts) or 'it has none'}); each split needs at least "
+            "one, and test pairs are those whose prompts the profile's dataset holds out."
+        )
+
+
+def _taken_whole(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], out: Path) -> bool:
+    """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: quality.json has figures
+    that cannot be made again (tokens), and the same content must stay the same artifact."""
+    folder = files["train"][0].parent
+    if not (folder / published.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
+        return False
+    for split, part in files.items():
+        if part[0].name != FILES[split] or read_pairs(part[0]) != pairs[split]:
+            return False
+    try:
+        told = json.loads((folder / published.QUALITY).read_bytes())
+        if any(told[split]["pairs"] != len(part) for split, part in pairs.items()):
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    for name in (*FILES.values(), *published.WITH_PAIRS):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    return True
+
+
+def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict]) -> None:
+    told = {}
+    for split, part in pairs.items():
+        write_pairs(out / FILES[split], part)
+        counted = PairQuality()
+        for pair in part:
+            counted.count(pair)
+        told[split] = counted.told()
+    (out / published.QUALITY).write_text(json.dumps(told, indent=1) + "\n")
+    if rejects:
+        lines = [json.dumps(reject) + "\n" for reject in rejects]
+        (out / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")

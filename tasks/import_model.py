@@ -1,0 +1,17 @@
+"""import_model: θ_t from outside the store, for a run that begins at iteration t."""
+
+from spin_core.imports import origin
+from spin_core.stages import import_model as core
+from spin_core.step import Ref
+from tasks.run import Run
+from tasks.stage import stage
+
+
+def import_model(run: Run, t: int, source: Ref):
+    """θ_t as an artifact: the one that `source` names, or a copy of it."""
+    return copied(run, t, source) if source.path else source
+
+
+@stage(core)
+def copied(run: Run, t: int, source: Ref):
+    return f"θ_{t}, {origin(source)}", core.Config(), {"source": source}

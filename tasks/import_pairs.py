@@ -1,0 +1,11 @@
+"""import_pairs: a published pair set, in place of an iteration's own."""
+
+from spin_core.imports import origin
+from spin_core.stages import import_pairs as core
+from tasks.run import Run
+from tasks.stage import stage
+
+
+@stage(core)
+def import_pairs(run: Run, t: int, source, rows):
+    return f"iter {t}, {origin(source)}", core.Config(), {"source": source, "rows": rows}
