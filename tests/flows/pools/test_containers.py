@@ -117,7 +117,7 @@ def test_image_has_what_runs_and_no_secret(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr
     assert "demo, gsm8k-smollm2" in " ".join(done.stdout.split())
     assert (tmp_path / "deployments/prefect.yaml").exists()
-    assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.M) == ["spinloop"]
+    assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["1000:1000"]
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     words = [one.replace(".", r"\.").replace("**/", "(?:.+/)?").replace("*", "[^/]*") for one in patterns]
     kept_out = [re.compile(f"{word}(/.*)?") for word in words]

@@ -221,7 +221,7 @@ def test_a_kubernetes_job_has_its_gpus_memory_and_store():
         "requests": {"memory": "64Gi", "cpu": "16"},
     }
     assert container["image"] == "registry/spinloop:1"
-    assert container["env"]["SPINLOOP_STORE"] == "/store"
+    assert job["env"]["SPINLOOP_STORE"] == "/store"
     assert pod["nodeSelector"] == {"gpu": "h100"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
@@ -238,6 +238,9 @@ def test_a_docker_run_has_its_gpus_memory_and_store():
     assert gpu["container_create_kwargs"] == {
         "device_requests": [{"count": -1, "capabilities": [["gpu"]]}],
         "shm_size": "32g",
+        "init": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
     }
     assert gpu["volumes"] == ["/here:/store"] and gpu["env"]["SPINLOOP_STORE"] == "/store"
     assert rendered(job_template("docker", CPU_POOL, "/here"))["container_create_kwargs"]["device_requests"] == []
