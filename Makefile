@@ -6,7 +6,7 @@ STORE_FAULTS := tests/faults/store
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test check format setup clean demo-seeds bench-train bench-generate vllm-env test-kills faults server worker test-server bench-dispatch
+.PHONY: demo test check format setup clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -23,6 +23,9 @@ demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table 
 
 bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
+
+bench-memory: .venv/dev      ## the memory model of `spinloop plan` against measured peaks: the cases that its table lacks (BENCH=--again: all)
+	$(BIN)/python -m tests.benchmarks.bench_memory $(BENCH)
 
 vllm-env: .venv-vllm/ready   ## vLLM in an environment of its own, for generate.engine and harness.backend vllm (VLLM=cpu or cuda; else what is found)
 
@@ -42,6 +45,9 @@ test-server: .venv/browser   ## a whole iteration on Postgres and two workers, a
 
 bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here and on a work pool
 	$(BIN)/python -m tests.benchmarks.bench_dispatch
+
+bench-growth: .venv/dev      ## time and memory against rows (to a million) and shards (to 5,000): an hour, 5 GB (BENCH="--rows 1000 --shards 500" for less)
+	$(BIN)/python -m tests.benchmarks.bench_growth $(BENCH)
 
 test-kills: .venv/dev        ## thirty random kill -9 moments with each engine (half an hour and more); a part of `faults`
 	SPINLOOP_FAULTS=night $(BIN)/pytest -s tests/faults/flow/test_generation_killed.py

@@ -1,4 +1,4 @@
-"""The command line `spinloop`: run, plan, report, push, deploy, doctor, and the store's own commands.
+"""The command line `spinloop`: run, plan, import, report, push, deploy, doctor, and the store's own commands.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import cast
 
 from spin_core.config import PROFILES, Config, load_profile
-from spin_core.errors import SpinloopError
+from spin_core.errors import BadInput, SpinloopError
 from spin_core.step import title
+from spin_core.store.opening import named
 from tasks.ledger import Entry
 from tasks.throughput import iteration
 
@@ -78,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--store",
             default=os.environ.get("SPINLOOP_STORE", ".spinloop"),
-            type=lambda folder: str(Path(folder).expanduser().absolute()),
+            type=named,
             metavar="DIR",
-            help="folder of the artifact store (default: $SPINLOOP_STORE or .spinloop)",
+            help="folder of the artifact store, or s3://bucket/prefix (default: $SPINLOOP_STORE or .spinloop)",
         )
         return sub
 
@@ -105,10 +106,13 @@ def _parser() -> argparse.ArgumentParser:
             help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
         )
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
-    from flows import push, report_cli
+        if name == "plan":
+            sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
+            sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
+    from flows import import_cli, join_cli, push, report_cli
 
-    report_cli.add_command(commands, add)
-    push.add_command(commands, add)
+    for module in (import_cli, report_cli, push, join_cli):
+        module.add_command(commands, add)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     _deploy_options(
         add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
@@ -167,11 +171,11 @@ def _fields() -> str:
 
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from flows.embedded import EmbeddedServer, answers, configured_server
+    from flows.embedded import BUSY_SECONDS, EmbeddedServer, answers, configured_server
     from flows.ending import watched
 
     url = configured_server()
-    if url and not answers(url):
+    if url and not answers(url, BUSY_SECONDS):
         raise SpinloopError(
             f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
             "(it may be in .env)."
@@ -220,14 +224,28 @@ def _told(args: argparse.Namespace, outcome: dict) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from flows.plan import plan
+    from flows.plan import costed, plan
 
-    ledger, notes = plan(config, args.store, base_dir)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
     if args.json:
+        ledger, notes = plan(config, args.store, base_dir)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         print(json.dumps([vars(entry) for entry in ledger]))
         return
+    made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
+    for note in [*made.notes, *([made.why] if made.why else [])]:
+        print(f"note: {note}", file=sys.stderr)
+    if made.ledger is not None:
+        _print_ledger(made.ledger)
+    if costs.lines:
+        print("", *costs.lines, sep="\n")
+    if costs.misfit and costs.certain:
+        raise BadInput(costs.misfit)
+    if costs.misfit:
+        print(f"This does not fit: {costs.misfit}")
+
+
+def _print_ledger(ledger: list[Entry]) -> None:
     lines = _plan_lines(ledger)
     width = max(len(name) for _, name, _ in lines)
     for state, name, told in lines:

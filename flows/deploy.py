@@ -32,6 +32,7 @@ from flows.told import differing, told
 from spin_core import gpus
 from spin_core.config import PROFILES
 from spin_core.errors import BadInput, SpinloopError
+from spin_core.store.opening import is_remote
 
 FILES = PROFILES.parent
 CPU_POOL, GPU_POOL = "spin-cpu", "spin-gpu"
@@ -77,14 +78,18 @@ def job_template(kind: str, pool: str, store: str, image: str = "") -> dict[str,
     if pool == CPU_POOL:
         for name in CPU_DEFAULTS.keys() & variables.keys():
             variables[name]["default"] = CPU_DEFAULTS[name]
-    if kind == "process":
+    if kind == "process" or is_remote(store):
         variables["env"]["default"]["SPINLOOP_STORE"] = store
+    if kind == "process":
         # Not `python`: a worker that is started by its path has another one on its PATH, or none.
         variables["command"]["default"] = shlex.join([sys.executable, "-m", "prefect.engine"])
     elif image:
         variables["image"]["default"] = image
-    if kind == "docker":
+    if kind == "docker" and not is_remote(store):
         variables["volumes"]["default"] = [f"{store}:/store"]
+    if kind == "kubernetes" and is_remote(store):  # nobody has to have a claim; what was fetched goes with the pod
+        pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+        pod["volumes"] = [{"name": "store", "emptyDir": {}}, *(one for one in pod["volumes"] if one["name"] != "store")]
     return template
 
 

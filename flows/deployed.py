@@ -69,9 +69,10 @@ def iteration(
         t = next_iteration(config, store_folder(), base_dir) if iteration == -1 else iteration
         if iteration == -1 and t == config.iterations:
             t -= 1  # all are there; the report may not be
-        if not 0 <= t < config.iterations:
+        first = config.start.iteration
+        if not first <= t < config.iterations:
             raise BadInput(
-                f"iteration: {config.name} has the iterations 0 to {config.iterations - 1}; raise `iterations`."
+                f"iteration: {config.name} has the iterations {first} to {config.iterations - 1}; raise `iterations`."
             )
         check(config, store_folder(), base_dir, DEFAULT)
         follow = "model" if t + 1 < config.iterations else ""

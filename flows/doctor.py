@@ -14,7 +14,7 @@ from spin_core import gpus
 from spin_core.engines import vllm_env
 from spin_core.errors import SpinloopError
 from spin_core.stages.harness import LM_EVAL
-from spin_core.store.store import NAME, Store
+from spin_core.store.opening import exists, is_remote, open_store
 
 NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
 OPTIONAL = {
@@ -76,12 +76,26 @@ def _vllm() -> Line:
 
 def _store(folder: str) -> Line:
     try:
-        if (Path(folder) / NAME).exists():
-            Store(Path(folder), create=False).check_writable()
+        if exists(folder):
+            open_store(folder, create=False, runs=False).check_writable()
     except SpinloopError as error:
         return "missing", "store", str(error)
+    if is_remote(folder):
+        return _remote(folder)
     above = next(p for p in [Path(folder), *Path(folder).parents] if p.exists())
     free = shutil.disk_usage(above).free / 2**30
     if not os.access(above, os.W_OK):
         return "missing", "store", f"{above} cannot be written; name another --store"
     return "ok", "store", f"{folder}, {free:,.0f} GiB free"
+
+
+def _remote(url: str) -> Line:
+    from spin_core.store.cache import limit, place
+    from spin_core.store.objects import Objects
+    from spin_core.store.store import NAME
+
+    there = Objects(url, NAME)
+    folder = place(there.url, there.endpoint())
+    above = next(p for p in [folder, *folder.parents] if p.exists())
+    free = shutil.disk_usage(above).free / 2**30
+    return "ok", "store", f"{url}; its cache {folder} may hold {limit() / 1e9:,.0f} GB, {free:,.0f} GiB free"

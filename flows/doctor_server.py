@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import httpx
 import prefect
@@ -19,7 +18,7 @@ from flows.embedded import answers, configured_server
 from flows.server import older, refused
 from flows.stages import failed, store_folder
 from spin_core.errors import SpinloopError
-from spin_core.store.store import NAME, Store
+from spin_core.store.opening import exists, open_store
 
 POOLS = ("spin-cpu", "spin-gpu")
 WAIT_SECONDS = 60  # a worker asks for work every second or so and starts a run in 3; vLLM's interpreter may take 20
@@ -33,10 +32,10 @@ def doctor(store: str = "") -> State:
         here = store_folder()
         if not store:
             lines.append(("-", "same store", "not compared: there is no store yet where doctor was asked"))
-        elif Store(Path(here)).identity() == store:
+        elif open_store(here, runs=False).identity() == store:
             lines.append(("ok", "same store", here))
         else:
-            told = f"{here} is another than the one asked for; show both the same folder ($SPINLOOP_STORE)"
+            told = f"{here} is another than the one asked for; show both the same ($SPINLOOP_STORE)"
             lines.append(("missing", "same store", told))
     except SpinloopError as error:
         return failed(error)
@@ -85,7 +84,7 @@ def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
 
 def _ask_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     try:
-        identity = Store(Path(store), create=False).identity() if (Path(store) / NAME).exists() else ""
+        identity = open_store(store, create=False, runs=False).identity() if exists(store) else ""
         run = run_deployment(
             f"doctor/{pool}", parameters={"store": identity}, timeout=WAIT_SECONDS, as_subflow=False, poll_interval=0.5
         )

@@ -23,14 +23,15 @@ from spin_core.child import python_path
 from spin_core.errors import BadInput, SpinloopError
 
 START_SECONDS = 120
+BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve, took over 5 on a busy machine
 
 
-def answers(url: str) -> bool:
-    """Whether a Prefect API is there; one that asks for a login is."""
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether a Prefect API is there; one that asks for a login is, and one that takes up to `seconds` to answer."""
     try:
         # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
         proxies = urllib.request.ProxyHandler({} if "//127.0.0.1" in url else None)
-        urllib.request.build_opener(proxies).open(f"{url}/health", timeout=5).close()
+        urllib.request.build_opener(proxies).open(f"{url}/health", timeout=seconds).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):

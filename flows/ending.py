@@ -7,6 +7,7 @@ server may show the run as Running for ever.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -64,10 +65,16 @@ class _Watch:
 _watches: list[_Watch] = []
 
 
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
 @contextmanager
 def watched(tell: Tell) -> Iterator[None]:
     """Inside, a run of which only the server is not told ends this process, with the exit code that `tell` gives: after
     SECONDS, or as soon as Prefect gives up. What a run failed with is raised as it was."""
+    # The client's thread for events prints each one that a lost server did not get, 2 kB of it, at any level set.
+    logging.getLogger("prefect._internal.concurrency").addFilter(_nothing)
     _watches.append(watch := _Watch(tell))
     try:
         yield

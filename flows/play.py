@@ -15,7 +15,7 @@ from flows.stages import failed
 from spin_core import gpus
 from spin_core.child import Children
 from spin_core.config import Config
-from spin_core.store.store import Store
+from spin_core.store.opening import open_store
 from tasks.pools import Pools
 from tasks.reformat import reformat
 from tasks.run import Run
@@ -40,7 +40,7 @@ def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict 
 def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = "") -> dict:
     """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
     `origin`, `follow`: see Run."""
-    artifacts = Store(Path(store))
+    artifacts = open_store(store)
     seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
     with (
         artifacts.using(),
@@ -53,7 +53,7 @@ def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | N
 
 def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:
     """Inside a flow: the first step alone. How many steps ran, and how many were cached."""
-    artifacts = Store(Path(store))
+    artifacts = open_store(store)
     with artifacts.using(), Children(1) as children:
         run = Run(config, artifacts, children, base_dir, origin=origin, follow="dataset")
         reformat(run, *sources(run)[0])

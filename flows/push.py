@@ -17,7 +17,8 @@ from spin_core.hub_push import Files, Target
 from spin_core.pairs_card import pairs_card, place
 from spin_core.rows import FILES
 from spin_core.run_card import RunFacts, full_card, read_run
-from spin_core.store.store import Store
+from spin_core.store.opening import open_store
+from tasks.progress import Progress
 
 
 def add_command(within: Any, add: Callable) -> None:
@@ -45,7 +46,8 @@ def add_command(within: Any, add: Callable) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    store = Store(Path(args.store), create=False)
+    store = open_store(args.store, create=False, read_only=True)
+    store.tell = Progress()
     to = Target(args.to, "model", args.revision, args.private)
     hub_push.check(to, "--to")
     if args.pairs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import BadInput
+from spin_core.store.opening import open_store
 from spin_core.store.store import Store
 
 
@@ -29,7 +30,7 @@ def add_command(within: Any, add: Callable) -> None:
 def _report(args: argparse.Namespace) -> None:
     from flows.compare import compared, find
 
-    store = Store(Path(args.store), create=False)
+    store = open_store(args.store, create=False, read_only=True)
     if args.compare:
         if args.run or args.preset:
             raise BadInput("--compare takes two runs and neither a third one nor --preset; leave that out.")

@@ -10,9 +10,13 @@ base model ─► (sft) ─► θ_0                                 │
     │  evaluate, harness(θ_{t+1}) ─► metrics ─► gate: go on, stop, best  │
     └────────────────────────────────────────────────────────────────────┘
                                 └──► report
+
+A run may begin at a later θ_t, and have pairs_t imported (`start:` in a profile): these are steps of their own.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from flows.approval import approved
 from tasks.demo import demo_model, demo_rows
@@ -22,6 +26,8 @@ from tasks.gate import gate, goes_on
 from tasks.gather import gather
 from tasks.generate import generate
 from tasks.harness import harness
+from tasks.import_model import import_model
+from tasks.import_pairs import import_pairs
 from tasks.reformat import reformat
 from tasks.report import report
 from tasks.run import Run
@@ -32,16 +38,17 @@ from tasks.sft import sft, sft_instead
 def dag(run: Run):
     """The steps in order. `run` executes them, or in a plan only looks them up; a step's result is a future, or in a
     plan a reference."""
-    cfg = run.config
-    dataset, model = sources(run)
+    cfg, first = run.config, run.config.start.iteration
+    dataset, model, published = sources(run)
     rows = reformat(run, *dataset)
-    theta = start = sft(run, model, rows) if cfg.sft else model
+    theta = start = import_model(run, first, model) if first else sft(run, model, rows) if cfg.sft else model
     table = Table()
-    table.add("θ_0", "start", **measured(run, "θ_0", theta, rows), finetune=start if cfg.sft else None)
-    pairs: list = []
+    begun = measured(run, f"θ_{first}", theta, rows)
+    table.add(f"θ_{first}", "start", **begun, finetune=start if cfg.sft else None)
+    pairs = {t: import_pairs(run, t, source, rows) for t, source in published.items()}
     controls: list = []
-    for t in range(cfg.iterations):
-        if t and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):
+    for t in range(first, cfg.iterations):
+        if t > first and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):
             break
         if cfg.control:  # needs θ_0 only, so with runtime.workers above 1 it runs beside the iteration
             controls.append(sft_instead(run, start, rows, t + 1))
@@ -52,16 +59,17 @@ def dag(run: Run):
     return report(run, table.lines, table.inputs)
 
 
-def iteration(run: Run, t: int, opponent, rows, pairs: list, table: Table, start):
-    """θ_t plays against itself and becomes θ_{t+1}. `pairs` holds the pair sets of all iterations so far and gets
-    this one's."""
-    answers = generate(run, t, opponent, run.shards(rows))
-    pairs.append(gather(run, t, rows, answers))
-    first = max(0, t + 1 - run.config.history)
-    recent = pairs[first:]
-    logps = [score(run, t, opponent, p, of=first + i) for i, p in enumerate(recent)]
+def iteration(run: Run, t: int, opponent, rows, pairs: dict, table: Table, start):
+    """θ_t plays against itself and becomes θ_{t+1}. `pairs` holds the pair sets of all iterations so far and those that
+    are imported, and gets this one's."""
+    if t not in pairs:
+        pairs[t] = gather(run, t, rows, generate(run, t, opponent, run.shards(rows)))
+    seen = range(max(0, t + 1 - run.config.history), t + 1)
+    recent = [pairs[i] for i in seen]
+    logps = [score(run, t, opponent, pairs[i], of=i) for i in seen]
     theta = finetune(run, t, opponent, recent, logps)
-    made = measured(run, f"θ_{t + 1}", theta, rows, t, pairs=recent[-1], logps=logps[-1], start=start if t else None)
+    game = {"pairs": recent[-1], "logps": logps[-1], "start": start if t > run.config.start.iteration else None}
+    made = measured(run, f"θ_{t + 1}", theta, rows, t, **game)
     decision = gate(run, t, table.players(**made))
     table.add(f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=recent[-1], gate=decision, iteration=t)
     return theta
@@ -93,14 +101,17 @@ class Table:
         return {name: [*(self.inputs[name][line[name]] for line in lines), one] for name, one in newest.items()}
 
 
-def sources(run: Run) -> tuple[list, object]:
-    """The dataset (with its held-out set, where that is one of its own) and the model that everything starts from."""
-    part, start = run.config.dataset, run.config.model
+def sources(run: Run) -> tuple[list, Any, dict]:
+    """The dataset (with its held-out set, where that is one of its own), the model that everything starts from, and the
+    pair sets that are imported, by iteration."""
+    part, start, first = run.config.dataset, run.config.model, run.config.start
     if part.path == "builtin:tasks":
         dataset = [demo_rows(run, "train"), demo_rows(run, "test")]
     else:
         held_out = part.test_path or (part.path if part.test_split else "")
         paths = [(part.path, part.split), (held_out, part.test_split)]
         dataset = [run.source(path, "dataset", part.revision, split=split) for path, split in paths if path]
-    builtin = start.path == "builtin:tiny-llama"
-    return dataset, demo_model(run) if builtin else run.source(start.path, "model", start.revision)
+    published = {t: run.source(place, "pairs") for t, place in sorted(first.pairs.items())}
+    if start.path == "builtin:tiny-llama":
+        return dataset, demo_model(run), published
+    return dataset, run.source(start.path, "checkpoint" if first.iteration else "model", start.revision), published

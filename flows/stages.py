@@ -33,7 +33,7 @@ from spin_core.stages import sft as sft_stage
 from spin_core.step import Ref, Step, source
 from spin_core.store import keys
 from spin_core.store.keys import DIGEST
-from spin_core.store.store import Store
+from spin_core.store.opening import named, open_store
 from tasks.stage import task_of
 from tasks.steps import Steps
 
@@ -89,14 +89,14 @@ def harness(config: harness_stage.Config, work: list[Work], runtime: Runtime = R
 
 
 def store_folder() -> str:
-    """The store of this worker: $SPINLOOP_STORE, which `spinloop deploy` puts into the pools' job template. Raises
-    BadInput where it is not set: a flow run's own folder is thrown away with all that is in it."""
-    named = os.environ.get("SPINLOOP_STORE")
-    if not named:
+    """The store of this worker, a folder or URL: $SPINLOOP_STORE, which `spinloop deploy` puts into the pools' job
+    template. Raises BadInput where it is not set: a flow run's own folder is thrown away with all that is in it."""
+    store = os.environ.get("SPINLOOP_STORE")
+    if not store:
         raise BadInput(
             "SPINLOOP_STORE is not set on this worker; `spinloop deploy` puts it into the pool, or export it."
         )
-    return str(Path(named).expanduser().absolute())
+    return named(store)
 
 
 def failed(error: Exception) -> State:
@@ -109,11 +109,11 @@ def failed(error: Exception) -> State:
 def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runtime, store: str) -> State:
     """Look up or compute every step of `work`; `store` is the identity that the store must have."""
     try:
-        artifacts = Store(Path(store_folder()))
+        artifacts = open_store(store_folder(), runs=False)
         if store and artifacts.identity() != store:
             raise BadInput(
-                f"{artifacts.root}: this worker's store is another than that of the run that asks; show both the same "
-                "folder ($SPINLOOP_STORE)."
+                f"{store_folder()}: this worker's store is another than that of the run that asks; show both the same "
+                "($SPINLOOP_STORE)."
             )
         with artifacts.using(), Children(runtime.workers, gpus.groups(runtime, gpus.visible())) as children:
             steps = Steps(artifacts, children, runtime)

@@ -31,7 +31,7 @@ MODELS = (  # charts with a mark per model: caption, figures of a report row by 
     ("Harness: average of the tasks", {"harness.average": "average"}),
     (
         "Margin on held-out pairs",
-        {"opponents.margin": "against the previous model", "opponents.margin_start": "against θ_0"},
+        {"opponents.margin": "against the previous model", "opponents.margin_start": "against the start"},
     ),
     ("Length of held-out answers in tokens", {"style.greedy.tokens": "greedy", "style.sampled.tokens": "sampled"}),
 )

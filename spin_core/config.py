@@ -20,6 +20,7 @@ from spin_core.stages.gate import Gate
 from spin_core.stages.gather import Gather
 from spin_core.stages.generate import Generate
 from spin_core.stages.harness import Harness
+from spin_core.stages.import_pairs import Start
 from spin_core.stages.reformat import Dataset
 from spin_core.stages.sft import Sft
 
@@ -46,6 +47,11 @@ class Config(Section):
     iterations: int = Field(3, ge=0, le=100, description="SPIN iterations.")
     history: int = Field(2, ge=1, description="Train on the pairs of this many latest iterations (the paper: 2).")
     model: Model = Field(description="θ_0, or with `sft` the base model that it is made from.")
+    start: Start = Field(
+        Start(),
+        description="Begin at a later iteration, or with pairs that are there already; leave out to begin at θ_0.",
+        json_schema_extra={"omit_default": True},
+    )
     dataset: Dataset = Field(description="Prompts and real answers, and which rows are held out.")
     chat: ChatSection = Field(ChatSection(), description="How prompts become tokens.")
     sft: Sft | None = Field(
@@ -85,7 +91,9 @@ class Config(Section):
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
             if at.finetune.engine_logps:
                 self._engine_logps_are_there(t, where)
+            self._lora_is_whole(at.finetune, where)
         self._gate_is_measured()
+        self._start_is_there()
         for name, part in (("sft", self.sft), ("control", self.control)):
             if part and self.chat.max_prompt_length >= part.max_length:
                 raise ValueError(f"chat.max_prompt_length must be below {name}.max_length")
@@ -100,6 +108,42 @@ class Config(Section):
             raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
         if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
+
+    def _lora_is_whole(self, part: Finetune, where: str) -> None:
+        """An adapter is put on, and merged into, a model that each process has."""
+        sharding = self.runtime.compute.sharding
+        if part.lora and sharding in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"finetune.lora{where} does not go with runtime.compute.sharding: {sharding}, as an adapter needs the "
+                "whole model in each process; take zero2 or none, or leave lora out"
+            )
+        if part.lora and part.lora.quantize != "none" and sharding != "none":
+            raise ValueError(
+                f"finetune.lora.quantize{where} does not go with runtime.compute.sharding: {sharding}; take none"
+            )
+
+    def _start_is_there(self) -> None:
+        """A later start needs its model, and the pairs before it that its first iteration trains on."""
+        first, pairs = self.start.iteration, self.start.pairs
+        if first and first >= self.iterations:
+            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to play")
+        for name, part in (("sft", self.sft), ("control", self.control)):
+            if first and part:
+                raise ValueError(f"start.iteration: {first} begins behind θ_0, which {name} is about; leave {name} out")
+        least = max(0, first + 1 - self.history)
+        for t in range(least, first):
+            if t not in pairs:
+                raise ValueError(
+                    f"start.pairs: iteration {first} trains on the pairs of iteration {t} too; give start.pairs.{t}, "
+                    f"or set history to {first - t}"
+                )
+        if first and self.model.path.startswith("builtin:"):
+            raise ValueError(f"start.iteration: {first} needs θ_{first}; name it in model.path")
+        for t in pairs:
+            if not least <= t < self.iterations:
+                raise ValueError(f"start.pairs.{t}: this run trains on the pairs of {least} to {self.iterations - 1}")
+            if any(self.at(later).finetune.engine_logps for later in range(t, min(t + self.history, self.iterations))):
+                raise ValueError(f"start.pairs.{t}: imported pairs have no log-probs; set finetune.engine_logps: false")
 
     def _engine_logps_are_there(self, t: int, where: str) -> None:
         if why := engine_logps.unusable(score_settings(self.at(t).finetune), self.chat):
@@ -131,8 +175,11 @@ class Config(Section):
     def first(self, count: int) -> Config:
         """The same run with its first `count` iterations only, and no question between them."""
         kept = {t: parts for t, parts in self.overrides.items() if t < count}
+        pairs = {t: place for t, place in self.start.pairs.items() if t < count}
         runtime = self.runtime.model_copy(update={"approve": False})
-        return self.model_copy(update={"iterations": count, "overrides": kept, "runtime": runtime})
+        start = self.start.model_copy(update={"pairs": pairs})
+        changed = {"iterations": count, "overrides": kept, "runtime": runtime, "start": start}
+        return self.model_copy(update=changed)
 
     def epochs(self, t: int) -> float:
         """Passes over its pairs that iteration `t` makes."""

@@ -31,6 +31,10 @@ class BadInput(SpinloopError):
     kept = ""
 
 
+class Unreachable(BadInput):
+    """A hub id that is not here, and the hub cannot be asked: a run cannot begin, but what it costs can be told."""
+
+
 class StageFailed(SpinloopError):
     """A stage began and did not finish; nothing of it was published."""
 

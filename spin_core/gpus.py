@@ -32,7 +32,17 @@ def groups(runtime: Runtime, gpus: list[str]) -> list[str]:
     Raises BadInput where one process's GPUs are not there. With fewer GPUs than workers some are shared, which suits
     small models only.
     """
-    each = runtime.tensor_parallel
+    each, together = runtime.tensor_parallel, runtime.compute.processes
+    if gpus and runtime.device != "cpu" and together > len(gpus):
+        raise BadInput(
+            f"runtime.compute.processes is {together}, and {len(gpus)} GPUs are visible; lower it, or show more of "
+            "them in CUDA_VISIBLE_DEVICES"
+        )
+    if runtime.compute.world > 1 and runtime.device.startswith("cuda:"):
+        raise BadInput(
+            f"runtime.device: {runtime.device} is one GPU, and runtime.compute asks for {runtime.compute.world} "
+            "processes; set device: auto"
+        )
     if not gpus or runtime.device not in ("auto", "cuda") or runtime.workers == each == 1:
         return []
     if each > len(gpus):
@@ -54,14 +64,17 @@ def check_unshared(runtime: Runtime, count: int) -> None:
         )
 
 
-def held(stage: str, runtime: Runtime, share: int = 1) -> dict:
+def held(stage: str, runtime: Runtime, share: int = 1, together: bool = False) -> dict:
     """What a step holds while it is computed, for its record: `gpus` (0 on CPU), their `name`, and by how many steps at
-    once they are `shared` (`share` jobs in one engine, times processes that there are too few GPUs for).
+    once they are `shared` (`share` jobs in one engine, times processes that there are too few GPUs for). `together`: it
+    is done by the processes of `runtime.compute`, on all nodes.
 
     A `share` above 1 is that of a vLLM step. One of harness has its engine for itself: the process is one model's and
     one task list's."""
     if stage not in Pools.model_fields or runtime.device == "cpu" or not (there := _visible()):
         return {"gpus": 0}
+    if together:
+        return {"gpus": runtime.compute.world, "name": _name(), "shared": 1}
     each = min(runtime.tensor_parallel if share > 1 else 1, len(there))
     if stage == "harness":
         share = 1

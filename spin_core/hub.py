@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, Unreachable
 
 Kind = Literal["model", "dataset"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -97,7 +97,8 @@ def refusal(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return BadInput(f"{where} the hub's {kind} has no revision {revision!r}; check `{kind}.revision`.")
-    return BadInput(f"{where} the hub cannot be read ({said(error)}); go online or give the path of a local copy.")
+    kind_of = Unreachable if unreachable(error) else BadInput
+    return kind_of(f"{where} the hub cannot be read ({said(error)}); go online or give the path of a local copy.")
 
 
 def bad_token(error: Exception) -> bool:

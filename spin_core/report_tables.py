@@ -77,7 +77,7 @@ def _models(rows: Sequence[dict]) -> Table:
         ),
         (
             "Δ",
-            "Difference from the start (θ_0). Small print: held-out rows that became right (gained) and wrong (lost), "
+            "Difference from the start. Small print: held-out rows that became right (gained) and wrong (lost), "
             "and the 95 % interval of the change on the same rows.",
         ),
         (
@@ -96,13 +96,15 @@ def _models(rows: Sequence[dict]) -> Table:
 
 
 def _opponents(rows: Sequence[dict]) -> Table:
+    start = next((row["label"] for row in rows if row["kind"] == "start"), "θ_0")
+
     def line(row: dict) -> dict[str, Cell]:
         of = row.get("opponents") or {}
         return {
             "margin": _valued(of.get("margin")),
             "accuracy": _valued(of.get("accuracy")),
-            "margin, θ_0": _valued(of.get("margin_start")),
-            "accuracy, θ_0": _valued(of.get("accuracy_start")),
+            f"margin, {start}": _valued(of.get("margin_start")),
+            f"accuracy, {start}": _valued(of.get("accuracy_start")),
             "reward, real": (show(of.get("real")), ""),
             "reward, generated": (show(of.get("generated")), ""),
             "loss": (show(of.get("loss")), ""),
@@ -113,8 +115,8 @@ def _opponents(rows: Sequence[dict]) -> Table:
         (
             "margin, accuracy",
             "β times the gap of log-ratios between real and generated answers against the iteration's opponent, the "
-            "previous model, and the share of held-out rows where it is positive (a tie counts half); with θ_0 against "
-            "the start instead. Small print: 95 % intervals.",
+            "previous model, and the share of held-out rows where it is positive (a tie counts half); with "
+            f"{start} against the start instead. Small print: 95 % intervals.",
         ),
         ("reward", "β times the log-ratio of the new model to its opponent: of real, and of generated answers."),
         ("loss", "The training's loss on held-out pairs; 0.693 (sigmoid) is a model that did not move."),
@@ -142,8 +144,8 @@ def _style(rows: Sequence[dict]) -> Table:
     key = [
         (
             "length",
-            "Mean tokens of a greedy answer. Small print: change since θ_0 on the same rows, with its 95 % interval, "
-            "and the length of answers sampled at temperature 1, as in the other columns.",
+            "Mean tokens of a greedy answer. Small print: change since the start on the same rows, with its 95 % "
+            "interval, and the length of answers sampled at temperature 1, as in the other columns.",
         ),
         ("repetition", "Mean share of an answer's 4-grams that it had already: loops."),
         ("distinct 1 · 2", "Different words and pairs of neighbours over all answers, as a share; low is monotonous."),

@@ -47,6 +47,8 @@ class RunFacts:
                 made.setdefault(0, step)
             elif (step["stage"], step["label"]) == ("sft", "θ_0") and step["digest"]:
                 made[0] = step
+            elif step["stage"] == "import_model" and (named := re.match(r"θ_(\d+)", step["label"])) and step["digest"]:
+                made[int(named[1])] = step
         return dict(sorted(made.items()))
 
     @property
@@ -60,13 +62,20 @@ class RunFacts:
         gates = [step for step in self.steps if step["stage"] == "gate" and step["digest"]]
         return self.read(gates[-1], "decision.json") if gates else {}
 
+    @property
+    def first(self) -> int:
+        """The k of the θ_k that the run began with: the gate counts models from it."""
+        gates = [step for step in self.steps if step["stage"] == "gate" and step["digest"]]
+        record = self.store.record("gate", gates[0]["key"]) if gates else None
+        return int(record.payload["config"].get("first", 0)) if record else 0
+
     def best(self) -> int:
         """The k of the best θ_k: by the last gate, else the last one. Raises BadInput where the run made no model."""
         if not self.models:
             raise BadInput(f"{self.name}: this run has made no model yet; run its profile again.")
         last = max(self.models)
-        k = best_of([self.decision], last + 1)
-        return last if k is None else k
+        k = best_of([self.decision], last + 1 - self.first)
+        return last if k is None else self.first + k
 
     def choose(self, which: str) -> int:
         """The k of `best`, `last`, `θ_2` or `2`. Raises BadInput for a model that this run has not made, and for `best`
@@ -213,7 +222,9 @@ def _measures_text(found: list[Measure]) -> str:
 def _decision(run: RunFacts, k: int) -> list[str]:
     """What was said of this model when it was new, and which one is best in the end."""
     gates = [step for step in run.steps if step["stage"] == "gate" and step["digest"]]
-    own = next((d for d in (run.read(gate, "decision.json") for gate in gates) if d.get("models") == k + 1), {})
+    own = next(
+        (d for d in (run.read(gate, "decision.json") for gate in gates) if d.get("models") == k + 1 - run.first), {}
+    )
     if not gates:
         return []
     lines = []
@@ -222,6 +233,7 @@ def _decision(run: RunFacts, k: int) -> list[str]:
         lines += [f"- {markdown_text(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
     best = run.decision.get("best")
     if isinstance(best, int) and run.ended:
+        best += run.first
         lines.append(f"\nThe best of the run by its last decision: θ_{best}{' (this model)' if best == k else ''}.")
     return ["## Decision\n\n" + "\n".join(lines).strip()]
 

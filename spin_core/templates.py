@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 CHILD = Path(__file__).with_name("template_child.py")
-CPU_SECONDS = 2  # as in the child
 # The child ends itself by CPU time; this is for one that is stopped or starved.
 WALL_SECONDS = 120.0
 KEPT_TEXTS = 4  # a row's prompt is asked for several times in a row
@@ -100,7 +99,9 @@ class Renderer:
                 return answer
         self._end()
         if child.returncode == -signal.SIGPROF:
-            raise TemplateError(f"it takes over {CPU_SECONDS} s of processor time")
+            from spin_core.template_child import CPU_SECONDS
+
+            raise TemplateError(f"it takes over {CPU_SECONDS:g} s of processor time")
         raise TemplateError(f"the process that renders it ended with code {child.returncode}")
 
     def _end(self) -> None:

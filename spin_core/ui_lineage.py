@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-SHOWN = ("demo_rows", "demo_model", "reformat", "sft", "generate", "gather", "finetune")
+SHOWN = ("demo_rows", "demo_model", "reformat", "import_model", "import_pairs", "sft", "generate", "gather", "finetune")
 FIRST, LAST = 2, 3  # iterations that are drawn of a run with more
 STYLES = {
     "ran": "fill:#dbeafe,stroke:#2563c9,color:#12305f",
@@ -94,6 +94,8 @@ def _node(made: Sequence[Made]) -> Node:
         "demo_rows": f"dataset, {first.label}",
         "demo_model": "base model",
         "reformat": f"{_count(count, 'train_rows')} rows, {_count(count, 'test_rows')} held out",
+        "import_model": f"{first.label.partition(',')[0]}, imported",
+        "import_pairs": f"pairs_{t}, {_count(count, 'train_pairs')}, imported",
         "sft": f"SFT {first.label}" if first.label.startswith("instead") else "θ_0",
         "generate": f"answers of θ_{t}",
         "gather": f"pairs_{t}, {_count(count, 'train_pairs')}",

@@ -10,7 +10,11 @@ from tasks.stage import stage
 
 @stage(core)
 def gate(run: Run, t: int, players: dict[str, list]):
-    return f"iter {t}", core.Config(gate=run.config.gate, seed=run.config.seed), players
+    return (
+        f"iter {t}",
+        core.Config(gate=run.config.gate, seed=run.config.seed, first=run.config.start.iteration),
+        players,
+    )
 
 
 def goes_on(run: Run, decision) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_core import sources
@@ -27,6 +28,8 @@ class Planner:
 
     def __init__(self, drafts: Store | None = None):
         self.drafts = drafts
+        self.rows: Path | None = None
+        """Of the last planned rows: their tree, for as long as the plan's own store is there."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -54,7 +57,8 @@ class Planner:
         """Which store has this tree of rows: `store` or the plan's own. Remembers how long its shards are."""
         if self.drafts and self.drafts.tree(rows.digest).is_dir():
             store = self.drafts
-        listed = json.loads((store.tree(rows.digest) / "shards.json").read_text())
+        self.rows = store.tree(rows.digest)
+        listed = json.loads((self.rows / "shards.json").read_text())
         self._shard_rows |= {shard["sha256"]: shard["rows"] for shard in listed}
         return store
 

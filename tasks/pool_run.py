@@ -23,6 +23,7 @@ from prefect.states import Cancelled, Cancelling
 from spin_core import errors
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, StoreError
 from spin_core.job import Runtime
+from spin_core.processes import launch
 from spin_core.step import Ref, Step, title
 from spin_core.store.store import Store
 
@@ -32,9 +33,7 @@ ATTEMPTS = 200  # of all runs ever; Prefect's answer has no more lines
 LOOK_SECONDS = 0.4  # between looks at the store, which cost a stat; the server is asked less and less often
 POLL_SECONDS = (0.3, 3.0)  # of a flow run's state: at first, and after a while
 UNCLAIMED_SECONDS = 60
-SILENT_SECONDS = (
-    600  # without an answer of the server, after which a flow run is no longer asked for; what computes goes on
-)
+SILENT_SECONDS = 600  # without an answer of the server; then a flow run is given up, while what computes goes on
 UNSEEN_SECONDS = 30  # a network file system may show another machine's file so much later
 FINAL = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
 CANCELLED = {StateType.CANCELLING, StateType.CANCELLED}
@@ -112,7 +111,8 @@ class PoolRun:
             try:
                 error = self._why(ended)
             except httpx.HTTPError as silent:
-                return self._bear(silent, now)
+                self._bear(silent, now)
+                return
             self._tries, self._silent = self._tries + 1, 0.0
             if self._tries == TRIES or isinstance(error, HOPELESS):
                 self._error = error
@@ -154,8 +154,7 @@ class PoolRun:
         return done[0] if done and all(self.store.recorded(self.stage, key) for key in self.steps) else None
 
     def _start(self) -> FlowRun:
-        step, _ = next(iter(self.steps.values()))
-        place = f"{self.stage}/{self.pool}"
+        (step, _), place = next(iter(self.steps.values())), f"{self.stage}/{self.pool}"
         parameters = {
             "config": step.config.model_dump(mode="json"),
             "work": [
@@ -172,6 +171,7 @@ class PoolRun:
                 idempotency_key=f"{self._name}:{self._next}",
                 flow_run_name=f"{self.title} {self.key[:6]}",
                 tags=["spinloop"],
+                job_variables=machines(self.stage, self.runtime),
                 timeout=0,  # do not wait: every step of the batch looks for itself
             )
         except ObjectNotFound:
@@ -223,6 +223,12 @@ class PoolRun:
                     f"reached, or no worker is there (`prefect worker start --pool {self.pool}`)."
                 }
             )
+
+
+def machines(stage: str, runtime: Runtime) -> dict[str, int]:
+    """Job variables of a stage that several nodes share, for pools that have these (deployments/pools)."""
+    asked = {"nodes": runtime.compute.nodes, "gpus": runtime.compute.processes * (runtime.device != "cpu")}
+    return asked if runtime.compute.nodes > 1 and launch.wanted(stage, runtime) else {}
 
 
 def batch_key(every: Iterable[str]) -> str:

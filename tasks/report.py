@@ -1,5 +1,6 @@
 """report: the table of iterations, the curves and sample answers."""
 
+from spin_core.imports import is_here
 from spin_core.sources import is_local
 from spin_core.stages import report as core
 from spin_core.store import keys
@@ -17,5 +18,7 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""
         place = (profile.get(section) or {}).get(field)
         if place and is_local(place, run.base_dir):
             profile[section][field] = "(local)"
+    for t, place in profile.get("start", {}).get("pairs", {}).items():
+        profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place
     config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])
     return label, config, inputs

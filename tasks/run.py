@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spin_core import run_card, sources
+from spin_core import imports, run_card, sources
 from spin_core.child import Children
 from spin_core.config import Config
 from spin_core.errors import SpinloopError, StoreError
-from spin_core.step import Ref, Step, shards, source
+from spin_core.step import Ref, Step, shards
 from spin_core.store.store import Record, Store
 from tasks import artifacts, events
 from tasks.ledger import Pending, card, lay_out, run_name
@@ -48,9 +48,10 @@ class Run(Steps):
         return super().note(step, record, cached)
 
     def source(self, path: str, kind: sources.Kind, revision: str = "", split: str = "") -> Ref:
-        """A model or dataset outside the store, by content. Raises BadInput naming it."""
-        self.sources.append((kind, source(path, kind, revision, self.base_dir, split, self.store.notes), revision))
-        return self.sources[-1][1]
+        """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
+        found = imports.find(self.store, path, kind, revision, self.base_dir, split)
+        self.sources.append((kind, found, revision))
+        return found
 
     def shards(self, rows: Any) -> list[Any]:
         """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
@@ -59,7 +60,7 @@ class Run(Steps):
         ref = rows if isinstance(rows, Ref) else rows.result()
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
-    def finish(self, outcome: Any, known: Callable[[dict | Exception], None] = lambda told: None) -> dict:
+    def finish(self, outcome: Any, known: Callable[[dict], None] = lambda told: None) -> dict:
         """Wait for the last step and lay out `runs/<name>/` and the UI's artifacts for people; after a failure too,
         for what did finish. `known` is called with what came of a run that ended well as soon as only the server is
         left to be told.

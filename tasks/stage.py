@@ -7,25 +7,22 @@ is returned as the state `Completed(name="Cached")`, which `submit(...).result()
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
-from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from spin_core.errors import ChildDied, SpinloopError, StageFailed
-from spin_core.step import Step, compute, in_words, look_up
+from spin_core.errors import ChildDied
+from spin_core.step import Step
 from spin_core.store import keys
-from spin_core.store.store import Record
+from tasks.perform import RETRIES, flat, perform
 from tasks.pools import Batch
 from tasks.run import Run
 from tasks.steps import Steps
-
-RETRIES = 2  # of a step whose process died; a shard may be hit twice before its machine is at fault
 
 
 def stage(module: ModuleType) -> Callable:
@@ -62,38 +59,15 @@ def task_of(module: ModuleType) -> Task:
 
 
 def _perform(run: Steps, step: Step, inputs: dict, batch: Batch | None = None) -> Any:
-    """One step: look it up, else compute and publish it."""
-    try:
-        record = look_up(run.store, step, inputs)
-        cached = record is not None
-        if record is None:
-            record, cached = _missing(run, step, inputs, batch)
-            get_run_logger().info("%s: %s", step.title, in_words(record.facts["summary"]))
-    except SpinloopError as error:
-        if not isinstance(error, ChildDied) or task_run.run_count > RETRIES:
-            run.failures.append(error)
-        raise
-    except Exception as error:  # the steps after this one would hide it: they are only not ready
-        run.failures.append(StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
-        raise
-    ref = run.note(step, record, cached)
+    """One step, in a task of its own."""
+    ref, cached = perform(run, step, flat(inputs), batch, last=task_run.run_count > RETRIES)
     return Completed(name="Cached", data=ref) if cached else ref
-
-
-def _missing(run: Steps, step: Step, inputs: dict, batch: Batch | None) -> tuple[Record, bool]:
-    """The record of a step that was not in the store, and whether somebody else computed it meanwhile."""
-    if run.failures:
-        raise StageFailed(f"{step.title}: not begun, because another step failed.")
-
-    if run.pools and run.pools.of(step.stage):
-        return run.pools.compute(step, inputs, batch, partial(run.progress, step.title))
-    get_run_logger().info("%s runs", step.title)
-    return compute(run.store, step, inputs, run.runtime, run.children, partial(run.progress, step.title))
 
 
 def _run_name(parameters: dict) -> str:
     """`finetune[iter 1] 3fa9c1`: the stage, where it stands in the DAG, the beginning of its key."""
-    return f"{parameters['step'].title} {keys.key_of(parameters['step'].payload(parameters['inputs']))[:6]}"
+    step: Step = parameters["step"]
+    return f"{step.title} {keys.key_of(step.payload(flat(parameters['inputs'])))[:6]}"
 
 
 def _worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:

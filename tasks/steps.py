@@ -31,7 +31,9 @@ class Steps:
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
+        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which tells of them
         self.progress = Progress()
+        store.tell = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
 
     def submit(self, task: Any, step: Step, inputs: dict[str, Any], batch: Batch | None = None) -> Any:
@@ -47,7 +49,8 @@ class Steps:
         entry = Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary)
         with self._ledger_lock:
             self.ledger.append(entry)
-        self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
+        if step.title not in self.grouped:
+            self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
         self.throughput.add(step, record, cached)
         if step.stage == "gather" and (line := self.throughput.line(step.label)):
             self.progress.step(line, None)

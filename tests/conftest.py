@@ -27,7 +27,7 @@ os.environ["SPINLOOP_STORE"] = "/nonexistent/every-test-names-its-own-store"
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     PORT = probe.getsockname()[1]
-# Where tests/flows/conftest.py starts `prefect server start`; nothing listens there before.
+# Where tests/flows/fixtures.py starts `prefect server start`; nothing listens there before.
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PREFECT_SERVER_API_PORT"] = str(PORT)
 

@@ -50,3 +50,15 @@ def test_two_engines_on_one_gpu_are_refused_beforehand(settings, count) -> None:
         gpus.check_unshared(Runtime(**settings), count)
     gpus.check_unshared(Runtime(**settings), 4)
     gpus.check_unshared(Runtime(**settings), 0)
+
+
+def test_processes_that_share_a_model_hold_all_their_gpus(monkeypatch) -> None:
+    """Catches a bill of one GPU for a stage of sixteen, and processes that a node has no GPUs for."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    gpus._visible.cache_clear()
+    runtime = Runtime(compute={"processes": 8, "nodes": 2})  # type: ignore[arg-type]
+    assert gpus.held("finetune", runtime, together=True)["gpus"] == 16
+    assert gpus.groups(runtime, gpus.visible()) == []
+    with pytest.raises(BadInput, match=r"runtime\.compute\.processes is 8, and 4 GPUs are visible"):
+        gpus.groups(runtime, ["0", "1", "2", "3"])
+    gpus._visible.cache_clear()

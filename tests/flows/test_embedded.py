@@ -8,8 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from flows.embedded import answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +81,27 @@ def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
     assert run.returncode == 130, err
     assert err.splitlines()[-1].startswith("spinloop: interrupted; finished steps are in the store")
     assert "Traceback" not in err
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Needs half a second for an answer."""
+
+    def do_GET(self) -> None:
+        time.sleep(0.5)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args) -> None: ...
+
+
+def test_busy_server_is_there_and_an_absent_one_is_not() -> None:
+    """Catches a run that is refused because its server, just restarted, needs a moment for its first answer."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert not answers(url, 0.1)
+        assert answers(url, 30)
+        server.shutdown()
+    began = time.monotonic()
+    assert not answers(url, 30)
+    assert time.monotonic() - began < 10  # nobody listens: no reason to wait

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from flows.ending import known, watched
@@ -34,3 +36,15 @@ def test_error_before_the_end_is_raised_as_it_was() -> None:
     """Catches a failure in the middle of a run that is taken for its end."""
     with pytest.raises(KeyError), watched(told):
         raise KeyError("x")
+
+
+def test_events_that_a_lost_server_did_not_get_are_not_printed(caplog) -> None:
+    """Catches screens of Prefect's events behind the run's table: 2 kB for each that could not be sent."""
+    logger = logging.getLogger("prefect._internal.concurrency")
+    logger.addHandler(caplog.handler)  # Prefect's own loggers hand nothing up
+    try:
+        with watched(told):
+            logger.error("Service 'EventsWorker' failed to process item …")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []

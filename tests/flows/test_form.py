@@ -81,7 +81,7 @@ def test_no_box_is_filled_in_beforehand():
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("finetune.beta", "1.0 (demo), 0.1 (gsm8k-smollm2, zephyr-7b, zephyr-7b-paper)."),
+        ("finetune.beta", "1.0 (demo), 0.1 (gsm8k-smollm2, tulu-70b, zephyr-7b, zephyr-7b-lora, zephyr-7b-paper)."),
         ("generate.top_p", "In the profiles: 1.0."),
         ("sft.lr", "In the profiles: 0.002 (demo). Default: 2e-05."),
         ("finetune.lora.rank", "Default: 16."),
