@@ -137,8 +137,8 @@ class Leader:
 
     def _watch(self, at_work: dict[int, socket.socket], rank: int, lost: Callable[[str], None]) -> None:
         """torch's processes wait for each other for hours; a node's line ends with its part."""
-        at_work[rank].settimeout(None)
-        with suppress(OSError):
+        with suppress(OSError):  # it may have been released already
+            at_work[rank].settimeout(None)
             at_work[rank].recv(1)
         if self._at_work is at_work:
             lost(f"node {rank} is gone, or its processes have ended; their last words are in its own output")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -91,6 +93,23 @@ def test_nodes_that_do_not_come_are_named(tmp_path, meeting, monkeypatch) -> Non
     with pytest.raises(StageFailed, match=r"runtime\.compute\.nodes is 3, and nodes 1, 2 did not join within 0\.5 s"):
         join.leader().call(compute, "cpu", 1, told.append, pytest.fail)
     assert told[0] == "waiting for nodes 1, 2 to join"
+
+
+def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
+    """Catches a line that nobody watches: torch's own processes see a killed one at once, but wait hours for a machine
+    without power; and a node that is called lost when its part is over."""
+    lost, compute = queue.Queue[str](), Runtime(compute={"nodes": 2}).compute  # type: ignore[arg-type]
+    address, leader = ("127.0.0.1", int(meeting["SPINLOOP_JOIN_PORT"])), join.leader()
+    for over in (True, False):
+        with socket.create_connection(address) as node:
+            node.sendall(b'{"node": 1}\n')
+            leader.call(compute, "cpu", 29, lambda text: None, lost.put)
+            assert json.loads(node.recv(4096))["port"] == 29
+            if over:
+                leader.release()
+                assert node.recv(1) == b""
+    assert lost.get(timeout=30).startswith("node 1 is gone")
+    assert lost.empty()
 
 
 @pytest.mark.parametrize(
