@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # In a process of its own: it forks a few thousand times, and a fork takes 60 ms where torch is loaded, 5 ms where not.
 STORE_FAULTS := tests/faults/store
+# Test files side by side: much of a test is the start of a process. Each has a Prefect server and homes of its own.
+JOBS ?= 2
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
@@ -16,7 +18,7 @@ test: .venv/dev              ## what CI runs: lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(STORE_FAULTS)
-	$(BIN)/pytest --ignore=$(STORE_FAULTS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS)
 
 demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
 	$(BIN)/python -m tests.benchmarks.demo_seeds

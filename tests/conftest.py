@@ -6,6 +6,9 @@ import os
 import shutil
 import socket
 import tempfile
+from dataclasses import asdict
+
+import pytest
 
 from tests.faults.flow import no_network
 
@@ -30,6 +33,21 @@ with socket.socket() as probe:
 # Where tests/flows/fixtures.py starts `prefect server start`; nothing listens there before.
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PORT}/api"
 os.environ["PREFECT_SERVER_API_PORT"] = str(PORT)
+
+
+def pytest_sessionfinish(session) -> None:
+    """One of several processes (pytest-xdist) hands what it tried to the one that prints the table."""
+    from tests.faults.fault import TRIED
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = [asdict(fault) for fault in TRIED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    from tests.faults.fault import add
+
+    add(getattr(node, "workeroutput", {}).get("faults", []))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

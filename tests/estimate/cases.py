@@ -66,6 +66,17 @@ SPREAD = [
     Case("2 processes, FSDP2: weights", SMALL, F, SHORT * 2, 1, processes=2, sharding="fsdp2"),
     Case("2 processes, FSDP2", SMALL, F, [PAIR] * 4, 1, processes=2, sharding="fsdp2"),
     Case("2 processes, FSDP2, bfloat16", SMALL, F, [PAIR] * 4, 1, "bfloat16", processes=2, sharding="fsdp2"),
+    Case(
+        "2 processes, FSDP2, bfloat16, checkpointing",
+        SMALL,
+        F,
+        [PAIR] * 4,
+        1,
+        "bfloat16",
+        True,
+        processes=2,
+        sharding="fsdp2",
+    ),
     Case("2 processes, ZeRO-3", SMALL, F, [PAIR] * 4, 1, processes=2, sharding="zero3"),
 ]
 """With several processes, of which the first is measured."""

@@ -67,6 +67,17 @@ class Fault:
             raise AssertionError(f"{self.id} {self.what}: failed at " + "; ".join(failed)) from first
 
 
+def add(others: list[dict]) -> None:
+    """Trials of another process of this session, as fields; a fault that was tried here too stays one line."""
+    for other in (Fault(**fields) for fields in others):
+        same = next((fault for fault in TRIED if (fault.id, fault.what) == (other.id, other.what)), None)
+        if same:
+            same.trials += other.trials
+            same.failures += other.failures
+        else:
+            TRIED.append(other)
+
+
 def upper_bound(failures: int, trials: int, confidence: float = 0.95) -> float:
     """The failure rate that so many failures in so many trials leave possible (Clopper and Pearson, one-sided).
 

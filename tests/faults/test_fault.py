@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from tests.faults import fault
@@ -48,3 +50,10 @@ def test_table_has_a_line_for_each_fault_in_order():
     lines = table([Fault("R10", "b", trials=10, failures=1), Fault("R2", "a", trials=30), Fault("S1", "c")])
     assert [line.split()[0] for line in lines[1:]] == ["R2", "R10", "S1"]
     assert lines[2].split() == ["R10", "b", "10", "1", "39", "%"]
+
+
+def test_trials_of_another_process_are_added():
+    """Catches a fault that two processes tried told twice or once only, and one that the other alone tried left out."""
+    fault.TRIED.append(Fault("R1", "a", trials=3, failures=1))
+    fault.add([asdict(Fault("R1", "a", trials=4, failures=2)), asdict(Fault("R2", "b", trials=5))])
+    assert [(one.id, one.trials, one.failures) for one in fault.TRIED] == [("R1", 7, 3), ("R2", 5, 0)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,22 +19,20 @@ from flows.embedded import answers
 ROOT = Path(__file__).parents[2]
 
 
-def _servers() -> set[str]:
-    """Processes of flows.embedded."""
+def _servers(home: Path) -> set[str]:
+    """Processes of flows.embedded of this home of Prefect's."""
     found = set()
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"flows.embedded" in cmdline.read_bytes():
-                found.add(cmdline.parent.name)
-        except OSError:
-            continue
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = f"PREFECT_HOME={home}".encode() in (folder / "environ").read_bytes()
+            if ours and b"flows.embedded" in (folder / "cmdline").read_bytes():
+                found.add(folder.name)
     return found
 
 
 def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
     """Catches a server that outlives the command, Prefect's logs on the terminal, and output besides the JSON."""
     store = shutil.copytree(finished[0], tmp_path / "store", symlinks=True)
-    before = _servers()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"],
@@ -50,10 +49,10 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     assert [line.split()[0] for line in said[:steps]] == ["Cached"] * steps
     assert not [line for line in said if "prefect" in line.lower() or "Traceback" in line]
     for _ in range(500):
-        if _servers() <= before:
+        if not _servers(tmp_path / "prefect"):
             break
         time.sleep(0.02)
-    assert _servers() <= before
+    assert not _servers(tmp_path / "prefect")
 
 
 def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:

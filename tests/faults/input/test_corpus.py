@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -174,11 +175,11 @@ def test_decoder_has_no_secret(tmp_path, monkeypatch):
     pq.write_table(pa.table({"prompt": [f"{i}" * 100_000 for i in range(100)]}), tmp_path / "a.parquet")
     rows = read(tmp_path / "a.parquet")
     next(rows)  # it waits now for someone to read the others
-    children = [
-        file.parent
-        for file in Path("/proc").glob("[0-9]*/stat")
-        if file.exists() and file.read_text().rpartition(")")[2].split()[1] == str(os.getpid())
-    ]
+    children = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # others' processes end meanwhile
+            if (folder / "stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid()):
+                children.append(folder)
     decoders = [one for one in children if b"decode_child.py" in (one / "cmdline").read_bytes()]
     if not Path("/proc/self/environ").exists():
         pytest.skip("no /proc here")
