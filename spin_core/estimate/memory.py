@@ -102,8 +102,8 @@ def _of_processes(a: Architecture, how: Training, trained: int) -> tuple[int, in
         return gathered, 4 * ZERO_BUCKET * (2 if stage < 3 and how.form.device == "cuda" else 1)
     if how.world == 1:
         return 0, 0
-    if stage >= 3:  # a layer and the next, embeddings and output layer, and the gradients of one of them
-        return 4 * _in_use(a), 4 * max(a.layer, _outermost(a))
+    if stage >= 3:  # gradients: a layer's, twice while they are sent, and the output layer's; last the outermost ones
+        return 4 * _in_use(a), 4 * max(2 * a.layer + a.embeddings, 2 * _outermost(a))
     return 0, 4 * trained
 
 
