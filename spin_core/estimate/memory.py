@@ -103,7 +103,8 @@ def _of_processes(a: Architecture, how: Training, trained: int) -> tuple[int, in
     if how.world == 1:
         return 0, 0
     if stage >= 3:  # gradients: a layer's, twice while they are sent, and the output layer's; last the outermost ones
-        return 4 * _in_use(a), 4 * max(2 * a.layer + a.embeddings, 2 * _outermost(a))
+        copies = 2 * a.layer if how.form.device == "cpu" else 0  # gloo gathers and reduces in buffers of its own
+        return 4 * _in_use(a), 4 * (max(2 * a.layer + a.embeddings, 2 * _outermost(a)) + copies)
     return 0, 4 * trained
 
 
