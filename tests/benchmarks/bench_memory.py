@@ -21,7 +21,7 @@ from tests.estimate.measured import WAYS, Case, measure, peak_of
 
 OUT = Path(__file__).with_suffix("")
 RUNS = 5
-"""Of a case with several processes: gloo's threads copy what they gather and reduce, sooner or later. Others are exact."""
+"""Of a case with several processes: gloo copies what it gathers and reduces, sooner or later. Others are exact."""
 
 
 def main() -> None:
