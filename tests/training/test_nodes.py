@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
                 leader.release()
                 assert node.recv(1) == b""
     assert lost.get(timeout=30).startswith("node 1 is gone")
+    for thread in threading.enumerate():
+        if "_watch" in thread.name:
+            thread.join(timeout=30)
     assert lost.empty()
 
 
