@@ -46,7 +46,11 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
     the step again although its output is on the disk."""
 
     def trial(rng: random.Random) -> None:
-        at("clean").objects  # noqa: B018  # the store is there
+        # Machines of its own: one that was there before has another output of this key, which would do as well.
+        step = {**STEP, "salt": rng.randrange(1 << 30)}
+        first, second, third = (f"{name}{step['salt']}" for name in "abc")
+        for stat in list(at("clean").objects.listed("")):
+            at("clean").objects.delete(stat.key)
         last = rng.randint(2, PARTS)
         child: list[subprocess.Popen] = []
 
@@ -56,20 +60,19 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
                 return 503
             return None
 
-        step = {**STEP, "salt": rng.randrange(1 << 30)}
         proxy.forget()
-        child.append(started(url, tmp_path / "a", "compute", step))
+        child.append(started(url, tmp_path / first, "compute", step))
         proxy.meddle = kill
         assert child[0].wait(60) == -signal.SIGKILL
         child[0].communicate()
-        store = at("b")
+        store = at(second)
         assert not list(store.objects.listed("records/")), "a record before its files"
         assert store.lookup("finetune", KEY) is None, "a hit of half an output"
         [(key, upload, _)] = store.objects.uploads("files/")
         there = store.objects.parts(key, upload)
         proxy.forget()
 
-        again = told(started(url, tmp_path / "a", "compute", step))
+        again = told(started(url, tmp_path / first, "compute", step))
 
         assert not again["ran"], "computed again"
         assert again["right"]
@@ -77,11 +80,8 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
         assert sorted(sent) == [n for n in range(1, PARTS + 1) if n not in there], (
             f"{sent} sent, {sorted(there)} were there"
         )
-        record = at("c").lookup("finetune", KEY)
+        record = at(third).lookup("finetune", KEY)
         assert_right(record, contents(SIZES, step["salt"]))
-        for stat in list(store.objects.listed("")):
-            store.objects.delete(stat.key)
-        proxy.forget()
 
     KILLED.run(trial)
 
