@@ -118,7 +118,7 @@ print(json.dumps(bench_growth.measured(sys.argv[1], Path(sys.argv[2]))))
 
 def test_stages_four_times_the_rows_take_no_more_memory(tmp_path):
     """Catches: rows, answers or pairs held as Python objects until all are there. Before, 30,000 rows more took
-    reformat 118 MiB and gather 129 MiB more; now buffers fill up until some 20,000 rows, by 20 to 45, and stay."""
+    reformat 104 MiB and gather 171 MiB more; now 22 and 23, as buffers fill up until some 20,000 rows."""
     peaks: dict[str, list[int]] = {}
     for count in (10_000, 40_000):
         folder = tmp_path / str(count)
