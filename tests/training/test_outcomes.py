@@ -11,12 +11,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from training_data import finetune_config, made_up_pairs, metrics_of, pairs_tree, score_config
+import torch
+from safetensors.torch import load_file, save_file
+from training_data import (
+    DIGESTS,
+    copy_model,
+    finetune_config,
+    job_at,
+    made_up_pairs,
+    metrics_of,
+    pairs_tree,
+    score_config,
+    scored,
+)
 
 from spin_core import sources
 from spin_core.child import Children
 from spin_core.errors import BadInput, SpinloopError, StageFailed
 from spin_core.job import Runtime
+from spin_core.processes.whole import move
 from spin_core.stages import finetune, score
 from spin_core.step import Ref, Step, compute
 from spin_core.store.store import Record, Store
@@ -225,6 +238,29 @@ def test_nan_loss_names_the_step_and_leaves_nothing_behind(world, scored_once) -
     assert mended.facts["summary"]["resumed_at"] == 0
     assert mended.digest == world(name="fresh").finetune(scored_once).digest
     assert json.loads(next((here.store.root / "records" / "finetune").iterdir()).read_text())["key"] == mended.key
+
+
+def test_loss_that_is_no_number_is_told_as_such(tmp_path, theta) -> None:
+    """Catches a loss that nobody looks at: broken weights, of which the gradient's norm alone would tell."""
+    tree = pairs_tree(tmp_path / "pairs", made_up_pairs(3), [])
+    logps = scored(tmp_path / "score", theta, tree, finetune_config())
+    broken = copy_model(tmp_path / "model")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    job = job_at(tmp_path / "job", DIGESTS)
+    with pytest.raises(StageFailed, match="finetune: step 1 of 2: loss is nan; lower lr"):
+        finetune.run({"model": broken, "pairs": [tree], "logps": [logps]}, finetune_config(), job)
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_gradient_that_is_no_number_moves_no_weight(norm) -> None:
+    """Catches an optimiser that steps first and looks then."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    with pytest.raises(StageFailed, match=f"the gradient norm is {norm}"):
+        move(torch.optim.SGD([weight]), 1.0, norm)
+    assert weight.tolist() == [1.0, 1.0]
 
 
 def test_refused_then_right_scores_give_the_same_as_right_ones_alone(world, damaged, scored_once) -> None:

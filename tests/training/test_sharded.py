@@ -77,10 +77,10 @@ def two():
 
 def train(
     child: Child, inputs: dict, place: Path, sharding: str, send=lambda event: None, settings=SETTINGS, **more
-) -> Path:
+) -> tuple[Path, dict]:
+    """The output and the summary."""
     job = spec("finetune", finetune_config(**settings), inputs, DIGESTS, place, runtime(2, sharding, **more))
-    child.run(job, send, timeout=240)
-    return place / "out"
+    return place / "out", child.run(job, send, timeout=240)
 
 
 def layout(file: Path) -> dict:
@@ -102,7 +102,7 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
     Five pairs in batches of 4: the second global batch has one pair, so one process has none of its own.
     """
     (inputs, alone), told = made(tied), list[dict]()
-    out = train(two, inputs, tmp_path, sharding, told.append)
+    out, _ = train(two, inputs, tmp_path, sharding, told.append)
     assert not [event["note"] for event in told if "padded" in event.get("note", "")]
     ours, theirs = metrics_of(out), metrics_of(alone)
     assert len(ours) == len(theirs) == 6
@@ -125,7 +125,7 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
 def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, two, sharding) -> None:
     """Catches a checkpoint that lacks a part, an optimiser that begins anew, and weights that are put back in one
     process only. Killed is a process that is not the first, with the whole run's other processes still there."""
-    whole = train(two, inputs, tmp_path / "whole", sharding, settings=LONGER)
+    whole, _ = train(two, inputs, tmp_path / "whole", sharding, settings=LONGER)
     child, steps = start(2), []
 
     def kill(event: dict) -> None:
@@ -140,7 +140,8 @@ def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, tw
         child.kill()
     assert list((tmp_path / "killed" / "scratch").glob("checkpoint-*"))  # a later one may be there, and half of one
     assert not (tmp_path / "killed" / "out" / "model.safetensors").exists()
-    resumed = train(two, inputs, tmp_path / "killed", sharding, settings=LONGER)
+    resumed, summary = train(two, inputs, tmp_path / "killed", sharding, settings=LONGER)
+    assert summary["resumed_at"] >= 2
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert metrics_of(resumed) == metrics_of(whole)
 
