@@ -13,12 +13,12 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from tasks import artifacts
 from tasks.report import report
+from tasks.runner import artifacts
 
 if TYPE_CHECKING:
     from flows.spin import Table
-    from tasks.run import Run
+    from tasks.runner.run import Run
 
 WAIT_SECONDS = 30 * 24 * 3600
 

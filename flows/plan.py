@@ -9,20 +9,19 @@ from tempfile import TemporaryDirectory
 
 from flows.sheet import Costs, costs, refusal, rows
 from flows.spin import dag, sources
-from spin_core import gpus
-from spin_core.child import Children
-from spin_core.config import Config
-from spin_core.engines import vllm_env
+from spin_core.config.profile import Config
+from spin_core.engines.harness.calls import check_here as check_harness
 from spin_core.errors import BadInput, Unreachable
 from spin_core.estimate import hardware
 from spin_core.estimate.todo import Data
-from spin_core.harness.calls import check_here as check_harness
-from spin_core.sources import resolve
+from spin_core.runtime import gpus, vllm_env
+from spin_core.runtime.child import Children
+from spin_core.sources.resolve import resolve
 from spin_core.store.opening import exists, open_store
 from spin_core.store.store import Store
-from tasks.ledger import Entry
-from tasks.planning import Planner
-from tasks.run import Run
+from tasks.runner.ledger import Entry
+from tasks.runner.planning import Planner
+from tasks.runner.run import Run
 
 
 @dataclass(frozen=True)

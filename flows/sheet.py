@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin_core.config import Config
+from spin_core.config.profile import Config
 from spin_core.estimate import fit, hardware, sheet, text, todo
 from spin_core.estimate.needs import NEEDS, Setting
 from spin_core.estimate.places import sizes
-from tasks.ledger import Entry
-from tasks.run import Run
+from tasks.runner.ledger import Entry
+from tasks.runner.run import Run
 
 SMALL = 1_000_000_000
 """Weights below which a model is taken to run here where no GPU is seen."""

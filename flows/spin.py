@@ -19,7 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from flows.approval import approved
-from tasks.demo import demo_model, demo_rows
+from tasks.demo_model import demo_model
+from tasks.demo_rows import demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.gate import gate, goes_on
@@ -30,7 +31,7 @@ from tasks.import_model import import_model
 from tasks.import_pairs import import_pairs
 from tasks.reformat import reformat
 from tasks.report import report
-from tasks.run import Run
+from tasks.runner.run import Run
 from tasks.score import score
 from tasks.sft import sft, sft_instead
 

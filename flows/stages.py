@@ -1,7 +1,8 @@
 """The flows that work pools run: one stage each. They ask the same store as everybody, so a stage that is started by
 hand shares the cache with the iterations.
 
-An iteration starts them (tasks/pool_run.py). Started by hand, an input is a digest of the store, a folder or a hub id:
+An iteration starts them (tasks/runner/pool_run.py). Started by hand, an input is a digest of the store, a folder or a
+hub id:
 
     prefect deployment run evaluate/spin-gpu --param 'work=[{"inputs": {"model": "org/name", "rows": "<digest>"}}]'
 """
@@ -19,23 +20,24 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
-from spin_core import gpus, sources
-from spin_core.child import Children
+from spin_core.config.base import Section
 from spin_core.errors import BadInput, ChildDied, SpinloopError
 from spin_core.job import Runtime
-from spin_core.section import Section
+from spin_core.runtime import gpus
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import Ref, Step, source
+from spin_core.sources import resolve
 from spin_core.stages import evaluate as evaluate_stage
 from spin_core.stages import finetune as finetune_stage
 from spin_core.stages import generate as generate_stage
 from spin_core.stages import harness as harness_stage
 from spin_core.stages import score as score_stage
 from spin_core.stages import sft as sft_stage
-from spin_core.step import Ref, Step, source
 from spin_core.store import keys
 from spin_core.store.keys import DIGEST
 from spin_core.store.opening import named, open_store
-from tasks.stage import task_of
-from tasks.steps import Steps
+from tasks.runner.stage import task_of
+from tasks.runner.steps import Steps
 
 
 class Work(BaseModel):
@@ -145,7 +147,7 @@ def _ref(name: str, value: Any) -> Any:
         raise BadInput(f"{name}: {value!r} is no input; give a digest of the store, a folder or a hub id.")
     if DIGEST.fullmatch(value):
         return Ref(digest=value)
-    kind: sources.Kind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
+    kind: resolve.Kind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
     return source(value, kind, "", Path.cwd(), "")
 
 
@@ -155,8 +157,8 @@ def _seen_here(name: str, ref: Ref) -> None:
     if not place.exists():
         raise BadInput(f"{name}: this worker sees no {place}; put it where every worker sees it.")
     if (
-        sources.stamp(place) != ref.stamp
-        and sources.resolve(str(place), ref.kind, "", place, ref.split).digest != ref.digest
+        resolve.stamp(place) != ref.stamp
+        and resolve.resolve(str(place), ref.kind, "", place, ref.split).digest != ref.digest
     ):
         raise BadInput(f"{name}: {place} is another on this worker; put one copy where every worker sees it.")
 

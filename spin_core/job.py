@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from spin_core.section import Section
+from spin_core.config.base import Section
 
 Inputs = dict[str, Path | list[Path]]
 """Input name → the directory (or file) to read, or a list of them. Content digests are in `Job.digests` under the

@@ -2,8 +2,8 @@
 
 from spin_core.stages import evaluate as core
 from spin_core.stages.finetune import score_settings
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

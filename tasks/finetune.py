@@ -1,8 +1,8 @@
 """finetune: θ_t to θ_{t+1}."""
 
 from spin_core.stages import finetune as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

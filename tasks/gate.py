@@ -3,9 +3,9 @@
 import json
 
 from spin_core.stages import gate as core
-from tasks.ledger import Pending
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.ledger import Pending
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

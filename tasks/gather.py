@@ -1,8 +1,8 @@
 """gather: the shards of answers to one pair set."""
 
 from spin_core.stages import gather as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

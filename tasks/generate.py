@@ -1,11 +1,11 @@
 """generate: shards of prompts to the opponent's answers."""
 
+from spin_core.runtime.step import Ref
 from spin_core.stages import generate as core
-from spin_core.step import Ref
-from tasks.pools import Batch
-from tasks.run import Run
-from tasks.shards import per_task, submit
-from tasks.stage import stage
+from tasks.runner.pools import Batch
+from tasks.runner.run import Run
+from tasks.runner.shards import per_task, submit
+from tasks.runner.stage import stage
 
 BATCH = 1000  # shards of one flow run at most: Prefect takes 512 kB of parameters, and a shard is 350 bytes of them
 

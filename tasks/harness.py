@@ -1,8 +1,8 @@
 """harness: a model on benchmark tasks of lm-evaluation-harness."""
 
 from spin_core.stages import harness as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

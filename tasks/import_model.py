@@ -1,10 +1,10 @@
 """import_model: θ_t from outside the store, for a run that begins at iteration t."""
 
-from spin_core.imports import origin
+from spin_core.runtime.step import Ref
+from spin_core.sources.references import origin
 from spin_core.stages import import_model as core
-from spin_core.step import Ref
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 def import_model(run: Run, t: int, source: Ref):

@@ -1,9 +1,9 @@
 """import_pairs: a published pair set, in place of an iteration's own."""
 
-from spin_core.imports import origin
+from spin_core.sources.references import origin
 from spin_core.stages import import_pairs as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

@@ -1,8 +1,8 @@
 """reformat: the dataset to rows and shards of prompts."""
 
 from spin_core.stages import reformat as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

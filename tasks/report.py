@@ -1,11 +1,11 @@
 """report: the table of iterations, the curves and sample answers."""
 
-from spin_core.imports import is_here
-from spin_core.sources import is_local
+from spin_core.sources.references import is_here
+from spin_core.sources.resolve import is_local
 from spin_core.stages import report as core
 from spin_core.store import keys
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

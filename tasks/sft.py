@@ -1,8 +1,8 @@
 """sft: a base model to θ_0; and, to compare, θ_0 trained on by SFT instead of SPIN."""
 
 from spin_core.stages import sft as core
-from tasks.run import Run
-from tasks.stage import stage
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
 
 
 @stage(core)

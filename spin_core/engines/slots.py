@@ -23,10 +23,10 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from spin_core import attention
 from spin_core.engines import Request
 from spin_core.engines.decoding import Rate, Row, Sampler
-from spin_core.policy import FINE, ROUGH
+from spin_core.modeling import attention
+from spin_core.modeling.logprobs import FINE, ROUGH
 
 NAME = "spinloop_slots"
 """What `set_attn_implementation` takes for SDPA that reads grouped keys without repeating them."""

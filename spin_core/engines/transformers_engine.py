@@ -32,8 +32,8 @@ from spin_core.engines.decoding import Rate, Row, Sampler
 from spin_core.engines.slots import answers, unfit
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
-from spin_core.models import apply_threads, load_tokenizer, opponent, process_device, source_dtype
-from spin_core.processes import team
+from spin_core.modeling.loading import apply_threads, load_tokenizer, opponent, process_device, source_dtype
+from spin_core.runtime import process_group
 
 
 def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: Job, label: str) -> list[Answer]:
@@ -53,7 +53,7 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
     _check_lengths(model, requests, sampling)
     # Longest first: what does not fit in memory fails at once, and the time left is not underestimated.
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].id), reverse=True)
-    mine = order[team.rank() :: team.world()]
+    mine = order[process_group.rank() :: process_group.world()]
     with job.progress(label, len(mine), "prompts") as bar, torch.inference_mode(not parts), torch.no_grad():
         rate = Rate(bar)
         try:
@@ -70,7 +70,7 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
     own = [
         [i, row.tokens, row.finish, row.logps if sampling.logprobs else None] for i, row in zip(mine, rows, strict=True)
     ]
-    said = team.gather([own, rate.per_second(), rate.in_flight()])
+    said = process_group.gather([own, rate.per_second(), rate.in_flight()])
     job.figures |= {"tokens_per_second": sum(one[1] for one in said), "in_flight_mean": sum(one[2] for one in said)}
     found = {i: Answer(requests[i].id, *answer) for one in said for i, *answer in one[0]}
     return [found[i] for i in range(len(requests))]
@@ -79,9 +79,9 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
 def _in_step(model: PreTrainedModel, requests: list[Request], sampler: Sampler, job: Job, rate: Rate) -> list[Row]:
     """This process's share of the finished rows, where the weights are in parts: every process must run every pass, so
     all have equally many batches, and within one they wait for the last (`synced_gpus`)."""
-    size, world = job.runtime.generate_batch, team.world()
+    size, world = job.runtime.generate_batch, process_group.world()
     job.note("Answers come from transformers' generate in padded batches, which is slower: the model is in parts.")
-    mine = [sampler.row(request) for request in requests[team.rank() :: world]]
+    mine = [sampler.row(request) for request in requests[process_group.rank() :: world]]
     idle = Rate(Bar(lambda event: None, "", 0, ""))
     for start in range(0, -(-len(requests) // world), size):
         if batch := mine[start : start + size]:

@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from spin_core import gpus
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
 from spin_core.job import Job, Runtime
+from spin_core.runtime import gpus
 
 SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -182,7 +182,7 @@ def prepare(runtime: Runtime) -> bool:
 def arguments(model_path: Path, runtime: Runtime, cpu: bool) -> dict[str, Any]:
     """An engine's settings that are the same for all. As the transformers engine, on CPU in float32 and on GPU in the
     dtype of the weights on disk (vLLM's own `auto` would make bfloat16 of float32)."""
-    from spin_core.models import source_dtype
+    from spin_core.modeling.loading import source_dtype
 
     return {
         "dtype": "float32" if cpu else str(source_dtype(model_path)).removeprefix("torch."),

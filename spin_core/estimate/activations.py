@@ -1,8 +1,9 @@
 """What one pass of a decoder holds besides its weights: bytes, counted tensor by tensor as autograd keeps them.
 
-The model is transformers' Llama layer as this project runs it: packed attention (`spin_core/attention.py`), logits of
-labels only, in chunks (`spin_core/fused.py`). What a kernel needs for a moment is in `work`; what waits for the
-backward pass in `saved`. Is not: an allocator; what it rounds up or leaves unused between blocks is `fit`'s reserve.
+The model is transformers' Llama layer as this project runs it: packed attention (`spin_core/modeling/attention.py`),
+logits of labels only, in chunks (`spin_core/modeling/chunked_logps.py`). What a kernel needs for a moment is in `work`;
+what waits for the backward pass in `saved`. Is not: an allocator; what it rounds up or leaves unused between blocks is
+`fit`'s reserve.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 from spin_core.estimate.architecture import Architecture
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""As in `spin_core/fused.py`, which loads torch; a test compares them."""
+"""As in `spin_core/modeling/chunked_logps.py`, which loads torch; a test compares them."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_core import plain_yaml
+from spin_core.config import yaml_reader
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -103,7 +103,7 @@ def of_folder(folder: Path) -> Architecture | str:
 
 def of_known(hub_id: str) -> Architecture | None:
     """The sizes of a published model, which need not be here; None for one that the list lacks."""
-    listed = plain_yaml.read_file(KNOWN)
+    listed = yaml_reader.read_file(KNOWN)
     same: Mapping[str, str] = listed["same_as"]
     found = listed["models"].get(same.get(hub_id, hub_id))
     if found is None:

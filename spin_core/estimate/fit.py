@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from spin_core.config import Config
+from spin_core.config.profile import Config
 from spin_core.estimate import memory
 from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
 from spin_core.stages.finetune import Lora

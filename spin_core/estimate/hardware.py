@@ -1,6 +1,6 @@
 """What an estimate is for: the GPUs that the driver shows, those that the user names, or an assumed one.
 
-Is not: which process sees which GPU (`spin_core/gpus.py`).
+Is not: which process sees which GPU (`spin_core/runtime/gpus.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin_core import gpus, plain_yaml
+from spin_core.config import yaml_reader
 from spin_core.errors import BadInput
+from spin_core.runtime import gpus
 
 KNOWN = Path(__file__).with_name("gpus.yaml")
 ASSUMED = "h100-80gb"
@@ -46,7 +47,7 @@ class Hardware:
 
 def known() -> dict[str, Gpu]:
     """The listed GPUs by name."""
-    return {name: Gpu(name, *line[:5]) for name, line in plain_yaml.read_file(KNOWN).items()}
+    return {name: Gpu(name, *line[:5]) for name, line in yaml_reader.read_file(KNOWN).items()}
 
 
 def choose(named: str, count: int, small: bool) -> Hardware:
@@ -92,7 +93,7 @@ def of_driver(told: str) -> Gpu | None:
     if not re.fullmatch(r"\s*\d+\s*", mib):
         return None
     words = re.split(r"[^A-Za-z0-9]+", name)
-    for listed, (*_, asked) in plain_yaml.read_file(KNOWN).items():
+    for listed, (*_, asked) in yaml_reader.read_file(KNOWN).items():
         found = known()[listed]
         if all(word in words for word in asked) and abs(int(mib) / 1024 - found.gib) < 0.15 * found.gib:
             return Gpu(listed, int(mib) / 1024, found.bfloat16, found.float32, found.bandwidth, found.link)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spin_core.config import Config
+from spin_core.config.profile import Config
 from spin_core.estimate import memory
 from spin_core.estimate.activations import Batch, Form
 from spin_core.estimate.architecture import Architecture

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_core.demo import demo_model
 from spin_core.estimate.architecture import Architecture, of_folder, of_known
+from spin_core.stages import demo_model
 
 
 def sizes(path: str, revision: str, base_dir: Path) -> Architecture | str:

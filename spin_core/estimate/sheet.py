@@ -1,7 +1,7 @@
 """The cost sheet: GPU-hours, time, memory and disk of each stage of what would run.
 
-Is not: what it did cost (`spin_core/costs.py` reads that from records). Stages run one after the other here; where
-`runtime.workers` lets some run side by side the wall time is less.
+Is not: what it did cost (`spin_core/analysis/costs.py` reads that from records). Stages run one after the other here;
+where `runtime.workers` lets some run side by side the wall time is less.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from spin_core import plain_yaml
-from spin_core.config import Config
+from spin_core.config import yaml_reader
+from spin_core.config.profile import Config
 from spin_core.estimate import memory, needs, work
 from spin_core.estimate.activations import Batch
 from spin_core.estimate.hardware import Gpu
@@ -257,7 +257,7 @@ def _harness(s: Setting, config: Config, todo: Todo) -> Line | None:
     part = config.harness
     if not todo.harness or part is None:
         return None
-    listed, vllm = plain_yaml.read_file(BENCHMARKS), part.backend == "vllm"
+    listed, vllm = yaml_reader.read_file(BENCHMARKS), part.backend == "vllm"
     tasks = [(*listed.get(task.task, listed["other"]), task.limit) for task in part.chosen()]
     share = config.runtime.tensor_parallel if vllm else 1
 

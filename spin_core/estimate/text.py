@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spin_core.config import Config
+from spin_core.config.profile import Config
 from spin_core.estimate import needs, sheet, work
 from spin_core.estimate.needs import GIB, Setting
 from spin_core.estimate.sheet import Line

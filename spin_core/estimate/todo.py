@@ -1,6 +1,7 @@
 """What of a run is still to be computed: rows to answer, pairs to score, models to train and to evaluate.
 
-Is not: the plan itself, which is the ledger (`tasks/planning.py`); this counts its lines. A cached step costs nothing.
+Is not: the plan itself, which is the ledger (`tasks/runner/planning.py`); this counts its lines. A cached step costs
+nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from spin_core import plain_yaml
-from spin_core.config import Config
-from spin_core.rows import FILES, iter_rows
+from spin_core.config import yaml_reader
+from spin_core.config.profile import Config
+from spin_core.data.rows import FILES, iter_rows
 
 KNOWN = Path(__file__).with_name("datasets.yaml")
 CHARACTERS = 4.0
@@ -116,7 +117,7 @@ def measured(tree: Path, train: int, test: int) -> Data:
 def assumed(config: Config) -> Data:
     """Without the rows: what is known of a published dataset, cut to the profile's limits; else a guess, said so."""
     part = config.dataset
-    listed = plain_yaml.read_file(KNOWN)
+    listed = yaml_reader.read_file(KNOWN)
     train, test, prompt, answer = listed.get(part.path, ANYWHERE)
     if not part.test_split and not part.test_path:
         train, test = round(train * (1 - part.test_fraction)), round(train * part.test_fraction)

@@ -13,7 +13,7 @@ metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike)
          of answers, greedy and sampled (temperature 1, as pairs are drawn by default), for k in the two:
          `exact_match/k` · `exact_match/too_long` (prompts over the model's context, no match; only where there are
          some) · `truncated/k`: share that reached max_new_tokens · `length/k_tokens`, `repetition/k`, `distinct_1/k`,
-         `distinct_2/k`: see `spin_core.style`
+         `distinct_2/k`: see `spin_core.analysis.answer_style`
          with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t), `spin/margin`, `spin/accuracy`
          (a tie counts half: an unchanged model has 0.5), `spin/loss`; `spin/margin_start`, `spin/accuracy_start` on the
          same pairs, against θ_0
@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.answers import Limits
-from spin_core.chat import Chat, ChatSection
+from spin_core.analysis.answer_style import repetition, style
+from spin_core.config.base import Section
+from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
+from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.rows import TEST_FILE, Row, read_pairs, read_rows
-from spin_core.section import Section
+from spin_core.modeling.chat import Chat, ChatSection
 from spin_core.stages.generate import request, sampling
 from spin_core.stages.score import Score, logps_of, read_scores
-from spin_core.style import repetition, style
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write metrics.json and rows.jsonl; give the metrics. Raises BadInput where rows, pairs and scores do not belong
     together."""
-    from spin_core.models import load_chat
+    from spin_core.modeling.loading import load_chat
 
     model = cast(Path, inputs["model"])
     rows = read_rows(cast(Path, inputs["rows"]) / TEST_FILE)
@@ -121,7 +121,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 
 
 def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
-    from spin_core.collate import encode_answer
+    from spin_core.modeling.collate import encode_answer
 
     length = config.score.max_length
     tokens = [encode_answer(chat, row.prompt, row.answer, True, length, f"row {row.id}") for row in rows]
@@ -188,8 +188,8 @@ def _against_opponent(
     """
     import torch
 
-    from spin_core.collate import encode_pairs
-    from spin_core.loss import per_label, spin_loss
+    from spin_core.modeling.collate import encode_pairs
+    from spin_core.modeling.loss import per_label, spin_loss
 
     pairs = read_pairs(cast(Path, inputs["pairs"]) / TEST_FILE)
     if not pairs:

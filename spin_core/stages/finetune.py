@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.chat import ChatSection
+from spin_core.config.base import Section
+from spin_core.data.rows import TRAIN_FILE, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.rows import TRAIN_FILE, Pair, read_pairs
-from spin_core.section import Section
+from spin_core.modeling.chat import ChatSection
 from spin_core.stages.score import Score, read_scores
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from spin_core.objectives import SpinPairs
-    from spin_core.training import Plan
+    from spin_core.training.loop import Plan
+    from spin_core.training.objectives import SpinPairs
 
 VERSION = 2
 
@@ -135,18 +135,18 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
-    from spin_core import models
-    from spin_core.alarms import alarms, watch
-    from spin_core.card import write_card
-    from spin_core.collate import encode_pairs
-    from spin_core.training import train, write_results
+    from spin_core.analysis.training_alarms import alarms, watch
+    from spin_core.modeling import loading
+    from spin_core.modeling.collate import encode_pairs
+    from spin_core.report.model_card import write_card
+    from spin_core.training.loop import train, write_results
 
-    models.apply_threads(job.runtime)
+    loading.apply_threads(job.runtime)
     source, settings = cast(Path, inputs["model"]), score_settings(config.finetune)
     pairs, opponent = _pairs_and_scores(inputs, config, job)
-    chat = models.load_chat(source, config.chat)
+    chat = loading.load_chat(source, config.chat)
     encoded = encode_pairs(pairs, chat, settings, job)
-    models.release_opponent()
+    loading.release_opponent()
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
@@ -171,13 +171,13 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 
 def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
     """θ_t, of which all weights ask for gradients, or those of a new adapter in it."""
-    from spin_core.training import load_trainable, make_accelerator
+    from spin_core.training.loop import load_trainable, make_accelerator
 
     part = config.finetune.lora
     if part is None:
         return load_trainable(source, job)
-    from spin_core.lora import add_adapter, seed_of
-    from spin_core.models import load_model
+    from spin_core.modeling.loading import load_model
+    from spin_core.modeling.lora import add_adapter, seed_of
 
     device = "cpu" if part.quantize == "none" else make_accelerator(job).device  # quantised where it is used
     model = load_model(source, device, train=True, quantize=part.quantize)
@@ -187,11 +187,11 @@ def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
 
 def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
     """The trained model without an adapter. Of several processes only the first merges, as it writes."""
-    from spin_core.processes import team
+    from spin_core.runtime import process_group
 
-    if part.lora is None or team.rank() != 0:
+    if part.lora is None or process_group.rank() != 0:
         return model
-    from spin_core.lora import merged
+    from spin_core.modeling.lora import merged
 
     return merged(model, source, part.lora)
 
@@ -199,14 +199,14 @@ def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedMo
 def _objective(encoded: list, opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
     import torch
 
-    from spin_core.objectives import SpinPairs
+    from spin_core.training.objectives import SpinPairs
 
     scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
     return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
 
 
 def _plan(config: Config, examples: int) -> Plan:
-    from spin_core.training import Plan
+    from spin_core.training.loop import Plan
 
     part = config.finetune
     return Plan(

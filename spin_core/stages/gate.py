@@ -3,7 +3,7 @@
 Compares the newest model with the best so far, row by row on the held-out rows that both were asked (paired bootstrap),
 and looks for a game that is over and for a collapse. Is not: a rollback (nothing is thrown away, `best` is a mark) nor
 a test over seeds. It reads what evaluate and harness measured and computes no metric of its own. Alarms of the training
-(`spin_core.alarms`) are notes: sound iterations raise them, too, so here held-out rows must say it.
+(`spin_core.analysis.training_alarms`) are notes: sound iterations raise them, too, so here held-out rows must say it.
 
 inputs   `evaluate`: trees of θ_0 … θ_{t+1}, in this order · `harness`: trees of the same models, where there are any
 outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
@@ -28,12 +28,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from spin_core.bootstrap import Interval, interval
+from spin_core.analysis.bootstrap import Interval, interval
+from spin_core.analysis.figures import Model, read_model, show
+from spin_core.config.base import Section
+from spin_core.engines.harness.weights import weights
 from spin_core.errors import BadInput
-from spin_core.figures import Model, read_model, show
-from spin_core.harness.weights import weights
 from spin_core.job import Inputs, Job
-from spin_core.section import Section
 
 VERSION = 1
 

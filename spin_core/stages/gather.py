@@ -5,7 +5,7 @@ and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt gen
 Inputs: `rows` (reformat's tree) and `answers` (generate's trees or their answers.jsonl, in any order).
 Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more); quality.json;
 with `truncated: report` truncated.jsonl, {id, split, tokens} of each cut answer; where answers have log-probs
-engine_logps.jsonl (`spin_core/engine_logps.py`).
+engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Literal, TextIO, cast
 
 from pydantic import Field
 
-from spin_core import engine_logps
-from spin_core.answer_index import Answers, digests
+from spin_core.config.base import Section
+from spin_core.data.answer_index import Answers, digests
+from spin_core.data.pair_quality import PairQuality
+from spin_core.data.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
-from spin_core.pair_quality import PairQuality
-from spin_core.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs
-from spin_core.section import Section
+from spin_core.modeling import sampled_logps
 
 VERSION = 1
 
@@ -59,7 +59,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     numbers = answers.demand(ids, {split: iter_ids(tree / name) for split, name in FILES.items()})
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
     with (
-        _Lines(job.out / engine_logps.FILE) as sums,
+        _Lines(job.out / sampled_logps.FILE) as sums,
         _Lines(job.out / "truncated.jsonl") as truncated,
         job.progress("writing pairs", total, "rows") as bar,
     ):

@@ -23,11 +23,11 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.answers import Limits, check, text_and_finish
-from spin_core.chat import Chat, ChatSection, Messages
+from spin_core.config.base import Section
 from spin_core.engines import Answer, Request, Sampling
+from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.job import Inputs, Job, Runtime
-from spin_core.section import Section
+from spin_core.modeling.chat import Chat, ChatSection, Messages
 
 VERSION = 1
 
@@ -113,7 +113,7 @@ class Drawn:
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
     StageFailed where the engine did not give one allowed answer for each."""
-    from spin_core.models import load_chat
+    from spin_core.modeling.loading import load_chat
 
     model, part = cast(Path, inputs["model"]), config.generate
     lines = cast(Path, inputs["prompts"]).read_text(encoding="utf-8").split("\n")

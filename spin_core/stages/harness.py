@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from spin_core.harness.presets import PRESETS
+from spin_core.config.base import Section
+from spin_core.config.harness_presets import PRESETS
 from spin_core.job import Inputs, Job, Runtime
-from spin_core.section import Section
 from spin_core.store.keys import canonical, config_payload
 
 VERSION = 1
@@ -152,12 +152,13 @@ def environment(config: Config, runtime: Runtime) -> str:
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write results.json, rows.jsonl and samples/; give the tasks' values. Raises BadInput for another lm_eval, an
     unknown task, a task file that cannot be used and data that cannot be had."""
-    from spin_core.harness import calls, folder, tables
-    from spin_core.harness.backends import backend
+    from spin_core.engines.harness import calls, tables
+    from spin_core.engines.harness.backends import backend
+    from spin_core.sources import task_folder
 
     part, local = config.harness, cast(Path | None, inputs.get("tasks"))
     if local is not None:
-        folder.files(local)
+        task_folder.files(local)
     calls.check_version(part, calls.installed())
     known = calls.Calls(part, local, job.scratch)
     lm = backend(part.backend, cast(Path, inputs["model"]), part.max_length, job)

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import cast
 
-from spin_core import published
+from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
-from spin_core.section import Section
+from spin_core.sources import published_files
 
 VERSION = 1
 
@@ -24,12 +24,12 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Copy the files; give their number and size in bytes. Raises BadInput for what is no whole safetensors model."""
-    from spin_core.sources import check_model, model_files
+    from spin_core.sources.resolve import check_model, model_files
 
     source = cast(Path, inputs["source"])
     check_model(source)
-    names = published.local_names(source, list(source.rglob("*")))
-    chosen, size = published.weight_names(names, model_files(names)), 0
+    names = published_files.local_names(source, list(source.rglob("*")))
+    chosen, size = published_files.weight_names(names, model_files(names)), 0
     with job.progress("copying the model", len(chosen), "files") as bar:
         for name in chosen:
             (job.out / name).parent.mkdir(parents=True, exist_ok=True)

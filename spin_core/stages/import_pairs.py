@@ -2,16 +2,14 @@
 
 Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
 it can be no pair, and every one is counted with its reason.
-Inputs: `source` (a folder with train and test files, see `spin_core/published.py`; or one file) and, where a run
-imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from, and what would
-train on a held-out prompt, or measure on another, is left out.
-Output: as gather's: train and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without
-token counts); `rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is,
-after the same checks.
-Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of reformat's
-form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there several times
-(the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
-each; gather's are not.
+Inputs: `source` (a folder with train and test files, see `spin_core/sources/published_files.py`; or one file) and,
+where a run imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from,
+and what would train on a held-out prompt, or measure on another, is left out. Output: as gather's: train and test
+parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts); `rejects.jsonl` where
+rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same checks. Ids are those of
+the run's rows with the same prompt and real answer; of other pairs the ids they have, if of reformat's form, else made
+as reformat makes them. Answers without `finish` count as finished. Of a row that is there several times (the first
+published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB each; gather's are not.
 """
 
 from __future__ import annotations
@@ -27,13 +25,13 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from spin_core import published
-from spin_core.columns import Reject, examples, reasons
+from spin_core.config.base import Section
+from spin_core.data.column_mapping import Reject, examples, reasons
+from spin_core.data.pair_quality import PairQuality
+from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.pair_quality import PairQuality
-from spin_core.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
-from spin_core.section import Section
+from spin_core.sources import published_files
 
 VERSION = 1
 MOST_REJECTED = 0.5
@@ -87,8 +85,11 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 def _files(source: Path) -> dict[str, list[Path]]:
     if source.is_file():
         return {"train": [source], "test": []}
-    names = published.local_names(source, list(source.rglob("*")))
-    return {split: [source / name for name in part] for split, part in published.pair_files(names, str(source)).items()}
+    names = published_files.local_names(source, list(source.rglob("*")))
+    return {
+        split: [source / name for name in part]
+        for split, part in published_files.pair_files(names, str(source)).items()
+    }
 
 
 class _Found:
@@ -181,7 +182,7 @@ def _again(pair: Pair, seen: str) -> Reject:
 
 def _rows_of(path: Path) -> Iterator[dict]:
     """Every row's fields. Raises BadInput for what is no readable parquet file with the two columns."""
-    from spin_core.arrow_reader import read_parquet
+    from spin_core.data.arrow_reader import read_parquet
 
     for number, record in enumerate(read_parquet(path, path.name)):
         if number == 0 and not {"real", "generated"} <= set(record.fields) and not record.reject:
@@ -225,18 +226,18 @@ def _taken_whole(source: Path, files: dict[str, list[Path]], pairs: dict[str, li
     """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: quality.json has figures
     that cannot be made again (tokens), and the same content must stay the same artifact."""
     folder = files["train"][0].parent
-    if not (folder / published.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
+    if not (folder / published_files.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
         return False
     for split, part in files.items():
         if part[0].name != FILES[split] or read_pairs(part[0]) != pairs[split]:
             return False
     try:
-        told = json.loads((folder / published.QUALITY).read_bytes())
+        told = json.loads((folder / published_files.QUALITY).read_bytes())
         if any(told[split]["pairs"] != len(part) for split, part in pairs.items()):
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    for name in (*FILES.values(), *published.WITH_PAIRS):
+    for name in (*FILES.values(), *published_files.WITH_PAIRS):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     return True
@@ -250,7 +251,7 @@ def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict]) -> None
         for pair in part:
             counted.count(pair)
         told[split] = counted.told()
-    (out / published.QUALITY).write_text(json.dumps(told, indent=1) + "\n")
+    (out / published_files.QUALITY).write_text(json.dumps(told, indent=1) + "\n")
     if rejects:
         lines = [json.dumps(reject) + "\n" for reject in rejects]
         (out / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -4,12 +4,12 @@ Not a filter for quality: a row is rejected only where it cannot be a row, and e
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
 Output: train and test parquet, `prompts/*.jsonl` (no answers in them, so that editing an answer regenerates nothing),
 `shards.json`, `rejects.jsonl`.
-Rows are sorted on disk (`spin_core/sorter.py`), so there may be more of them than fit into memory. The order of the
-input does not matter: what split, draw and shard a row falls in depends on the seed and its id, so it mostly stays
-there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's share is drawn
-(limit over all rows), each in the place of another row, and both the row that came and the row that went change a
-shard. Only the published slices (`frac_len`) depend on the input's order and number of rows: a set that grows is drawn
-anew.
+Rows are sorted on disk (`spin_core/data/external_sort.py`), so there may be more of them than fit into memory. The
+order of the input does not matter: what split, draw and shard a row falls in depends on the seed and its id, so it
+mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
+share is drawn (limit over all rows), each in the place of another row, and both the row that came and the row that went
+change a shard. Only the published slices (`frac_len`) depend on the input's order and number of rows: a set that grows
+is drawn anew.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from spin_core.columns import check_columns
+from spin_core.config.base import Section
+from spin_core.data.column_mapping import check_columns
+from spin_core.data.ingest import Rejects, Rows, Source
+from spin_core.data.rows import FILES, Row, fraction, write_rows
+from spin_core.data.shards import cut
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.rows import FILES, Row, fraction, write_rows
-from spin_core.section import Section
-from spin_core.shards import cut
-from spin_core.source_rows import Rejects, Rows, Source
 
 VERSION = 1
 

@@ -3,7 +3,7 @@ summary.
 
 Is not: an evaluation. It shows what the evaluate, harness, gate, model and pairs trees say; the only figures it
 computes are intervals (Wilson for a rate, paired for a change), differences against the start, and shares of the pair
-set. What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report_run.py`'s.
+set. What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report/run.py`'s.
 
 Inputs: `evaluate` (trees with metrics.json and rows.jsonl), `finetune` (model trees with metrics.jsonl, SFT controls
 too), `gather` (pairs trees with quality.json), `harness` (results.json), `gate` (decision.json); all but `evaluate` may
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from spin_core.config.base import Section
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.section import Section
 
 if TYPE_CHECKING:
-    from spin_core.figures import Model
+    from spin_core.analysis.figures import Model
 
 VERSION = 3
 
@@ -63,11 +63,11 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Writes report.html, report.md and report.json. Raises BadInput for an index without an input and for a damaged
     line."""
-    from spin_core.charts import draw_all
-    from spin_core.measures import measured
-    from spin_core.report_page import page
-    from spin_core.report_samples import samples
-    from spin_core.verdict import decided, notes, verdict
+    from spin_core.analysis.summary import measured
+    from spin_core.analysis.verdict import decided, notes, verdict
+    from spin_core.report.charts import draw_all
+    from spin_core.report.page import page
+    from spin_core.report.samples import samples
 
     with job.progress("report", len(config.rows) + 2, "parts") as bar:
         models = []
@@ -91,7 +91,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 
 
 def _read(inputs: Inputs, row: Row) -> Model:
-    from spin_core.figures import read_model
+    from spin_core.analysis.figures import read_model
 
     trees = (_pick(inputs, name, getattr(row, name), row.label) for name in TREES)
     return read_model(row.label, row.kind, row.iteration, *trees)
@@ -112,7 +112,7 @@ def _digests(config: Config, job: Job) -> dict[str, dict[str, str]]:
 
 def markdown_table(tree: Path) -> str:
     """The Markdown table of a report tree, columns padded, as the command line prints it. Ends without a newline."""
-    from spin_core.figures import text_table
+    from spin_core.analysis.figures import text_table
 
     return text_table(json.loads((tree / "report.json").read_text(encoding="utf-8"))["rows"])
 
@@ -131,8 +131,8 @@ def _pick(inputs: Inputs, name: str, index: int, label: str) -> Path | None:
 
 def _markdown(figures: dict) -> str:
     """The main table, sentence, decision, notes; then the other tables."""
-    from spin_core.figures import markdown_text, table_text, text_table
-    from spin_core.report_tables import tables
+    from spin_core.analysis.figures import markdown_text, table_text, text_table
+    from spin_core.report.tables import tables
 
     rows, decision = figures["rows"], figures["decision"]
     parts = [text_table(rows), markdown_text(figures["sentence"], 2000)]

@@ -3,7 +3,7 @@
 What it is *not*: no loss, no judgement of the pairs. The forward pass is the one that finetune trains with, so that
 policy = opponent gives a log-ratio of 0 up to the rounding of another batch shape (CPU, float32: one last bit,
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
-engine found while it sampled, where they are the same numbers (`spin_core/engine_logps.py`).
+engine found while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
 inputs   `model`: a model directory (θ_t) · `pairs`: a pairs tree
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from spin_core import engine_logps
-from spin_core.chat import Chat, ChatSection
+from spin_core.config.base import Section
+from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job
-from spin_core.rows import FILES, Pair, read_pairs
-from spin_core.section import Section
+from spin_core.modeling import sampled_logps
+from spin_core.modeling.chat import Chat, ChatSection
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
-    from spin_core.collate import Tokens
-    from spin_core.packing import Group
+    from spin_core.modeling.collate import Tokens
+    from spin_core.modeling.packing import Group
 
 VERSION = 1
 
@@ -55,8 +55,8 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
-    from spin_core.collate import encode_pairs
-    from spin_core.models import load_chat
+    from spin_core.modeling.collate import encode_pairs
+    from spin_core.modeling.loading import load_chat
 
     model_path, pairs_path = cast(Path, inputs["model"]), cast(Path, inputs["pairs"])
     pairs = [(split, pair) for split, file in FILES.items() for pair in read_pairs(pairs_path / file)]
@@ -95,20 +95,20 @@ def _with_engines(
     A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
     """
     path, found = cast(Path, inputs["model"]), {}
-    if why := engine_logps.unusable(settings, chat.section):
+    if why := sampled_logps.unusable(settings, chat.section):
         job.note(f"score: no log-prob is taken from the engine: {why}.")
     else:
-        found = engine_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
-    checked = engine_logps.sample(pairs, list(found))
+        found = sampled_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
+    checked = sampled_logps.sample(pairs, list(found))
     own = logps_of(path, [encoded[i] for i in checked], chat, settings, job, "score to compare")
     logps = dict(zip(checked, zip(own[::2], own[1::2], strict=True), strict=True))
     off = {i: abs(logps[i][1] - found[i]) for i in checked}
     worst = max(checked, key=off.__getitem__, default=0)
-    if checked and not off[worst] <= engine_logps.TOLERANCE:
+    if checked and not off[worst] <= sampled_logps.TOLERANCE:
         found = {}
         job.note(
             f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1].id} is {off[worst]:.2g} "
-            f"nats from the model's own (at most {engine_logps.TOLERANCE:g} is allowed)."
+            f"nats from the model's own (at most {sampled_logps.TOLERANCE:g} is allowed)."
         )
     rest = [i for i in range(len(pairs)) if i not in logps]
     taken = [i for i in rest if i in found]
@@ -126,9 +126,9 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     """
     import torch
 
-    from spin_core.models import apply_threads, opponent, process_device
-    from spin_core.policy import make_policy
-    from spin_core.processes import team
+    from spin_core.modeling.loading import apply_threads, opponent, process_device
+    from spin_core.modeling.logprobs import make_policy
+    from spin_core.runtime import process_group
 
     if not groups:
         return []
@@ -160,21 +160,21 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
                     found.append((i, values[: len(groups[i])]))
                     values = values[len(groups[i]) :]
                 bar.advance(len(batch))
-    logps = dict(pair for process in team.gather(found) for pair in process)
+    logps = dict(pair for process in process_group.gather(found) for pair in process)
     return [value for i in range(len(groups)) for value in logps[i]]
 
 
 def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tuple[list[int], bool]]:
     """This process's forward passes over groups of the given costs, longest first, and whether each counts. Where the
     weights are in parts, a process that has nothing left repeats a pass for the others' sake."""
-    from spin_core.policy import micro_batches
-    from spin_core.processes import team
+    from spin_core.modeling.logprobs import micro_batches
+    from spin_core.runtime import process_group
 
     cuts = [
         [[hand[n] for n in part] for part in micro_batches([costs[n] for n in hand], budget, packed)]
-        for hand in team.deal(costs, team.world())
+        for hand in process_group.deal(costs, process_group.world())
     ]
-    own = [(part, True) for part in cuts[team.rank()]]
+    own = [(part, True) for part in cuts[process_group.rank()]]
     return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if parts else 0)
 
 

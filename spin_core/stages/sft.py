@@ -15,10 +15,10 @@ from typing import Literal, cast
 
 from pydantic import Field
 
-from spin_core.chat import Chat, ChatSection
+from spin_core.config.base import Section
+from spin_core.data.rows import TRAIN_FILE, read_rows
 from spin_core.job import Inputs, Job
-from spin_core.rows import TRAIN_FILE, read_rows
-from spin_core.section import Section
+from spin_core.modeling.chat import Chat, ChatSection
 from spin_core.store.keys import config_payload
 
 VERSION = 2
@@ -52,16 +52,16 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
-    from spin_core import models
-    from spin_core.card import write_card
-    from spin_core.objectives import AnswerRows
-    from spin_core.training import Plan, load_trainable, train, write_results
+    from spin_core.modeling import loading
+    from spin_core.report.model_card import write_card
+    from spin_core.training.loop import Plan, load_trainable, train, write_results
+    from spin_core.training.objectives import AnswerRows
 
-    models.apply_threads(job.runtime)
+    loading.apply_threads(job.runtime)
     source, part = cast(Path, inputs["model"]), config.sft
-    chat = models.load_chat(source, config.chat)
+    chat = loading.load_chat(source, config.chat)
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
-    models.release_opponent()
+    loading.release_opponent()
     model = load_trainable(source, job)
     plan = Plan(
         lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
@@ -83,7 +83,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
 
 
 def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list:
-    from spin_core.collate import encode_answer
+    from spin_core.modeling.collate import encode_answer
 
     rows = read_rows(tree / TRAIN_FILE)
     encoded = []

@@ -17,8 +17,8 @@ from spin_core.errors import StoreError
 from spin_core.store.keys import canonical
 
 ROOT = Path(__file__).resolve().parents[2]
-# How a stage is run, told or stored is not what it computes.
-LEFT_OUT = ("errors", "job", "section", "store")
+# How a stage is run, shown or stored is not what it computes.
+LEFT_OUT = ("errors", "job", "config.base", "store")
 # `kind` is the u of u"text"; the other one is a comment.
 UNSEEN = {"kind", "type_comment"}
 
@@ -90,7 +90,12 @@ def _imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
             )
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     top = module.split(".")[0]
-    return sorted(n for n in found if n.split(".")[0] == top and n.split(".")[1:2] not in [[part] for part in LEFT_OUT])
+    return sorted(n for n in found if n.split(".")[0] == top and not _left_out(n))
+
+
+def _left_out(name: str) -> bool:
+    inside = name.partition(".")[2]
+    return any(inside == part or inside.startswith(f"{part}.") for part in LEFT_OUT)
 
 
 def _dump(node: object) -> str:

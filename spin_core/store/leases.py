@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from spin_core.errors import StoreError
 from spin_core.store import fs
-from spin_core.store.objects import Objects, Stat
+from spin_core.store.s3.objects import Objects, Stat
 
 FOLDER, MARK = "leases/", "gc"
 FRESH = timedelta(hours=2)

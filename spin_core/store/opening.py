@@ -26,7 +26,7 @@ def exists(where: str) -> bool:
     """Whether there is a store. Raises StoreError where a service does not answer, BadInput for a wrong URL."""
     if not is_remote(where):
         return (Path(where) / NAME).exists()
-    from spin_core.store.objects import Objects
+    from spin_core.store.s3.objects import Objects
 
     # Listed: of a bucket that is not there `head` says no more than of an object.
     return any(stat.key == "id" for stat in Objects(where, NAME).listed("id"))
@@ -38,7 +38,7 @@ def open_store(where: str, create: bool = True, read_only: bool = False, runs: b
     `runs/` up to date. Raises StoreError, BadInput as `Store` and `RemoteStore`."""
     if not is_remote(where):
         return Store(Path(where), create)
-    from spin_core.store.remote import RemoteStore
+    from spin_core.store.s3.remote import RemoteStore
 
     late = os.environ.get("SPINLOOP_FETCH", "")
     if late not in ("", "all", "used"):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
+from spin_core.store.deduplicate import share
 from spin_core.store.digest import Damaged, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, input_digests, key_of, plain
+from spin_core.store.make_immutable import check_tree, seal
 from spin_core.store.record import Record, encode, read
-from spin_core.store.seal import check_tree, seal
-from spin_core.store.share import share
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")

@@ -151,7 +151,7 @@ def test_there_are_profiles():
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_profile_validates(path: Path):
     """Catches a shipped profile with a field that was renamed since."""
-    from spin_core.config import load_profile
+    from spin_core.config.profile import load_profile
 
     load_profile(str(path))
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spin_core.chat import Chat, Messages
-from spin_core.collate import encode_answer
+from spin_core.data.readers import read
 from spin_core.errors import BadInput
-from spin_core.readers import read
+from spin_core.modeling.chat import Chat, Messages
+from spin_core.modeling.collate import encode_answer
 
 SETS = ("short", "long")
 LONG_PROMPT = (260, 508)

@@ -93,8 +93,9 @@ def peak(process: int | str = "self") -> int:
 
 
 def _stage(name: str, folder: Path) -> dict:
-    from spin_core import rows, sources
+    from spin_core.data import rows
     from spin_core.job import Job
+    from spin_core.sources import resolve
     from spin_core.stages import gather, reformat
     from spin_core.store.digest import manifest, tree_digest
     from spin_core.store.store import Store
@@ -107,7 +108,7 @@ def _stage(name: str, folder: Path) -> dict:
         return Job(folder / out, folder / "scratch")
 
     if name == "resolve":
-        sources.resolve(str(folder / "rows.jsonl"), "dataset", "", folder)
+        resolve.resolve(str(folder / "rows.jsonl"), "dataset", "", folder)
         return {}
     if name.startswith("reformat"):
         source = folder / ("rows.jsonl" if name == "reformat" else "rows.parquet")
@@ -186,7 +187,7 @@ def _flow(profile: Path, folder: Path) -> dict:
 
 
 def _children(parent: int) -> list[tuple[str, int]]:
-    names = {"flows.embedded": "server", "spin_core.worker": "stages"}
+    names = {"flows.server.embedded": "server", "spin_core.runtime.worker": "stages"}
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -21,9 +21,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from spin_core.chat import ChatSection
 from spin_core.errors import BadInput
-from spin_core.sources import resolve
+from spin_core.modeling.chat import ChatSection
+from spin_core.sources.resolve import resolve
 from tests.benchmarks.bench_tables import NAMES, page, ratios, spread, verdicts
 
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def make_works(args: argparse.Namespace, model: Path, data: Path) -> dict[str, A
     """Of each set its `Work` in float32, and the lengths of its pairs."""
     import torch
 
-    from spin_core.models import load_chat
+    from spin_core.modeling.loading import load_chat
     from tests.benchmarks.bench_data import MAX_PROMPT, lengths, make_pairs, read_rows
     from tests.benchmarks.bench_work import Work
 

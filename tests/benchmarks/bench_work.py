@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spin_core.collate import Tokens
-from spin_core.training import Plan
+from spin_core.modeling.collate import Tokens
+from spin_core.training.loop import Plan
 
 Pair = tuple[Tokens, Tokens]
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from spin_core.chat import ChatSection
 from spin_core.job import Job, Runtime
+from spin_core.modeling.chat import ChatSection
 from tests.benchmarks.bench_work import Watch, Work
 
 
 def run(work: Work, watch: Watch) -> list[float]:
     """The whole training run, as the stages score and finetune do it, the probing of the model included; returns the
     loss of each optimiser step."""
-    from spin_core.models import load_model, release_opponent
-    from spin_core.objectives import SpinPairs
-    from spin_core.training import train
+    from spin_core.modeling.loading import load_model, release_opponent
+    from spin_core.training.loop import train
+    from spin_core.training.objectives import SpinPairs
 
     with tempfile.TemporaryDirectory() as folder:
         job, pairs = _job(work, Path(folder)), work.pairs
@@ -41,7 +41,7 @@ def _job(work: Work, folder: Path) -> Job:
 
 def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
     """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
-    from spin_core.models import load_chat
+    from spin_core.modeling.loading import load_chat
     from spin_core.stages.score import Score, logps_of
 
     chat = load_chat(work.path, ChatSection(max_prompt_length=work.longest))

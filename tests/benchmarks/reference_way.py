@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spin_core.collate import Tokens
-from spin_core.loss import IGNORE, spin_loss
+from spin_core.modeling.collate import Tokens
+from spin_core.modeling.loss import IGNORE, spin_loss
 from tests.benchmarks.bench_work import Pair, Watch, Work
 
 Padded = dict[str, Tensor]
@@ -110,7 +110,7 @@ def batches_of(pairs: Sequence[Pair], indices: Sequence[int], work: Work) -> lis
 
 def run(work: Work, watch: Watch) -> list[float]:
     """The whole training run; returns the loss of each optimiser step."""
-    from spin_core.models import load_model
+    from spin_core.modeling.loading import load_model
 
     policy = load_model(work.path, work.device, train=True)
     watch.weights(policy)

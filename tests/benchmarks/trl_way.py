@@ -55,7 +55,7 @@ def _trainer(work: Work, watch: Watch, folder: str) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
 
-    from spin_core.models import load_model, load_tokenizer
+    from spin_core.modeling.loading import load_model, load_tokenizer
 
     class Steps(TrainerCallback):
         def on_step_end(self, *given: Any, **named: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spin_core.bootstrap import interval
+from spin_core.analysis.bootstrap import interval
 
 RESAMPLES = 400
 
@@ -33,7 +33,7 @@ def test_resamples_in_blocks_are_as_many(monkeypatch) -> None:
     """Catches a last block that is lost: with blocks of 64 draws the bounds are those of as many resamples."""
     data = list(np.random.default_rng(1).normal(size=50))
     whole = interval(data, 0.95, RESAMPLES, 7)
-    monkeypatch.setattr("spin_core.bootstrap.BLOCK", 64 * 50)
+    monkeypatch.setattr("spin_core.analysis.bootstrap.BLOCK", 64 * 50)
     parts = interval(data, 0.95, RESAMPLES, 7)
     assert whole and parts and parts.low == pytest.approx(whole.low, abs=0.05)
     assert (parts.low, parts.high) == (whole.low, whole.high)  # one stream of draws, whatever the block

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.child import Child, Children
 from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.runtime.child import Child, Children
 
 STAGE = '''
 """Stages that misbehave, for the tests of the child processes."""
 import os, signal, subprocess, sys, time
 from spin_core.errors import BadInput, ChildDied
-from spin_core.section import Section
+from spin_core.config.base import Section
 
 class Config(Section):
     do: str
@@ -121,7 +121,7 @@ def test_timeout_ends_the_child_and_what_it_started(spec, tmp_path):
 def test_child_of_a_killed_parent_ends_with_what_it_started(spec, tmp_path):
     """Catches an orphan: the parent is SIGKILLed, so nothing of it can clean up."""
     script = textwrap.dedent(f"""
-        from spin_core.child import Child
+        from spin_core.runtime.child import Child
         child = Child()
         print(child.process.pid, flush=True)
         child.run({spec("hang")!r}, print)
@@ -148,7 +148,7 @@ def _started(folder: Path) -> int:
 def test_child_killed_with_its_parent_leaves_nothing_that_it_started(spec, tmp_path):
     """Catches an engine's worker that keeps its GPU when parent and child are killed at once, so that neither can end
     it: only the guard is left."""
-    script = "from spin_core.child import Child; c = Child(); print(c.process.pid, flush=True); "
+    script = "from spin_core.runtime.child import Child; c = Child(); print(c.process.pid, flush=True); "
     script += f"c.run({spec('hang')!r}, print)"
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ)
     assert parent.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spin_core.config import load_profile, parse
+from spin_core.config.profile import load_profile, parse
 from spin_core.errors import BadInput
 
 LEAST = {"model": {"path": "m"}, "dataset": {"path": "d"}}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from spin_core import gpus
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
+from spin_core.runtime import gpus
 
 
 def _groups(workers: int, each: int, count: int, device: str = "auto") -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spin_core import step
 from spin_core.errors import StageFailed
+from spin_core.runtime import step
 
 
 def test_provenance_without_git_is_not_a_failure(monkeypatch):

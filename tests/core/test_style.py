@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spin_core.style import repetition, style
+from spin_core.analysis.answer_style import repetition, style
 
 
 def test_repetition_counts_four_grams_that_were_there_before() -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 
-from flows.deploy import GPU_POOL, job_template
+from flows.server.deploy import GPU_POOL, job_template
 
 ROOT = Path(__file__).resolve().parents[2]
 ID = UUID("12345678-1234-5678-1234-567812345678")

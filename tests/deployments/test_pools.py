@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from flows.deploy import CPU_POOL, GPU_POOL
+from flows.server.deploy import CPU_POOL, GPU_POOL
 from tests.deployments.rendered import ROOT, job, prepared, without_prefects_own
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -160,7 +160,7 @@ def test_process_is_what_prefect_takes():
 def test_stage_of_several_nodes_asks_for_them():
     """Catches a run whose profile has `compute.nodes: 4` and whose Job has one pod, which then waits for three."""
     from spin_core.job import Compute, Runtime
-    from tasks.pool_run import machines
+    from tasks.runner.pool_run import machines
 
     def asked(stage: str, **compute) -> dict:
         return machines(stage, Runtime(compute=Compute(**compute)))

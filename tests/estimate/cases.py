@@ -7,8 +7,8 @@ from dataclasses import replace
 from spin_core.estimate import memory
 from spin_core.estimate.activations import Batch, Form
 from spin_core.estimate.architecture import Architecture
-from spin_core.policy import micro_batches
-from spin_core.processes.team import deal
+from spin_core.modeling.logprobs import micro_batches
+from spin_core.runtime.process_group import deal
 from tests.estimate.measured import Case
 
 BOUND = 0.15

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.estimate.architecture import Architecture
-from spin_core.processes.launch import free_port
+from spin_core.runtime.launch import free_port
 
 Groups = Sequence[tuple[int, Sequence[int]]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def llama(shape: Architecture) -> Any:
 def _examples(case: Case) -> list:
     import numpy as np
 
-    from spin_core.collate import Tokens
+    from spin_core.modeling.collate import Tokens
 
     draws, words, made = np.random.default_rng(0), case.shape.vocab, []
     for prompt, answers in case.groups:
@@ -120,9 +120,9 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
     import torch
 
     from spin_core.job import Compute, Job, Runtime
-    from spin_core.objectives import AnswerRows, SpinPairs
     from spin_core.stages.finetune import Lora
-    from spin_core.training import Plan, load_trainable, train
+    from spin_core.training.loop import Plan, load_trainable, train
+    from spin_core.training.objectives import AnswerRows, SpinPairs
 
     pairs = _examples(case)
     runtime = Runtime(
@@ -136,7 +136,7 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
     else:
         model = llama(case.shape).train()
     if case.lora:
-        from spin_core.lora import add_adapter
+        from spin_core.modeling.lora import add_adapter
 
         model.requires_grad_(False)
         add_adapter(model, Lora(rank=case.lora), 0)
@@ -156,7 +156,7 @@ def _score(case: Case) -> Any:
     import torch
 
     from spin_core.job import Runtime
-    from spin_core.policy import make_policy, micro_batches
+    from spin_core.modeling.logprobs import make_policy, micro_batches
 
     groups = _examples(case)
     model = llama(case.shape).eval().requires_grad_(False)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.demo import demo_model
 from spin_core.estimate.architecture import Architecture, from_config, of_known
 from spin_core.estimate.places import sizes
 from spin_core.job import Job
+from spin_core.stages import demo_model
 
 FACTS = {
     "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_model_that_the_config_makes(tied: bool) -> Non
 
 def test_adapter_has_the_weights_that_peft_makes() -> None:
     """Catches a LoRA that is counted on the attention alone, or on the output layer too."""
-    from spin_core.lora import add_adapter
+    from spin_core.modeling.lora import add_adapter
     from spin_core.stages.finetune import Lora
     from tests.estimate.cases import NARROW
     from tests.estimate.measured import llama

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from spin_core import fused
 from spin_core.engines import slots
 from spin_core.estimate import activations, memory
+from spin_core.modeling import chunked_logps
 from tests.estimate.cases import MIDDLE, NARROW, SHORT, SMALL, TIED, predicted
 from tests.estimate.measured import WAYS, Case, peak_of
 
@@ -43,5 +43,5 @@ def test_cases_are_dominated_by_what_they_are_named_for() -> None:
 
 def test_numbers_that_are_written_twice_are_the_same() -> None:
     """Catches a chunk of logits or a prompt pass that became larger where it is computed, and not in the estimate."""
-    assert activations.CHUNK_BYTES == fused.CHUNK_BYTES
+    assert activations.CHUNK_BYTES == chunked_logps.CHUNK_BYTES
     assert memory.PREFILL_TOKENS == slots.PREFILL_TOKENS

@@ -11,12 +11,12 @@ import pytest
 
 from flows.plan import check
 from flows.sheet import costs, known
-from spin_core import gpus
-from spin_core.config import Config, load_profile, parse
+from spin_core.config.profile import Config, load_profile, parse
 from spin_core.errors import BadInput
 from spin_core.estimate import fit, hardware, sheet, todo
 from spin_core.estimate.needs import NEEDS, Setting, room
-from tasks.ledger import Entry
+from spin_core.runtime import gpus
+from tasks.runner.ledger import Entry
 
 BIG = ("zephyr-7b", "zephyr-7b-lora", "tulu-70b")
 WHOLE = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]

@@ -63,8 +63,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's untrained model as an ordinary model directory of a user."""
-    from spin_core.demo import demo_model
     from spin_core.job import Job
+    from spin_core.stages import demo_model
 
     out = tmp_path_factory.mktemp("model")
     demo_model.run({}, demo_model.Config(seed=0), Job(out=out, scratch=out))
@@ -76,7 +76,7 @@ def spinloop(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str
     """The command line in this process: exit code, standard output, standard error."""
 
     def call(*args: object) -> tuple[int, str, str]:
-        from flows.cli import main
+        from flows.cli.__main__ import main
 
         capsys.readouterr()
         try:

@@ -17,15 +17,15 @@ import yaml
 from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from spin_core import run_card
-from spin_core.child import Children
-from spin_core.config import load_profile
+from spin_core.config.profile import load_profile
 from spin_core.job import Job
+from spin_core.report import run_card
+from spin_core.runtime.child import Children
 from spin_core.store.store import Store
-from tasks import artifacts, meters
-from tasks.ledger import Entry, card
-from tasks.progress import Progress
-from tasks.run import Run
+from tasks.runner import artifacts, meters
+from tasks.runner.ledger import Entry, card
+from tasks.runner.progress import Progress
+from tasks.runner.run import Run
 
 KINDS = ("answers", "curves", "iterations", "lineage", "pairs")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from spin_core.child import Child
+from spin_core.runtime.child import Child
 
 SHARED = ("generate", "score", "finetune", "evaluate")
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from spin_core.engines import vllm_env
 from spin_core.errors import BadInput
+from spin_core.runtime import vllm_env
 
 
 @pytest.fixture(autouse=True)

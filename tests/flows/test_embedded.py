@@ -14,18 +14,18 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from flows.embedded import answers
+from flows.server.embedded import answers
 
 ROOT = Path(__file__).parents[2]
 
 
 def _servers(home: Path) -> set[str]:
-    """Processes of flows.embedded of this home of Prefect's."""
+    """Processes of flows.server.embedded of this home of Prefect's."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = f"PREFECT_HOME={home}".encode() in (folder / "environ").read_bytes()
-            if ours and b"flows.embedded" in (folder / "cmdline").read_bytes():
+            if ours and b"flows.server.embedded" in (folder / "cmdline").read_bytes():
                 found.add(folder.name)
     return found
 

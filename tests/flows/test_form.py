@@ -10,9 +10,9 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import BaseModel
 
-from flows import deployed
-from flows.form import PROFILE_NAMES, form, given, section
-from spin_core.config import Config, load_profile
+from flows.server import deployed
+from flows.server.form import PROFILE_NAMES, form, given, section
+from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.chat import ChatSection
+from spin_core.modeling.chat import ChatSection
+from spin_core.runtime.step import Step
 from spin_core.stages import generate
-from spin_core.step import Step
 from spin_core.store.store import Record, Store
-from tasks.throughput import Throughput
+from tasks.runner.throughput import Throughput
 
 ROWS = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]
 

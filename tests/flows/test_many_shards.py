@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import shards
+from tasks.runner import shards
 
 SETTINGS = ("iterations=1", "dataset.shard_rows=4", "dataset.limit=56", "generate.max_new_tokens=1")
 

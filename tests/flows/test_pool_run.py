@@ -11,14 +11,14 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from spin_core.chat import ChatSection
 from spin_core.errors import StageFailed
 from spin_core.job import Runtime
+from spin_core.modeling.chat import ChatSection
+from spin_core.runtime.step import Step
 from spin_core.stages import sft
-from spin_core.step import Step
 from spin_core.store.store import Store
-from tasks import pool_run
-from tasks.pool_run import PoolRun
+from tasks.runner import pool_run
+from tasks.runner.pool_run import PoolRun
 
 STEP = Step(sft, "θ_0", sft.Config(sft=sft.Sft(), chat=ChatSection(), seed=1))
 KEY = "ab" * 32

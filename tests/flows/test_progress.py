@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.progress import Progress
+from tasks.runner.progress import Progress
 
 
 def test_note_that_every_shard_makes_is_told_once(capsys) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.engines import vllm_env
+from spin_core.runtime import vllm_env
 from tests.faults.flow.storm import Marked, command
 
 pytestmark = [

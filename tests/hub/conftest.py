@@ -57,8 +57,8 @@ def python(tmp_path: Path, hub: Hub) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def start_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's untrained model as a folder."""
-    from spin_core.demo import demo_model
     from spin_core.job import Job
+    from spin_core.stages import demo_model
 
     out = tmp_path_factory.mktemp("start")
     demo_model.run({}, demo_model.Config(seed=0), Job(out=out, scratch=out))
@@ -68,7 +68,7 @@ def start_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def start_rows() -> dict[str, bytes]:
     """The demo's rows as the files of a dataset repository."""
-    from spin_core.demo.demo_rows import make_rows
+    from spin_core.stages.demo_rows import make_rows
 
     lines = [json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in make_rows(0, 90)]
     names = ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from spin_core import card, hub
 from spin_core.errors import BadInput
-from spin_core.held_out import measures
 from spin_core.job import Job
-from spin_core.run_card import RunFacts, full_card
+from spin_core.report import model_card
+from spin_core.report.card_metrics import measures
+from spin_core.report.run_card import RunFacts, full_card
+from spin_core.sources import hub
 from spin_core.store.store import Store
 
 BASE, ROWS, PAIRS, THETA = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -26,7 +27,7 @@ HISTORY = [
 def written(out: Path, stage: str, source: Path, **digests) -> str:
     """The card that a step writes."""
     out.mkdir(parents=True, exist_ok=True)
-    card.write_card(Job(out=out, scratch=out, digests=digests), stage, {"lr": 5e-7, "seed": 3}, source, HISTORY)
+    model_card.write_card(Job(out=out, scratch=out, digests=digests), stage, {"lr": 5e-7, "seed": 3}, source, HISTORY)
     return (out / "README.md").read_text()
 
 
@@ -77,13 +78,13 @@ def test_card_foreign_readme_is_not_believed(tmp_path, name, text):
     written(folder, "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
     if text is not None:
         (folder / "README.md").write_text(text)
-    assert card.read_chain(folder, THETA) == {"format": 1, "base": THETA, "steps": []}
+    assert model_card.read_chain(folder, THETA) == {"format": 1, "base": THETA, "steps": []}
 
 
 def test_card_chain_of_an_own_tree_is_read(tmp_path):
     """Catches: a reader that believes nothing, with which the test above would always pass."""
     written(tmp_path / THETA, "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
-    assert card.iterations(card.read_chain(tmp_path / THETA, THETA)) == 1
+    assert model_card.iterations(model_card.read_chain(tmp_path / THETA, THETA)) == 1
 
 
 def made_run(tmp_path: Path, rows: list[dict], metrics: dict) -> RunFacts:
@@ -148,7 +149,7 @@ def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):
 
 
 def _likelihood(rows: list[dict], value: float) -> tuple[float, float]:
-    from spin_core.held_out import interval
+    from spin_core.report.card_metrics import interval
 
     low, high, count = interval("nll/real", value, rows)
     assert count == len(rows) and low is not None and high is not None

@@ -164,7 +164,7 @@ def test_push_pushed_model_is_the_local_one_to_a_run(push, fetch, ran: Ran, pyth
     assert push("--model", "2", "--revision", "v2").code == 0
     card, _ = fetch("acme/tiny", revision="v2")
     code = (
-        "import json,sys;from pathlib import Path;from spin_core.sources import resolve\n"
+        "import json,sys;from pathlib import Path;from spin_core.sources.resolve import resolve\n"
         "print(json.dumps(resolve(sys.argv[1],'model','',Path('/')).digest))"
     )
     assert card["digest"] == python(code, model_tree(ran, 2))
@@ -174,7 +174,7 @@ def test_push_pairs_load_as_a_dataset_and_in_spinloop(push, fetch, hub: Hub, ran
     """Catches: iterations mixed in one split, a card whose configurations do not load, pairs of later iterations."""
     from datasets import load_dataset
 
-    from spin_core.rows import TRAIN_FILE, read_pairs
+    from spin_core.data.rows import TRAIN_FILE, read_pairs
 
     done = push("--model", "2", "--pairs", "acme/tiny-pairs", "--private")
     assert done.code == 0, done.err
@@ -257,7 +257,7 @@ def test_push_token_of_a_secret_block(push, hub: Hub, python, tmp_path):
     other = "hf_" + "b" * 34
     hub.tokens[other] = {"acme"}
     save = (
-        "import json,os;from flows.embedded import EmbeddedServer;from prefect.blocks.system import Secret\n"
+        "import json,os;from flows.server.embedded import EmbeddedServer;from prefect.blocks.system import Secret\n"
         "with EmbeddedServer().ready(): Secret(value=os.environ['SAVED']).save('hub-token'); print(json.dumps(1))"
     )
     python(save, SAVED=other)

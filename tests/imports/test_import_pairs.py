@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spin_core.data.rows import FILES, Pair, Row, prompt_id, read_pairs, write_pairs, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.rows import FILES, Pair, Row, prompt_id, read_pairs, write_pairs, write_rows
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 from spin_core.stages.import_pairs import Config, run
 
 PROMPTS = [f"question {i}" for i in range(24)]

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from spin_core.config import parse
+from spin_core.config.profile import parse
 from spin_core.errors import BadInput
-from spin_core.sources import SETTINGS, WEIGHTS
+from spin_core.sources.resolve import SETTINGS, WEIGHTS
 from tests.flows.fixtures import TINY
 from tests.hub.hub_home import command, environment
 from tests.hub.hub_server import start

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.compare import Asked, Comparison, Side, compare, harness_items
-from spin_core.compare_page import page, text
-from spin_core.costs import costs
+from spin_core.analysis.costs import costs
+from spin_core.analysis.figures import Model
+from spin_core.analysis.profile_diff import preset
+from spin_core.analysis.run_comparison import Asked, Comparison, Side, compare, harness_items
 from spin_core.errors import BadInput
-from spin_core.figures import Model
-from spin_core.reproduction import preset
+from spin_core.report.compare_page import page, text
 from tests.report.test_page import HOSTILE, Tags, fetched, steps
 
 

@@ -8,10 +8,10 @@ import json
 import re
 from html.parser import HTMLParser
 
-from spin_core.report_run import sections
-from spin_core.report_samples import SAMPLES, SCRIPT
+from spin_core.report.run import sections
+from spin_core.report.samples import SAMPLES, SCRIPT
 from spin_core.stages import report
-from tasks.ledger import Entry
+from tasks.runner.ledger import Entry
 from tests.report.made_up import judged_run, render, whole_run
 
 HOSTILE = (

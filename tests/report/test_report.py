@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.charts import Curve, steps_chart
+from spin_core.analysis.figures import wilson
 from spin_core.errors import BadInput
-from spin_core.figures import wilson
+from spin_core.report.charts import Curve, steps_chart
 from spin_core.stages import report
 from tests.report.made_up import evaluate_tree, matches, model_tree, pairs_tree, render, whole_run
 

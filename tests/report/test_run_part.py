@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from spin_core import gpus
-from spin_core.costs import costs
+from spin_core.analysis.costs import costs
+from spin_core.analysis.profile_diff import differences, preset, sentence
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
-from spin_core.report_run import count_text, hours_text, sections, time_text
-from spin_core.reproduction import differences, preset, sentence
+from spin_core.report.run import count_text, hours_text, sections, time_text
+from spin_core.runtime import gpus
 from spin_core.store.record import Record
-from tasks.ledger import Entry
+from tasks.runner.ledger import Entry
 from tests.report.test_page import Tags, steps
 
 

@@ -8,12 +8,12 @@ import random
 
 import pytest
 
-from spin_core.charts import draw_all
-from spin_core.figures import Model
-from spin_core.measures import mean, measured, nll_change
-from spin_core.report_page import overrides
-from spin_core.report_samples import samples
-from spin_core.report_tables import tables
+from spin_core.analysis.figures import Model
+from spin_core.analysis.summary import mean, measured, nll_change
+from spin_core.report.charts import draw_all
+from spin_core.report.page import overrides
+from spin_core.report.samples import samples
+from spin_core.report.tables import tables
 from tests.report.made_up import gate_tree, judged_run, matches, render, whole_run
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from spin_core import ui_pages
-from spin_core.figures import plain, read_model
-from spin_core.report_samples import samples
-from spin_core.ui_lineage import lineage
-from tasks.ledger import Entry
+from spin_core.analysis.figures import plain, read_model
+from spin_core.report import ui_pages
+from spin_core.report.lineage import lineage
+from spin_core.report.samples import samples
+from tasks.runner.ledger import Entry
 from tests.report.made_up import judged_run, render, whole_run
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

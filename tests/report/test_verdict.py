@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from spin_core.figures import read_model, table_row
+from spin_core.analysis.figures import read_model, table_row
+from spin_core.analysis.verdict import verdict
 from spin_core.stages import report
-from spin_core.verdict import verdict
 from tests.report.made_up import evaluate_tree, judged_run, render, whole_run
 
 ROSE = "Exact match rose from 0.580 to 0.660"

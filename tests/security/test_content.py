@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import pytest
 
-from spin_core import ui_pages
-from spin_core.compare import compare
-from spin_core.compare_page import page as comparison
-from spin_core.compare_page import text as comparison_text
+from spin_core.analysis.figures import BIDI, read_model
+from spin_core.analysis.run_comparison import compare
 from spin_core.errors import BadInput, StageFailed
-from spin_core.figures import BIDI, read_model
-from spin_core.report_samples import samples
+from spin_core.report import ui_pages
+from spin_core.report.compare_page import page as comparison
+from spin_core.report.compare_page import text as comparison_text
+from spin_core.report.lineage import lineage
+from spin_core.report.samples import samples
 from spin_core.stages import report
-from spin_core.ui_lineage import lineage
-from tasks.ledger import Entry
+from tasks.runner.ledger import Entry
 from tests.faults.fault import Fault
 from tests.report.made_up import gate_tree, judged_run, render
 from tests.report.test_compare import model, rows, side

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from spin_core.errors import BadInput
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 from tests.faults.fault import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +37,8 @@ class Evil:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    from spin_core.demo import demo_model
     from spin_core.job import Job
+    from spin_core.stages import demo_model
 
     out = tmp_path_factory.mktemp("model")
     demo_model.run({}, demo_model.Config(seed=0), Job(out=out, scratch=out))
@@ -122,9 +122,9 @@ LOAD = """
 import os, sys
 from pathlib import Path
 import torch
-from spin_core.chat import ChatSection
+from spin_core.modeling.chat import ChatSection
 from spin_core.errors import BadInput
-from spin_core.models import load_chat, load_model
+from spin_core.modeling.loading import load_chat, load_model
 try:
     load_chat(Path(sys.argv[1]), ChatSection())
     load_model(Path(sys.argv[1]), torch.device("cpu"))
@@ -140,8 +140,8 @@ def _refusal(folder: Path) -> str:
         resolve(str(folder), "model", "", Path("/"))
     except BadInput as error:
         return str(error)
-    from spin_core.chat import ChatSection
-    from spin_core.models import load_chat, load_model
+    from spin_core.modeling.chat import ChatSection
+    from spin_core.modeling.loading import load_chat, load_model
 
     with pytest.raises(BadInput) as raised:
         load_chat(folder, ChatSection())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.config import load_profile, parse
+from spin_core.config.profile import load_profile, parse
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.sources import Kind, resolve
+from spin_core.sources.resolve import Kind, resolve
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 
@@ -89,7 +89,7 @@ def opened():
 
 def test_names_asked_of_a_store_touch_nothing_outside(tmp_path, opened, monkeypatch):
     """Catches `runs/../../x`: a name from the command line or a request that is joined to a path."""
-    from flows.cli import main
+    from flows.cli.__main__ import main
 
     root = tmp_path / "inside" / "store"
     Store(root)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from spin_core import plain_yaml
-from spin_core.config import load_profile
+from spin_core.config import yaml_reader
+from spin_core.config.profile import load_profile
 from spin_core.errors import BadInput
-from spin_core.harness import folder
+from spin_core.sources import task_folder
 from tests.faults.fault import Fault
 from tests.faults.input.through import limited
 
@@ -104,7 +104,7 @@ def test_hostile_task_files_are_refused(tmp_path):
         text = YAML[name][0]
         (tmp_path / "t.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
         with limited(30), pytest.raises(BadInput, match=r"t\.yaml"):
-            folder.files(tmp_path)
+            task_folder.files(tmp_path)
 
     S11_TASKS.each(hostile, trial)
 
@@ -112,7 +112,7 @@ def test_hostile_task_files_are_refused(tmp_path):
 def plain_yaml_refuses(name: str) -> bool:
     text = YAML[name][0]
     try:
-        plain_yaml.read(text if isinstance(text, bytes) else text.encode(), "x")
+        yaml_reader.read(text if isinstance(text, bytes) else text.encode(), "x")
     except BadInput:
         return True
     return False

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from spin_core import templates
-from spin_core.chat import Chat, ChatSection, render
+from spin_core.data.sandbox import templates
 from spin_core.errors import BadInput
+from spin_core.modeling.chat import Chat, ChatSection, render
 from tests.faults.fault import Fault
 from tests.faults.input.through import limited
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.demo import demo_model
 from spin_core.job import Job
+from spin_core.stages import demo_model
 from tests.stages.harness_world import ASKED, CHOICE, WRITE, by_hand, make_folder, run_stage
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin_core.answers import Limits
-from spin_core.chat import ChatSection
-from spin_core.demo import demo_model
+from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
+from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Job, Runtime
-from spin_core.models import load_chat, load_model
-from spin_core.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
-from spin_core.stages import evaluate, score
+from spin_core.modeling.chat import ChatSection
+from spin_core.modeling.loading import load_chat, load_model
+from spin_core.stages import demo_model, evaluate, score
 
 CHAT = ChatSection(max_prompt_length=48)
 SCORE = score.Score(max_length=80, precision="float32", collation="exact")

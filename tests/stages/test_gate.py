@@ -88,7 +88,7 @@ def test_equal_models_are_seldom_called_better() -> None:
 
 
 def _player(metric: str, values: np.ndarray) -> gate.Player:
-    from spin_core.figures import Model
+    from spin_core.analysis.figures import Model
 
     return gate.Player(Model("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
 

@@ -11,14 +11,13 @@ import pytest
 from pydantic import ValidationError
 from tokenizers import decoders
 
-from spin_core.answers import Limits, check, text_and_finish
-from spin_core.chat import Chat, ChatSection
-from spin_core.demo import demo_model
 from spin_core.engines import Answer, Request, Sampling
+from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.errors import StageFailed
 from spin_core.job import Job, Runtime
-from spin_core.models import load_chat
-from spin_core.stages import generate
+from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.loading import load_chat
+from spin_core.stages import demo_model, generate
 from spin_core.stages.generate import Generate, environment
 from spin_core.store.keys import config_payload
 

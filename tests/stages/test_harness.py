@@ -13,16 +13,15 @@ import yaml
 
 from flows.plan import check
 from flows.stages import _ref
-from spin_core import gpus
-from spin_core.child import Children
-from spin_core.config import load_profile
-from spin_core.engines import vllm_env
+from spin_core.config.harness_presets import PRESETS
+from spin_core.config.profile import load_profile
+from spin_core.engines.harness import calls, tables
 from spin_core.errors import BadInput
-from spin_core.harness import calls, tables
-from spin_core.harness.presets import PRESETS
 from spin_core.job import Runtime
+from spin_core.runtime import gpus, vllm_env
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import SHARE, Ref, Step, compute, source
 from spin_core.stages import harness
-from spin_core.step import SHARE, Ref, Step, compute, source
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store
 from tests.stages.harness_world import ASKED, CHOICE, RUNTIME, WRITE, make_folder, rows_of, run_stage

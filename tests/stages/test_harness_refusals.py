@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from spin_core.engines.harness import calls
 from spin_core.errors import BadInput
-from spin_core.harness import calls
+from spin_core.runtime.step import source
 from spin_core.stages import harness
-from spin_core.step import source
 from tests.stages.harness_world import CHOICE, run_stage
 
 

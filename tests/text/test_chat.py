@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.chat import Chat, ChatSection, paper_postprocess, paper_prompt, reference_texts
 from spin_core.errors import BadInput
+from spin_core.modeling.chat import Chat, ChatSection, paper_postprocess, paper_prompt, reference_texts
 
 ASK = [{"role": "user", "content": "Tell me something about the orchard."}]
 GEMMA = (
@@ -191,7 +191,15 @@ def test_generation_prompt_paper_mode_refuses_what_it_has_no_place_for(tokenizer
 
 def test_import_of_text_modules_loads_no_heavy_library():
     """Catches: a flow that takes seconds to start because a module imports torch for a helper."""
-    modules = ["chat", "rows", "columns", "readers", "sources", "stages.reformat", "stages.gather"]
+    modules = [
+        "modeling.chat",
+        "data.rows",
+        "data.column_mapping",
+        "data.readers",
+        "sources.resolve",
+        "stages.reformat",
+        "stages.gather",
+    ]
     heavy = ("torch", "transformers", "datasets", "pyarrow", "huggingface_hub", "prefect")
     code = "import sys;" + ";".join(f"import spin_core.{m}" for m in modules)
     code += f";print([m for m in {heavy} if m in sys.modules])"

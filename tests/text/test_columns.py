@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from spin_core.columns import Example, Reject, check_columns, examples
+from spin_core.data.column_mapping import Example, Reject, check_columns, examples
 from spin_core.errors import BadInput
 
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from spin_core import figures
+from spin_core.analysis import figures
+from spin_core.data.rows import FILES, read_pairs, read_rows
 from spin_core.errors import StageFailed
 from spin_core.job import Job
-from spin_core.rows import FILES, read_pairs, read_rows
 from spin_core.stages import gather, reformat
 from spin_core.stages.gather import Config, Gather
 

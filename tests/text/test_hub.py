@@ -72,7 +72,7 @@ def resolve(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "import json,sys;from pathlib import Path;from spin_core.sources import resolve\n"
+        "import json,sys;from pathlib import Path;from spin_core.sources.resolve import resolve\n"
         "from spin_core.errors import BadInput\n"
         "try: s=resolve(*sys.argv[1:4],Path('/'),sys.argv[4]);"
         "print(json.dumps([s.digest,str(s.path),s.label,s.revision]))\n"

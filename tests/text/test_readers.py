@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spin_core.data.readers import data_files, read
 from spin_core.errors import BadInput
-from spin_core.readers import data_files, read
 from tests.faults.input.measured import read_measured
 
 ROW = {"question": "q", "answer": "a"}

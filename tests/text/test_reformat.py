@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.data.rows import FILES, prompt_id, read_rows
 from spin_core.errors import BadInput
-from spin_core.rows import FILES, prompt_id, read_rows
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config, Dataset, anonymous
 

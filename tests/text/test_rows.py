@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.data.rows import Pair, Row, prompt_id, read_pairs, read_rows, write_pairs, write_rows
 from spin_core.errors import BadInput
-from spin_core.rows import Pair, Row, prompt_id, read_pairs, read_rows, write_pairs, write_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PROMPT = st.lists(TEXT, min_size=1, max_size=3).map(lambda texts: [{"role": "user", "content": t} for t in texts])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.data.shards import cut_shards
 from spin_core.job import Job
-from spin_core.shards import cut_shards
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config, Dataset
 
@@ -115,7 +115,7 @@ def edited(rows, draw, field):
 
 
 def drop_neighbours(rows, draw):
-    from spin_core.rows import prompt_id
+    from spin_core.data.rows import prompt_id
 
     by_id = sorted(rows, key=lambda row: prompt_id([{"role": "user", "content": row["prompt"]}]))
     start = draw.randrange(BASE - 5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spin_core.errors import BadInput
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 
 
 @pytest.fixture

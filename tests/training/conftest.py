@@ -19,8 +19,8 @@ from training_data import (
     scored,
 )
 
-from spin_core.packing import Batch
-from spin_core.policy import Policy
+from spin_core.modeling.logprobs import Policy
+from spin_core.modeling.packing import Batch
 from spin_core.stages import finetune
 
 

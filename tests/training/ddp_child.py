@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from training_data import DIGESTS, finetune_config, job_at
 
-from spin_core.policy import Policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.stages import finetune
 
 model, pairs, logps, place = map(Path, sys.argv[1:5])

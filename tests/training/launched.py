@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spin_core.child import Child, launched
 from spin_core.job import Runtime
+from spin_core.runtime.child import Child, launched
 
 
 def spec(stage: str, config: Any, inputs: dict, digests: dict, place: Path, runtime: Runtime) -> dict:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from spin_core.collate import Tokens, pad
-from spin_core.fused import head_of
-from spin_core.loss import sequence_logps
-from spin_core.packing import Group
-from spin_core.policy import Policy
+from spin_core.modeling.chunked_logps import head_of
+from spin_core.modeling.collate import Tokens, pad
+from spin_core.modeling.logprobs import Policy
+from spin_core.modeling.loss import sequence_logps
+from spin_core.modeling.packing import Group
 
 WORDS = 61
 PAD = 3

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.alarms import alarms, watch
+from spin_core.analysis.training_alarms import alarms, watch
 from spin_core.stages import finetune
 
 Curve = Callable[[float], float]

@@ -11,8 +11,8 @@ from packing_data import WORDS, apart, gradients, padded, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spin_core.job import Runtime
-from spin_core.models import load_model, no_dropout
-from spin_core.policy import make_policy
+from spin_core.modeling.loading import load_model, no_dropout
+from spin_core.modeling.logprobs import make_policy
 
 COMMON = {
     "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

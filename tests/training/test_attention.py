@@ -11,12 +11,12 @@ from packing_data import forms_of, gradients, group_lists, padded, tiny_llama, t
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from spin_core import attention, policy
 from spin_core.errors import BadInput
-from spin_core.fused import head_of
 from spin_core.job import Runtime
-from spin_core.packing import Group, Layout, pack
-from spin_core.policy import Policy, make_policy
+from spin_core.modeling import attention, logprobs
+from spin_core.modeling.chunked_logps import head_of
+from spin_core.modeling.logprobs import Policy, make_policy
+from spin_core.modeling.packing import Group, Layout, pack
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 GROUPS = [
@@ -106,7 +106,7 @@ def test_flash_under_autocast_near_sdpa_and_the_probe_lets_it_pass(flash_attn) -
     model = tiny_llama(torch.float32, "sdpa")
     sdpa, _ = forms_of(tiny_llama(torch.float32, "sdpa"))
     flash = Policy(model, 3, "bfloat16", "flash_attention_2", head_of(model))
-    plain = flash._probe(policy.pad_groups(policy._probe_groups(model), 3))
+    plain = flash._probe(logprobs.pad_groups(logprobs._probe_groups(model), 3))
     assert flash._cannot_pack("flash_attention_2", plain, 64) == ""
     batch = flash.batch(GROUPS)
     assert batch.inputs["layout"].kernel == "flash_attention_2"

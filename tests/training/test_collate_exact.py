@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from training_data import CHAT, made_up_pairs
 
-from spin_core.collate import encode_answer, pad
 from spin_core.errors import BadInput
-from spin_core.models import load_chat
+from spin_core.modeling.collate import encode_answer, pad
+from spin_core.modeling.loading import load_chat
 
 PAIR = made_up_pairs(1)[0]
 

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from training_data import job_at
 
-from spin_core.chat import ChatSection
-from spin_core.config import parse
-from spin_core.demo import demo_model
-from spin_core.engine_logps import CHECKED, FILE, TOLERANCE, sample, unusable
+from spin_core.config.profile import parse
+from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.rows import FILES, Pair, read_pairs
-from spin_core.stages import evaluate, finetune, gather, generate, reformat, score
+from spin_core.modeling.chat import ChatSection
+from spin_core.modeling.sampled_logps import CHECKED, FILE, TOLERANCE, sample, unusable
+from spin_core.stages import demo_model, evaluate, finetune, gather, generate, reformat, score
 from spin_core.stages.finetune import Finetune, score_settings
 
 CHAT = ChatSection(max_prompt_length=48)

@@ -8,10 +8,10 @@ from packing_data import WORDS, apart, gradients, tiny_llama, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spin_core import fused
-from spin_core.fused import Head, head_of, label_logps
-from spin_core.packing import pack
-from spin_core.policy import Policy
+from spin_core.modeling import chunked_logps
+from spin_core.modeling.chunked_logps import Head, head_of, label_logps
+from spin_core.modeling.logprobs import Policy
+from spin_core.modeling.packing import pack
 
 WIDTH, VOCABULARY = 6, 17
 HEADS = [
@@ -24,7 +24,7 @@ HEADS = [
 def rows(request, monkeypatch) -> int | None:
     """Labels in one chunk; ten labels are then ten chunks, four (the last of one label), two, one, or one."""
     if request.param:
-        monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", request.param * 4 * VOCABULARY)
+        monkeypatch.setitem(chunked_logps.CHUNK_BYTES, "cpu", request.param * 4 * VOCABULARY)
     return request.param
 
 
@@ -70,7 +70,7 @@ def test_label_logps_gradcheck(rows, bias, scale, softcap) -> None:
 
     def compute(hidden: Tensor, *parameters: Tensor) -> Tensor:
         args = (parameters[0], parameters[1] if bias else None)
-        return fused._LabelLogps.apply(hidden, *args, targets, Head(layer, scale, softcap))
+        return chunked_logps._LabelLogps.apply(hidden, *args, targets, Head(layer, scale, softcap))
 
     assert torch.autograd.gradcheck(compute, (hidden, *layer.parameters()))
 
@@ -175,7 +175,7 @@ class Watch(TorchDispatchMode):
 def test_label_logps_never_more_logits_than_a_chunk(monkeypatch, bias, scale, softcap) -> None:
     """Catches logits of all labels at once, forward or backward: the point of the module."""
     labels, chunk = 100, 8
-    monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", chunk * 4 * VOCABULARY)
+    monkeypatch.setitem(chunked_logps.CHUNK_BYTES, "cpu", chunk * 4 * VOCABULARY)
     hidden, targets, layer = data_of(bias, labels=labels)
     with Watch() as watch:
         label_logps(hidden, targets, Head(layer, scale, softcap)).sum().backward()

@@ -4,7 +4,7 @@ import pytest
 from training_data import GOLDEN
 from transformers import AutoTokenizer
 
-from spin_core.collate import Tokens, encode_reference, pad
+from spin_core.modeling.collate import Tokens, encode_reference, pad
 from tests.benchmarks.reference_way import pad_reference
 
 TEXTS = ("prompt", "real", "generated")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spin_core.loss import sequence_logps, spin_loss
+from spin_core.modeling.loss import sequence_logps, spin_loss
 
 INPUTS = ("policy_real_logps", "policy_generated_logps", "opponent_real_logps", "opponent_generated_logps")
 

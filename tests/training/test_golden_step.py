@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
-from spin_core.chat import reference_texts
-from spin_core.collate import encode_reference
-from spin_core.models import load_chat, load_model, load_tokenizer
-from spin_core.objectives import SpinPairs
-from spin_core.policy import make_policy
+from spin_core.modeling.chat import reference_texts
+from spin_core.modeling.collate import encode_reference
+from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
+from spin_core.modeling.logprobs import make_policy
 from spin_core.stages.score import Score, logps_of
-from spin_core.training import Learner, Plan, make_learner
+from spin_core.training.loop import Learner, Plan, make_learner
+from spin_core.training.objectives import SpinPairs
 from tests.benchmarks.reference_way import pad_reference
 
 TOLERANCE = {"logps": 2e-4, "rewards": 2e-5}

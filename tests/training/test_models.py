@@ -10,7 +10,7 @@ from training_data import copy_model
 
 from spin_core.errors import BadInput
 from spin_core.job import Runtime
-from spin_core.models import load_model, load_tokenizer, opponent, pick_device, release_opponent, save_model
+from spin_core.modeling.loading import load_model, load_tokenizer, opponent, pick_device, release_opponent, save_model
 
 
 @pytest.fixture

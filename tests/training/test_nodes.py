@@ -17,10 +17,10 @@ import pytest
 from launched import runtime, spec
 from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.child import Child, launched
 from spin_core.errors import BadInput, ChildDied, StageFailed
 from spin_core.job import Runtime
-from spin_core.processes import join, launch
+from spin_core.runtime import launch, rendezvous
+from spin_core.runtime.child import Child, launched
 from spin_core.stages import finetune
 
 SETTINGS = {"lr": 1e-3, "schedule_epochs": 2.0}
@@ -35,8 +35,8 @@ def inputs(tmp_path, theta) -> dict:
 @pytest.fixture
 def meeting(monkeypatch) -> dict[str, str]:
     """The environment of both nodes; node 0 listens in this process."""
-    join.leader.cache_clear()
-    for name in (*join.RANK, *join.LEADER, *join.PORT):
+    rendezvous.leader.cache_clear()
+    for name in (*rendezvous.RANK, *rendezvous.LEADER, *rendezvous.PORT):
         monkeypatch.delenv(name, raising=False)
     common = {"SPINLOOP_LEADER": "127.0.0.1", "SPINLOOP_JOIN_PORT": str(launch.free_port())}
     for name, value in {**common, "SPINLOOP_NODE_RANK": "0"}.items():
@@ -71,7 +71,7 @@ def test_finetune_on_two_nodes_same_curve_as_one_process(tmp_path, inputs, meeti
             for a, b in zip(metrics_of(alone.out), metrics_of(tmp_path / number / "out"), strict=True):
                 assert b["loss"] == pytest.approx(a["loss"], abs=1e-4), log.read_text()
         assert node.poll() is None
-        join.leader().close()
+        rendezvous.leader().close()
         until = time.monotonic() + 60
         while processes_of(node.pid) and time.monotonic() < until:  # its launcher has ended; it waits for node 0
             time.sleep(0.2)
@@ -88,11 +88,11 @@ def processes_of(parent: int) -> list[str]:
 
 def test_nodes_that_do_not_come_are_named(tmp_path, meeting, monkeypatch) -> None:
     """Catches a stage that waits forever, or tells nobody what it waits for."""
-    monkeypatch.setattr(join, "MEETING_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.5)
     told: list[str] = []
     compute = Runtime(compute={"nodes": 3}).compute  # type: ignore[arg-type]
     with pytest.raises(StageFailed, match=r"runtime\.compute\.nodes is 3, and nodes 1, 2 did not join within 0\.5 s"):
-        join.leader().call(compute, "cpu", 1, told.append, pytest.fail)
+        rendezvous.leader().call(compute, "cpu", 1, told.append, pytest.fail)
     assert told[0] == "waiting for nodes 1, 2 to join"
 
 
@@ -100,7 +100,7 @@ def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
     """Catches a line that nobody watches: torch's own processes see a killed one at once, but wait hours for a machine
     without power; and a node that is called lost when its part is over."""
     lost, compute = queue.Queue[str](), Runtime(compute={"nodes": 2}).compute  # type: ignore[arg-type]
-    address, leader = ("127.0.0.1", int(meeting["SPINLOOP_JOIN_PORT"])), join.leader()
+    address, leader = ("127.0.0.1", int(meeting["SPINLOOP_JOIN_PORT"])), rendezvous.leader()
     for over in (True, False):
         with socket.create_connection(address) as node:
             node.sendall(b'{"node": 1}\n')
@@ -128,15 +128,15 @@ def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
 def test_environment_that_does_not_say_is_refused(environment, said) -> None:
     """Catches a traceback, and a node that takes itself for node 0."""
     with pytest.raises(BadInput, match=said):
-        join.place(environment)
+        rendezvous.place(environment)
 
 
 def test_first_known_variable_counts() -> None:
     """Catches a launcher's variable that is not known, and an order in which one's own setting loses."""
-    for name in join.RANK:
-        assert join.place({"MASTER_ADDR": "a", name: "3"}) == join.Place(3, "a", join.DEFAULT_PORT)
+    for name in rendezvous.RANK:
+        assert rendezvous.place({"MASTER_ADDR": "a", name: "3"}) == rendezvous.Place(3, "a", rendezvous.DEFAULT_PORT)
     both = {"SPINLOOP_NODE_RANK": "1", "SLURM_NODEID": "2", "SPINLOOP_LEADER": "b", "MASTER_ADDR": "a"}
-    assert join.place(both | {"MASTER_PORT": "5"}) == join.Place(1, "b", 5)
+    assert rendezvous.place(both | {"MASTER_PORT": "5"}) == rendezvous.Place(1, "b", 5)
 
 
 def test_node_that_is_gone_ends_the_stage_with_its_number(tmp_path, inputs, meeting) -> None:

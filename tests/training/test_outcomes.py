@@ -25,14 +25,14 @@ from training_data import (
     scored,
 )
 
-from spin_core import sources
-from spin_core.child import Children
 from spin_core.errors import BadInput, SpinloopError, StageFailed
 from spin_core.job import Runtime
-from spin_core.processes.whole import move
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import Ref, Step, compute
+from spin_core.sources import resolve
 from spin_core.stages import finetune, score
-from spin_core.step import Ref, Step, compute
 from spin_core.store.store import Record, Store
+from spin_core.training.ddp import move
 
 RUNTIME = Runtime(device="cpu", threads=1, checkpoint_every=1)
 
@@ -45,7 +45,7 @@ def children() -> Iterator[Children]:
 
 def ref(path: Path, digest: str) -> Ref:
     """A tree outside the store under a digest of the test's choice."""
-    return Ref(digest=digest * 64, path=str(path), stamp=sources.stamp(path))
+    return Ref(digest=digest * 64, path=str(path), stamp=resolve.stamp(path))
 
 
 class World:

@@ -12,10 +12,10 @@ from packing_data import WORDS, alone, apart, forms_of, gradients, group_lists, 
 from training_data import CHAT, finetune_config, job_at, made_up_pairs, score_config
 from transformers import PreTrainedModel
 
-from spin_core.collate import encode_pairs
 from spin_core.errors import BadInput
-from spin_core.models import load_chat
-from spin_core.packing import Group, pack, pad_groups, tokens_of
+from spin_core.modeling.collate import encode_pairs
+from spin_core.modeling.loading import load_chat
+from spin_core.modeling.packing import Group, pack, pad_groups, tokens_of
 
 bounded = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from spin_core.training import Plan
+from spin_core.training.loop import Plan
 
 
 def plan(**changes) -> Plan:

@@ -7,11 +7,11 @@ import torch
 from packing_data import WORDS, padded, tiny_llama, tokens
 from training_data import DIGESTS, copy_model, finetune_config, job_at, made_up_pairs, pairs_tree, score_config, scored
 
-from spin_core import attention
 from spin_core.errors import BadInput
-from spin_core.fused import Head, head_of
 from spin_core.job import Runtime
-from spin_core.policy import make_policy
+from spin_core.modeling import attention
+from spin_core.modeling.chunked_logps import Head, head_of
+from spin_core.modeling.logprobs import make_policy
 from spin_core.stages import finetune, score
 
 GROUPS = [[tokens([7, 8, 9], [10, 11, 50, 51]), tokens([7, 8, 9], [40])]]

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from training_data import GOLDEN, copy_model
 
-from spin_core.chat import reference_texts
-from spin_core.collate import encode_reference
-from spin_core.models import load_model, load_tokenizer
+from spin_core.modeling.chat import reference_texts
+from spin_core.modeling.collate import encode_reference
+from spin_core.modeling.loading import load_model, load_tokenizer
 from tests.benchmarks.bench_work import Watch, Work
 from tests.benchmarks.reference_way import batches_of, forward, loss_and_metrics, pad_reference, run, step
 

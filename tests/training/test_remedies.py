@@ -21,14 +21,14 @@ from training_data import (
     scored,
 )
 
-from spin_core.collate import Tokens, encode_pairs
+from spin_core.data.rows import TEST_FILE, Row, write_rows
 from spin_core.job import Runtime
-from spin_core.models import load_chat, load_model
-from spin_core.objectives import SpinPairs
-from spin_core.policy import make_policy
-from spin_core.rows import TEST_FILE, Row, write_rows
+from spin_core.modeling.collate import Tokens, encode_pairs
+from spin_core.modeling.loading import load_chat, load_model
+from spin_core.modeling.logprobs import make_policy
 from spin_core.stages import evaluate, finetune, score
 from spin_core.store.keys import config_payload
+from spin_core.training.objectives import SpinPairs
 
 
 def answer(labels: int, prompt: int = 3) -> Tokens:

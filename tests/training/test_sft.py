@@ -6,10 +6,10 @@ import pytest
 import torch
 from training_data import job_at, made_up_pairs, metrics_of, rows_tree, sft_config
 
-from spin_core.collate import pad
 from spin_core.errors import BadInput
-from spin_core.loss import sequence_logps
-from spin_core.models import load_model
+from spin_core.modeling.collate import pad
+from spin_core.modeling.loading import load_model
+from spin_core.modeling.loss import sequence_logps
 from spin_core.stages import sft
 
 
@@ -35,9 +35,9 @@ def test_sft_ten_rows_learns_and_reports(tmp_path, theta) -> None:
 
 def test_sft_first_loss_is_token_mean_of_answers_only(tmp_path, theta) -> None:
     """Catches prompts in the loss, padding in the mean, and a mean of row means."""
-    from spin_core.chat import Chat
-    from spin_core.collate import encode_answer
-    from spin_core.models import load_tokenizer
+    from spin_core.modeling.chat import Chat
+    from spin_core.modeling.collate import encode_answer
+    from spin_core.modeling.loading import load_tokenizer
 
     _, out = run(tmp_path, theta, global_batch=10, epochs=1.0)
     chat = Chat(load_tokenizer(theta), sft_config().chat, "theta")

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_data import DIGESTS, copy_model, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.child import Child
 from spin_core.errors import ChildDied, StageFailed
+from spin_core.runtime.child import Child
 from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
 

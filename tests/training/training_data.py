@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spin_core.chat import ChatSection
+from spin_core.data.rows import Pair, Row, write_pairs, write_rows
 from spin_core.job import Bar, Job, Runtime
-from spin_core.rows import Pair, Row, write_pairs, write_rows
+from spin_core.modeling.chat import ChatSection
 from spin_core.stages import finetune, score, sft
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

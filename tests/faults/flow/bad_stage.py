@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from spin_core.section import Section
+from spin_core.config.base import Section
 
 VERSION = 1
 GARBAGE = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_core.step import shards
+from spin_core.runtime.step import shards
 from spin_core.store import fs
 from spin_core.store.gc import gc
 from spin_core.store.keys import key_of, payload
@@ -124,6 +124,6 @@ def _inputs(store: Store, name: str, value: Any) -> Any:
 
 
 def _ref(digest: str) -> Any:
-    from spin_core.step import Ref
+    from spin_core.runtime.step import Ref
 
     return Ref(digest=digest)

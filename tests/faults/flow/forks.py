@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.job import Runtime
-from spin_core.step import Ref, Step, compute, look_up
+from spin_core.runtime.step import Ref, Step, compute, look_up
 from spin_core.store.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +103,7 @@ class Here:
         self.tell = tell
 
     def run(self, spec: dict, send: Tell, timeout: float = 0) -> tuple[dict, float]:
-        from spin_core.worker import run_spec
+        from spin_core.runtime.worker import run_spec
 
         self.tell({"computing": spec["module"]})
         began = time.monotonic()
@@ -171,8 +171,9 @@ def _warm() -> None:
 
     torch.set_num_threads(1)
     for name in (
-        "spin_core.training", "spin_core.objectives", "spin_core.card", "spin_core.models", "spin_core.collate",
-        "spin_core.engines.transformers_engine", "spin_core.worker", "torch._dynamo", "pyarrow.parquet", "datasets",
+        "spin_core.training.loop", "spin_core.training.objectives", "spin_core.report.model_card",
+        "spin_core.modeling.loading", "spin_core.modeling.collate", "spin_core.engines.transformers_engine",
+        "spin_core.runtime.worker", "torch._dynamo", "pyarrow.parquet", "datasets",
         "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
     ):  # fmt: skip
         importlib.import_module(name)

@@ -58,7 +58,7 @@ class Marked:
         if pid == self.process.pid:
             return "parent"
         line = (folder / "cmdline").read_bytes()
-        if b"spin_core.worker" in line:
+        if b"spin_core.runtime.worker" in line:
             return "child" if pid == group else "guard"
         return "server" if group == self.process.pid else "engine"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.child import Children
 from spin_core.errors import ChildDied, StageFailed
 from spin_core.job import Runtime
-from spin_core.step import Step, compute, look_up
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import Step, compute, look_up
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 from tests.faults.flow import bad_stage
@@ -70,4 +70,4 @@ def test_engine_that_fails_in_any_way_publishes_nothing_and_leaves_nothing(monke
 def _alone(mark: str, workers: int) -> bool:
     """Whether nothing else is at work than so many workers, with their guards."""
     found = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(mark) if pid != os.getpid()]
-    return len(found) <= 2 * workers and all(b"spin_core.worker" in line for line in found)
+    return len(found) <= 2 * workers and all(b"spin_core.runtime.worker" in line for line in found)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.engines import vllm_env
+from spin_core.runtime import vllm_env
 from tests.faults.fault import Fault
 from tests.faults.flow.storm import Marked, check_exactly_once, command, records, storm
 

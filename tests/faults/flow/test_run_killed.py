@@ -39,7 +39,7 @@ def _workers_of(store: Path) -> list[str]:
     found = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"spin_core.worker" in cmdline.read_bytes() and any(
+            if b"spin_core.runtime.worker" in cmdline.read_bytes() and any(
                 str(store) in os.readlink(fd) for fd in (cmdline.parent / "fd").iterdir()
             ):
                 found.append(cmdline.parent.name)
@@ -101,7 +101,7 @@ def test_child_killed_alone_is_tried_again(tiny, server, tmp_path: Path) -> None
     for _ in range(12000):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         for pid in _descendants(process.pid):
-            if b"spin_core.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and not killed:
+            if b"spin_core.runtime.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and not killed:
                 os.kill(pid, signal.SIGKILL)
                 killed = True
         if killed or not children.exists():

@@ -88,7 +88,7 @@ def test_no_process_of_a_run_unpickles_or_reads_prefects_results(smoke: Smoke, a
             "failed": (watched(home), home),
         }[name]
         kinds = {event["by"].split(" -m ")[-1].split()[0] for event in events if event["what"] == "start"}
-        assert {"flows.cli", "flows.embedded", "spin_core.worker"} <= kinds, kinds
+        assert {"flows.cli", "flows.server.embedded", "spin_core.runtime.worker"} <= kinds, kinds
         assert not [event for event in events if event["what"] in ("pickle", "open")]
         planted = 8 if name == "pickles planted" else 0
         assert len([path for path in storage(place).rglob("*") if path.is_file()]) == planted

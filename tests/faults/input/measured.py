@@ -12,7 +12,7 @@ CODE = """
 import resource, sys
 from pathlib import Path
 from spin_core.errors import BadInput
-from spin_core.readers import read
+from spin_core.data.readers import read
 rows, said = 0, ""
 try:
     for record in read(Path(sys.argv[1])):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.readers import read
+from spin_core.data.readers import read
 from tests.faults.fault import LEVEL, Fault
 from tests.faults.input.measured import read_measured
 from tests.faults.input.table_corpus import FOLDERS, PARQUET, SAVED_BOMBS, saved_as

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core import plain_yaml
-from spin_core.columns import Example, Reject, Turns, examples
-from spin_core.config import parse
+from spin_core.config import yaml_reader
+from spin_core.config.profile import parse
+from spin_core.data.column_mapping import Example, Reject, Turns, examples
+from spin_core.data.readers import read
+from spin_core.data.rows import prompt_id
 from spin_core.errors import BadInput
-from spin_core.readers import read
-from spin_core.rows import prompt_id
 from spin_core.store.digest import Damaged
 from spin_core.store.record import Record, encode
 from spin_core.store.record import read as read_record
@@ -93,7 +93,7 @@ def test_fuzzed_profiles_are_a_config_or_a_sentence():
     def trial(rng: random.Random) -> None:
         with limited(20):
             try:
-                parse(plain_yaml.read(spoilt(PROFILE, rng), "p.yaml"), "p.yaml")
+                parse(yaml_reader.read(spoilt(PROFILE, rng), "p.yaml"), "p.yaml")
             except BadInput as error:
                 assert "p.yaml" in str(error) and str(error).isprintable() and len(str(error)) < 900, str(error)
 

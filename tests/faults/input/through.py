@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 from spin_core.stages import reformat
 from tests.faults.input.text_corpus import Outcome
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.store.objects import Objects
-from spin_core.store.remote import RemoteStore
+from spin_core.store.s3.objects import Objects
+from spin_core.store.s3.remote import RemoteStore
 from tests.faults.s3 import machine
 from tests.faults.s3.server import BUCKET, KEYS, SERVERS, Proxy, proxied, served
 

@@ -9,9 +9,11 @@ from datetime import timedelta
 import pytest
 
 from spin_core.errors import BadInput, StoreError
-from spin_core.store import leases, remote_gc, remote_verify
+from spin_core.store import leases
 from spin_core.store.keys import payload
-from spin_core.store.remote import RemoteStore
+from spin_core.store.s3 import gc as remote_gc
+from spin_core.store.s3 import verify
+from spin_core.store.s3.remote import RemoteStore
 from tests.faults.s3.machine import started
 from tests.faults.store.battery import assert_right, compute
 from tests.faults.store.kinds import Step
@@ -161,7 +163,7 @@ def test_gc_takes_what_no_record_names_and_nothing_else(left, at):
     result = remote_gc.gc(left)
     assert dry == result and (result.bytes, result.trees, result.records, result.temp) == (3, 1, 0, 1)
     assert left.objects.uploads("") == []
-    assert remote_verify.verify(left) == []
+    assert verify.verify(left) == []
     for step in steps:
         assert_right(at("fresh").lookup(step.stage, step.key), step.files)
 
@@ -180,8 +182,8 @@ def test_gc_keeps_runs_what_they_were_made_from_and_the_best(left, at):
     there = {record.digest for record in at("b").records()}
     kept = [*new, best[-1], old[-1]]  # of run-1, which never came to a best one, the last it trained
     assert there == {digest_of(step) for step in kept}
-    assert remote_verify.verify(left) == []
-    links, _ = remote_verify.pointers(left)["run-2"]
+    assert verify.verify(left) == []
+    links, _ = verify.pointers(left)["run-2"]
     assert links == {"best": digest_of(best[-1])}, "a link to what is gone"
 
 
@@ -203,7 +205,7 @@ def test_gc_that_dies_leaves_no_record_without_its_files(left, at, proxy):
         remote_gc.gc(left, keep_runs=0)
     proxy.forget()
     left.objects.delete("gc")
-    assert remote_verify.verify(left) == []
+    assert verify.verify(left) == []
 
 
 def test_usage_counts_shared_files_once(left):
@@ -213,12 +215,12 @@ def test_usage_counts_shared_files_once(left):
         compute(left, step)
     left.link_run("run-1", {"a": digest_of(steps[0])})
     left.objects.put("files/" + "1" * 64, b"12345")
-    found = remote_verify.usage(left)
+    found = verify.usage(left)
     assert found.total == sum(stat.size for stat in left.objects.listed("files/"))
     assert [(line.name, line.count) for line in found.stages] == [("finetune", 2)]
     assert [(line.name, line.bytes) for line in found.other] == [("(no record)", 5)]
-    assert remote_verify.usage(left, "run-1").runs[0].count == 1
-    assert remote_verify.usage(left, "run-2").runs == []
+    assert verify.usage(left, "run-1").runs[0].count == 1
+    assert verify.usage(left, "run-2").runs == []
 
 
 def test_other_machines_see_runs(at):

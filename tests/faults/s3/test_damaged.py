@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 
-from spin_core.store import objects, remote_verify
 from spin_core.store.keys import canonical
-from spin_core.store.objects import Objects
 from spin_core.store.record import entries
+from spin_core.store.s3 import objects, verify
+from spin_core.store.s3.objects import Objects
 from tests.faults.fault import LEVEL, Fault
 from tests.faults.store.battery import PAYLOAD, assert_right, compute
 from tests.faults.store.kinds import Step
@@ -56,7 +56,7 @@ def check(at, kind: str, how: str, rng: random.Random) -> None:
     key = rng.choice(keys(first, kind))
     harm(first.objects, key, how, rng)
     if (kind, how) != ("record", "gone"):
-        assert remote_verify.verify(first), "verify does not see it"
+        assert verify.verify(first), "verify does not see it"
 
     other = at(f"other {rng.random()}")
     ran: list[str] = []
@@ -70,7 +70,7 @@ def check(at, kind: str, how: str, rng: random.Random) -> None:
         assert at(f"worker {rng.random()}").tree(record.digest).is_dir(), "a stage does not find its input"
     third = at(f"third {rng.random()}")
     assert_right(third.lookup(STEP.stage, STEP.key), FILES)
-    assert remote_verify.verify(third) == [], "not healed"
+    assert verify.verify(third) == [], "not healed"
     for stat in list(third.objects.listed("")):
         third.objects.delete(stat.key)
 

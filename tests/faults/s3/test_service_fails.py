@@ -8,7 +8,7 @@ import pytest
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store.opening import exists, open_store
-from spin_core.store.remote import RemoteStore
+from spin_core.store.s3.remote import RemoteStore
 from tests.faults.fault import LEVEL, Fault
 from tests.faults.s3.server import BUCKET, KEYS
 from tests.faults.store.battery import FILES, PAYLOAD, ROOT, STEP, assert_right, compute
@@ -155,7 +155,7 @@ def test_without_s3fs_it_says_what_to_install():
 
     code = (
         "import sys; sys.modules['s3fs'] = None; sys.modules['boto3'] = None\n"
-        "import spin_core, spin_core.store.remote\n"
+        "import spin_core, spin_core.store.s3.remote\n"
         "from spin_core.errors import BadInput\n"
         "loaded = {name for name, module in sys.modules.items() if module is not None}\n"
         "assert not {'s3fs', 'fsspec', 'botocore', 'aiobotocore'} & loaded, 'loaded without need'\n"

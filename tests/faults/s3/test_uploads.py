@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from spin_core.errors import StoreError
-from spin_core.store import transfer
 from spin_core.store.keys import key_of
+from spin_core.store.s3 import transfer
 from tests.faults.fault import Fault
 from tests.faults.s3.machine import contents, started, told
 from tests.faults.s3.server import Asked, part_numbers

@@ -110,7 +110,7 @@ def stage_on_another_machine(url: str, on, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
 def test_pools_are_given_the_url(kind):
     """Catches a pool whose workers compute into a folder of their own while the run waits on S3."""
-    from flows.deploy import GPU_POOL, job_template
+    from flows.server.deploy import GPU_POOL, job_template
 
     properties = job_template(kind, GPU_POOL, "s3://bucket/prefix")["variables"]["properties"]
     assert properties["env"]["default"]["SPINLOOP_STORE"] == "s3://bucket/prefix"

@@ -104,14 +104,14 @@ def _model(seed: int) -> dict[str, bytes]:
 
 
 def _rows() -> dict[str, bytes]:
-    from spin_core.rows import Row, write_rows
+    from spin_core.data.rows import Row, write_rows
 
     rows = [Row(str(i), [{"role": "user", "content": f"What is {i} + {i}?"}], str(2 * i)) for i in range(3)]
     return _parquet(lambda path: write_rows(path, rows))
 
 
 def _pairs() -> dict[str, bytes]:
-    from spin_core.rows import Pair, write_pairs
+    from spin_core.data.rows import Pair, write_pairs
 
     pairs = [Pair(str(i), [{"role": "user", "content": f"q{i}"}], "real", "made up", "stop") for i in range(3)]
     return _parquet(lambda path: write_pairs(path, pairs))

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Failed, Pending, Running
 
-from flows.deploy import GPU_POOL, job_template
+from flows.server.deploy import GPU_POOL, job_template
 from tests.flows.pools.conftest import ROOT, until
 
 FILE = ROOT / "deployments" / "automations.yaml"

@@ -111,7 +111,7 @@ def test_image_has_what_runs_and_no_secret(tmp_path: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, tmp_path / word, ignore=ignored) if source.is_dir() else shutil.copy(source, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", "import flows.cli as c, flows.deployed; print(c.__file__); c.main(['run', '--help'])"],
+        [sys.executable, "-c", "import flows.cli.__main__ as c; print(c.__file__); c.main(['run', '--help'])"],
         cwd=tmp_path, env=clean(tmp_path, PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr

@@ -36,7 +36,7 @@ def at_work(gpu: Worker, gpu_runs: Since, count: int = 1) -> FlowRun:
     """The `count`th flow run of sft, once its stage's process computes."""
     until(lambda: len(gpu_runs.runs("sft")) >= count)
     run = gpu_runs.runs("sft")[count - 1]
-    until(lambda: engine(gpu, run.id) and any("spin_core.worker" in line for line in gpu.processes().values()))
+    until(lambda: engine(gpu, run.id) and any("spin_core.runtime.worker" in line for line in gpu.processes().values()))
     return run
 
 

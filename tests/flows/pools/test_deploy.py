@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessJobConfiguration
 
-from flows.deploy import CPU_POOL, GPU_POOL, job_template
+from flows.server.deploy import CPU_POOL, GPU_POOL, job_template
 
 KINDS = ("process", "docker", "kubernetes")
 SPIN, ZOMBIES = "spin/spin", "spinloop: zombie runs"

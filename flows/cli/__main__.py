@@ -1,0 +1,307 @@
+"""The command line `spinloop`: run, plan, import, report, push, deploy, doctor, and the store's own commands.
+
+Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
+standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from spin_core.config.profile import PROFILES, Config, load_profile
+from spin_core.errors import BadInput, SpinloopError
+from spin_core.runtime.step import title
+from spin_core.store.opening import named
+from tasks.runner.ledger import Entry
+from tasks.runner.throughput import iteration
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The console only: the server still gets every log line of a run.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    args = _parser().parse_args(argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        _answered(args)
+    except SpinloopError as error:
+        print(f"spinloop: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "spinloop: interrupted; finished steps are in the store, and the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answered(args: argparse.Namespace) -> None:
+    """Run the command; what Prefect's client says of its server becomes one sentence."""
+    try:
+        args.command(args)
+    except (SpinloopError, BrokenPipeError):
+        raise
+    except Exception as error:
+        from flows.server.errors import refused
+
+        raise refused(error) or error from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="spinloop", description="SPIN as a workflow of cached steps.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(to, name: str, command, text: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_fields() if name in ("run", "plan") else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        sub.add_argument(
+            "--store",
+            default=os.environ.get("SPINLOOP_STORE", ".spinloop"),
+            type=named,
+            metavar="DIR",
+            help="folder of the artifact store, or s3://bucket/prefix (default: $SPINLOOP_STORE or .spinloop)",
+        )
+        return sub
+
+    for name, command, text in (
+        ("run", _run, "Run a profile; what the store has is not computed again."),
+        (
+            "plan",
+            _plan,
+            "Show which steps would run, which are cached, and why. Computes nothing but reads and cuts a dataset that "
+            "the store does not have, to say how many answers are missing; writes nothing to the store.",
+        ),
+    ):
+        sub = add(commands, name, command, text)
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        sub.add_argument("profile", help=f"path of a YAML file, or one of: {known}")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            dest="settings",
+            help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
+        )
+        sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+        if name == "plan":
+            sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
+            sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
+    from flows.cli import imports, join, push, report
+
+    for module in (imports, report, push, join):
+        module.add_command(commands, add)
+    add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
+    _deploy_options(
+        add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
+    )
+    store = commands.add_parser("store", help="Look at and tend the artifact store.")
+    within = store.add_subparsers(required=True, metavar="COMMAND")
+    from flows.cli.store import add_commands
+
+    add_commands(within, add)
+    return parser
+
+
+def _deploy_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--kind",
+        choices=("process", "docker", "kubernetes"),
+        default="process",
+        help="where the pools' runs are started (default: process)",
+    )
+    sub.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="runs at once on spin-gpu (default: what it has; a new pool gets one for each GPU of this machine)",
+    )
+    sub.add_argument("--image", default="", help="image of docker's and kubernetes' runs (default: spinloop:latest)")
+    sub.add_argument(
+        "--notify",
+        default="",
+        metavar="BLOCK",
+        help="a saved notification block, type/name, that is told of each failed run, e.g. slack-webhook/team",
+    )
+
+
+def _fields() -> str:
+    """Every field of a profile with its default and meaning, from the config model itself."""
+    lines = ["fields of a profile (--set FIELD=VALUE):"]
+
+    def walk(model, prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            section = next((o for o in options if isinstance(o, type) and hasattr(o, "model_fields")), None)
+            if section:
+                walk(section, f"{prefix}{name}.")
+            else:
+                default = (
+                    "required"
+                    if field.is_required()
+                    else json.dumps(field.get_default(call_default_factory=True), default=str)
+                )
+                lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
+
+    walk(Config, "")
+    return "\n".join(lines)
+
+
+def _run(args: argparse.Namespace) -> None:
+    config, base_dir = load_profile(args.profile, args.settings)
+    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers, configured_server
+    from flows.server.ending import watched
+
+    url = configured_server()
+    if url and not answers(url, BUSY_SECONDS):
+        raise SpinloopError(
+            f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
+            "(it may be in .env)."
+        )
+    # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
+    server = None if url else EmbeddedServer()
+    from flows.execute import spin
+    from flows.plan import check
+
+    check(config, args.store, base_dir)
+
+    def run() -> dict:
+        with watched(partial(_server_left, args, url)):
+            return cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
+
+    if server is None:
+        outcome = run()
+    else:
+        with server.ready():
+            outcome = run()
+    _told(args, outcome)
+
+
+def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exception, what: str) -> int:
+    """Tell what came of a run, and `what` its server did; the exit code."""
+    if isinstance(outcome, Exception):
+        print(f"spinloop: {outcome}", file=sys.stderr)
+    else:
+        _told(args, outcome)
+    where = f"PREFECT_API_URL {url}: the server" if url else "the run's own Prefect server"
+    print(f"note: {where} {what} and may show it as Running; the store has all that finished.", file=sys.stderr)
+    return getattr(outcome, "exit_code", 1) if isinstance(outcome, Exception) else 0
+
+
+def _told(args: argparse.Namespace, outcome: dict) -> None:
+    for note in outcome["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    table = Path(outcome["folder"], "report.md").read_text()
+    print(table, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(outcome))
+    else:
+        print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached. Run: {outcome['run']}")
+        print(f"Report: {outcome['report']}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    config, base_dir = load_profile(args.profile, args.settings)
+    from flows.plan import costed, plan
+
+    if args.json:
+        ledger, notes = plan(config, args.store, base_dir)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(json.dumps([vars(entry) for entry in ledger]))
+        return
+    made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
+    for note in [*made.notes, *([made.why] if made.why else [])]:
+        print(f"note: {note}", file=sys.stderr)
+    if made.ledger is not None:
+        _print_ledger(made.ledger)
+    if costs.lines:
+        print("", *costs.lines, sep="\n")
+    if costs.misfit and costs.certain:
+        raise BadInput(costs.misfit)
+    if costs.misfit:
+        print(f"This does not fit: {costs.misfit}")
+
+
+def _print_ledger(ledger: list[Entry]) -> None:
+    lines = _plan_lines(ledger)
+    width = max(len(name) for _, name, _ in lines)
+    for state, name, told in lines:
+        print(f"{state:<9}  {name:<{width}}  {told}")
+    cached = sum(entry.state == "cached" for entry in ledger)
+    print(f"{cached} cached, {len(ledger) - cached} would run.")
+
+
+def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
+    """(state, title, what is told) of each step for people; the shards of one iteration are one line."""
+    lines = []
+    for (stage, place), group in groupby(ledger, lambda entry: (entry.stage, _place(entry))):
+        entries = list(group)
+        first = next((entry for entry in entries if entry.state != "cached"), entries[0])
+        if "rows" in first.summary and stage == "generate":
+            lines.append((first.state, title(stage, place), _shards_told(entries, first)))
+        else:
+            lines.append((first.state, first.title, _cost(first.key, entries) if first.key else first.why))
+    return lines
+
+
+def _place(entry: Entry) -> str:
+    return iteration(entry.label) if entry.stage == "generate" else entry.label
+
+
+def _shards_told(entries: list[Entry], first: Entry) -> str:
+    rows = sum(entry.summary["rows"] for entry in entries)
+    if first.state == "cached":
+        return f"{len(entries):,} shards, {rows:,} rows{_cost('', entries)}"
+    missing = [entry for entry in entries if entry.state != "cached"]
+    would = sum(entry.summary["rows"] for entry in missing)
+    return f"{len(missing):,} of {len(entries):,} shards would run, {would:,} of {rows:,} rows: {first.why}"
+
+
+def _cost(key: str, entries: list[Entry]) -> str:
+    seconds = [entry.seconds for entry in entries if entry.seconds is not None]
+    return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from flows.cli.doctor import diagnose
+    from flows.cli.doctor_server import diagnose_server
+
+    lines = [*diagnose(args.store), *diagnose_server(args.store)]
+    for state, what, told in lines:
+        print(f"{state:<8} {what:<22} {told}")
+    if missing := [what for state, what, _ in lines if state == "missing"]:
+        raise SpinloopError(f"{', '.join(missing)}: needed and not in order; the lines above say what to do.")
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    from flows.server.deploy import deploy
+
+    for line in deploy(args.store, args.kind, args.gpus, args.image, args.notify):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`spinloop doctor`: what this machine has for spinloop, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from spin_core.errors import SpinloopError
+from spin_core.runtime import gpus, vllm_env
+from spin_core.stages.harness import LM_EVAL
+from spin_core.store.opening import exists, is_remote, open_store
+
+NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
+OPTIONAL = {
+    "flash_attn": "runtime.attn_implementation: flash_attention_2",
+    "bitsandbytes": "finetune.lora.quantize: nf4",
+    "liger_kernel": "runtime.liger",
+    "lm_eval": "harness",
+    "deepspeed": "finetune over several GPUs",
+}
+
+Line = tuple[str, str, str]
+"""(`ok`, `missing` or `-` for what is not needed, what was looked at, what was found or what to do)."""
+
+
+def diagnose(store: str) -> list[Line]:
+    """Look at the interpreter, the packages, GPUs, vLLM's environment and the store. Starts vLLM's interpreter (5 to
+    20 s) where there is one; writes nothing but a file that it takes away again."""
+    return [_python(), *_packages(), _gpus(), _vllm(), _store(store)]
+
+
+def _python() -> Line:
+    return "ok", "python", f"{platform.python_version()} {sys.executable}"
+
+
+def _packages() -> list[Line]:
+    lines: list[Line] = []
+    for name in NEEDED:
+        try:
+            lines.append(("ok", name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            lines.append(("missing", name, "`pip install -e .` in the checkout (or `make setup`)"))
+    for name, use in OPTIONAL.items():
+        if find_spec(name):
+            lines.append(("ok", name, f"for {use}"))
+        else:
+            package = f"{name}=={LM_EVAL}" if name == "lm_eval" else name.replace("_", "-")
+            lines.append(("-", name, f"not installed; only for {use}: `pip install {package}`"))
+    return lines
+
+
+def _gpus() -> Line:
+    found = gpus.visible()
+    if found:
+        return "ok", "GPUs", ", ".join(found)
+    return "-", "GPUs", f"none (no nvidia-smi, or CUDA_VISIBLE_DEVICES is empty); {os.cpu_count()} CPU cores are used"
+
+
+def _vllm() -> Line:
+    place = vllm_env.place("")
+    if not place.exists():
+        return "-", "vllm", f"no {place}; only for generate.engine: vllm: `make vllm-env`"
+    try:
+        version, lm_eval = vllm_env.version(""), vllm_env.lm_eval("")
+        lacks = "" if lm_eval == LM_EVAL else f"; no lm_eval {LM_EVAL} for harness.backend: vllm: `make vllm-env`"
+        return "ok", "vllm", f"{version} {place}{lacks}"
+    except SpinloopError as error:
+        return "missing", "vllm", str(error)
+
+
+def _store(folder: str) -> Line:
+    try:
+        if exists(folder):
+            open_store(folder, create=False, runs=False).check_writable()
+    except SpinloopError as error:
+        return "missing", "store", str(error)
+    if is_remote(folder):
+        return _remote(folder)
+    above = next(p for p in [Path(folder), *Path(folder).parents] if p.exists())
+    free = shutil.disk_usage(above).free / 2**30
+    if not os.access(above, os.W_OK):
+        return "missing", "store", f"{above} cannot be written; name another --store"
+    return "ok", "store", f"{folder}, {free:,.0f} GiB free"
+
+
+def _remote(url: str) -> Line:
+    from spin_core.store.cache import limit, place
+    from spin_core.store.s3.objects import Objects
+    from spin_core.store.store import NAME
+
+    there = Objects(url, NAME)
+    folder = place(there.url, there.endpoint())
+    above = next(p for p in [folder, *folder.parents] if p.exists())
+    free = shutil.disk_usage(above).free / 2**30
+    return "ok", "store", f"{url}; its cache {folder} may hold {limit() / 1e9:,.0f} GB, {free:,.0f} GiB free"

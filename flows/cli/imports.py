@@ -1,0 +1,150 @@
+"""`spinloop import`: published SPIN pair sets and checkpoints, or a folder of them, as artifacts of the store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from spin_core.errors import BadInput
+from spin_core.job import Runtime
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import Ref, Step, compute, look_up
+from spin_core.sources.references import find, origin
+from spin_core.sources.resolve import Kind
+from spin_core.stages import import_model, import_pairs
+from spin_core.store.opening import open_store
+from spin_core.store.store import Record, Store
+
+
+class Wanted(NamedTuple):
+    """One thing to import: pairs of iteration `t`, or θ_t."""
+
+    kind: Kind
+    t: int
+    place: str
+
+    @property
+    def title(self) -> str:
+        return f"pairs_{self.t}" if self.kind == "pairs" else f"θ_{self.t}"
+
+
+def add_command(within: Any, add: Callable) -> None:
+    """Put `import` under the parser `within`."""
+    sub = add(
+        within, "import", _import,
+        "Import published SPIN pairs and checkpoints, so that a run can begin at any iteration, or at finetune.",
+    )  # fmt: skip
+    sub.add_argument(
+        "folder", nargs="?", default="",
+        help="a folder of pair sets and checkpoints named as published: SPIN_iter0 has the pairs of iteration 0, "
+        "…-SPIN-iter0 is θ_1, which they made",
+    )  # fmt: skip
+    for name, what, example in (
+        ("--pairs", "pairs of iteration T", "0=UCLA-AGI/SPIN_iter0"),
+        ("--model", "checkpoint as θ_T", "1=UCLA-AGI/zephyr-7b-sft-full-SPIN-iter0"),
+    ):
+        sub.add_argument(
+            name, action="append", default=[], metavar="T=PLACE",
+            help=f"{what}: a folder or a hub id, with @revision if you like; e.g. {example} (repeatable)",
+        )  # fmt: skip
+    sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+
+
+def _import(args: argparse.Namespace) -> None:
+    wanted = [_one("pairs", given) for given in args.pairs] + [_one("checkpoint", given) for given in args.model]
+    wanted += _of_folder(Path(args.folder)) if args.folder else []
+    if not wanted:
+        raise BadInput("Nothing to import: name a folder of published sets, or give --pairs T=PLACE, --model T=PLACE.")
+    for one in wanted:
+        if sum((other.kind, other.t) == (one.kind, one.t) for other in wanted) > 1:
+            raise BadInput(f"{one.title} is there twice ({one.place}); name one place for it.")
+    store = open_store(args.store)
+    told = []
+    with store.using(), Children(1) as children:
+        found = [(one, find(store, one.place, one.kind)) for one in wanted]  # all places are looked at before any work
+        for one, ref in found:
+            told.append(_line(one, ref, *_imported(store, one, ref, children)))
+            if not args.json:
+                print("{state:<9} {what:<8} {digest}  {summary}".format(**told[-1]), flush=True)
+    for note in store.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(told) if args.json else _section(told))
+
+
+def _one(kind: Kind, given: str) -> Wanted:
+    """`T=PLACE`."""
+    t, equals, place = given.partition("=")
+    if not equals or not re.fullmatch(r"\d{1,2}", t.strip()) or not place:
+        option = "--pairs" if kind == "pairs" else "--model"
+        raise BadInput(f"{option} {given}: write it as T=PLACE, the number of the iteration first, as in 0={given}.")
+    return Wanted(kind, int(t), place)
+
+
+def _of_folder(folder: Path) -> list[Wanted]:
+    """What lies in a folder of published things, by their names. Raises BadInput where there is none."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: there is no such folder; name one of pair sets and checkpoints.")
+    found = []
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        number = re.search(r"iter_?(\d{1,2})$", inner.name)
+        if not number:
+            continue
+        t = int(number[1])
+        model = (inner / "config.json").is_file()
+        found.append(Wanted("checkpoint", t + 1, str(inner)) if model else Wanted("pairs", t, str(inner)))
+    if not found:
+        raise BadInput(
+            f"{folder}: no folder in it has a name that ends in iter0, iter1, …; name each with --pairs T=PLACE and "
+            "--model T=PLACE."
+        )
+    return found
+
+
+def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[Record, str]:
+    """The record of the import, and whether it was there."""
+    module: ModuleType = import_pairs if one.kind == "pairs" else import_model
+    label = f"{f'iter {one.t}' if one.kind == 'pairs' else one.title}, {origin(ref)}"
+    step, inputs = Step(module, label, module.Config()), {"source": ref}
+    if record := look_up(store, step, inputs):
+        return record, "cached"
+
+    def say(event: dict) -> None:
+        if "note" in event:
+            print(f"note: {one.title}: {event['note']}", file=sys.stderr)
+
+    record, cached = compute(store, step, inputs, Runtime(), children, say)
+    return record, "cached" if cached else "imported"
+
+
+def _line(one: Wanted, ref: Ref, record: Record, state: str) -> dict[str, Any]:
+    """What is told of one import."""
+    made = record.facts.get("summary", {})
+    if one.kind == "pairs":
+        counts = f"{made['train_pairs']:,} train, {made['test_pairs']:,} test pairs"
+        left_out = sum(made["rejected"].values())
+        counts += f", {left_out:,} rows left out" if left_out else ""
+    else:
+        counts = f"{made['files']} files, {made['bytes'] / 1e6:,.1f} MB"
+    line = {"state": state, "what": one.title, "kind": one.kind, "t": one.t, "key": record.key, "from": ref.hub}
+    return {**line, "digest": record.digest, "summary": f"{counts}, {origin(ref)}"}
+
+
+def _section(told: list[dict]) -> str:
+    """The lines of a profile that begin with what was imported."""
+    models = {line["t"]: line["digest"] for line in told if line["kind"] != "pairs"}
+    pairs = {line["t"]: line["digest"] for line in told if line["kind"] == "pairs"}
+    first = max(models, default=0)
+    lines = ["", "In a profile, to begin there:"]
+    if first:
+        lines.append(f"model: {{path: {models[first]}}}  # θ_{first}")
+    lines += ["start:"] + ([f"  iteration: {first}"] if first else [])
+    if pairs:
+        lines += ["  pairs:  # at least those that the first iteration trains on (`history`)"]
+        lines += [f"    {t}: {digest}" for t, digest in sorted(pairs.items())]
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""`spinloop store …`: list, show, explain, fetch, du, verify, gc."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from spin_core.errors import BadInput, StoreError
+from spin_core.store.explain import compare
+from spin_core.store.gc import gc
+from spin_core.store.opening import open_store
+from spin_core.store.record import Record
+from spin_core.store.runs import LABEL, RUN
+from spin_core.store.s3 import gc as remote_gc
+from spin_core.store.s3 import verify as remote_verify
+from spin_core.store.s3.remote import RemoteStore
+from spin_core.store.store import Store
+from spin_core.store.usage import Line, usage
+from spin_core.store.verify import verify
+from tasks.runner.progress import Progress
+
+
+def add_commands(within: Any, add: Callable) -> None:
+    """Put the store's commands under the parser `within`."""
+    ls = add(within, "ls", _ls, "List what the store has: key, stage, size, seconds it took, output.")
+    ls.add_argument("stage", nargs="?", help="only this stage")
+    for name, command, text in (
+        ("show", _show, "Print a record: what its key was made of, its files, its facts."),
+        ("explain", _explain, "Say which setting or input a step differs in from the nearest other of its stage."),
+    ):
+        add(within, name, command, text).add_argument("key", help="a key, or enough of its beginning")
+    fetch = add(within, "fetch", _fetch, "Print the folder of an output; of a store on S3 it is brought here first.")
+    fetch.add_argument("what", help="RUN/LABEL as in `runs/` (demo-3fa9c1/best), or a key, or enough of its beginning")
+    du = add(within, "du", _du, "What the store takes of the disk, by stage and by run.")
+    du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
+    check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
+    check.add_argument("--deep", action="store_true", help="hash every file too (about 1.5 GB a second)")
+    clear = add(within, "gc", _gc, "Remove what no record needs and what killed processes left.")
+    clear.add_argument("--dry-run", action="store_true", help="only say what would go, and its size")
+    clear.add_argument(
+        "--keep-runs", type=int, metavar="N",
+        help="also remove what neither the N latest runs nor those of --keep need; the best model of every run stays",
+    )  # fmt: skip
+    clear.add_argument("--keep", action="append", default=[], metavar="RUN", help="keep all of this run of `runs/`")
+    clear.add_argument("--quarantine", action="store_true", help="also remove what was found damaged and set aside")
+
+
+def _open(args: argparse.Namespace) -> Store:
+    return open_store(args.store, create=False, read_only=True)
+
+
+def _find(store: Store, key: str) -> Record:
+    found = [record for record in store.records() if record.key.startswith(key)]
+    if len(found) == 1:
+        return found[0]
+    some = ", ".join(f"{r.stage} {r.key[:12]}" for r in found[:5]) or "nothing"
+    raise BadInput(f"{key}: names {len(found)} records ({some}); give a key of `spinloop store ls`, or more of it.")
+
+
+def _ls(args: argparse.Namespace) -> None:
+    store = _open(args)
+    for record in store.records():
+        if args.stage in (None, record.stage):
+            size = sum(file["size"] for file in record.files)
+            label, seconds = record.facts.get("label", ""), record.facts.get("seconds", 0)
+            print(
+                f"{record.key[:12]}  {record.stage:<11} {size / 1e6:9.2f} MB {seconds:8.1f} s  "
+                f"{record.digest[:12]}  {label}"
+            )
+    _notes(store)
+
+
+def _show(args: argparse.Namespace) -> None:
+    record = _find(_open(args), args.key)
+    print(
+        json.dumps(
+            {name: value for name, value in vars(record).items() if name != "path"}, indent=1, ensure_ascii=False
+        )
+    )
+    print(
+        f"files are in {record.path}" if record.path.is_dir() else f"`spinloop store fetch {args.key}` brings its files"
+    )
+
+
+def _explain(args: argparse.Namespace) -> None:
+    store = _open(args)
+    record = _find(store, args.key)
+    print(f"{record.stage} {record.key[:12]}: {compare(store, record)}")
+    for name, hubs in (record.facts.get("sources") or {}).items():
+        print(f"{name} came from {', '.join(hubs)}")
+    _notes(store)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    store = _open(args)
+    store.tell = Progress()
+    run, _, label = args.what.partition("/")
+    link = store.root / "runs" / run / label
+    if label and not (RUN.fullmatch(run) and LABEL.fullmatch(label) and link.is_symlink()):
+        raise BadInput(f"{args.what}: no output of a run; give RUN/LABEL of a run in `runs/`, such as {run}/best.")
+    tree = store.tree(link.readlink().name if label else _find(store, run).digest)
+    _notes(store)
+    if not tree.is_dir():
+        raise StoreError(f"{args.what}: its output is not whole in {args.store}; run its profile again.")
+    print(tree)
+
+
+def _du(args: argparse.Namespace) -> None:
+    store = _open(args)
+    found = remote_verify.usage(store, args.run) if isinstance(store, RemoteStore) else usage(store, args.run)
+    if args.run and not found.runs:
+        raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
+    _table(("stage", "outputs", "size"), [(*_cells(line),) for line in found.stages])
+    if found.runs:
+        _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in found.runs])
+    if found.other:
+        _table(("besides", "entries", "size"), [(*_cells(line),) for line in found.other])
+    print(f"{_size(found.total)} in all; a file that several outputs share is counted once.")
+
+
+def _cells(line: Line) -> tuple[str, str, str]:
+    return line.name, f"{line.count:,}", _size(line.bytes)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells))
+    print()
+
+
+def _size(count: int) -> str:
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or n == "kB")
+    return f"{count / unit:,.2f} {name}"
+
+
+def _verify(args: argparse.Namespace) -> None:
+    store = _open(args)
+    if isinstance(store, RemoteStore):
+        problems = remote_verify.verify(store, args.deep, partial(tqdm, desc="files", unit="file", disable=None))
+    else:
+        problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
+    for problem in problems:
+        print(problem)
+    if problems:
+        many = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {args.store}"
+        raise StoreError(f"{many}; damaged steps are set aside and run again when next needed.")
+    checked = "are whole" if args.deep else "have the names and sizes that were published (--deep hashes them)"
+    print(f"{args.store}: {sum(1 for _ in store.records())} records and their trees {checked}.")
+
+
+def _gc(args: argparse.Namespace) -> None:
+    going: dict[str, list[int]] = {}
+    store = _open(args)
+
+    def tell(what: str, size: int) -> None:
+        going.setdefault(what, []).append(size)
+
+    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, tell)
+    result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
+    rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
+    if rows:
+        _table(("what", "records and folders", "size"), rows)
+    print(
+        f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
+        f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
+        f"{_size(result.bytes)}"
+    )
+
+
+def _notes(store: Store) -> None:
+    for note in store.notes:
+        print(f"note: {note}", file=sys.stderr)

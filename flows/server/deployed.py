@@ -1,0 +1,122 @@
+"""The flows that people start from the UI, the command line, a schedule or an event: a whole run, one iteration, and
+the dataset alone. deployments/prefect.yaml deploys them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.execute import HOW, play, rows_only
+from flows.plan import check, next_iteration
+from flows.server.form import Profile, Settings, given
+from flows.stages import failed, store_folder
+from spin_core.config.profile import Config, load_profile
+from spin_core.errors import BadInput
+from tasks.runner.pool_run import DEFAULT
+
+AS_IT_IS: dict[str, Any] = {}
+
+
+def _name() -> str:
+    """`demo`, or `demo, iteration next`, from the parameters; the flow itself tells what is wrong with them."""
+    asked = flow_run.parameters
+    named = (asked.get("settings") or {}).get("name") or (Path(asked["file"]).stem if asked.get("file") else "")
+    t = asked.get("iteration")
+    return f"{named or asked['profile']}" + (f", iteration {'next' if t == -1 else t}" if t is not None else "")
+
+
+@flow(name="spin", flow_run_name=_name, **HOW)
+def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
+    """Every iteration of a profile, then the report. What the store has is not computed again.
+
+    Args:
+        profile: A profile that comes with spinloop. As it is, the demo runs: 4 minutes on a CPU.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        check(config, store_folder(), base_dir, DEFAULT)
+        return _told(play(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="iteration", flow_run_name=_name, **HOW)
+def iteration(
+    profile: Profile = "demo",  # type: ignore[valid-type]
+    iteration: int = -1,
+    file: str = "",
+    settings: Settings = AS_IT_IS,
+) -> State:
+    """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there. It was
+    started for this one, so `runtime.approve` asks nobody.
+
+    Args:
+        profile: A profile that comes with spinloop.
+        iteration: Which one, from 0; -1 is the first that the store does not have.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        t = next_iteration(config, store_folder(), base_dir) if iteration == -1 else iteration
+        if iteration == -1 and t == config.iterations:
+            t -= 1  # all are there; the report may not be
+        first = config.start.iteration
+        if not first <= t < config.iterations:
+            raise BadInput(
+                f"iteration: {config.name} has the iterations {first} to {config.iterations - 1}; raise `iterations`."
+            )
+        check(config, store_folder(), base_dir, DEFAULT)
+        follow = "model" if t + 1 < config.iterations else ""
+        outcome = play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
+        everything = f"All {t + 1} iterations of {config.name} are in the store. "
+        return _told(outcome, everything if not follow and not outcome["stopped"] else "")
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="dataset", flow_run_name=_name, **HOW)
+def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
+    """A profile's dataset to rows and shards. New rows are an event that can start an iteration.
+
+    Args:
+        profile: A profile that comes with spinloop.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
+    """
+    try:
+        config, base_dir = _config(profile, settings, file)
+        counts = rows_only(config, store_folder(), base_dir, _origin())
+        return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+    except Exception as error:
+        return failed(error)
+
+
+def _config(profile: str, settings: Any, file: str) -> tuple[Config, Path]:
+    """The profile with the settings of the form laid over it."""
+    return load_profile(file or profile, changes=given(settings))
+
+
+def _origin() -> dict:
+    """The parameters of this run, for the events that start another one like it."""
+    return {name: flow_run.parameters.get(name) for name in ("profile", "settings", "file")}
+
+
+def _told(outcome: dict, cached: str = "") -> State:
+    """The final state of a run; `cached` is said first where nothing ran."""
+    for note in outcome["notes"]:
+        get_run_logger().warning(note)
+    get_run_logger().info("Report: %s", outcome["report"])
+    stopped = f" The gate ended it. {outcome['stopped']}" if outcome["stopped"] else ""
+    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached.{stopped}"
+    if not outcome["ran"]:
+        return Completed(name="Cached", message=cached + counts)
+    return Completed(message=f"{counts} Report: {outcome['report']}")

@@ -1,0 +1,117 @@
+"""A Prefect server for the time of one command, where none is configured.
+
+Prefect would start one itself, but only after importing its whole server package into this process first: 3 to 4 of
+the 9 seconds measured for an empty flow. Here the import happens in the child alone, while the caller checks its
+inputs. The runs land in the usual database ($PREFECT_HOME/prefect.db), so `prefect server start` shows them later.
+Not a server for other machines: loopback only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from spin_core.errors import BadInput, SpinloopError
+from spin_core.runtime.child import python_path
+
+START_SECONDS = 120
+BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve, took over 5 on a busy machine
+
+
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether a Prefect API is there; one that asks for a login is, and one that takes up to `seconds` to answer."""
+    try:
+        # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
+        proxies = urllib.request.ProxyHandler({} if "//127.0.0.1" in url else None)
+        urllib.request.build_opener(proxies).open(f"{url}/health", timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def configured_server() -> str | None:
+    """The API that Prefect's settings name. Raises BadInput for one that is no URL."""
+    try:
+        from prefect.settings import PREFECT_API_URL
+
+        return PREFECT_API_URL.value()
+    except ValueError as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({said}); mend it.") from None
+
+
+class EmbeddedServer:
+    """Starts at once, is awaited later, and ends by itself with the process that made it, however that ends.
+
+    (Its standard input closes then. Nothing stops it earlier: Prefect sends its last events while the process exits.)
+    """
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.server.embedded", str(self.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Its own session: Ctrl-C is for the run, which still has to tell the server how it ended.
+            start_new_session=True,
+            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": python_path()},
+        )
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Prefect's settings point to this server inside the block. Raises SpinloopError if it does not come up."""
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        url = f"http://127.0.0.1:{self.port}/api"
+        self._await(url)
+        for name in ("NO_PROXY", "no_proxy"):  # Prefect's client would ask a proxy for 127.0.0.1
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+        # A heartbeat thread costs a sync flow one second at its end, and no automation listens to this server.
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+    def _await(self, url: str) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            if answers(url):
+                return
+            time.sleep(0.1)
+        raise SpinloopError(
+            "Prefect's server did not start; `prefect server start` shows why. "
+            "If its database was written by a newer Prefect, set PREFECT_HOME to another folder."
+        )
+
+
+def _serve(port: int) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="critical")
+    )
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+        time.sleep(3)
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    server.run()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,126 @@
+"""The run form of the Prefect UI, made from the config model: the same sections, help texts, choices and bounds, every
+field empty, which means: as the profile has it."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections import defaultdict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, WithJsonSchema
+from pydantic.fields import FieldInfo
+
+from spin_core.config.profile import PROFILES, Config, load_profile
+
+PROFILE_NAMES = tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+Profile = Literal[PROFILE_NAMES]  # type: ignore[valid-type]
+AS_IT_IS = "as in the profile"
+SWITCH = {"type": "string", "enum": ["true", "false"]}  # three positions: on, off, as the profile has it
+
+
+def form(model: type[BaseModel] = Config, path: str = "") -> dict[str, Any]:
+    """The JSON schema of what may be changed in a profile: the sections and fields of `model`, none of them required.
+    No field has a default here, because the form would fill it in and send it with every run."""
+    shown, schemas = {}, model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        inner = section(field)
+        shown[name] = _folded(inner, field, path + name) if inner else _box(schemas[name], field, path + name)
+    return {"type": "object", "title": path.rstrip(".") or "settings", "properties": shown}
+
+
+def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> dict[str, Any]:
+    """The fields that were filled in, as a profile would have them. `""` is how an empty text is written."""
+    found: dict[Any, Any] = {}
+    for name, value in settings.items():
+        field = model.model_fields.get(name) if model else None
+        inner = section(field) if field else None
+        if name == "overrides" and isinstance(value, dict):  # JSON has no numbers as names
+            value = {int(t) if t.isdecimal() else t: parts for t, parts in value.items()}
+        elif isinstance(value, dict):
+            value = given(value, inner)
+        elif value is None and inner:
+            found[name] = None  # a section that is left out
+        if value is not None and value not in ("", {}, []):  # 0 and False are values
+            found[name] = "" if value == '""' else value
+    return found
+
+
+def section(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that is a section of the profile, which may be one that can be left out."""
+    options = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
+    options = options or (field.annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _folded(model: type[BaseModel], field: FieldInfo, path: str) -> dict[str, Any]:
+    """A section, shut at first: with all of them open the form is 11 000 pixels high. `anyOf` is what the UI shows, a
+    switch between nothing and the section's boxes; its first option holds for every section. `allOf` is what the server
+    checks, so that it names the field that is wrong, and not the section."""
+    boxes = form(model, f"{path}.")
+    checked = {name: _accepted(box) for name, box in boxes["properties"].items()}
+    options = [{"type": "object", "title": AS_IT_IS, "properties": {}}, {**boxes, "title": "change"}]
+    if field.default is None:
+        options.append({"type": "null", "title": "leave out", "description": "The run has no such section."})
+    return {
+        "title": path,
+        "description": field.description or "",
+        "anyOf": options,
+        "allOf": [{"properties": checked, "additionalProperties": False}],
+    }
+
+
+def _accepted(box: dict[str, Any]) -> dict[str, Any]:
+    """What may come from a box, or from the API: also null, and a switch's true or false as such."""
+    if "enum" in box:
+        return {"enum": [*box["enum"], *([True, False] if box["enum"] == SWITCH["enum"] else []), None]}
+    return {**box, "type": [box["type"], "null"]} if "type" in box else box
+
+
+def _box(schema: dict[str, Any], field: FieldInfo, path: str) -> dict[str, Any]:
+    """One field: its JSON schema, its path as `--set` takes it, its help and what the profiles have."""
+    schema = {name: value for name, value in schema.items() if name not in ("default", "omit_default")}
+    if schema.get("type") == "boolean":
+        schema = dict(SWITCH)
+    options = [_choice(option) for option in schema.get("anyOf", []) if option.get("type") != "null"]
+    if options:
+        schema = options[0] if len(options) == 1 else {"anyOf": options}
+    json_only = "As JSON, with every name in quotes." if schema.get("type") == "object" else ""
+    told = " ".join(part for part in (field.description, json_only, _in_profiles(field, path)) if part)
+    return {**schema, "title": path, "description": told}
+
+
+def _choice(option: dict[str, Any]) -> dict[str, Any]:
+    """An option of several; a constant as a list to choose from, where it would be a box to type it into."""
+    if "const" in option:
+        return {"type": option["type"], "title": option["const"], "enum": [option["const"]]}
+    return option
+
+
+def _in_profiles(field: FieldInfo, path: str) -> str:
+    """What the profiles have in this field, so that a person sees what an empty box means."""
+    having, default = defaultdict(list), ""
+    for name, config in CONFIGS.items():
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part, None)
+        if value is None:  # this profile lacks the section
+            default = _shown(field.get_default(call_default_factory=True))
+        elif _shown(value) not in ("", name):
+            having[_shown(value)].append(name)
+    told = [f"{value} ({', '.join(names)})" for value, names in having.items()]
+    if [len(names) for names in having.values()] == [len(CONFIGS)]:
+        told = list(having)
+    return " ".join([f"In the profiles: {', '.join(told)}."] * bool(told) + [f"Default: {default}."] * bool(default))
+
+
+def _shown(value: Any) -> str:
+    if value in ({}, []):
+        return ""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=lambda one: one.model_dump(exclude_defaults=True))
+
+
+CONFIGS = {name: load_profile(name)[0] for name in PROFILE_NAMES}
+Settings = Annotated[dict[str, Any], WithJsonSchema({**form(), "additionalProperties": False})]

@@ -1,0 +1,270 @@
+"""Two runs side by side: which settings differ, what the models of both did on the rows that both were asked, at what
+cost.
+
+Is not: a judgement over seeds. Two runs are two draws; the intervals (paired bootstrap over rows) say how far chance in
+the held-out rows alone moves a difference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spin_core.analysis.bootstrap import interval
+from spin_core.analysis.figures import Model, number, plain, short, show
+from spin_core.analysis.profile_diff import Difference, differences
+from spin_core.engines.harness.weights import weights
+from spin_core.errors import BadInput
+
+LONG = {  # names of metrics in a sentence
+    "harness average": "the harness's average",
+    "EM greedy": "exact match (greedy)",
+    "EM sampled": "exact match (sampled)",
+    "NLL": "the NLL of real answers",
+}
+CONFIDENCE, RESAMPLES, SEED = 0.95, 4000, 0
+SAME = {"prompts_sha256": "prompts", "metric": "metric", "version": "task version"}
+"""Fields of a task that both runs must share for its items to be paired, as a reader calls them."""
+NAMED = 6  # tasks that a note names; MMLU alone has 57
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the harness asked a model: `tasks` of its results.json, and values of items by task (of a group by subtask)
+    and id."""
+
+    tasks: Mapping[str, dict] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def leaves(self) -> dict[str, dict]:
+        """The tasks that items belong to: a group's subtasks in place of the group."""
+        return {
+            leaf: line for name, told in self.tasks.items() for leaf, line in told.get("subtasks", {name: told}).items()
+        }
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs. `items`: what the harness asked each model, by label."""
+
+    name: str
+    profile: dict
+    models: list[Model]
+    best: str  # label of the gate's best model, else of the last iteration
+    costs: dict
+    items: dict[str, Asked] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric of two models on the `rows` that both have: values, B − A with its interval, and whether more is better
+    (0: neither is)."""
+
+    name: str
+    here: float
+    there: float
+    value: float
+    low: float
+    high: float
+    rows: int
+    rising: int
+
+    @property
+    def better(self) -> int:
+        """1: B is clearly better, −1: A is, 0: within what chance gives, or neither."""
+        return self.rising * (1 if self.low > 0 else -1 if self.high < 0 else 0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that are compared, and what of them could be; `unlike`: harness tasks that are left out, as the two
+    were asked differently, with what differs."""
+
+    here: str
+    there: str
+    changes: list[Change]
+    unlike: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`pairs`: the best models of both runs first, then the last ones, then models of the same place in their runs.
+    `note`: what was left out of the pairing, or empty."""
+
+    here: Side
+    there: Side
+    settings: list[Difference]
+    pairs: list[Pair]
+    verdict: str
+    note: str = ""
+
+
+def compare(here: Side, there: Side) -> Comparison:
+    """Raises BadInput where the best models of both share no held-out row and no harness item."""
+    settings = differences(here.profile, there.profile)
+    sides = [{model.label: model for model in side.models} for side in (here, there)]
+    best = _pair(here, there, sides[0][here.best], sides[1][there.best])
+    if not best.changes:
+        counts = [len(side[run.best].answers) for side, run in zip(sides, (here, there), strict=True)]
+        raise BadInput(
+            f"{here.name} and {there.name}: their models share no held-out rows ({counts[0]:,} and {counts[1]:,}, none "
+            "with the same id); compare runs on the same dataset, seed and held-out split."
+            + (f" {_note([best])}" if best.unlike else "")
+        )
+    last = [[model.label for model in side.models if model.kind != "control"][-1:] for side in (here, there)]
+    pairs = [best]
+    if last[0] and last[1] and last[0] != last[1] and (last[0][0], last[1][0]) != (here.best, there.best):
+        pairs.append(_pair(here, there, sides[0][last[0][0]], sides[1][last[1][0]]))
+    for label, model in sides[0].items():
+        other = sides[1].get(label)
+        if other is not None and (label, label) != (here.best, there.best):
+            pairs.append(_pair(here, there, model, other))
+    return Comparison(here, there, settings, pairs, _verdict(here, there, pairs, settings), _note(pairs))
+
+
+def _pair(here: Side, there: Side, old: Model, new: Model) -> Pair:
+    asked = here.items.get(old.label, Asked()), there.items.get(new.label, Asked())
+    unlike = _unlike(*asked)
+    found = [
+        _change("harness average", 1, _asked(*asked, unlike)),
+        _change("EM greedy", 1, _rows(old, new, "greedy_match")),
+        _change("EM sampled", 1, _rows(old, new, "sampled_match")),
+        _change("NLL", -1, _weighted(old, new)),
+        _change("length", 0, _rows(old, new, "greedy_tokens")),
+        _change("repetition", -1, _rows(old, new, "greedy_repetition")),
+    ]
+    return Pair(short(old.label), short(new.label), [one for one in found if one is not None], unlike)
+
+
+def _change(name: str, rising: int, pairs: Sequence[tuple[float, float]]) -> Change | None:
+    made = interval([new - old for old, new in pairs], CONFIDENCE, RESAMPLES, SEED)
+    if made is None:
+        return None
+    before, after = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return Change(name, before, after, made.value, made.low, made.high, made.rows, rising)
+
+
+def _rows(old: Model, new: Model, name: str) -> list[tuple[float, float]]:
+    values = [
+        {key: value for key, row in model.answers.items() if (value := _figure(row.get(name))) is not None}
+        for model in (old, new)
+    ]
+    return _shared(*values)
+
+
+def _shared(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[float, float]]:
+    return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
+
+
+def _asked(old: Asked, new: Asked, unlike: Mapping[str, str]) -> list[tuple[float, float]]:
+    """The items that both were asked, weighted so that their mean is the mean of the tasks' values, as the gate and
+    leaderboards take it: a group as the first run takes it."""
+    keys = sorted(key for key in old.values.keys() & new.values.keys() if key[0] not in unlike)
+    part = weights(old.tasks, Counter(task for task, _ in keys))
+    return [(old.values[key] * part[key[0]], new.values[key] * part[key[0]]) for key in keys]
+
+
+def _unlike(old: Asked, new: Asked) -> dict[str, str]:
+    """Tasks of both runs whose items are not the same questions, or are not marked alike, and what differs."""
+    here, there = old.leaves(), new.leaves()
+    found = {
+        task: [said for name, said in SAME.items() if here[task].get(name) != there[task].get(name)]
+        for task in sorted(here.keys() & there.keys())
+    }
+    return {task: ", ".join(said) for task, said in found.items() if said}
+
+
+def _note(pairs: Sequence[Pair]) -> str:
+    """One sentence about the tasks that are left out of any pair."""
+    unlike = {task: said for pair in pairs for task, said in pair.unlike.items()}
+    if not unlike:
+        return ""
+    named = [f"{plain(task, 80)} ({said})" for task, said in sorted(unlike.items())]
+    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+    count = f"{len(named):,} task{'' if len(named) == 1 else 's'}"
+    return (
+        f"The harness average leaves out {count} that the two runs did not ask alike: {', '.join(named[:NAMED])}{more}."
+    )
+
+
+def _weighted(old: Model, new: Model) -> list[tuple[float, float]]:
+    """NLLs of the shared rows, weighted so that their mean is the mean over tokens, where rows tell theirs."""
+    found = []
+    for key in sorted(old.answers.keys() & new.answers.keys()):
+        rows = (old.answers[key], new.answers[key])
+        before, after = (number(row.get("nll")) for row in rows)
+        if before is not None and after is not None:
+            found.append((before, after, number(rows[1].get("tokens"))))
+    counts = [tokens for _, _, tokens in found]
+    if not found or any(tokens is None for tokens in counts) or not sum(filter(None, counts)):
+        return [(before, after) for before, after, _ in found]
+    share = len(found) / math.fsum(tokens or 0.0 for tokens in counts)
+    return [(before * (tokens or 0.0) * share, after * (tokens or 0.0) * share) for before, after, tokens in found]
+
+
+def harness_items(tree: Path | None) -> Asked:
+    """What a harness tree says of its tasks and their items. Raises BadInput for a tree that is damaged."""
+    if tree is None:
+        return Asked()
+    try:
+        tasks = json.loads((tree / "results.json").read_text(encoding="utf-8"))["tasks"]
+        rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        asked = Asked(tasks, {(row["task"], str(row["id"])): float(row["value"]) for row in rows})
+        known = weights(tasks, Counter(task for task, _ in asked.values))
+        asked.leaves()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{tree}: not what harness wrote ({error}); run the profile again.") from None
+    strange = next((task for task, _ in asked.values if task not in known), None)
+    if strange is not None:
+        raise BadInput(
+            f"{tree}: its rows name a task {plain(strange, 80)} that it has no result of; run the profile again."
+        )
+    return asked
+
+
+def _figure(raw: object) -> float | None:
+    return float(raw) if isinstance(raw, bool) else number(raw)
+
+
+def _verdict(here: Side, there: Side, pairs: Sequence[Pair], settings: Sequence[Difference]) -> str:
+    """One sentence about the best models and, where those are the same one, about the next pair; the first setting."""
+    best = pairs[0]
+    if any((change.low, change.high) != (0, 0) for change in best.changes):
+        return _judged(here, there, best) + _first(settings) + "."
+    rows = best.changes[0].rows
+    text = f"The best models of both, {best.here} and {best.there}, do the same on all of the {rows:,} rows "
+    text += "that both were asked"
+    for pair in pairs[1:2]:
+        text += f"; {_judged(here, there, pair)}" if pair.changes else ""
+    return text + _first(settings) + "."
+
+
+def _judged(here: Side, there: Side, pair: Pair) -> str:
+    """The first metric of both models, and another that clearly says the opposite."""
+    judged = [change for change in pair.changes if change.rising]
+    first = judged[0] if judged else pair.changes[0]
+    who, other = f"{pair.there} of {plain(there.name, 80)}", f"{pair.here} of {plain(here.name, 80)}"
+    word = {1: "is clearly better than", -1: "is clearly worse than", 0: "is not clearly better or worse than"}
+    text = (
+        f"{who} {word[first.better]} {other}: {LONG.get(first.name, first.name)} {show(first.there)} against "
+        f"{show(first.here)} on the same {first.rows:,} rows, {show(first.value, signed=True)} (95 % interval "
+        f"{show(first.low, signed=True)} to {show(first.high, signed=True)})"
+    )
+    for change in judged[1:]:
+        if change.better and change.better != first.better:
+            side = "better" if change.better > 0 else "worse"
+            return f"{text}; by {LONG.get(change.name, change.name)} it is clearly {side}"
+    return text
+
+
+def _first(settings: Sequence[Difference]) -> str:
+    """What differs first, as the end of a sentence."""
+    if not settings:
+        return "; no setting differs"
+    one, count = settings[0], len(settings)
+    more = f"the first of {count:,} settings that differ" if count > 1 else "the only setting that differs"
+    return f"; {one.setting} was {one.here} and is {one.there}, {more}"

@@ -1,0 +1,119 @@
+"""What the history of a finetune's metrics warns of: real answers that become less likely, and a game that is won.
+
+Is not: a stop rule (nothing is ended, nothing enters a key) nor a look at held-out rows (evaluate does that). Pure
+Python over the lines of metrics.jsonl. An alarm depends on the lines up to its step alone, so a run that goes on from
+a checkpoint gives the alarms of one that was never interrupted, and the report finds them again in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spin_core.analysis.figures import number, show
+
+# Means over windows, as the rewards of single steps differ by their pairs. Five steps are the fewest whose spread says
+# how far chance moves such a mean; a twentieth of the run leaves time to act, and a long run no more chances of a false
+# alarm than a short one (20 windows at most).
+LEAST, PARTS = 5, 20
+CLEAR = 3.0
+"""Standard errors by which the means of two windows must differ to count as different. Of made-up runs of 20 to 2,000
+steps whose real rewards only wander (0.1 from step to step, margins grow to 2), at most one in 25 gave an alarm; with 2
+standard errors one in 7."""
+SHARE = 0.1
+"""Of the margin: a fall of the real answers below it is no matter, the margin then comes from the generated ones."""
+WON, WINDOWS = 0.99, 3
+"""Accuracy that counts as 1 (a few pairs of equal answers never become right), and for how many windows in a row."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of one figure over a window's pairs, and its standard error as the spread between the steps tells it."""
+
+    value: float
+    error: float
+
+    def above(self, other: Mean) -> bool:
+        """Clearly greater than `other`."""
+        return self.value - other.value > CLEAR * math.hypot(self.error, other.error)
+
+
+def alarms(history: Sequence[dict], steps: int) -> list[dict]:
+    """`[{"step": …, "text": one sentence}]` of the first lines of a run of `steps` steps: each kind once, where it
+    first held."""
+    size = _size(steps)
+    windows = [history[end - size : end] for end in range(size, len(history) + 1, size)]
+    found = []
+    for check in (_falls, _is_won):
+        for count in range(1, len(windows) + 1):
+            if text := check(windows[:count]):
+                step = count * size
+                found.append({"step": step, "text": f"step {step:,} of {steps:,}: {text}"})
+                break
+    return sorted(found, key=lambda alarm: int(alarm["step"]))
+
+
+def watch(steps: int, note: Callable[[str], None]) -> Callable[[Sequence[dict]], None]:
+    """To be called with the growing history after every step: gives each alarm to `note`, once, as soon as it is
+    there."""
+    told: set[str] = set()
+
+    def look(history: Sequence[dict]) -> None:
+        if len(history) % _size(steps):
+            return
+        for alarm in alarms(history, steps):
+            if alarm["text"] not in told:
+                told.add(alarm["text"])
+                note(alarm["text"])
+
+    return look
+
+
+def _size(steps: int) -> int:
+    return max(LEAST, math.ceil(steps / PARTS))
+
+
+def _falls(windows: list[Sequence[dict]]) -> str:
+    """Real answers less likely than under the opponent and than ever before, while the loss is content.
+
+    Compared with the best window so far and not with the one just before, to which a slow fall is no difference.
+    """
+    means = [(_mean(window, "rewards/real"), _mean(window, "rewards/margins")) for window in windows]
+    known = [(real, margin) for real, margin in means if real is not None and margin is not None]
+    if len(known) < max(2, len(windows)):
+        return ""
+    (real, margin), earlier = known[-1], known[:-1]
+    best, less = max(earlier, key=lambda pair: pair[0].value)
+    falling = best.above(real) and real.value < min(before.value for before, _ in earlier)
+    if not (falling and margin.above(less) and real.value < -SHARE * margin.value):
+        return ""
+    return (
+        f"real answers become less likely while margins grow: rewards/real fell from {show(best.value)} to "
+        f"{show(real.value)}, rewards/margins rose from {show(less.value)} to {show(margin.value)}; against collapse "
+        "lower finetune.lr, raise finetune.beta, set finetune.sft_weight (for example 1) or train fewer epochs."
+    )
+
+
+def _is_won(windows: list[Sequence[dict]]) -> str:
+    means = [_mean(window, "rewards/accuracies") for window in windows[-WINDOWS:]]
+    if len(means) < WINDOWS or any(mean is None or mean.value < WON for mean in means):
+        return ""
+    count = sum(len(window) for window in windows[-WINDOWS:])
+    return (
+        f"rewards/accuracies was {show(means[-1].value if means[-1] else None)} for {count:,} steps: the game is won, "
+        "and more steps only push log-probs apart; train fewer epochs or lower finetune.lr."
+    )
+
+
+def _mean(window: Sequence[dict], name: str) -> Mean | None:
+    """None where a step has no such figure (an SFT run), or one that is not finite."""
+    values = [number(line.get(name)) for line in window]
+    weights = [number(line.get("pairs")) or 1.0 for line in window]
+    known = [value for value in values if value is not None]
+    if len(known) < len(window):
+        return None
+    total, n = sum(weights), len(window)
+    mean = sum(w * x for w, x in zip(weights, known, strict=True)) / total
+    squares = sum((w * (x - mean)) ** 2 for w, x in zip(weights, known, strict=True))
+    return Mean(mean, math.sqrt(squares * n / (n - 1)) / total)

@@ -1,0 +1,292 @@
+"""A profile: one YAML file = one run. The same model is the YAML schema, the Prefect form and the command line's
+`--set`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from spin_core.config import yaml_reader
+from spin_core.config.base import Section
+from spin_core.errors import BadInput
+from spin_core.job import Runtime
+from spin_core.modeling import sampled_logps
+from spin_core.modeling.chat import ChatSection
+from spin_core.stages.evaluate import Evaluate
+from spin_core.stages.finetune import Finetune, score_settings
+from spin_core.stages.gate import Gate
+from spin_core.stages.gather import Gather
+from spin_core.stages.generate import Generate
+from spin_core.stages.harness import Harness
+from spin_core.stages.import_pairs import Start
+from spin_core.stages.reformat import Dataset
+from spin_core.stages.sft import Sft
+
+PROFILES = Path(__file__).resolve().parents[2] / "deployments" / "profiles"
+PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
+LONGEST_QUOTE = 120  # characters of what a message quotes from a profile
+
+
+class Model(Section):
+    """`model:` in a profile: the supervised-fine-tuned start θ_0, or with `sft:` the base model that θ_0 is made
+    from."""
+
+    path: str = Field(description="A model directory (safetensors), a hub id (org/name), or builtin:tiny-llama.")
+    revision: str = Field("", description="Hub revision; the content at its commit enters the key.")
+
+
+class Config(Section):
+    """One run. Every field is part of what is computed, but for `name` (a label) and `runtime` (how, not what)."""
+
+    name: str = Field(
+        "run", pattern=r"^[a-z0-9][a-z0-9._-]{0,40}$", description="What the run is called in the store and the UI."
+    )
+    seed: int = Field(42, ge=0, description="Seed of splits, sampling and training order.")
+    iterations: int = Field(3, ge=0, le=100, description="SPIN iterations.")
+    history: int = Field(2, ge=1, description="Train on the pairs of this many latest iterations (the paper: 2).")
+    model: Model = Field(description="θ_0, or with `sft` the base model that it is made from.")
+    start: Start = Field(
+        Start(),
+        description="Begin at a later iteration, or with pairs that are there already; leave out to begin at θ_0.",
+        json_schema_extra={"omit_default": True},
+    )
+    dataset: Dataset = Field(description="Prompts and real answers, and which rows are held out.")
+    chat: ChatSection = Field(ChatSection(), description="How prompts become tokens.")
+    sft: Sft | None = Field(
+        None, description="Make θ_0 from the base model first; leave out where the model is already fine-tuned."
+    )
+    generate: Generate = Field(Generate(), description="How the opponent answers the prompts.")
+    gather: Gather = Field(Gather(), description="Which answers become pairs.")
+    finetune: Finetune = Field(Finetune(), description="Training against the opponent.")
+    evaluate: Evaluate = Field(Evaluate(), description="What is measured on held-out rows.")
+    harness: Harness | None = Field(None, description="Benchmark tasks of lm-evaluation-harness; leave out for none.")
+    gate: Gate = Field(Gate(), description="Which model is best, and when to stop.")
+    overrides: dict[int, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="Settings of single iterations: {2: {finetune: {lr: 1e-7}}}."
+    )
+    control: Sft | None = Field(
+        None,
+        description="Also train θ_0 by SFT for as many steps as SPIN took, to compare (epochs and batch are SPIN's).",
+    )
+    runtime: Runtime = Field(Runtime(), description="How the machine is used; changes no result's key.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if not self.dataset.path:
+            raise ValueError("dataset.path: is required")
+        beyond = [t for t in self.overrides if not 0 <= t < self.iterations]
+        if beyond:
+            raise ValueError(f"overrides.{beyond[0]}: this run has the iterations 0 to {self.iterations - 1}")
+        for t in range(self.iterations) if self.overrides else [0]:
+            at = self.at(t)
+            where = f" (iteration {t})" if t in self.overrides else ""
+            if self.chat.max_prompt_length >= at.finetune.max_length:
+                raise ValueError(
+                    f"chat.max_prompt_length ({self.chat.max_prompt_length}) must be below finetune.max_length "
+                    f"({at.finetune.max_length}){where}, or no token of the answer is left"
+                )
+            if at.finetune.stop_epoch > at.finetune.schedule_epochs:
+                raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
+            if at.finetune.engine_logps:
+                self._engine_logps_are_there(t, where)
+            self._lora_is_whole(at.finetune, where)
+        self._gate_is_measured()
+        self._start_is_there()
+        for name, part in (("sft", self.sft), ("control", self.control)):
+            if part and self.chat.max_prompt_length >= part.max_length:
+                raise ValueError(f"chat.max_prompt_length must be below {name}.max_length")
+        return self
+
+    def _gate_is_measured(self) -> None:
+        """Before hours of training: the gate needs its metric of every model."""
+        metric, parts = self.gate.metric, [self.evaluate, *(self.at(t).evaluate for t in range(self.iterations))]
+        if metric == "harness" and not self.harness:
+            raise ValueError("gate.metric: harness needs a harness section; add one, or take auto")
+        if metric.startswith("exact_match") and not all(part.exact_match for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
+        if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
+
+    def _lora_is_whole(self, part: Finetune, where: str) -> None:
+        """An adapter is put on, and merged into, a model that each process has."""
+        sharding = self.runtime.compute.sharding
+        if part.lora and sharding in ("zero3", "fsdp2"):
+            raise ValueError(
+                f"finetune.lora{where} does not go with runtime.compute.sharding: {sharding}, as an adapter needs the "
+                "whole model in each process; take zero2 or none, or leave lora out"
+            )
+        if part.lora and part.lora.quantize != "none" and sharding != "none":
+            raise ValueError(
+                f"finetune.lora.quantize{where} does not go with runtime.compute.sharding: {sharding}; take none"
+            )
+
+    def _start_is_there(self) -> None:
+        """A later start needs its model, and the pairs before it that its first iteration trains on."""
+        first, pairs = self.start.iteration, self.start.pairs
+        if first and first >= self.iterations:
+            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to play")
+        for name, part in (("sft", self.sft), ("control", self.control)):
+            if first and part:
+                raise ValueError(f"start.iteration: {first} begins behind θ_0, which {name} is about; leave {name} out")
+        least = max(0, first + 1 - self.history)
+        for t in range(least, first):
+            if t not in pairs:
+                raise ValueError(
+                    f"start.pairs: iteration {first} trains on the pairs of iteration {t} too; give start.pairs.{t}, "
+                    f"or set history to {first - t}"
+                )
+        if first and self.model.path.startswith("builtin:"):
+            raise ValueError(f"start.iteration: {first} needs θ_{first}; name it in model.path")
+        for t in pairs:
+            if not least <= t < self.iterations:
+                raise ValueError(f"start.pairs.{t}: this run trains on the pairs of {least} to {self.iterations - 1}")
+            if any(self.at(later).finetune.engine_logps for later in range(t, min(t + self.history, self.iterations))):
+                raise ValueError(f"start.pairs.{t}: imported pairs have no log-probs; set finetune.engine_logps: false")
+
+    def _engine_logps_are_there(self, t: int, where: str) -> None:
+        if why := sampled_logps.unusable(score_settings(self.at(t).finetune), self.chat):
+            raise ValueError(f"finetune.engine_logps{where}: {why}")
+        for made in range(max(0, t + 1 - self.history), t + 1):
+            if not self.at(made).generate.logprobs:
+                raise ValueError(
+                    f"finetune.engine_logps{where} needs generate.logprobs: true in iteration {made}, whose pairs it "
+                    "trains on"
+                )
+
+    def at(self, t: int) -> Config:
+        """The config of iteration `t` (from 0), its overrides applied."""
+        if t not in self.overrides:
+            return self
+        changed: dict[str, Section] = {}
+        for section, fields in self.overrides[t].items():
+            if section not in PER_ITERATION:
+                raise ValueError(
+                    f"overrides.{t}.{section}: only {', '.join(PER_ITERATION)} can differ between iterations"
+                )
+            base: Section = getattr(self, section)
+            try:
+                changed[section] = type(base).model_validate({**base.model_dump(), **fields})
+            except ValidationError as error:
+                raise ValueError(f"overrides.{t}.{section}.{_first(error, type(base)).rstrip('.')}") from None
+        return self.model_copy(update=changed)
+
+    def first(self, count: int) -> Config:
+        """The same run with its first `count` iterations only, and no question between them."""
+        kept = {t: parts for t, parts in self.overrides.items() if t < count}
+        pairs = {t: place for t, place in self.start.pairs.items() if t < count}
+        runtime = self.runtime.model_copy(update={"approve": False})
+        start = self.start.model_copy(update={"pairs": pairs})
+        changed = {"iterations": count, "overrides": kept, "runtime": runtime, "start": start}
+        return self.model_copy(update=changed)
+
+    def epochs(self, t: int) -> float:
+        """Passes over its pairs that iteration `t` makes."""
+        part = self.at(t).finetune
+        return part.stop_epoch or part.schedule_epochs
+
+
+def load_profile(
+    name: str, settings: list[str] | None = None, changes: dict[str, Any] | None = None
+) -> tuple[Config, Path]:
+    """The config of a profile (a path, or the name of one in deployments/profiles) and the folder its relative paths
+    start from.
+
+    `settings` are `field.path=value` strings, values in YAML; `changes` are fields as a profile nests them. Raises
+    BadInput naming file and field.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) or _is_file(Path(name)) else PROFILES / f"{name}.yaml"
+    if not _is_file(path):
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
+    data = yaml_reader.read_file(path)
+    for setting in settings or []:
+        _apply(data, setting)
+    if changes and isinstance(data, dict):
+        _lay_over(data, changes)
+    return parse(data, str(path)), path.resolve().parent
+
+
+def _is_file(path: Path) -> bool:
+    """False also for a name that no file can have (too long)."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def parse(data: Any, where: str) -> Config:
+    """Validate a profile's data; `where` begins the sentence of a BadInput."""
+    if not isinstance(data, dict):
+        raise BadInput(f"{where}: a profile is a mapping of sections (model:, dataset:, …), not {type(data).__name__}.")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_first(error, Config)}") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}.") from None
+
+
+def _apply(data: Any, setting: str) -> None:
+    """Put one `a.b=value` into the profile's data; `a.b=` takes the field back to its default."""
+    path, equals, value = setting.partition("=")
+    if not equals or not path.strip():
+        raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
+    parsed = yaml_reader.read(value.encode("utf-8", "surrogateescape"), f"--set {path}")
+    keys: list[Any] = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
+    for depth, key in enumerate(keys[:-1]):
+        if not isinstance(data, dict):
+            raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:depth]))} is not a section.")
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+    if not isinstance(data, dict):
+        raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:-1]))} is not a section.")
+    if value.strip():
+        data[keys[-1]] = parsed
+    else:
+        data.pop(keys[-1], None)
+
+
+def _lay_over(data: dict, changes: dict) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(data.get(name), dict):
+            _lay_over(data[name], value)
+        else:
+            data[name] = value
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first of pydantic's complaints as one sentence: field path, what is wrong, what was given, the nearest
+    known name."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part)[:LONGEST_QUOTE] for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), n=1)
+        return f"{path}: unknown field" + (
+            f"; did you mean {near[0]}?" if near else "; see `spinloop run --help` for the fields."
+        )
+    if first["type"] == "missing":
+        return f"{path}: is required."
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) or not path else f" (given: {_quoted(first['input'])})"
+    return f"{path}: {message}{given}." if path else f"{message}."
+
+
+def _quoted(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]}… ({len(said):,} characters)"
+
+
+def _fields(model: type[BaseModel], loc: tuple) -> list[str]:
+    """The names that the section at `loc` has."""
+    for part in loc:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)

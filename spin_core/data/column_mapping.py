@@ -1,0 +1,168 @@
+"""From one record of any SFT set to prompt and answer: column conventions, roles, turns, and the reasons to reject.
+
+Conventions, the first that fits: `messages` or `conversations` (role/content or from/value), the reference's `real`,
+`prompt` + `response | completion | answer | output`, `question` + `answer | response`,
+`instruction` (+ `input`) + `output | response`; with the last three also `system` or `system_prompt`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from spin_core.errors import BadInput
+from spin_core.modeling.chat import Messages
+
+Turns = Literal["first", "last", "all"]
+Columns = dict[str, str]
+
+MESSAGES = ("messages", "conversations", "real")
+PROMPTS = {
+    "prompt": ("response", "completion", "answer", "output"),
+    "question": ("answer", "response"),
+    "instruction": ("output", "response"),
+}
+SYSTEM = ("system", "system_prompt")
+MAPPED = ("messages", "prompt", "input", "answer", "system")
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a row is made of: prompt messages, the last of them the user's, and the real answer."""
+
+    prompt: Messages
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why (a part of) a record is no row: a reason that is counted, and what was seen."""
+
+    reason: str
+    detail: str
+
+
+def reasons(counts: Counter[str]) -> str:
+    """Reasons to reject with how often each was met, the most frequent first."""
+    return ", ".join(f"{reason}: {n:,}" for reason, n in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+class _Unusable(Exception):
+    """Ends the reading of one record; carries the Reject."""
+
+
+def _refuse(reason: str, detail: str) -> _Unusable:
+    return _Unusable(Reject(reason, detail[:200]))
+
+
+def check_columns(columns: Columns) -> None:
+    """Raise BadInput for a `dataset.columns` that names no prompt and answer."""
+    unknown = sorted(set(columns) - set(MAPPED))
+    if unknown:
+        raise BadInput(f"dataset.columns.{unknown[0]}: not one of {', '.join(MAPPED)}; write {{prompt: …, answer: …}}.")
+    if "messages" in columns and len(columns) > 1:
+        raise BadInput("dataset.columns: `messages` stands alone; remove the other columns or `messages`.")
+    if columns and "messages" not in columns and not {"prompt", "answer"} <= set(columns):
+        raise BadInput("dataset.columns: give both `prompt` and `answer`, or `messages`.")
+
+
+def layout(fields: dict[str, Any]) -> Columns | None:
+    """The columns of the convention that the record follows, in the form of `dataset.columns`; None where none fits."""
+    for name in MESSAGES:
+        if name in fields:
+            return {"messages": name}
+    for prompt, answers in PROMPTS.items():
+        answer = next((name for name in answers if name in fields), None)
+        if prompt in fields and answer:
+            found = {"prompt": prompt, "answer": answer}
+            system = next((name for name in SYSTEM if name in fields), None)
+            if system:
+                found["system"] = system
+            if prompt == "instruction" and "input" in fields:
+                found["input"] = "input"
+            return found
+    return None
+
+
+def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Example | Reject]:
+    """The rows of one record: one, or one for each assistant turn under `turns: all`; what cannot be used as Reject."""
+    used = columns or layout(fields)
+    if used is None or any(used[part] not in fields for part in ("messages", "prompt", "answer") if part in used):
+        names = ", ".join(map(str, fields)).encode("utf-8", "backslashreplace").decode()
+        return [Reject("wrong columns", f"the columns are {names}"[:200])]
+    try:
+        if "messages" in used:
+            return _from_conversation(_conversation(fields.get(used["messages"]), used["messages"]), turns)
+        return _from_conversation(_from_columns(fields, used), turns)
+    except _Unusable as refused:
+        return [refused.args[0]]
+
+
+def _from_columns(fields: dict[str, Any], used: Columns) -> Messages:
+    """A conversation from flat columns; a prompt that is a message list (as in TRL) is the conversation so far."""
+    prompt, answer = fields.get(used["prompt"]), fields.get(used["answer"])
+    if isinstance(prompt, list):
+        so_far = _conversation(prompt, used["prompt"])
+    else:
+        text = _string(prompt, used["prompt"])
+        extra = _string(fields.get(used.get("input", "")), used.get("input", ""))
+        so_far = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
+    system = _string(fields.get(used.get("system", "")), used.get("system", ""))
+    if system:
+        so_far = [{"role": "system", "content": system}, *so_far]
+    if isinstance(answer, list):
+        return [*so_far, *_conversation(answer, used["answer"])]
+    return [*so_far, {"role": "assistant", "content": _string(answer, used["answer"])}]
+
+
+def _conversation(value: Any, column: str) -> Messages:
+    if not isinstance(value, list):
+        raise _refuse("wrong type", f"{column} is a {type(value).__name__}, not a list of messages")
+    turns = []
+    for number, turn in enumerate(value):
+        where = f"{column}[{number}]"
+        if not isinstance(turn, dict):
+            raise _refuse("wrong type", f"{where} is a {type(turn).__name__}, not a message")
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if not isinstance(role, str):
+            raise _refuse("wrong type", f"{where} has no role")
+        turns.append({"role": ROLES.get(role, role), "content": _string(content, where)})
+    return turns
+
+
+def _string(value: Any, where: str) -> str:
+    """`value` as text; None (an empty cell) is the empty text."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _refuse("wrong type", f"{where} is a {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse("not text", f"{where} has a lone surrogate at character {error.start}") from None
+    return value
+
+
+def _from_conversation(turns: Messages, which: Turns) -> list[Example | Reject]:
+    body = turns[1:] if turns and turns[0]["role"] == "system" else turns
+    for position, turn in enumerate(body):
+        expected = ("user", "assistant")[position % 2]
+        if turn["role"] != expected:
+            raise _refuse("bad role order", f"turn {position} is by {turn['role']!r}, not by the {expected}")
+        if expected == "user" and not turn["content"].strip():
+            raise _refuse("empty prompt", f"turn {position} is empty")
+    if not body:
+        raise _refuse("empty prompt", "there is no user turn")
+    ends = [position for position, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not ends:
+        raise _refuse("no answer", "there is no assistant turn")
+    chosen = {"first": ends[:1], "last": ends[-1:], "all": ends}[which]
+    return [_example(turns, end) for end in chosen]
+
+
+def _example(turns: Messages, end: int) -> Example | Reject:
+    if not turns[end]["content"].strip():
+        return Reject("no answer", f"turn {end} is empty")
+    return Example(turns[:end], turns[end]["content"])

@@ -1,0 +1,185 @@
+"""Rows and pairs: what they are, their ids, and their parquet files in the reference's record.
+
+On disk `real` and `generated` are message lists, as the reference publishes them; in memory a row is prompt and answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spin_core.data.table_file import column_names, read_batches, write_table
+from spin_core.errors import BadInput
+from spin_core.modeling.chat import Messages
+
+TRAIN_FILE = "train_prefs-00000-of-00001.parquet"
+TEST_FILE = "test_prefs-00000-of-00001.parquet"
+FILES = {"train": TRAIN_FILE, "test": TEST_FILE}
+# One text for each role: a list of a million pairs would have four million of them, 50 bytes each.
+ROLES = {role: role for role in ("system", "user", "assistant")}
+WRITE_ROWS, WRITE_CHARACTERS = 1024, 4 << 20  # that are made into Arrow's form at once
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One SFT row: prompt messages (the last is the user's) and the real answer."""
+
+    id: str
+    prompt: Messages
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A row with the opponent's answer. `finish` is `stop`, or `length` where that answer was cut at max_new_tokens."""
+
+    id: str
+    prompt: Messages
+    real: str
+    generated: str
+    finish: Literal["stop", "length"]
+
+
+def prompt_id(prompt: Messages) -> str:
+    """First 16 hex digits of sha256 over the prompt's canonical JSON: 2^-25 odds of a collision in a million rows."""
+    turns = [{"content": m["content"], "role": m["role"]} for m in prompt]
+    text = json.dumps(turns, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fraction(*parts: object) -> float:
+    """A number in [0, 1) that depends on `parts` alone: seeded draws compare it, so they are stable under growth."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write `id, real, generated` with an empty generated answer, as the reference's reformat does.
+
+    `rows` may be more than fit into memory (`spin_core/data/table_file.py`), here and in `write_pairs`.
+    """
+    records = ((r.id, _conversation(r.prompt, r.answer), _conversation(r.prompt, "")) for r in rows)
+    _write(path, ("id", "real", "generated"), records)
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write `id, real, generated, finish` (the reference's convert_data has real and generated)."""
+    records = ((p.id, _conversation(p.prompt, p.real), _conversation(p.prompt, p.generated), p.finish) for p in pairs)
+    _write(path, ("id", "real", "generated", "finish"), records)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of one parquet file, ours or the reference's reformat's. Raises BadInput naming file and row."""
+    return list(iter_rows(path))
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """As `read_rows`, one at a time."""
+    return (Row(id, real[:-1], real[-1]["content"]) for id, real, _, _ in _read(path))
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of one parquet file, ours or a published SPIN_iter set. Raises BadInput naming file and row.
+
+    Published sets have no `id` and no `finish`: ids are computed from the prompt (a prompt that comes again gets "-1",
+    "-2" in file order), and every answer counts as finished.
+    """
+    return list(iter_pairs(path))
+
+
+def iter_pairs(path: Path) -> Iterator[Pair]:
+    """As `read_pairs`, one at a time. A million pairs of 1.1 kB take 1.7 GB as a list."""
+    return (
+        Pair(id, real[:-1], real[-1]["content"], generated[-1]["content"], finish)
+        for id, real, generated, finish in _read(path)
+    )
+
+
+def iter_ids(path: Path) -> Iterator[str]:
+    """The ids of `iter_rows`; where the file has them no row is read. Raises BadInput naming the file."""
+    if _own_ids(path):
+        return (id for batch in read_batches(path, ["id"]) for id in batch.column(0).to_pylist())
+    return (row.id for row in iter_rows(path))
+
+
+def _conversation(prompt: Messages, answer: str) -> Messages:
+    return [*prompt, {"role": "assistant", "content": answer}]
+
+
+def _write(path: Path, names: Sequence[str], records: Iterable[tuple]) -> None:
+    import pyarrow as pa
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string()}
+    schema = pa.schema([(name, types[name]) for name in names])
+
+    def batch(held: list[tuple]) -> pa.RecordBatch:
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*held, strict=True), schema, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        held, size = [], 0
+        for record in records:
+            held.append(record)
+            size += sum(len(turn["content"]) for turn in (*record[1], record[2][-1]))
+            if len(held) == WRITE_ROWS or size > WRITE_CHARACTERS:
+                yield batch(held)
+                held, size = [], 0
+        if held:
+            yield batch(held)
+
+    write_table(path, schema, batches())
+
+
+def _own_ids(path: Path) -> bool:
+    """Whether every row has an id of its own: then nothing has to be kept of one while the others are read."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if "id" not in column_names(path):
+        return False
+    found = [batch.column(0) for batch in read_batches(path, ["id"])]
+    ids = pa.chunked_array(found, found[0].type if found else pa.string())
+    if not pa.types.is_string(ids.type) or ids.null_count:
+        return False
+    return pc.count_distinct(ids).as_py() == len(ids) and not pc.any(pc.equal(ids, "")).as_py()
+
+
+def _read(path: Path) -> Iterator[tuple[str, Messages, Messages, Any]]:
+    columns = column_names(path)
+    if not {"real", "generated"} <= set(columns):
+        raise BadInput(f"{path}: needs the columns real and generated, and has {', '.join(columns)}.")
+    own = _own_ids(path)
+    seen: Counter[str] = Counter()
+    number = 0
+    for batch in read_batches(path, ("id", "real", "generated", "finish")):
+        for fields in batch.to_pylist():
+            number += 1
+            real, generated = (_turns(fields[name], name, path, number) for name in ("real", "generated"))
+            finish = fields.get("finish") or "stop"
+            id = fields.get("id") or prompt_id(real[:-1])
+            if not own:
+                seen[id] += 1
+                if seen[id] > 1 and fields.get("id"):
+                    raise BadInput(f"{path}, row {number}: the id {id} is there twice; make the file again.")
+            if finish not in ("stop", "length"):
+                raise BadInput(f"{path}, row {number}: finish is {finish!r}; it must be stop or length.")
+            yield f"{id}-{seen[id] - 1}" if seen[id] > 1 else id, real, generated, finish
+
+
+def _turns(value: Any, name: str, path: Path, number: int) -> Messages:
+    try:
+        turns = [{"role": ROLES.get(m["role"]) or str(m["role"]), "content": m["content"]} for m in value]
+    except (TypeError, KeyError):
+        turns = []
+    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(m["content"], str) for m in turns):
+        raise BadInput(
+            f"{path}, row {number}: {name} must be a list of role/content messages, the last one the assistant's, "
+            "behind at least one other."
+        )
+    return turns

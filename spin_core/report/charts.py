@@ -1,0 +1,246 @@
+"""The report's charts as inline SVG: held-out metrics per model, training curves over optimiser steps.
+
+Bytes depend on the figures alone: no date, no random ids, matplotlib's defaults whatever the user's matplotlibrc says.
+Colours are written as CSS variables (`--ink`, `--rule`, `--c0` … `--c5`), so that the page's light and dark schemes
+apply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from spin_core.analysis.figures import Model, number, plain
+
+INK, RULE = "#a0b0c0", "#a0b0c1"  # stand-ins that `_finish` turns into CSS variables
+COLOURS = ("#a0b1d0", "#a0b1d1", "#a0b1d2", "#a0b1d3", "#a0b1d4", "#a0b1d5")
+VARIABLES = {INK: "var(--ink)", RULE: "var(--rule)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
+SIZE = (4.6, 2.9)  # inches; 331 pt wide, so that 9 pt text is readable at the width of a phone
+POINTS = 300  # a curve with more steps is drawn as means of equal bins
+
+
+MODELS = (  # charts with a mark per model: caption, figures of a report row by their names in the legend
+    ("Exact match on held-out prompts", {"greedy": "greedy", "sampled": "sampled"}),
+    ("NLL per token of held-out real answers (lower is better)", {"nll": "NLL"}),
+    ("Harness: average of the tasks", {"harness.average": "average"}),
+    (
+        "Margin on held-out pairs",
+        {"opponents.margin": "against the previous model", "opponents.margin_start": "against the start"},
+    ),
+    ("Length of held-out answers in tokens", {"style.greedy.tokens": "greedy", "style.sampled.tokens": "sampled"}),
+)
+STEPS = (  # charts over optimiser steps: caption, keys of metrics.jsonl
+    ("Training loss", ("loss",)),
+    ("Reward margin of the training pairs", ("rewards/margins",)),
+    ("Accuracy: real answer rewarded above the generated one", ("rewards/accuracies",)),
+    ("Log-probability of real and generated answers", ("logps/real", "logps/generated")),
+    ("Rewards of real and generated answers", ("rewards/real", "rewards/generated")),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart: SVG element, caption, and a text that says the same to a screen reader."""
+
+    title: str
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a training chart. `xs`: optimiser steps counted over the whole run; `ys` may hold NaN (a gap)."""
+
+    iteration: int
+    name: str
+    colour: int
+    xs: list[float]
+    ys: list[float]
+    dashed: bool = False
+
+
+def draw_all(models: list[Model], rows: list[dict]) -> list[Chart]:
+    """Every chart there are figures for, in reading order."""
+    drawn = [models_chart(title, rows, series) for title, series in MODELS]
+    drawn += [steps_chart(title, curves(models, keys)) for title, keys in STEPS]
+    return [chart for chart in drawn if chart is not None]
+
+
+def models_chart(title: str, rows: list[dict], series: dict[str, str]) -> Chart | None:
+    """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures.
+
+    `series`: field of a report row (a path with dots) → its name in the legend.
+    """
+    columns = [row for kind in ("start", "iteration", "control") for row in rows if row["kind"] == kind]
+    path = sum(row["kind"] != "control" for row in columns)
+    names = [name for name in series if any(_point(row, name) for row in columns)]
+    if not names:
+        return None
+    with _style():
+        figure, axes = _axes()
+        for i, name in enumerate(names):
+            shift = 0.08 * (2 * i - len(names) + 1)
+            at = [(x + shift, point) for x, row in enumerate(columns) if (point := _point(row, name))]
+            line = [(x, point[0]) for x, point in at if x < path - 0.5]
+            dashes = ("-", "--")[i % 2]
+            axes.plot([x for x, _ in line], [y for _, y in line], COLOURS[i], lw=1.4, ls=dashes, label=series[name])
+            for x, (value, low, high) in at:
+                bars = [[max(0, value - low)], [max(0, high - value)]]
+                mark = "o" if x < path - 0.5 else "D"
+                axes.errorbar(x, value, bars, color=COLOURS[i], lw=0.9, capsize=2, fmt=mark, ms=4.5)
+        if path < len(columns):
+            axes.axvline(path - 0.5, color=RULE, lw=0.8)
+        _name_columns(axes, columns)
+        if len(names) > 1:
+            figure.legend(loc="outside upper left", ncols=len(names), frameon=False)
+        told = [
+            f"{row['label']}: {series[name]} {point[0]:.3f}"
+            for row in columns
+            for name in names
+            if (point := _point(row, name))
+        ]
+        return Chart(title, _finish(figure), plain("; ".join(told), 600))
+
+
+def _name_columns(axes: Any, columns: list[dict]) -> None:
+    """Labels below the marks: whole ones while six have room, else θ_t and C1, C2 … for the controls in table order."""
+    if len(columns) <= 6:
+        names = ["\n".join(textwrap.wrap(row["label"], 11, max_lines=3, placeholder="…")) for row in columns]
+    else:
+        controls = itertools.count(1)
+        names = [f"C{next(controls)}" if r["kind"] == "control" else f"θ_{r['iteration'] + 1}" for r in columns]
+        if any(row["kind"] == "control" for row in columns):
+            axes.set_xlabel("C: controls, in the table's order")
+    axes.set_xticks(range(len(columns)), names)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+
+
+def curves(models: list[Model], keys: tuple[str, ...]) -> list[Curve]:
+    """Figures of every iteration, one after the other along the run's optimiser steps; the second key is dashed."""
+    found, offset = [], 0
+    for colour, model in enumerate(m for m in models if m.kind == "iteration"):
+        for key in keys:
+            points = [(offset + i + 1, number(step.get(key))) for i, step in enumerate(model.steps)]
+            if any(y is not None for _, y in points):
+                xs, ys = _binned(points)
+                name = key.split("/")[-1] if len(keys) > 1 else ""
+                found.append(Curve(model.iteration, name, colour, xs, ys, dashed=key != keys[0]))
+        offset += len(model.steps)
+    return found
+
+
+def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
+    """Curves over optimiser steps, each iteration named above its part of the run; None without curves."""
+    if not lines:
+        return None
+    with _style():
+        figure, axes = _axes()
+        for line in lines:
+            mark = "o" if len(line.xs) == 1 else None
+            dashes: Any = (0, (3, 1.5)) if line.dashed else "-"
+            axes.plot(line.xs, line.ys, COLOURS[line.colour % len(COLOURS)], lw=1.3, ls=dashes, marker=mark, ms=4)
+        spans = {line.iteration: line for line in reversed(lines)}
+        for line in spans.values():
+            text = f"iteration {line.iteration}" if len(spans) <= 4 else str(line.iteration)
+            place = {"x": (line.xs[0] + line.xs[-1]) / 2, "y": 1.02, "transform": axes.get_xaxis_transform()}
+            axes.text(s=text, ha="center", color=COLOURS[line.colour % len(COLOURS)], **place)
+            if line.colour:
+                axes.axvline(line.xs[0] - 0.5, color=RULE, lw=0.8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("optimiser step" if len(spans) <= 4 else "optimiser step (iteration above)")
+        styles = {line.name: line.dashed for line in lines if line.name}
+        for name, dashed in styles.items():
+            axes.plot([], [], INK, lw=1.3, ls=(0, (3, 1.5)) if dashed else "-", label=name)
+        if styles:
+            figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        told = "; ".join(f"iteration {line.iteration} {line.name}: {_told(line.ys)}" for line in lines)
+        return Chart(title, _finish(figure), plain(told, 600))
+
+
+def _told(ys: list[float]) -> str:
+    seen = [y for y in ys if math.isfinite(y)]
+    return f"from {seen[0]:.3g} to {seen[-1]:.3g}"
+
+
+def _point(row: dict, name: str) -> tuple[float, float, float] | None:
+    """A model's figure with its interval (the figure itself where there is none); `name` may be a path with dots."""
+    raw: Any = row
+    for part in name.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    figure = raw if isinstance(raw, dict) else {"value": raw, "low": None, "high": None}
+    value = figure["value"]
+    if value is None:
+        return None
+    return (value, value, value) if figure["low"] is None else (value, figure["low"], figure["high"])
+
+
+def _binned(points: list[tuple[int, float | None]]) -> tuple[list[float], list[float]]:
+    """Steps and figures, NaN where there is none; more than POINTS of them as means over equal bins."""
+    count = min(len(points), POINTS)
+    edges = [round(i * len(points) / count) for i in range(count + 1)]
+    bins = [points[start:end] for start, end in itertools.pairwise(edges)]
+    found = [[y for _, y in part if y is not None] for part in bins]
+    return [sum(x for x, _ in part) / len(part) for part in bins], [sum(y) / len(y) if y else math.nan for y in found]
+
+
+def _style():
+    """Matplotlib's own defaults with the report's few changes, for the duration of a `with`."""
+    import matplotlib
+
+    changes: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "spinloop",
+        "text.parse_math": False, "font.size": 9,
+        "font.family": ["DejaVu Sans"],
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE, "axes.labelcolor": INK,
+        "axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE, "grid.linewidth": 0.5,
+        "xtick.color": RULE, "ytick.color": RULE,
+        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "text.color": INK,
+        "legend.labelcolor": INK,
+        "axes.unicode_minus": True,
+    }  # fmt: skip
+    defaults: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    return matplotlib.rc_context(defaults | changes)
+
+
+def _axes():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.margins(x=0.03)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    return figure, axes
+
+
+def _finish(figure) -> str:
+    """The figure as an <svg> for HTML: no prologue, metadata or namespace addresses, no size of its own, colours as
+    variables."""
+    held = io.StringIO()
+    figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = held.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S
+    )  # its style rule would hold for the whole page
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(?<=<svg )height="[^"]*" width="[^"]*"', r"\1", svg, count=1
+    )
+    svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|LineCollection)[^"]*"', "", svg)
+    # Six decimals of a point, indents and comments are a third of the bytes. Texts (between tags) stay as they are.
+    svg = re.sub(
+        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    )
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    # Charts with the same marks have the same ids, which may stand in a page once.
+    own = hashlib.sha256(svg.encode()).hexdigest()[:6]
+    svg = re.sub(r'(id="|href="#|url\(#)([mp][0-9a-f]{8,})', rf"\1\2-{own}", svg)
+    for stand_in, variable in VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
+    return svg.strip()

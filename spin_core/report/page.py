@@ -1,0 +1,111 @@
+"""The report as one HTML file: everything inline, nothing fetched, one script of its own under its hash; every text
+from outside escaped and bounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from spin_core.analysis.figures import plain, show
+from spin_core.analysis.verdict import value_of
+from spin_core.report.charts import Chart
+from spin_core.report.html import CSS, PAGE
+from spin_core.report.samples import SCRIPT, SCRIPT_HASH
+from spin_core.report.tables import Line, Table, tables
+
+OPEN = 3  # samples that are unfolded at first
+FOLDED = 12  # samples before the rest is folded away
+TILES = (
+    ("harness", "harness average"),
+    ("greedy", "exact match, greedy"),
+    ("sampled", "exact match, sampled"),
+    ("nll", "NLL per token"),
+)
+
+
+def page(figures: dict, charts: Sequence[Chart], shown: dict, profile: Mapping, mark: str) -> str:
+    """The whole file. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the sections about
+    the run itself belong."""
+    import yaml
+
+    rows = figures["rows"]
+    return rendered(
+        PAGE,
+        name=plain(figures["name"], 120),
+        sentence=plain(figures["sentence"], 2000),
+        decision=figures.get("decision") or {},
+        notes=[plain(note, 500) for note in figures["notes"]],
+        tiles=_tiles(rows),
+        tables=tables(rows),
+        charts=charts,
+        samples=shown,
+        open=OPEN,
+        folded=FOLDED,
+        overrides=overrides(profile),
+        # Sorted: profiles that differ in order alone have one key, so they must give the same bytes.
+        profile=plain(yaml.safe_dump(dict(profile), sort_keys=True, allow_unicode=True, width=100), 40_000),
+        css=CSS,
+        script=SCRIPT,
+        hash=SCRIPT_HASH,
+        mark=mark,
+    )
+
+
+def overrides(profile: Mapping) -> Table | None:
+    """What single iterations were given instead of the profile's settings; None for a run that changed nothing."""
+    given = profile.get("overrides")
+    lines = []
+    for t, parts in sorted(given.items(), key=lambda one: str(one[0]).zfill(4)) if isinstance(given, dict) else []:
+        for section, fields in sorted(parts.items()) if isinstance(parts, dict) else []:
+            base = profile.get(section)
+            for name, value in sorted(fields.items()) if isinstance(fields, dict) else []:
+                usual = base.get(name) if isinstance(base, dict) else None
+                cells = [(setting_text(f"{section}.{name}"), ""), (setting_text(usual), ""), (setting_text(value), "")]
+                lines.append(Line(plain(t, 8), cells))
+    columns = ["setting", "all others", "this one"]
+    text = "Settings of single iterations that differ from the rest of the run."
+    return (
+        Table("overrides", "Iterations with settings of their own", text, "iteration", columns, lines)
+        if lines
+        else None
+    )
+
+
+def setting_text(value: object) -> str:
+    """A setting's value as a profile writes it, on one line, cut."""
+    if isinstance(value, str):
+        return plain(" ".join(value.split()), 120) or '""'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return plain(json.dumps(value, ensure_ascii=False, default=str), 120) if value is not None else "none"
+
+
+def rendered(template: str, **values: object) -> str:
+    """A template of the report with its values, which are escaped."""
+    import jinja2
+
+    made = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return made.from_string(template).render(**values)
+
+
+def _tiles(rows: list[dict]) -> list[tuple[str, str, str]]:
+    """The headline: start, best and last iteration, controls, of the first metric that the start and another of them
+    have, else that the start has; models without it are left out."""
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("start", "iteration", "control")}
+    best = [row for row in rows if row.get("best")]
+    picked = list(
+        {id(row): row for row in kinds["start"][:1] + best + kinds["iteration"][-1:] + kinds["control"]}.values()
+    )
+    made = []
+    for metric, name in TILES:
+        known = [row for row in picked if value_of(row, metric) is not None]
+        if known and known[0] is picked[0]:
+            lines = [(row["label"] + (" ★" if row.get("best") else ""), value_of(row, metric)) for row in known]
+            made.append([(label, show(value), name) for label, value in lines[:4]])
+    return next((tiles for tiles in made if len(tiles) > 1), made[0] if made else [])

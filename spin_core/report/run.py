@@ -1,0 +1,211 @@
+"""The part of a report that only its run knows, put where the stage left its mark: what ran and what it cost, lineage,
+software and sources, what differs from the paper's preset, and every step.
+
+Is not: in any key. It is made from the ledger and the records when a run ends, so the same outputs, cached another
+time, have another page. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from spin_core.analysis.costs import costs
+from spin_core.analysis.figures import NONE, number, plain, short
+from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
+from spin_core.errors import BadInput
+from spin_core.report.lineage import SHOWN, graph
+from spin_core.report.page import rendered
+from spin_core.report.run_html import COST, LEDGER, LINEAGE, SOFTWARE, STEPS
+from spin_core.report.tables import Line, Table
+from spin_core.store.record import Record
+
+Records = Callable[[Any], Record | None]
+
+
+def sections(steps: Sequence[Any], records: Records, sources: Sequence[Mapping] = ()) -> str:
+    """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` finds the record of one;
+    `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json)."""
+    found = {id(step): records(step) for step in steps}
+
+    def record(step: Any) -> Record | None:
+        return found[id(step)]
+
+    made = [
+        _cost(steps, record),
+        _lineage(steps, record, sources),
+        _software([one for one in found.values() if one], sources),
+        _ledger([one for step in steps if step.stage == "report" and (one := found[id(step)])]),
+        steps_section(steps),
+    ]
+    return "\n".join(part for part in made if part)
+
+
+def steps_section(steps: Sequence[Any]) -> str:
+    """Every step: what it did, how long it took, its key and its output."""
+    shown = []
+    for step in steps:
+        text = {name: short(getattr(step, name) or "") for name in ("label", "stage", "state")}
+        text |= {name: plain(str(getattr(step, name) or "")[:12], 12) for name in ("key", "digest")}
+        shown.append({**text, "cached": step.state == "Cached", "time": time_text(number(step.seconds))})
+    return rendered(STEPS, steps=shown)
+
+
+def facts_of(record: Record | None) -> dict:
+    """The facts of a record, with the step's own config, as `costs` takes them."""
+    return {**record.facts, "config": record.payload.get("config")} if record else {}
+
+
+def _cost(steps: Sequence[Any], record: Records) -> str:
+    made = costs(steps, lambda step: facts_of(record(step)))
+    total = made["total"]
+    told = f"{total['cached']:,} of {total['steps']:,} steps were cached"
+    if total["cached"]:
+        told += f": {time_text(total['saved']['seconds'])} from the store (not computed again"
+        told += "; an earlier try of this run may have computed it)"
+    if total["cached"] < total["steps"]:
+        told += f"; the others took {time_text(total['used']['seconds'])}"
+    tiles = cost_tiles(made)
+    columns = ["steps", "cached", "took", "from the store", "tokens"]
+    gpu = any(line[part]["gpu_hours"] for line in made["lines"] for part in ("used", "saved"))
+    columns += ["GPU hours", "GPU hours from the store"] if gpu else []
+    lines = [Line(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
+    lines.append(Line("all", _cost_cells(total, gpu), "total"))
+    text = told + "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
+    table = Table("cost-table", "What ran and what it cost", "", "stage", columns, lines)
+    return rendered(COST, table=table, text=text, tiles=tiles)
+
+
+def cost_tiles(made: Mapping) -> list[tuple[str, str, str]]:
+    """Name, figure and small print of what a run used, and of what it took from the store."""
+    used, saved = made["total"]["used"], made["total"]["saved"]
+    tiles = [("time of all steps", time_text(used["seconds"]), f"from the store: {time_text(saved['seconds'])}")]
+    for name, label in (("gpu_hours", "GPU hours"), ("cpu_hours", "hours on CPU")):
+        if used[name] or saved[name]:
+            tiles.append((label, hours_text(used[name]), f"from the store: {hours_text(saved[name])}"))
+    for name, label in (("generated", "tokens generated"), ("trained", "tokens trained on")):
+        if used[name] or saved[name]:
+            tiles.append((label, count_text(used[name]), f"from the store: {count_text(saved[name])}"))
+    return tiles
+
+
+def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
+    used, saved = line["used"], line["saved"]
+    done = {"generated": "generated", "trained": "trained on", "scored": "scored"}
+    tokens = [(count_text(used[name] + saved[name]), word) for name, word in done.items() if used[name] + saved[name]]
+    if line["stage"] == "total" or not tokens:
+        tokens = [("", "")]
+    ran = line["steps"] - line["cached"]
+    cells = [
+        (f"{line['steps']:,}", ""),
+        (f"{line['cached']:,}", ""),
+        (time_text(used["seconds"]) if ran else NONE, ""),
+        (time_text(saved["seconds"]) if line["cached"] else NONE, ""),
+        tokens[0],
+    ]
+    return cells + ([(hours_text(used["gpu_hours"]), ""), (hours_text(saved["gpu_hours"]), "")] if gpu else [])
+
+
+def _lineage(steps: Sequence[Any], record: Records, sources: Sequence[Mapping]) -> str:
+    def inputs(step: Any) -> Mapping:
+        found = record(step)
+        return found.payload.get("inputs", {}) if found else {}
+
+    shown = [step for step in steps if step.stage in (*SHOWN, "evaluate")]
+    nodes, edges = graph(steps, shown, inputs)
+    hub = {one.get("digest"): f"{one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
+    anchors = {name: _anchor(node.digest) or f"node-{name}" for name, node in nodes.items()}
+    lines = []
+    for name, node in nodes.items():
+        made_from = [(anchors[start], plain(nodes[start].title, 80)) for start, end in edges if end == name]
+        small = "" if node.style == "outside" else node.small.rpartition(" · ")[2]
+        many = node.small.partition(" · ")[0] if not node.digest else ""
+        line: dict = {"id": anchors[name], "title": plain(node.title, 80), "style": node.style, "state": short(small)}
+        line |= {"digest": plain(node.digest[:12], 12), "many": short(many), "from": made_from}
+        lines.append(line | {"hub": plain(hub.get(node.digest, ""), 200)})
+    return rendered(LINEAGE, nodes=lines) if lines else ""
+
+
+def _anchor(digest: str) -> str:
+    return f"made-{digest[:12]}" if re.fullmatch(r"[0-9a-f]{12,64}", digest) else ""
+
+
+def _software(found: Sequence[Record], sources: Sequence[Mapping]) -> str:
+    """What computed the steps, several values where it was not the same for all; and what was downloaded."""
+    seen: dict[str, dict[str, int]] = {}
+
+    def add(name: str, value: object) -> None:
+        if value not in (None, ""):
+            values, told = seen.setdefault(short(name), {}), plain(str(value), 160)
+            values[told] = values.get(told, 0) + 1
+
+    downloaded = {f"{one.get('kind')}: {one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
+    for one in found:
+        made = one.facts.get("provenance")
+        made = made if isinstance(made, dict) else {}
+        if commit := made.get("commit"):
+            add("spinloop's commit", f"{str(commit)[:12]}{' and changes not in it' if made.get('dirty') else ''}")
+        add("Python", made.get("python"))
+        for name, version in sorted((made.get("versions") or {}).items()):
+            add(name, version)
+        summary = one.facts.get("summary")
+        add("engine", summary.get("engine") if isinstance(summary, dict) else "")
+        add("lm-evaluation-harness", summary.get("lm_eval") if isinstance(summary, dict) else "")
+        machine = made.get("machine") or {}
+        add("machine", ", ".join(str(v) for v in (machine.get("system"), machine.get("arch")) if v))
+        for name, hubs in (one.facts.get("sources") or {}).items():
+            downloaded |= {f"{name}: {hub}" for hub in hubs if not any(hub in known for known in downloaded)}
+    lines = []
+    for name, values in seen.items():
+        several = len(values) > 1
+        told = [
+            f"{value} ({count:,} step{'' if count == 1 else 's'})" if several else value
+            for value, count in values.items()
+        ]
+        lines.append((name, ", ".join(told[:6])))
+    return rendered(SOFTWARE, lines=lines, sources=[plain(one, 240) for one in sorted(downloaded)]) if lines else ""
+
+
+def _ledger(reports: Sequence[Record]) -> str:
+    """What differs from the paper's preset, the first setting first."""
+    profile = reports[-1].payload.get("config", {}).get("profile") if reports else None
+    if not isinstance(profile, dict):
+        return ""
+    try:
+        other = preset(DEFAULT)
+    except BadInput:  # an installation without deployments/profiles
+        return ""
+    found = differences(profile, other)
+    lines = [Line(one.setting, [(one.here, ""), (one.there, "")]) for one in found]
+    text = (
+        sentence(found, DEFAULT) + " The preset is the paper's run (arXiv 2401.01335); names and runtime do not count."
+    )
+    table = Table("ledger", "Reproduction ledger", "", "setting", ["this run", f"preset {DEFAULT}"], lines)
+    return rendered(LEDGER, table=table, text=text)
+
+
+def time_text(seconds: float | None) -> str:
+    """2.5 s, 20 min 40 s, 1 h 21 min."""
+    if seconds is None:
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def hours_text(hours: float) -> str:
+    """Hours with two digits that count; what is not zero never reads as zero."""
+    return "< 0.01" if 0 < hours < 0.005 else f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def count_text(count: float) -> str:
+    """812, 12.3 k, 4.5 M, 1.2 G."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if count >= size:
+            return f"{count / (1e3 if unit == ' k' else size):.1f}{unit}"
+    return f"{count:,.0f}"

@@ -1,0 +1,167 @@
+"""Held-out rows side by side: prompt, real answer, and what the models of a run answered; chosen, bounded, searched.
+
+Is not: an evaluation. Which rows are shown never depends on which model looks better: rows that became right and
+wrong take turns, then changed answers, ties by hash of the row id.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+from spin_core.analysis.figures import Model, number, plain, short, show
+from spin_core.analysis.verdict import best_of
+
+TEXT = 1200  # characters of a prompt or an answer that are shown
+SAMPLES = 200
+BYTES = 1_000_000  # of all texts, as they stand in the page: with charts and tables it stays below 2 MB
+MODELS = 5  # side by side
+
+SAID = {"gained": "became right", "lost": "became wrong", "changed": "answer changed", "same": "same answer"}
+
+# The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
+SCRIPT = """
+(() => {
+  const box = document.getElementById("find");
+  if (!box) return;
+  const input = box.querySelector("input"), told = box.querySelector("output");
+  const more = document.getElementById("more");
+  const rows = Array.from(document.querySelectorAll("details.sample"));
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+  let tag = "";
+  const look = () => {
+    const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    let count = 0;
+    rows.forEach((row, i) => {
+      const hit = (!tag || row.dataset.tag === tag) && words.every((word) => texts[i].includes(word));
+      row.hidden = !hit;
+      count += hit ? 1 : 0;
+    });
+    if (more && (words.length || tag)) more.open = true;
+    told.textContent = count + " of " + rows.length + " samples";
+  };
+  input.addEventListener("input", look);
+  box.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => {
+    tag = button.dataset.tag;
+    box.querySelectorAll("button").forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
+    look();
+  }));
+  box.hidden = false;
+  look();
+})();
+"""
+SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+
+
+def samples(models: Sequence[Model], most: int = SAMPLES, digests: Mapping[str, Mapping] | None = None) -> dict:
+    """{text, rows, tags}: at most `most` rows, with the answers of the start, the best, the previous and the new model
+    and of controls. `digests`: label → {evaluate, model}, what an answer is traced by."""
+    shown = _side_by_side([model for model in models if model.answers])
+    if not shown:
+        return {"text": "", "rows": [], "tags": []}
+    before = next((m for m in shown if m.kind == "start"), shown[0])
+    after = max((m for m in shown if m.kind == "iteration"), key=lambda m: m.iteration, default=before)
+    groups: dict[str, list[str]] = {name: [] for name in SAID}
+    keys = before.answers.keys() & after.answers.keys()
+    for key in sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest()):
+        groups[_group(before.answers[key], after.answers[key])].append(key)
+    half = min(most, 12) // 2
+    first = min(most, 12)
+    gained = groups["gained"][: max(half, first - len(groups["lost"]))]
+    lost = groups["lost"][: first - len(gained)]
+    picked = [(key, "gained") for key in gained] + [(key, "lost") for key in lost]
+    turns = zip_longest(groups["gained"][len(gained) :], groups["lost"][len(lost) :])
+    for pair in turns:
+        picked += [(key, tag) for key, tag in zip(pair, ("gained", "lost"), strict=True) if key is not None]
+    picked += [(key, name) for name in ("changed", "same") for key in groups[name]]
+    rows = _bounded(picked[:most], shown, before, digests or {})
+    present = [tag for tag in SAID if any(row["tag"] == tag for row in rows)]
+    return {
+        "text": _told(groups, before, after, len(rows)),
+        "rows": rows,
+        "tags": [(tag, SAID[tag]) for tag in present],
+    }
+
+
+def _side_by_side(models: list[Model]) -> list[Model]:
+    """All of them, or where they are more than MODELS: the start, the best, the last two iterations, then controls."""
+    if len(models) <= MODELS:
+        return models
+    done = sorted((m for m in models if m.kind == "iteration"), key=lambda m: m.iteration)
+    players = [m for m in models if m.kind != "control"]
+    best = best_of((m.decision for m in players), len(players))
+    wanted = [m for m in models if m.kind == "start"][:1] + done[-2:]
+    if best is not None:
+        wanted.append(players[best])
+    wanted += [m for m in models if m.kind == "control"]
+    kept = list({id(model): model for model in wanted}.values())[:MODELS]
+    return [model for model in models if any(model is one for one in kept)]
+
+
+def _told(groups: Mapping[str, list], before: Model, after: Model, count: int) -> str:
+    total = sum(len(keys) for keys in groups.values())
+    gained, lost = (len(groups[name]) for name in ("gained", "lost"))
+    moved = f"{gained:,} row{'' if gained == 1 else 's'} became right and {lost:,} wrong"
+    judged = any(
+        row.get("greedy_match") is not None or row.get("sampled_match") is not None for row in after.answers.values()
+    )
+    text = f"{total:,} held-out rows."
+    if judged and after is not before:
+        text = f"From {short(before.label)} to {short(after.label)}, {moved}, of {total:,}."
+    return f"{text} Shown: {count:,}."
+
+
+def _bounded(picked: list, shown: Sequence[Model], before: Model, digests: Mapping) -> list[dict]:
+    rows: list[dict] = []
+    size = 0
+    for key, tag in picked:
+        row = _sample(key, tag, shown, before, digests)
+        texts = [row["prompt"], row["real"], *(answer["text"] or "" for answer in row["answers"])]
+        size += sum(len(html.escape(text).encode(errors="replace")) for text in texts) + 300 * len(texts)
+        if size > BYTES and rows:
+            break
+        rows.append(row)
+    return rows
+
+
+def _group(before: Mapping, after: Mapping) -> str:
+    for kind in ("greedy", "sampled"):
+        old, new = before.get(f"{kind}_match"), after.get(f"{kind}_match")
+        if old is not None and new is not None and bool(old) != bool(new):
+            return "gained" if new else "lost"
+        if old is not None and new is not None:
+            break  # greedy, where there is one, decides alone
+    return "changed" if _answer(before) != _answer(after) else "same"
+
+
+def _answer(row: Mapping) -> object:
+    return row.get("greedy", row.get("sampled"))
+
+
+def _sample(key: str, tag: str, models: Sequence[Model], start: Model, digests: Mapping) -> dict:
+    first = start.answers[key]
+    answers = []
+    for model in models:
+        row = model.answers.get(key, {})
+        text, match = _answer(row), row.get("greedy_match" if "greedy" in row else "sampled_match")
+        nll, margin = number(row.get("nll")), number(row.get("margin"))
+        small = [f"NLL {show(nll)}"] if nll is not None else []
+        small += [f"margin {show(margin)}"] if margin is not None else []
+        answers.append(
+            {
+                "label": short(model.label),
+                "text": None if text is None else plain(text, TEXT),
+                "mark": "" if match is None else "right" if match else "wrong",
+                "small": ", ".join(small),
+                "made": digests.get(model.label, {}),
+            }
+        )
+    prompt, real = plain(first.get("prompt", ""), TEXT), plain(first.get("real", ""), TEXT)
+    head = " ".join(prompt.split())[:90]
+    return {
+        "tag": tag, "said": SAID[tag], "id": plain(key, 64), "head": head, "prompt": prompt, "real": real,
+        "answers": answers,
+    }  # fmt: skip

@@ -1,0 +1,266 @@
+"""One step of the DAG: a stage, its config and its inputs; how it is looked up, and how it is computed when it is not
+there.
+
+This is the same for whoever runs it: Prefect task, test, or worker. It knows the store and the child processes, not
+the order of steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from spin_core.config.base import Section
+from spin_core.errors import StageFailed
+from spin_core.job import Runtime
+from spin_core.runtime import gpus, launch, vllm_env
+from spin_core.runtime.child import Children
+from spin_core.sources import resolve
+from spin_core.store import keys
+from spin_core.store.code import code_digest
+from spin_core.store.store import Record, Store
+
+SHARE = 2  # jobs in one engine: while the last answers of one shard end, the next shard's are at work
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pyarrow", "prefect", "numpy")
+
+
+_code_digest = cache(code_digest)
+_CODE = threading.Lock()
+
+
+def _code(module: str) -> str:
+    """The digest of a stage's code as it was when first asked: what runs is what was imported then. Parsing its modules
+    takes 0.2 s; one thread does it, where forty that find the cache empty took 8 s of a run with 300 cached shards."""
+    with _CODE:
+        return _code_digest(module)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a step reads or has written, by content. Small: this is all that goes through Prefect.
+
+    A tree in the store (`digest`), one file in a tree (`digest` of the file, `tree`, `file`), or a source outside
+    (`path`; `kind` and `split` say what of it counts, see `sources.resolve`).
+    """
+
+    digest: str
+    tree: str = ""
+    file: str = ""
+    path: str = ""
+    kind: resolve.Kind = "dataset"
+    split: str = ""
+    stamp: str = ""
+    """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
+    hub: str = ""
+    """`org/name@commit` of a source that was downloaded; the record tells it, and no key has it."""
+
+    def locate(self, store: Store) -> Path:
+        if self.path:
+            return Path(self.path)
+        return store.input_tree(self.tree or self.digest) / self.file
+
+
+RefInputs = Mapping[str, Ref | Sequence[Ref]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with its config. `label` is for people (`iter 1, shard 3/8`) and in no key."""
+
+    module: ModuleType
+    label: str
+    config: Section
+
+    @property
+    def stage(self) -> str:
+        return self.module.__name__.rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        return title(self.stage, self.label)
+
+    def payload(self, inputs: RefInputs) -> dict:
+        """What the key is the hash of: stage, VERSION, config and the content digests of the inputs."""
+        return keys.payload(self.stage, self.module.VERSION, keys.config_payload(self.config), _digests(inputs))
+
+
+def title(stage: str, label: str) -> str:
+    """`finetune[iter 1]`"""
+    return f"{stage}[{label}]" if label else stage
+
+
+def in_words(summary: Mapping[str, object]) -> str:
+    """A stage's summary on one line of a log: `loss/last 0.2439, steps 8`."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in summary.items()
+    )
+
+
+def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
+    """The verified record of the step, or None. On a hit that other code computed, a line is left in `store.notes`."""
+    payload = step.payload(inputs)
+    record = store.lookup(step.stage, keys.key_of(payload))
+    if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
+        note = (
+            f"{step.stage}: results that other code than today's computed, of the same VERSION {step.module.VERSION}, "
+            "are used as they are."
+        )
+        if note not in store.notes:  # once, not for each of hundreds of shards
+            store.notes.append(note)
+    return record
+
+
+def compute(
+    store: Store, step: Step, inputs: RefInputs, runtime: Runtime, children: Children, send: Callable[[dict], None]
+) -> tuple[Record, bool]:
+    """Run the step and publish it; the record, and whether another process had published it while we waited for the
+    lock."""
+    payload = step.payload(inputs)
+    key = keys.key_of(payload)
+    store.check_writable()
+    with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
+        if record := look_up(store, step, inputs):
+            return record, True
+        place = environment(step, runtime, _digests(inputs))
+        scratch = store.scratch(step.stage, key)
+        out = store.new_tree()
+        spec = {
+            "module": step.module.__name__,
+            "config": step.config.model_dump(mode="json"),
+            "inputs": {k: _each(v, lambda r: str(r.locate(store))) for k, v in inputs.items()},
+            "digests": _digests(inputs),
+            "runtime": runtime.model_dump(),
+            "out": str(out),
+            "scratch": str(scratch),
+            **place,
+        }
+        # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.
+        threading.Thread(target=facts, args=[step, {}, 0.0], daemon=True).start()
+        try:
+            summary, seconds = children.run(spec, send, runtime.stage_timeout)
+            _sources_unchanged(inputs)
+            made = facts(step, summary, round(seconds, 3)) | _downloaded(inputs)
+            made["device"] = gpus.held(step.stage, runtime, spec.get("share", 1), "together" in spec)
+        except BaseException:
+            store.discard(out)
+            raise
+        record = store.publish(payload, out, made)
+        store.drop_scratch(step.stage, key)
+        return record, False
+
+
+def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> dict:
+    """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may name another
+    interpreter; a process of that is kept for one model. Raises BadInput where there is no such interpreter."""
+    asked = getattr(step.module, "environment", None)
+    if asked is None or not (name := asked(step.config, runtime)):
+        # Training leaves an optimiser's parts in the libraries' hands: its processes are not used again.
+        once = f" {uuid.uuid4().hex}" if step.stage in launch.TRAINING else ""
+        if not launch.wanted(step.stage, runtime):
+            return {"process": f"alone{once}"} if once and runtime.compute.sharding != "none" else {}
+        return {"process": f"together{once}", "together": runtime.model_dump()}
+    python = vllm_env.interpreter(runtime.vllm_python)
+    return {"process": f"{name} {digests['model']}", "python": python, "share": SHARE}
+
+
+def facts(step: Step, summary: dict, seconds: float) -> dict:
+    """What is kept about a computation beside its output: nothing of it is in the key."""
+    return {
+        "summary": summary,
+        "seconds": seconds,
+        "label": step.label,
+        "code": _code(step.module.__name__),
+        "provenance": provenance(),
+    }
+
+
+@cache
+def provenance() -> dict:
+    """Versions, commit and hardware of this process. No host name, user, path or environment variable."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": {"system": platform.system(), "arch": platform.machine(), "cpus": os.cpu_count()},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "-uno")),
+    }
+
+
+def _git(*command: str) -> str | None:
+    """What git says of the checkout that this file is in; None for an installed package or where there is no git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def source(
+    path: str, kind: resolve.Kind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
+) -> Ref:
+    """A model or dataset outside the store, by its content at this moment; `notes` gets what the user should know of
+    it. Raises BadInput naming it."""
+    found = resolve.resolve(path, kind, revision, base_dir, split)
+    if found.note and notes is not None and found.note not in notes:
+        notes.append(found.note)
+    return Ref(
+        digest=found.digest,
+        path=str(found.path),
+        kind=kind,
+        split=split,
+        stamp=found.stamp or resolve.stamp(found.path),
+        hub=f"{path}@{found.revision}" if found.revision else "",
+    )
+
+
+def shards(store: Store, rows: Ref) -> list[Ref]:
+    """The shards of prompts in a rows tree, each with its own content digest."""
+    listed = json.loads((store.tree(rows.digest) / "shards.json").read_text())
+    return [Ref(digest=shard["sha256"], tree=rows.digest, file=shard["file"]) for shard in listed]
+
+
+def _each(value, of):
+    return of(value) if isinstance(value, Ref) else [of(item) for item in value]
+
+
+def _downloaded(inputs: RefInputs) -> dict:
+    """`{"sources": {input name: org/name@commit}}` of the inputs that came from the hub; {} where none did."""
+    found = {
+        name: from_hub
+        for name, value in inputs.items()
+        if (from_hub := [ref.hub for ref in ([value] if isinstance(value, Ref) else value) if ref.hub])
+    }
+    return {"sources": found} if found else {}
+
+
+def _digests(inputs: RefInputs) -> dict[str, str | list[str]]:
+    return {name: _each(value, lambda ref: ref.digest) for name, value in inputs.items()}
+
+
+def _sources_unchanged(inputs: RefInputs) -> None:
+    """A file outside the store may have been edited while it was read: then the result belongs to no key."""
+    for value in inputs.values():
+        for ref in [value] if isinstance(value, Ref) else value:
+            if not ref.path or resolve.stamp(Path(ref.path)) == ref.stamp:
+                continue
+            if resolve.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split).digest != ref.digest:
+                raise StageFailed(f"{ref.path}: changed while it was being read; run again.")

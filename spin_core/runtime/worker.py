@@ -1,0 +1,186 @@
+"""The child process that stages run in: `python -m spin_core.runtime.worker`.
+
+Jobs come in as JSON lines on standard input, events go out as JSON lines on what was standard output; prints of
+libraries go to standard error, whose last lines the parent keeps for its error message. One child runs many jobs, so
+a model that several shards need is loaded once. When standard input ends, the parent is gone (however it went,
+SIGKILL included), and the child ends its whole process group; when the child itself is killed, its guard does. It needs
+`spin_core` only: no Prefect.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from spin_core.errors import SpinloopError
+from spin_core.job import Job, Runtime
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "svg",
+}
+
+
+GUARD_SECONDS = 0.2
+RANK = int(os.environ.get("RANK", "0"))
+LAUNCHED = int(os.environ.get("WORLD_SIZE", "1")) > 1
+LAUNCHER = os.getppid()
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+LONGEST = 1000  # bytes of a message; as JSON at most 3,000 (a three-byte character is six)
+WRITING = threading.Lock()
+
+
+def main() -> None:
+    """Serve jobs until standard input ends: one after the other, or side by side those that share an engine."""
+    _start_guard()
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    jobs: queue.Queue[str] = queue.Queue()
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or not LAUNCHED:  # on further nodes only to see its end
+        threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    if LAUNCHED:
+        threading.Thread(target=_end_with, args=(LAUNCHER,), daemon=True).start()
+        _serve_together(jobs, events)
+    while True:
+        spec = json.loads(jobs.get())
+        if spec.get("share", 1) > 1:
+            threading.Thread(target=_serve, args=(spec, events), daemon=True).start()
+        else:
+            _serve(spec, events)
+
+
+def _serve_together(jobs: queue.Queue[str], events: TextIO) -> None:
+    """One of several processes under `accelerate launch`: each runs every job, and after an error, which may have left
+    the others waiting for this one, all of them end."""
+    from spin_core.runtime import process_group
+
+    while True:
+        spec = process_group.tell(json.loads(jobs.get()) if RANK == 0 else None)
+        if not _serve(spec, events):
+            os._exit(1)  # the launcher ends the others
+
+
+def _start_guard() -> None:
+    """A second process that does nothing but end the group when this one is gone: SIGKILL leaves no time to end an
+    engine's own workers, and where the parent was killed too, nobody else would. A process that leads no group has
+    none to end. Under a launcher each process leads a group of its own."""
+    worker = os.getpid()
+    if os.getpgrp() != worker or os.fork():
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(0, 1024)  # an open end of the parent's pipes would hide the death from the parent
+    while os.getppid() == worker:
+        time.sleep(GUARD_SECONDS)
+    os.killpg(worker, signal.SIGKILL)
+
+
+def _end_with(launcher: int) -> None:
+    """The launcher's processes are in sessions of their own: killing its group does not reach them."""
+    while os.getppid() == launcher:
+        time.sleep(GUARD_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _read(jobs: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        jobs.put(line)
+    if LAUNCHED and os.getppid() == LAUNCHER:
+        os.kill(LAUNCHER, signal.SIGKILL)  # with it go all its processes
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def _serve(spec: dict, events: TextIO) -> bool:
+    """Run a job and say how it went; whether it went well. Of several processes the first tells progress and the
+    result, and each its own error: the parent takes the first that comes."""
+
+    def send(event: dict) -> None:
+        with WRITING:
+            events.write(json.dumps({"job": spec["job"], **event}) + "\n")
+
+    try:
+        done = run_spec(spec, (lambda event: send({"progress": event})) if RANK == 0 else lambda event: None)
+        if RANK == 0:
+            send({"done": done})
+        return True
+    except SpinloopError as error:
+        send({"error": type(error).__name__, "message": _short(str(error))})
+    except BaseException as error:
+        traceback.print_exc()
+        kind = "ChildDied" if LAUNCHED and _of_another(error) else "StageFailed"
+        send({"error": kind, "message": _short(_sentence(spec, error))})
+    return False
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether it only says that another process is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+
+
+def _short(message: str) -> str:
+    """Several processes write to one pipe: up to 4096 bytes a line is written whole (PIPE_BUF)."""
+    return message.encode()[:LONGEST].decode(errors="ignore") if LAUNCHED else message
+
+
+def _sentence(spec: dict, error: BaseException) -> str:
+    """What an unforeseen exception comes down to. Running out of memory or disk is foreseen: it has a remedy."""
+    stage = spec["module"].rpartition(".")[2]
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return (
+            f"{stage}: out of memory; lower runtime.micro_tokens, runtime.score_tokens, runtime.generate_batch or, for "
+            "vLLM, runtime.requests_in_flight or vllm_kv_gib."
+        )
+    if LAUNCHED and _of_another(error):
+        said = str(error).strip().splitlines()[0][:200]
+        return f"{stage}: another of its processes ended without an answer (often: out of memory; here: {said})."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{stage}: the disk is full ({spec['out']}); free space or name another --store, and run again."
+    if isinstance(error, OSError):
+        return f"{stage}: {error.strerror or error} ({error.filename or spec['out']})."
+    return f"{stage}: {type(error).__name__}: {error}"
+
+
+def run_spec(spec: dict, send) -> dict:
+    """Run one job's stage here and return its summary."""
+    stage = importlib.import_module(spec["module"])
+    inputs = {k: [Path(p) for p in v] if isinstance(v, list) else Path(v) for k, v in spec["inputs"].items()}
+    job = Job(
+        out=_out(spec),
+        scratch=Path(spec["scratch"]),
+        runtime=Runtime.model_validate(spec["runtime"]),
+        digests=spec["digests"],
+        send=send,
+    )
+    try:
+        summary: dict = stage.run(inputs, stage.Config.model_validate(spec["config"]), job)
+    finally:
+        if RANK != 0:
+            shutil.rmtree(job.out, ignore_errors=True)
+    return summary
+
+
+def _out(spec: dict) -> Path:
+    """Of several processes the first writes the output; what another one writes of its own is thrown away."""
+    return Path(spec["out"]) if RANK == 0 else Path(tempfile.mkdtemp(prefix="spinloop-rank-"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Reading from the Hugging Face hub: what a repository holds at which commit, its files, and its refusals, a
+sentence each.
+
+Is not: writing to it (`spin_core/report/hub_push.py`), nor a choice of files (`spin_core/sources/resolve.py`). The
+client and its cache are huggingface_hub's own; which hub it asks, and with which token, is told by its environment
+variables (HF_ENDPOINT, HF_TOKEN). No token passes through here but to be taken out of a text.
+
+Where the hub cannot be reached, what the cache holds whole is used: a full commit as it is, a branch or tag as it was
+when it was last asked for, which `Listing.note` says; it also says that a branch or tag has moved since then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spin_core.errors import BadInput, Unreachable
+
+Kind = Literal["model", "dataset"]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)*")
+TOKEN = re.compile(r"\bhf_\w{6,}")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+HIDDEN = "(token)"
+
+_moved: dict[tuple[str, Kind, str, str], str] = {}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at one commit. `cached`: they come from the cache, as the hub cannot be reached."""
+
+    names: list[str]
+    commit: str
+    cached: bool = False
+    note: str = ""
+
+
+def listing(repo: str, kind: Kind, revision: str) -> Listing:
+    """What `repo` holds at a branch, tag or commit (empty: main). Raises BadInput with the remedy."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    ask: Any = api.model_info if kind == "model" else api.dataset_info
+    try:
+        info = ask(repo, revision=revision or None, timeout=20)
+    except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
+        found = _cached(repo, kind, revision) if unreachable(error) else None
+        if found is None:
+            raise refusal(repo, kind, revision, error) from None
+        return found
+    if not info.sha:
+        raise BadInput(f"{repo}: the hub does not say which commit {revision or 'main'} is; give `{kind}.revision`.")
+    note = _remember(repo, kind, revision, info.sha)
+    return Listing([file.rfilename for file in info.siblings or []], info.sha, note=note)
+
+
+def download(repo: str, kind: Kind, found: Listing, names: list[str]) -> Path:
+    """The folder that has these files of `found`, in huggingface_hub's cache. Raises BadInput with the remedy."""
+    from huggingface_hub import snapshot_download
+
+    how: Any = {"repo_type": kind, "revision": found.commit, "allow_patterns": [_literal(name) for name in names]}
+    try:
+        # It refuses a cached folder that a cut-off download left with some of the files: less would be other content.
+        return Path(snapshot_download(repo, local_files_only=found.cached, **how))
+    except Exception as error:
+        raise refusal(repo, kind, found.commit, error) from None
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether the hub gave no answer of its own: no network, a time-out, offline mode, or a broken gateway."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(error, HFValidationError):
+        return False
+    response = getattr(error, "response", None)
+    return not isinstance(error, HfHubHTTPError) or (response is not None and response.status_code >= 500)
+
+
+def refusal(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
+    """Why `repo` could not be read, with the remedy and without a token."""
+    from huggingface_hub import errors
+
+    where = f"{repo}: there is no such local path, and"
+    if bad_token(error):
+        return BadInput(f"{where} the hub does not accept the token of {token_place()}; set a valid one, or none.")
+    if isinstance(error, errors.GatedRepoError):
+        return BadInput(f"{where} the hub's {kind} of this name is gated; accept its terms there and set HF_TOKEN.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BadInput(
+            f"{where} the hub shows no {kind} of this name; check `{kind}.path`, or set HF_TOKEN if private."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return BadInput(f"{where} the hub's {kind} has no revision {revision!r}; check `{kind}.revision`.")
+    kind_of = Unreachable if unreachable(error) else BadInput
+    return kind_of(f"{where} the hub cannot be read ({said(error)}); go online or give the path of a local copy.")
+
+
+def bad_token(error: Exception) -> bool:
+    """Whether the hub refused the token itself, which is not the same as showing nothing to it."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", None) or {}
+    return (
+        getattr(response, "status_code", 0) == 401
+        and "invalid credentials" in headers.get("X-Error-Message", "").lower()
+    )
+
+
+def said(error: BaseException, *secrets: str) -> str:
+    """An error's kind and text on one short line, without a token."""
+    return masked(f"{type(error).__name__}: {' '.join(str(error).split())}", *secrets)[:200]
+
+
+def masked(text: str, *secrets: str) -> str:
+    """`text` without `secrets`, without the tokens of the environment, and without what looks like one."""
+    given = {one.strip() for one in (*secrets, *(os.environ.get(name, "") for name in TOKEN_VARIABLES))} - {""}
+    # Also as a client spells out a header that it cannot send: b'Bearer hf_\xc3\xa9'.
+    spelt = {form for one in given for form in (one, ascii(one)[1:-1], repr(one.encode())[2:-1])}
+    for secret in sorted(spelt, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return TOKEN.sub(HIDDEN, text)
+
+
+def token_place() -> str:
+    """Where the token comes from that the client sends."""
+    named = [name for name in TOKEN_VARIABLES if os.environ.get(name)]
+    return f"${named[0]}" if named else "`hf auth login`"
+
+
+def _literal(name: str) -> str:
+    """A file name as a pattern that matches it alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _folder(repo: str, kind: Kind) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+
+
+def _remember(repo: str, kind: Kind, revision: str, commit: str) -> str:
+    """Write which commit a branch was into the cache's refs/, where the client reads it too: downloads by commit leave
+    none there. What is to be told where it is another than last time; each time in this process, not the first only."""
+    name = revision or "main"
+    if COMMIT.fullmatch(name) or not REVISION.fullmatch(name):
+        return ""
+    ref = _folder(repo, kind) / "refs" / name
+    with suppress(OSError, ValueError):
+        before = ref.read_text(encoding="ascii").strip()
+        if before != commit and COMMIT.fullmatch(before):
+            _moved[repo, kind, name, commit] = (
+                f"{repo}: {name} moved from {before[:8]} to {commit[:8]} since it was last asked for, and {commit[:8]} "
+                f"is used; set {kind}.revision to {before} to stay with what was."
+            )
+    with suppress(OSError):  # a cache that is for reading only
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+    return _moved.get((repo, kind, name, commit), "")
+
+
+def _cached(repo: str, kind: Kind, revision: str) -> Listing | None:
+    """What the cache has of a revision; None unless the client kept the commit's whole list of files."""
+    name, folder = revision or "main", _folder(repo, kind)
+    if not REVISION.fullmatch(name):
+        return None
+    try:
+        commit = name if COMMIT.fullmatch(name) else (folder / "refs" / name).read_text().strip()
+        if not COMMIT.fullmatch(commit):
+            return None
+        names = list(json.loads((folder / "trees" / f"{commit}.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if commit == name:
+        return Listing(names, commit, cached=True)
+    told = f"{repo}: the hub cannot be reached; {name} is used as it was when last asked for, commit {commit[:8]}."
+    return Listing(names, commit, cached=True, note=told)

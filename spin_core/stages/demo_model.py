@@ -1,0 +1,81 @@
+"""An untrained Llama of about 0.1 million parameters with a character tokenizer and a chat template.
+
+Not a model of anything: it knows nothing until `sft`. Small, so that each of the demo's trainings takes a minute or so.
+
+inputs   none
+outputs  a Hugging Face model directory (safetensors, tokenizer, chat template)
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from spin_core.config.base import Section
+from spin_core.job import Inputs, Job
+
+VERSION = 1
+SPECIAL = ["<pad>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+CHARACTERS = [chr(code) for code in range(32, 127)]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+class Config(Section):
+    """The model's shape."""
+
+    seed: int
+    hidden: int = Field(64, description="Width; the feed-forward layer is twice as wide.")
+    layers: int = 2
+    heads: int = 2  # of 32 each: the smallest that vLLM's CPU attention takes
+    context: int = 128
+
+
+def run(inputs: Inputs, config: Config, job: Job) -> dict:
+    """Write the model directory; give its size."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _tokenizer(config.context)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        intermediate_size=2 * config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        pad_token_id=pad,
+        bos_token_id=None,
+        eos_token_id=end,
+    )
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(shape).float()
+    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=end)
+    model.save_pretrained(job.out)
+    tokenizer.save_pretrained(job.out)
+    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
+
+
+def _tokenizer(context: int):
+    """One token a character: byte-pair encoding without merges."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+    core = Tokenizer(models.BPE(vocabulary, []))
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[1:4],
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

@@ -1,0 +1,140 @@
+"""Clearing a store on object storage: what gc.py does for a local one, with leases in the place of locks.
+
+gc writes its mark, then looks for leases; a process writes its lease, then looks for the mark: one of them sees the
+other. Fresh is what the service's own clock calls younger than two hours, so a process that was killed keeps gc out for
+so long. The rest is order: records go before manifests before files, so that what dies between leaves no record
+without its files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
+
+from spin_core.errors import StoreError
+from spin_core.store import fs, runs
+from spin_core.store.cache import clear_leftovers
+from spin_core.store.gc import GcResult, demand, made_from
+from spin_core.store.leases import FOLDER, FRESH, Mark, fresh
+from spin_core.store.record import Record
+from spin_core.store.s3 import transfer
+from spin_core.store.s3.remote import RemoteStore
+from spin_core.store.s3.runs import POINTER
+from spin_core.store.s3.verify import pointers, readable
+
+Tell = Callable[[str, int], None]
+
+
+def gc(
+    store: RemoteStore,
+    keep_runs: int | None = None,
+    keep: Collection[str] = (),
+    quarantine: bool = False,
+    dry_run: bool = False,
+    tell: Tell = lambda what, size: None,
+) -> GcResult:
+    """Removes files and manifests that no record names, uploads that nobody goes on with, and leases of dead processes;
+    with `keep_runs` or `keep` records too, as gc.gc does. Of this machine's cache leftovers and unfinished work go, the
+    rest of it clears itself.
+
+    Raises BadInput as gc.gc; StoreError, having done nothing, while a process somewhere uses the store, or while it is
+    not known whether one does: a lease younger than two hours.
+    """
+    with nullcontext() if dry_run else Mark(store.objects) as mark:
+        if living := fresh(store.objects):
+            raise StoreError(
+                f"{store.url}: a run is using the store ({len(living)} processes; one that was killed counts for two "
+                "hours); run gc again when it has finished."
+            )
+        kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
+        return _collect(store, kept, quarantine, mark, tell)
+
+
+def _roots(store: RemoteStore, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
+    """Digests that the runs to be kept point to, and the best models of all runs."""
+    there = pointers(store, strict=True)
+    demand(there, keep_runs, keep)
+    last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[:keep_runs]
+    whole = {digest for name in {*last, *keep} for digest in there[name][0].values()}
+    return whole, {digest for links, _ in there.values() for digest in _best(links)}
+
+
+def _best(links: dict[str, str]) -> list[str]:
+    """The run's best model; of a run that has not come so far, the last that it trained."""
+    trained = sorted(label for label in links if "-finetune-iter-" in label)
+    return [links[label] for label in ([runs.BEST] if runs.BEST in links else trained[-1:])]
+
+
+def _collect(
+    store: RemoteStore, roots: tuple[set[str], set[str]] | None, quarantine: bool, mark: Mark | None, tell: Tell
+) -> GcResult:
+    objects = store.objects
+    records = {key: record for key, record in readable(store) if isinstance(record, Record)}
+    if roots is None:
+        kept = {record.digest for record in records.values()}
+    else:
+        kept = made_from(roots[0], list(records.values())) | roots[1]
+    going = {key: (record.stage, 0) for key, record in records.items() if record.digest not in kept}
+    named = {record.digest for key, record in records.items() if key not in going}
+    files = {
+        f"files/{entry['sha256']}" for key, record in records.items() if key not in going for entry in record.files
+    }
+    stages = {f"files/{e['sha256']}": record.stage for record in records.values() for e in record.files}
+    manifests = [stat for stat in objects.listed("trees/") if stat.key[6:-5] not in named]
+    unnamed = [stat for stat in objects.listed("files/") if stat.key not in files]
+    aside = list(objects.listed("quarantine/")) if quarantine else []
+    now = objects.now()
+    # A process that began after the mark has a lease, and waits: that one stays.
+    leases = [stat for stat in objects.listed(FOLDER) if now - stat.modified >= FRESH]
+    uploads = _given_up(store)
+    for stage, size in [
+        *going.values(),
+        *((stages.get(stat.key, "no record"), stat.size) for stat in unnamed),
+        *(("quarantine", stat.size) for stat in aside),
+        *(("temporary", 0) for _ in uploads),
+    ]:
+        tell(stage, size)
+    if mark is not None:
+        _remove(store, mark, going, manifests, [*unnamed, *aside, *leases], uploads)
+    with fs.boundary(store.root):
+        temp, scratch = clear_leftovers(store, scratch=True, dry_run=mark is None)
+    return GcResult(
+        bytes=sum(stat.size for stat in [*unnamed, *aside]),
+        trees=len(manifests),
+        records=len(going),
+        temp=len(uploads) + temp,
+        scratch=scratch,
+        quarantine=len(aside),
+    )
+
+
+def _remove(store: RemoteStore, mark: Mark, records: Iterable[str], manifests: list, rest: list, uploads: list) -> None:
+    for keys in (records, [stat.key for stat in manifests], [stat.key for stat in rest]):
+        mark.check()
+        list(transfer.in_parallel(store.objects.delete, keys))
+    _unlink(store)
+    for key, upload in uploads:
+        store.objects.abort(key, upload)
+
+
+def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
+    """(key, upload id) of the uploads in parts that are to be aborted; none where they may not be listed."""
+    now = store.objects.now()
+    try:
+        return [(key, one) for key, one, begun in store.objects.uploads("files/") if now - begun >= FRESH]
+    except StoreError as error:
+        why = str(error).rstrip(".")
+        store.notes.append(
+            f"{why}; uploads in parts that were given up stay (s3:ListBucketMultipartUploads shows them)."
+        )
+        return []
+
+
+def _unlink(store: RemoteStore) -> None:
+    """Takes links to outputs that are gone out of the runs' pointers."""
+    named = {stat.key[6:-5] for stat in store.objects.listed("trees/")}
+    for run, (links, order) in pointers(store).items():
+        left = {label: digest for label, digest in links.items() if digest in named}
+        if left != links:
+            store.objects.put(f"runs/{run}/{POINTER}", json.dumps({"links": left, "order": order}, indent=1).encode())

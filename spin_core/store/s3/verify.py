@@ -1,0 +1,131 @@
+"""Checking a store on object storage, and what it takes there; changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+
+from spin_core.errors import StoreError
+from spin_core.store.digest import Damaged
+from spin_core.store.keys import DIGEST, STAGE, canonical
+from spin_core.store.record import Record, parse
+from spin_core.store.s3 import runs as remote_runs
+from spin_core.store.s3 import transfer
+from spin_core.store.s3.objects import Stat
+from spin_core.store.s3.remote import RemoteStore
+from spin_core.store.usage import Line, Usage
+
+Track = Callable[[list[Stat]], Iterable[Stat]]
+
+
+def readable(store: RemoteStore) -> list[tuple[str, Record | Damaged]]:
+    """(object key, record) of everything below records/, evidence too; Damaged for what is none. Raises StoreError."""
+    keys = [stat.key for stat in store.objects.listed("records/")]
+    return list(zip(keys, transfer.in_parallel(lambda key: _read(store, key), keys), strict=True))
+
+
+def _read(store: RemoteStore, key: str) -> Record | Damaged:
+    """From the cache where that has it: a record that is another on the service than there is told by its etag."""
+    name = key.rpartition("/")[2]
+    bare = name.removesuffix(".json").partition(".nondeterministic-")[0]
+    if key.count("/") != 2 or not STAGE.fullmatch(key.split("/")[1]) or not DIGEST.fullmatch(bare):
+        return Damaged(f"{key}: not the name of a record.")
+    data = store.objects.get(key)
+    try:
+        return parse(data or b"", store.root / key, store.root / "trees")
+    except Damaged as bad:
+        return bad
+
+
+def verify(store: RemoteStore, deep: bool = True, track: Track = lambda files: files) -> list[str]:
+    """What is wrong with the store on the service, a line each: records that are none, files of records that are
+    missing or have another size; with `deep` (which downloads every file, and keeps none) another content.
+
+    `track` is given the files and gives them back one by one, for who shows progress. Raises StoreError if the service
+    fails. Files that no record names are not wrong: `gc` takes them.
+    """
+    there = {stat.key: stat for stat in store.objects.listed("files/")}
+    manifests = {stat.key: stat.size for stat in store.objects.listed("trees/")}
+    problems, needed = [], set()
+    for key, record in readable(store):
+        if isinstance(record, Damaged):
+            problems.append(str(record).replace(f"{store.root}/", ""))
+            continue
+        if manifests.get(name := f"trees/{record.digest}.json") != len(canonical(record.files)):
+            problems.append(f"{key}: the manifest {name} is missing or has another size.")
+        for entry in record.files:
+            file = f"files/{entry['sha256']}"
+            needed.add(file)
+            if file not in there:
+                problems.append(f"{key}: {entry['path']} ({file}) is missing.")
+            elif there[file].size != entry["size"]:
+                problems.append(f"{key}: {entry['path']} ({file}) has another size than was published.")
+    if deep:
+        for name, data in zip(manifests, transfer.in_parallel(store.objects.get, manifests), strict=True):
+            if hashlib.sha256(data or b"").hexdigest() != name[6:-5]:
+                problems.append(f"{name}: its content is not what its name says.")
+        wanted = [stat for key, stat in sorted(there.items()) if key in needed]
+        problems += _altered(store, wanted, track)
+    return problems
+
+
+def _altered(store: RemoteStore, wanted: list[Stat], track: Track) -> Iterator[str]:
+    for stat in track(wanted):
+        sha = hashlib.sha256()
+        pieces = [(stat.key, start, count) for _, start, count in transfer.pieces(stat.size)]
+        for at in range(0, len(pieces), transfer.THREADS):  # no more in memory than are on their way at once
+            few = pieces[at : at + transfer.THREADS]
+            for data in transfer.in_parallel(lambda piece: store.objects.read(*piece), few):
+                sha.update(data or b"")
+        if sha.hexdigest() != stat.key.partition("/")[2]:
+            yield f"{stat.key}: its content is not what its name says."
+
+
+def usage(store: RemoteStore, run: str | None = None) -> Usage:
+    """What the store takes on the service, as `usage` of a local one. Raises StoreError."""
+    sizes = {stat.key: stat.size for stat in store.objects.listed("files/")}
+    records = [record for _, record in readable(store) if isinstance(record, Record)]
+    trees = {record.digest: record for record in reversed(records)}
+    pointed = pointers(store)
+    linked = {name: set(links.values()) & trees.keys() for name, (links, _) in pointed.items()}
+    shown = linked.get(run, set()) if run else trees.keys()
+    seen: set[str] = set()
+    bytes_of: dict[str, int] = {}
+    by_stage: dict[str, list[int]] = {}
+    for digest in sorted(trees):
+        new = {f"files/{entry['sha256']}" for entry in trees[digest].files} - seen
+        seen |= new
+        bytes_of[digest] = sum(sizes.get(key, 0) for key in new)
+        if digest in shown:
+            by_stage.setdefault(trees[digest].stage, []).append(bytes_of[digest])
+    other = [] if run else list(_other(store, sizes, seen))
+    runs = []
+    for name, own in sorted(linked.items()):
+        if run in (None, name):
+            others = set().union(*(there for one, there in linked.items() if one != name))
+            runs.append(Line(name, len(own), sum(bytes_of[d] for d in own), sum(bytes_of[d] for d in own - others)))
+    total = sum(bytes_of[digest] for digest in shown) + sum(line.bytes for line in other)
+    return Usage([Line(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
+
+
+def pointers(store: RemoteStore, strict: bool = False) -> dict[str, tuple[dict[str, str], int]]:
+    """Run → (label → digest, order), as the service has them. `strict`: raises StoreError for one that is not whole."""
+    keys = [
+        stat.key for stat in store.objects.listed(remote_runs.FOLDER) if stat.key.endswith(f"/{remote_runs.POINTER}")
+    ]
+    told = {}
+    for key, data in zip(keys, transfer.in_parallel(store.objects.get, keys), strict=True):
+        try:
+            told[key.split("/")[1]] = remote_runs.told_by(data or b"") if strict else remote_runs.links_of(data)
+        except ValueError as error:
+            remedy = "delete it there if nothing of that run is to be kept"
+            raise StoreError(f"{store.url}/{key}: this is not the pointer of a run; {remedy}.") from error
+    return told
+
+
+def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[Line]:
+    unnamed = [size for key, size in sizes.items() if key not in named]
+    aside = [stat.size for stat in store.objects.listed("quarantine/")]
+    for what, found in (("(no record)", unnamed), ("quarantine", aside)):
+        if found:
+            yield Line(what, len(found), sum(found))

@@ -1,0 +1,131 @@
+"""Weights in parts by torch's own FSDP2 (`fully_shard`): for training, and for models that only read (torch module).
+
+Each decoder layer is gathered when its turn comes and freed again; embedding, last norm and output layer stay gathered
+through a pass. Weights and sums are float32, as elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from spin_core.modeling.logprobs import Policy
+from spin_core.modeling.sharded_loading import empty_model, fill
+from spin_core.runtime import process_group
+from spin_core.training import checkpoint
+from spin_core.training.ddp import Metrics, move
+
+
+def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False) -> PreTrainedModel:
+    """The model in `path`, of which each process has a part, on `device`; `dtype` is that of the parts."""
+    process_group.begin()
+    with init_empty_weights(include_buffers=False):
+        model = empty_model(path)
+    model.tie_weights()  # again: every weight was replaced when it was registered
+    mesh = init_device_mesh(device.type, (process_group.world(),))
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)  # tied weights have several
+
+    def put(name: str, parameter: Any, value: Tensor | None) -> None:
+        given = torch.empty(parameter.shape, dtype=dtype, device=device) if value is None else value.to(device, dtype)
+        own = torch.nn.Parameter(distribute_tensor(given, parameter.device_mesh, parameter.placements))
+        for place in names[parameter]:
+            owner, _, last = place.rpartition(".")
+            setattr(model.get_submodule(owner), last, own)
+
+    fill(model, path, put, train, device)
+    model.load_state_dict({}, strict=False)  # tells FSDP that its parameters are others now
+    _run_inside(model)
+    return model
+
+
+def _run_inside(model: PreTrainedModel) -> None:
+    """`model(inside=f)` gives `f()`, run as the model's forward pass: with its outermost weights gathered."""
+    plain = model.forward
+
+    @wraps(plain)
+    def forward(*args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return inside() if inside else plain(*args, **kwargs)
+
+    model.forward = forward  # type: ignore[method-assign]
+    model.runs_inside = True  # type: ignore[assignment]
+
+
+class Fsdp:
+    """A `Strategy`, see `whole`. The model is one of `load`."""
+
+    def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, max_norm: float):
+        self.policy, self.optimizer, self.max_norm = policy, optimizer, max_norm
+
+    def logps(self, batch: Any, last: bool) -> Tensor:
+        result: Tensor = self.policy(batch)
+        return result
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()  # reduces at once: gradients that wait would be whole ones
+
+    def step(self, lr: float) -> float:
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_norm or math.inf)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        move(self.optimizer, lr, norm)
+        return norm
+
+    def save(self, scratch: Path, history: list[Metrics]) -> None:
+        weights = {name: _local(value) for name, value in checkpoint.weights_of(self.policy.model).items()}
+        moments = checkpoint.optimizer_tensors(self.optimizer)
+        mine = {name: _local(value) for name, value in moments.items()}
+        checkpoint.save(scratch, weights, mine, history, parts=True)
+
+    @torch.no_grad()
+    def restore(self, scratch: Path) -> list[Metrics]:
+        found = checkpoint.newest(scratch, parts=True)
+        if found is None:
+            return []
+        weights, moments = checkpoint.tensors_of(found, parts=True)
+        for name, parameter in self.policy.model.named_parameters():
+            _local(parameter).copy_(weights[name])
+        state = checkpoint.numbered(moments)
+        for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            at = {}
+            for name, value in state[i].items():
+                at[name] = value if name == "step" else _like(parameter, value)
+            self.optimizer.state[parameter] = at
+        return checkpoint.history_of(found)
+
+    def whole(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        weights = {}
+        for name, parameter in self.policy.model.named_parameters():
+            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if process_group.rank() == 0:
+                weights[name] = full.detach().to("cpu", dtype, copy=True)
+        return weights
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _like(parameter: Tensor, local: Tensor) -> Tensor:
+    """An optimiser's moment as it lies beside its weight."""
+    if not isinstance(parameter, DTensor):
+        return local.to(parameter.device)
+    return DTensor.from_local(
+        local.to(parameter.device), parameter.device_mesh, parameter.placements,
+        shape=parameter.shape, stride=parameter.stride(),
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""What the training loop learns: SPIN's loss over pairs, or the likelihood of answers over rows (torch module).
+
+What it is *not*: no loop, no optimiser, no model: log-probs come in. Both are `training.Objective`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spin_core.modeling.collate import Tokens
+from spin_core.modeling.loss import LossName, per_label, spin_loss
+
+
+@dataclass
+class SpinPairs:
+    """SPIN over pairs whose opponent log-probs are known: `opponent` float32 [N, 2], columns real and generated.
+
+    The mean is over pairs. Figures under the reference's names; a tie of the rewards counts as wrong, as there.
+    `length_normalised`: log-ratios per label of their answer, so rewards too; `sft_weight` times `nll/real` (nats per
+    label of the real answer, averaged over pairs) is added to the loss. Neither changes `logps/…`, nats per answer.
+    """
+
+    pairs: Sequence[tuple[Tokens, Tokens]]
+    opponent: Tensor
+    beta: float
+    loss: LossName = "sigmoid"
+    sft_weight: float = 0.0
+    length_normalised: bool = False
+    name: str = "pairs"
+
+    def group(self, index: int) -> Sequence[Tokens]:
+        return self.pairs[index]
+
+    def size(self, index: int) -> int:
+        return 1
+
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
+        real, generated = ours.unbind(1)
+        labels = torch.tensor([[tokens.targets for tokens in self.pairs[i]] for i in indices], device=logps.device)
+        if self.length_normalised:
+            ours, theirs = per_label(ours, labels), per_label(theirs, labels)
+        losses, real_rewards, generated_rewards = spin_loss(
+            ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], self.beta, self.loss
+        )
+        figures = {
+            "rewards/real": real_rewards,
+            "rewards/generated": generated_rewards,
+            "rewards/accuracies": (real_rewards > generated_rewards).float(),
+            "rewards/margins": real_rewards - generated_rewards,
+            "logps/real": real.detach(),
+            "logps/generated": generated.detach(),
+        }
+        if self.sft_weight:
+            nll = -per_label(real, labels[:, 0])
+            losses = losses + self.sft_weight * nll
+            figures["nll/real"] = nll.detach()
+        return (losses * weights).sum(), {name: (values * weights).sum() for name, values in figures.items()}
+
+
+@dataclass
+class AnswerRows:
+    """Negative log-likelihood of answers in nats per token: the mean is over all answer tokens of the global batch.
+
+    So a long answer weighs more than a short one, and micro-batches and processes do not change the result.
+    """
+
+    rows: Sequence[Tokens]
+    name: str = "rows"
+
+    def group(self, index: int) -> Sequence[Tokens]:
+        return [self.rows[index]]
+
+    def size(self, index: int) -> int:
+        return self.rows[index].targets
+
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return -(logps * weights).sum(), {}

@@ -1,0 +1,100 @@
+"""What the Prefect UI shows of a run: Markdown artifacts (`spin_core/report/ui_pages.py` has the text), one key for
+each kind and profile, so that a page of the UI is the history of one thing.
+
+Not what a run is for: whatever fails here is one warning in its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from spin_core.analysis.figures import Model
+from spin_core.report import ui_pages
+from spin_core.report.lineage import lineage
+from spin_core.report.samples import samples
+from tasks.runner.ledger import Entry
+
+if TYPE_CHECKING:
+    from tasks.runner.run import Run
+
+ADDRESS = re.compile(r"https?://[^\s()<>\[\]\\`]{1,300}")
+
+
+def show(run: Run, tree: Path, folder: Path) -> None:
+    """Create the artifacts of a finished run from its report."""
+    try:
+        _create(run, tree, _models(run, tree), str(folder / "report.html"), folder.name)
+        _link(run, folder.name)
+    except Exception as error:  # the run's work is done, and nothing of it is in danger
+        _warn(error)
+
+
+def so_far(run: Run, tree: Path, t: int) -> str:
+    """Before iteration `t`: create the artifacts of the run so far, and say in Markdown what a person needs to decide
+    whether it goes on."""
+    figures, models = _figures(tree), _models(run, tree)
+    try:
+        _create(run, tree, models, str(tree / "report.html"))
+    except Exception as error:  # the person can decide without them
+        _warn(error)
+    return ui_pages.decision(figures, samples(models[-2:]), t, run.config.iterations)
+
+
+def _create(run: Run, tree: Path, models: list[Model], report: str, name: str = "") -> None:
+    charts = ui_pages.curves((tree / "report.html").read_text(encoding="utf-8"))
+    quality = [(model.label, model.quality) for model in models if model.quality]
+    pages = {
+        "iterations": (ui_pages.iterations(_figures(tree), report, name), "The models of the run on held-out rows."),
+        "pairs": (ui_pages.pairs(quality), "What the models learnt from."),
+        "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
+        "curves": (charts, "Held-out metrics, and the course of training."),
+        "lineage": (_lineage(run), "What each model was made of, by content."),
+    }
+    for kind, (text, description) in pages.items():
+        if text:
+            create_markdown_artifact(text, key=_key(run, kind), description=description)
+
+
+def _link(run: Run, name: str) -> None:
+    base = os.environ.get("SPINLOOP_REPORTS_URL", "").rstrip("/")
+    if ADDRESS.fullmatch(base):
+        create_link_artifact(f"{base}/{name}/report.html", link_text=f"Report of {name}", key=_key(run, "report"))
+    elif base:
+        get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
+
+
+def _models(run: Run, tree: Path) -> list[Model]:
+    step = next(entry for entry in run.ledger if entry.stage == "report" and entry.digest == tree.name)
+    record = run.store.record("report", step.key)
+    assert record, step.title
+    return ui_pages.models(record, run.store)
+
+
+def _lineage(run: Run) -> str:
+    def inputs(entry: Entry) -> dict:
+        record = run.store.record(entry.stage, entry.key)
+        return record.payload["inputs"] if record else {}
+
+    place = {title: i for i, title in enumerate(run.titles)}
+    return lineage(sorted(run.ledger, key=lambda entry: place[entry.title]), inputs)
+
+
+def _figures(tree: Path) -> dict:
+    return json.loads((tree / "report.json").read_text(encoding="utf-8"))
+
+
+def _key(run: Run, kind: str) -> str:
+    """`demo-iterations`: keys are made of a-z, 0-9 and dashes, names of profiles also of dots and underscores."""
+    return f"{re.sub('[^a-z0-9]', '-', run.config.name)}-{kind}"
+
+
+def _warn(error: Exception) -> None:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    get_run_logger().warning(f"The UI does not have all of this run's pages ({said}); its report is whole.")

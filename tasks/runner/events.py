@@ -1,0 +1,41 @@
+"""Events for Prefect's automations: a dataset or a model is in the store that was not there before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect.events import emit_event
+
+from spin_core.runtime.step import Step
+from spin_core.store.store import Record
+from tasks.runner.ledger import run_name
+
+if TYPE_CHECKING:
+    from tasks.runner.run import Run
+
+MADE = {"reformat": "dataset", "sft": "model", "finetune": "model"}
+
+
+def tell(run: Run, step: Step, record: Record, cached: bool) -> None:
+    """Emit `spinloop.dataset.created` or `spinloop.model.created` of a new artifact. Also of a model that was there
+    (a run may have been killed before it told), where another run is to go on from it: starting that twice is harmless.
+
+    Its resource is `spinloop.<kind>.<digest>`. The label `spinloop.next` is `iteration` where this run ends here and
+    another one is to go on (deployments/automations.yaml starts it, from the payload).
+    """
+    kind = MADE.get(step.stage)
+    if kind is None:
+        return
+    last = kind == "dataset" or step.label == f"iter {run.config.iterations - 1}"
+    followed = last and run.follow == kind
+    if cached and not (followed and kind == "model"):
+        return
+    emit_event(
+        event=f"spinloop.{kind}.created",
+        resource={
+            "prefect.resource.id": f"spinloop.{kind}.{record.digest}",
+            "prefect.resource.name": f"{run.config.name} {step.title}",
+            "spinloop.next": "iteration" if followed else "none",
+        },
+        payload={"run": run_name(run.config), "step": step.title, "digest": record.digest, **run.origin},
+    )

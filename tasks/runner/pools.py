@@ -1,0 +1,99 @@
+"""Runs missing steps as flow runs of their stage's deployment, on a work pool.
+
+The store is the cache and Prefect's idempotency key the lock: whoever needs the same steps at the same time finds the
+same flow run, also a run that was killed and started again. What a flow run computed is read from the store; nothing
+but its state comes through Prefect.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run as own_flow_run
+
+from spin_core.job import Runtime
+from spin_core.runtime.step import Ref, Step, look_up
+from spin_core.store import keys
+from spin_core.store.store import Record, Store
+from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
+
+
+class Batch:
+    """Steps that differ in their prompts alone, for one flow run, so that it loads the model once. Not a dataclass:
+    Prefect would walk through it as a parameter of each of them."""
+
+    def __init__(self, shards: list[tuple[str, Ref]]):
+        self.shards = shards  # label and prompts
+        self._steps: dict[str, tuple[Step, dict]] = {}
+
+    def steps(self, step: Step, inputs: dict) -> dict[str, tuple[Step, dict]]:
+        """All of them by their keys, given one. Made once: 300 steps that each make 300 keys are a minute."""
+        if not self._steps:
+            every = [(replace(step, label=label), {**inputs, "prompts": prompts}) for label, prompts in self.shards]
+            self._steps = {keys.key_of(one.payload(reads)): (one, reads) for one, reads in every}
+        return self._steps
+
+
+class Pools:
+    """The work pools of one run. A context manager: a run that is cancelled cancels the flow runs that it started;
+    one that dies leaves them at work, and finds them again when it is started again."""
+
+    def __init__(self, store: Store, runtime: Runtime, default: str):
+        """`default`: the pool of stages that `runtime.pools` leaves empty; `here` is no pool."""
+        self.store, self.runtime, self.default = store, runtime, default
+        self.ending = threading.Event()
+        self._lock = threading.Lock()
+        self._shared: dict[str, PoolRun] = {}
+
+    def of(self, stage: str) -> str:
+        """The work pool of a stage; empty where it runs in this process."""
+        name = self.runtime.pools.of(stage, self.default)
+        return "" if name == "here" else name
+
+    def compute(self, step: Step, inputs: dict, batch: Batch | None, send: Send) -> tuple[Record, bool]:
+        """The step's record as soon as it is in the store, and whether another run had started its computation."""
+        own = keys.key_of(step.payload(inputs))
+        with self._lock:
+            steps = batch.steps(step, inputs) if batch else {own: (step, inputs)}
+            shared = self._shared.get(batch_key(steps)) or PoolRun(
+                self.client, self.store, self.runtime, self.of(step.stage), steps
+            )
+            self._shared[shared.key] = shared
+        while True:
+            # Before the flow run is asked: what is published stays true, whatever became of the rest of the batch.
+            if self.store.recorded(step.stage, own) and (record := look_up(self.store, step, inputs)):
+                return record, not shared.ours
+            run = shared.look(send, self.ending)
+            if run and run.state_type in FINAL:
+                if record := look_up(self.store, step, inputs):
+                    return record, not shared.ours
+                shared.judge(run)
+            self.ending.wait(min(shared.pause, LOOK_SECONDS))
+
+    def __enter__(self) -> Pools:
+        self.client = get_client(sync_client=True).__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self.ending.set()
+        try:
+            if kind and not issubclass(kind, Exception) and (kind is KeyboardInterrupt or self._cancelled()):
+                for shared in list(self._shared.values()):
+                    with suppress(httpx.HTTPError, ObjectNotFound):  # one that is gone keeps no other from being ended
+                        shared.cancel()
+        finally:
+            self.client.__exit__(None, None, None)
+
+    def _cancelled(self) -> bool:
+        """Whether this run was cancelled, and not only its process ended: then another one goes on."""
+        if not own_flow_run.id:
+            return False
+        with suppress(httpx.HTTPError, ObjectNotFound):
+            return self.client.read_flow_run(own_flow_run.id).state_type in CANCELLED
+        return False

@@ -1,0 +1,100 @@
+"""Hundreds of shards and more, several in one Prefect task: each keeps its own key, record and line of the ledger.
+
+A task costs 15 ms of this process, and its server three events. With one for each of 2,000 cached shards a run took
+50 s, and the server's database had 1 of 3 task runs when it ended (tests/benchmarks/bench_growth.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from spin_core.config.base import Section
+from spin_core.errors import ChildDied
+from spin_core.runtime.step import Ref, Step
+from tasks.runner.perform import RETRIES, perform
+from tasks.runner.pools import Batch
+from tasks.runner.run import Run
+
+ALONE = 500  # shards up to which each has a task
+TASKS = 250  # that more shards are dealt out to: few enough to see, many enough that the last ones end together
+TOLD = 20  # lines of the terminal for all shards of an iteration
+
+
+def per_task(shards: int) -> int:
+    """How many shards share a task."""
+    return 1 if shards <= ALONE else -(-shards // TASKS)
+
+
+class Tally:
+    """Tells now and then how many shards are there. Not a dataclass: Prefect would walk through such a parameter."""
+
+    def __init__(self, run: Run, name: str, total: int):
+        self._run, self._name, self._total = run, name, total
+        self._done = self._cached = self._told = 0
+        self._lock = threading.Lock()
+
+    def add(self, cached: bool) -> None:
+        with self._lock:
+            self._done += 1
+            self._cached += cached
+            if self._told == (part := TOLD * self._done // self._total):
+                return
+            self._told = part
+            line = f"        {self._name}: {self._done:,} of {self._total:,} shards, {self._cached:,} of them cached"
+        self._run.progress.step(line, None)
+
+
+def submit(
+    run: Run, module: ModuleType, config: Section, name: str, model: Any, shards: list[tuple[str, Ref]], count: int
+) -> list[Any]:
+    """Futures of lists of references, in the order of the shards (label and prompts). `name`: of all of them, `iter 0`;
+    `count`: flow runs that they are dealt out to on a work pool."""
+    size, steps = per_task(len(shards)), {label: Step(module, label, config) for label, _ in shards}
+    tally = Tally(run, Step(module, name, config).title, len(shards))
+    run.titles += [step.title for step in steps.values()]
+    parts = [shards[start : start + size] for start in range(0, len(shards), size)]
+    batches = [Batch([shard for part in parts[i::count] for shard in part]) for i in range(count)]
+    futures = []
+    for i, part in enumerate(parts):
+        labels, prompts = zip(*part, strict=True)
+        step = Step(module, f"{name}, shards {i * size + 1}-{i * size + len(part)}/{len(shards)}", config)
+        run.grouped |= dict.fromkeys((steps[label].title for label in labels), step.title)
+        inputs = {"model": model, "prompts": list(prompts)}
+        futures.append(_task(module).submit(run, step, inputs, labels, batches[i % count], tally))
+    run.futures += futures
+    return futures
+
+
+def _task(module: ModuleType) -> Any:
+    name = module.__name__.rpartition(".")[2]
+    run_name: Any = lambda parameters: parameters["step"].title  # noqa: E731
+    return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)(_perform_all)
+
+
+def _perform_all(run: Run, step: Step, inputs: dict, labels: Sequence[str], batch: Batch, tally: Tally) -> Any:
+    """The shards of one task in turn. A process that died is tried again here: as a task, all of them would be."""
+    refs, hits = [], 0
+    for label, prompts in zip(labels, inputs["prompts"], strict=True):
+        own, reads = replace(step, label=label), {**inputs, "prompts": prompts}
+        for attempt in range(RETRIES + 1):
+            try:
+                ref, cached = perform(run, own, reads, batch, last=attempt == RETRIES)
+                break
+            except ChildDied as error:
+                if attempt == RETRIES:
+                    raise
+                get_run_logger().warning("%s: tried again: %s", own.title, error)
+        refs.append(ref)
+        hits += cached
+        tally.add(cached)
+    get_run_logger().info("%s: %d of %d were cached", step.title, hits, len(refs))
+    return Completed(name="Cached", data=refs) if hits == len(refs) else refs

@@ -1,0 +1,78 @@
+"""What the steps of one process share: store, child processes, work pools, and the ledger of what they did."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging import get_run_logger
+
+from spin_core.errors import SpinloopError, StageFailed
+from spin_core.job import Runtime
+from spin_core.runtime.child import Children
+from spin_core.runtime.step import Ref, Step
+from spin_core.store.store import Record, Store
+from tasks.runner.ledger import Entry
+from tasks.runner.progress import Progress
+from tasks.runner.throughput import Throughput
+
+if TYPE_CHECKING:
+    from tasks.runner.pools import Batch, Pools
+
+
+class Steps:
+    """A stage's deployment runs its steps with one of these, and a run of the DAG with its `Run`. Not a dataclass:
+    Prefect would walk through it as a parameter."""
+
+    def __init__(self, store: Store, children: Children, runtime: Runtime, pools: Pools | None = None):
+        self.store, self.children, self.runtime, self.pools = store, children, runtime, pools
+        self.throughput = Throughput()
+        self.ledger: list[Entry] = []
+        self.failures: list[SpinloopError] = []
+        self.futures: list[Any] = []
+        self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
+        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which tells of them
+        self.progress = Progress()
+        store.tell = self.progress  # a store on object storage shows what it sends and fetches
+        self._ledger_lock = threading.Lock()
+
+    def submit(self, task: Any, step: Step, inputs: dict[str, Any], batch: Batch | None = None) -> Any:
+        """A future of the step's Ref. `batch`: the steps that share a flow run where a work pool computes them."""
+        self.titles.append(step.title)
+        self.futures.append(task.submit(self, step, inputs, batch))
+        return self.futures[-1]
+
+    def note(self, step: Step, record: Record, cached: bool) -> Ref:
+        """Enter a finished step into the ledger; its output as a Ref."""
+        seconds, summary = record.facts.get("seconds"), record.facts.get("summary", {})
+        state = "Cached" if cached else "ran"
+        entry = Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary)
+        with self._ledger_lock:
+            self.ledger.append(entry)
+        if step.title not in self.grouped:
+            self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
+        self.throughput.add(step, record, cached)
+        if step.stage == "gather" and (line := self.throughput.line(step.label)):
+            self.progress.step(line, None)
+        if step.stage == "gate":
+            self.progress.step(f"        {summary.get('reason', '')}", None)
+        return Ref(digest=record.digest)
+
+    def settle(self) -> None:
+        """Wait until every step that was submitted has ended, however it did."""
+        for future in self.futures:
+            future.wait()
+        self.progress.close()
+
+    def counts(self) -> dict[str, int]:
+        """How many steps ran, and how many were in the store."""
+        ran = sum(entry.state == "ran" for entry in self.ledger)
+        return {"ran": ran, "cached": len(self.ledger) - ran}
+
+    def unforeseen(self, error: Exception) -> SpinloopError:
+        """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
+        get_run_logger().error("This was not foreseen.", exc_info=error)
+        self.settle()
+        failed = (future.state for future in self.futures if not future.state.is_completed())
+        said = next((state.message for state in failed if state.is_final()), None)
+        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")
