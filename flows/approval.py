@@ -17,7 +17,7 @@ from tasks.report import report
 from tasks.runner import artifacts
 
 if TYPE_CHECKING:
-    from flows.spin import Table
+    from flows.table import Table
     from tasks.runner.run import Run
 
 WAIT_SECONDS = 30 * 24 * 3600

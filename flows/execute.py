@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.server.ending import known
+from flows.ending import known
 from flows.spin import dag, sources
 from flows.stages import failed
 from spin_core.config.profile import Config

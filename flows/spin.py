@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.approval import approved
+from flows.table import Table
 from tasks.demo_model import demo_model
 from tasks.demo_rows import demo_rows
 from tasks.evaluate import evaluate
@@ -80,26 +81,6 @@ def measured(run: Run, label: str, model, rows, t: int = 0, **game) -> dict:
     """A model on the held-out rows, and on the harness's tasks if the profile has some."""
     made = {"evaluate": evaluate(run, label, model, rows, t, **game)}
     return made | ({"harness": harness(run, label, model)} if run.config.harness else {})
-
-
-class Table:
-    """The lines of the report and what they read."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict] = []
-        self.inputs: dict[str, list] = {name: [] for name in ("evaluate", "harness", "finetune", "gather", "gate")}
-
-    def add(self, label: str, kind: str, iteration: int = -1, **made) -> None:
-        line = {"label": label, "kind": kind, "iteration": iteration}
-        for name, read in self.inputs.items():
-            line[name] = -1 if made.get(name) is None else len(read)
-            read += [] if made.get(name) is None else [made[name]]
-        self.lines.append(line)
-
-    def players(self, **newest) -> dict[str, list]:
-        """What was made of θ_0 and its successors, not of the controls, and at the end of the newest."""
-        lines = [line for line in self.lines if line["kind"] != "control"]
-        return {name: [*(self.inputs[name][line[name]] for line in lines), one] for name, one in newest.items()}
 
 
 def sources(run: Run) -> tuple[list, Any, dict]:

@@ -21,12 +21,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
 from spin_core.config.base import Section
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError
-from spin_core.job import Runtime
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Ref, Step, source
+from spin_core.runtime.step import Step
 from spin_core.sources import resolve
+from spin_core.sources.references import Ref, source
 from spin_core.stages import evaluate as evaluate_stage
 from spin_core.stages import finetune as finetune_stage
 from spin_core.stages import generate as generate_stage

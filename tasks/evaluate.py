@@ -1,7 +1,7 @@
 """evaluate: a model's metrics on the held-out rows; with the pairs it was trained on, against its opponent."""
 
+from spin_core.config.score import score_settings
 from spin_core.stages import evaluate as core
-from spin_core.stages.finetune import score_settings
 from tasks.runner.run import Run
 from tasks.runner.stage import stage
 

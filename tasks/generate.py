@@ -1,6 +1,6 @@
 """generate: shards of prompts to the opponent's answers."""
 
-from spin_core.runtime.step import Ref
+from spin_core.sources.references import Ref
 from spin_core.stages import generate as core
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run

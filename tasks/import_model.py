@@ -1,7 +1,6 @@
 """import_model: θ_t from outside the store, for a run that begins at iteration t."""
 
-from spin_core.runtime.step import Ref
-from spin_core.sources.references import origin
+from spin_core.sources.references import Ref, origin
 from spin_core.stages import import_model as core
 from tasks.runner.run import Run
 from tasks.runner.stage import stage

@@ -1,7 +1,7 @@
 """score: the opponent's log-probs of one pair set."""
 
+from spin_core.config.score import score_settings
 from spin_core.stages import score as core
-from spin_core.stages.finetune import score_settings
 from tasks.runner.run import Run
 from tasks.runner.stage import stage
 

@@ -171,8 +171,8 @@ def _fields() -> str:
 
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
+    from flows.ending import watched
     from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers, configured_server
-    from flows.server.ending import watched
 
     url = configured_server()
     if url and not answers(url, BUSY_SECONDS):

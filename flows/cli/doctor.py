@@ -10,9 +10,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from spin_core.config.harness import LM_EVAL
 from spin_core.errors import SpinloopError
 from spin_core.runtime import gpus, vllm_env
-from spin_core.stages.harness import LM_EVAL
 from spin_core.store.opening import exists, is_remote, open_store
 
 NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")

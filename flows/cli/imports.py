@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Ref, Step, compute, look_up
-from spin_core.sources.references import find, origin
+from spin_core.runtime.step import Step, compute, look_up
+from spin_core.sources.references import Ref, find, origin
 from spin_core.sources.resolve import Kind
 from spin_core.stages import import_model, import_pairs
 from spin_core.store.opening import open_store

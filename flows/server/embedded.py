@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.runtime.child import python_path
+from spin_core.runtime.launch import python_path
 
 START_SECONDS = 120
 BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve, took over 5 on a busy machine

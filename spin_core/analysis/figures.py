@@ -292,3 +292,12 @@ def _lines(path: Path) -> Iterator[dict]:
             if not isinstance(value, dict):
                 raise BadInput(f"{path}, line {count}: a JSON object is needed; run the stage that wrote it again.")
             yield value
+
+
+def setting_text(value: object) -> str:
+    """A setting's value as a profile writes it, on one line, cut."""
+    if isinstance(value, str):
+        return plain(" ".join(value.split()), 120) or '""'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return plain(json.dumps(value, ensure_ascii=False, default=str), 120) if value is not None else "none"

@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from spin_core.analysis.figures import plain
-from spin_core.report.page import setting_text
+from spin_core.analysis.figures import plain, setting_text
 
 DEFAULT = "zephyr-7b"
 OUTSIDE = ("name", "runtime")

@@ -17,7 +17,7 @@ from pathlib import Path
 from spin_core.analysis.bootstrap import interval
 from spin_core.analysis.figures import Model, number, plain, short, show
 from spin_core.analysis.profile_diff import Difference, differences
-from spin_core.engines.harness.weights import weights
+from spin_core.analysis.task_weights import weights
 from spin_core.errors import BadInput
 
 LONG = {  # names of metrics in a sentence

@@ -11,19 +11,19 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spin_core.config import yaml_reader
 from spin_core.config.base import Section
+from spin_core.config.chat import ChatSection
+from spin_core.config.dataset import Dataset
+from spin_core.config.evaluate import Evaluate
+from spin_core.config.finetune import Finetune
+from spin_core.config.gate import Gate
+from spin_core.config.gather import Gather
+from spin_core.config.generate import Generate
+from spin_core.config.harness import Harness
+from spin_core.config.runtime import Runtime
+from spin_core.config.score import engine_logps_unusable, score_settings
+from spin_core.config.sft import Sft
+from spin_core.config.start import Start
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
-from spin_core.modeling import sampled_logps
-from spin_core.modeling.chat import ChatSection
-from spin_core.stages.evaluate import Evaluate
-from spin_core.stages.finetune import Finetune, score_settings
-from spin_core.stages.gate import Gate
-from spin_core.stages.gather import Gather
-from spin_core.stages.generate import Generate
-from spin_core.stages.harness import Harness
-from spin_core.stages.import_pairs import Start
-from spin_core.stages.reformat import Dataset
-from spin_core.stages.sft import Sft
 
 PROFILES = Path(__file__).resolve().parents[2] / "deployments" / "profiles"
 PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
@@ -147,7 +147,7 @@ class Config(Section):
                 raise ValueError(f"start.pairs.{t}: imported pairs have no log-probs; set finetune.engine_logps: false")
 
     def _engine_logps_are_there(self, t: int, where: str) -> None:
-        if why := sampled_logps.unusable(score_settings(self.at(t).finetune), self.chat):
+        if why := engine_logps_unusable(score_settings(self.at(t).finetune), self.chat):
             raise ValueError(f"finetune.engine_logps{where}: {why}")
         for made in range(max(0, t + 1 - self.history), t + 1):
             if not self.at(made).generate.logprobs:

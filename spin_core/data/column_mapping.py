@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from spin_core.data.rows import Messages
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Messages
 
 Turns = Literal["first", "last", "all"]
 Columns = dict[str, str]

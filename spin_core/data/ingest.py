@@ -26,7 +26,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
 if TYPE_CHECKING:
-    from spin_core.stages.reformat import Dataset
+    from spin_core.config.dataset import Dataset
 
 PUBLISHED_SEED = 42
 

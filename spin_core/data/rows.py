@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from spin_core.data.table_file import column_names, read_batches, write_table
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Messages
+
+Messages = list[dict[str, str]]
+"""A conversation: `{"role": "system" | "user" | "assistant", "content": text}` in order."""
 
 TRAIN_FILE = "train_prefs-00000-of-00001.parquet"
 TEST_FILE = "test_prefs-00000-of-00001.parquet"

@@ -32,7 +32,8 @@ from spin_core.engines.decoding import Rate, Row, Sampler
 from spin_core.engines.slots import answers, unfit
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
-from spin_core.modeling.loading import apply_threads, load_tokenizer, opponent, process_device, source_dtype
+from spin_core.modeling.loading import apply_threads, load_tokenizer, process_device, source_dtype
+from spin_core.modeling.opponent import opponent
 from spin_core.runtime import process_group
 
 

@@ -16,9 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spin_core.config.runtime import Runtime
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
-from spin_core.job import Job, Runtime
+from spin_core.job import Job
 from spin_core.runtime import gpus
 
 SETTINGS = {

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from spin_core.config.finetune import Lora
 from spin_core.config.profile import Config
 from spin_core.estimate import memory
 from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
-from spin_core.stages.finetune import Lora
 
 Change = dict[str, Any]
 """Field of the profile → its other value."""

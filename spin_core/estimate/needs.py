@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
+from spin_core.config.sft import Sft
 from spin_core.estimate import memory
 from spin_core.estimate.activations import Batch, Form
 from spin_core.estimate.architecture import Architecture
 from spin_core.estimate.hardware import Gpu, Hardware
 from spin_core.estimate.todo import Data
-from spin_core.stages.finetune import Finetune
-from spin_core.stages.sft import Sft
 
 GIB = 1 << 30
 CONTEXT = 1.0 * GIB

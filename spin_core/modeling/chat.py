@@ -11,30 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from spin_core.config.base import Section
+from spin_core.config.chat import ChatSection
+from spin_core.data.rows import Messages
 from spin_core.data.sandbox import templates
 from spin_core.errors import BadInput
 
-Messages = list[dict[str, str]]
-"""A conversation: `{"role": "system" | "user" | "assistant", "content": text}` in order."""
-
 PROBE: Messages = [{"role": "user", "content": "What is two plus two?"}]
 SENTINEL = "spinloop sentinel answer"
-
-
-class ChatSection(Section):
-    """`chat:` in a profile."""
-
-    template: Literal["model", "paper"] = Field(
-        "model",
-        description="model: the tokenizer's own chat template everywhere. paper: generate under '### Instruction: …', "
-        "score under the chat template, as the published runs did.",
-    )
-    max_prompt_length: int = Field(512, ge=1, description="Tokens of prompt; a longer prompt keeps its last tokens.")
 
 
 class Chat:

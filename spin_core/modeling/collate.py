@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.data.rows import Pair
+from spin_core.config.score import Score
+from spin_core.data.rows import Messages, Pair
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.modeling.chat import Chat, Messages, reference_texts
+from spin_core.modeling.chat import Chat, reference_texts
 from spin_core.modeling.loss import IGNORE
-from spin_core.stages.score import Score
 
 Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask`, `labels`: int64 [B, W], padded on the right; labels −100 outside the answers."""

@@ -6,7 +6,6 @@ part's work), no quantised or adapter checkpoints.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -25,9 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, StageFailed
-from spin_core.job import Runtime
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.chat import Chat
 from spin_core.runtime import process_group
 from spin_core.sources import remote_code
 
@@ -41,8 +41,6 @@ KEPT_FILES = (
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 Quantize = Literal["none", "nf4"]
-
-_opponent: dict[tuple[Path, str, torch.dtype, Quantize, bool], PreTrainedModel] = {}
 
 
 def pick_device(runtime: Runtime) -> torch.device:
@@ -175,35 +173,6 @@ def _nf4(device: torch.device) -> dict[str, Any]:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     return {"dtype": torch.bfloat16, "quantization_config": how, "device_map": {"": device}}
-
-
-def opponent(
-    path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, quantize: Quantize = "none",
-    parts: bool = False,
-) -> PreTrainedModel:  # fmt: skip
-    """`load_model` for reading, remembered: shards of one iteration that run in one process load it once. With `parts`
-    each of several processes holds a part of it (FSDP2), and all must run the same passes.
-
-    One model is kept; another key frees it first. Paths are store trees, whose content never changes.
-    """
-    key = (Path(path).resolve(), str(device), dtype, quantize, parts)
-    if key not in _opponent:
-        release_opponent()
-        if parts:
-            from spin_core.training import fsdp
-
-            _opponent[key] = fsdp.load(path, torch.device(device), dtype)
-        else:
-            _opponent[key] = load_model(path, device, dtype, quantize=quantize)
-    return _opponent[key]
-
-
-def release_opponent() -> None:
-    """Frees the model that `opponent` remembers, so that training has the memory."""
-    _opponent.clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def use_liger(model: PreTrainedModel) -> None:

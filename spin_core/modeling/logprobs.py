@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.modeling import attention
 from spin_core.modeling.chunked_logps import Head, head_of, label_logps
 from spin_core.modeling.collate import Tokens

@@ -22,7 +22,7 @@ from spin_core.errors import BadInput
 from spin_core.modeling.loading import load_model
 
 if TYPE_CHECKING:
-    from spin_core.stages.finetune import Lora
+    from spin_core.config.finetune import Lora
 
 ADAPTER = "default"
 

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING
 
 from spin_core.data.rows import Pair, fraction
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import ChatSection
 
 if TYPE_CHECKING:
     from spin_core.modeling.collate import Tokens
-    from spin_core.stages.score import Score
 
 FILE = "engine_logps.jsonl"
 TOLERANCE = 5e-3
@@ -29,22 +27,6 @@ TOLERANCE = 5e-3
 0.6 to 14 where the answer was tokenised otherwise. Times β = 0.1 it is 5e-4 in the loss's argument."""
 CHECKED, CHECKED_SHARE = 32, 0.05
 """How many answers are computed to compare: so many, or this share of them where that is more."""
-
-
-def unusable(settings: Score, chat: ChatSection) -> str:
-    """Why no log-prob of an engine can stand for score's own under these settings; empty where it can."""
-    if chat.template != "model":
-        return f"under `chat.template: {chat.template}` the prompt that is scored is not the one that was sampled from"
-    if settings.collation != "exact":
-        return f"under `collation: {settings.collation}` the tokens that are scored are not those that were sampled"
-    if settings.quantize != "none":
-        return f"the engine's model is not quantised, and the opponent is (`lora.quantize: {settings.quantize}`)"
-    if settings.precision != "float32":
-        return (
-            f"in {settings.precision} the rounding of two programs differs by more than an answer may; set `precision: "
-            "float32`"
-        )
-    return ""
 
 
 def usable(

@@ -7,12 +7,17 @@ Not here: how the parts are made and put together (`zero`, `fsdp`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import init_empty_weights
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -51,3 +56,43 @@ def fill(model: PreTrainedModel, path: Path, put: Put, train: bool, device: torc
     loading.no_dropout(model)
     model.in_parts = True  # type: ignore[assignment]
     return model.requires_grad_(train).train(train)
+
+
+def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False) -> PreTrainedModel:
+    """The model in `path`, of which each process has a part, on `device`; `dtype` is that of the parts."""
+    process_group.begin()
+    with init_empty_weights(include_buffers=False):
+        model = empty_model(path)
+    model.tie_weights()  # again: every weight was replaced when it was registered
+    mesh = init_device_mesh(device.type, (process_group.world(),))
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)  # tied weights have several
+
+    def put(name: str, parameter: Any, value: Tensor | None) -> None:
+        given = torch.empty(parameter.shape, dtype=dtype, device=device) if value is None else value.to(device, dtype)
+        own = torch.nn.Parameter(distribute_tensor(given, parameter.device_mesh, parameter.placements))
+        for place in names[parameter]:
+            owner, _, last = place.rpartition(".")
+            setattr(model.get_submodule(owner), last, own)
+
+    fill(model, path, put, train, device)
+    model.load_state_dict({}, strict=False)  # tells FSDP that its parameters are others now
+    _run_inside(model)
+    return model
+
+
+def _run_inside(model: PreTrainedModel) -> None:
+    """`model(inside=f)` gives `f()`, run as the model's forward pass: with its outermost weights gathered."""
+    plain = model.forward
+
+    @wraps(plain)
+    def forward(*args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return inside() if inside else plain(*args, **kwargs)
+
+    model.forward = forward  # type: ignore[method-assign]
+    model.runs_inside = True  # type: ignore[assignment]

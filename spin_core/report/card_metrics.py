@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spin_core.analysis.figures import Z95, markdown_text, number, wilson
 
 if TYPE_CHECKING:
-    from spin_core.report.run_card import RunFacts
+    from spin_core.report.run_facts import RunFacts
 
 RATES = {
     "exact_match/greedy": "exact match, greedy answers",

@@ -3,10 +3,9 @@ from outside escaped and bounded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
-from spin_core.analysis.figures import plain, show
+from spin_core.analysis.figures import plain, setting_text, show
 from spin_core.analysis.verdict import value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import CSS, PAGE
@@ -69,15 +68,6 @@ def overrides(profile: Mapping) -> Table | None:
         if lines
         else None
     )
-
-
-def setting_text(value: object) -> str:
-    """A setting's value as a profile writes it, on one line, cut."""
-    if isinstance(value, str):
-        return plain(" ".join(value.split()), 120) or '""'
-    if isinstance(value, float):
-        return f"{value:g}"
-    return plain(json.dumps(value, ensure_ascii=False, default=str), 120) if value is not None else "none"
 
 
 def rendered(template: str, **values: object) -> str:

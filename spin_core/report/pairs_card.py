@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE
 from spin_core.report import model_card
-from spin_core.report.run_card import RunFacts, hub_ids
+from spin_core.report.run_facts import RunFacts, hub_ids
 
 
 def place(t: int, file: str) -> str:

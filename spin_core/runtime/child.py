@@ -23,15 +23,15 @@ from functools import partial
 from pathlib import Path
 
 from spin_core import errors
+from spin_core.config.runtime import Runtime
 from spin_core.errors import ChildDied, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime import launch, rendezvous
+from spin_core.runtime.launch import RANKS, python_path
 
 LAST_LINES = 20
 GROUP_SECONDS = 5.0
 ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
 RUBBISH = 100  # characters of it that are told
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def launched(runtime: dict) -> Launch:
@@ -43,15 +43,6 @@ def launched(runtime: dict) -> Launch:
     first = rendezvous.leader()
     command = launch.command(sys.executable, how.compute, 0, first.here.leader, port)
     return Launch(command, launch.environment(how), partial(first.call, how.compute, how.device, port), first.release)
-
-
-def python_path() -> str:
-    """PYTHONPATH for a child started with -P, which keeps the current folder (a user's queue.py) out of its imports."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
-
-RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ACCELERATE_USE_CPU")
-"""Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import subprocess
 from functools import cache
 from itertools import takewhile
 
+from spin_core.config.runtime import Pools, Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Pools, Runtime
 
 
 def visible() -> list[str]:

@@ -9,9 +9,12 @@ import os
 import socket
 from pathlib import Path
 
-from spin_core.job import Compute, Runtime
+from spin_core.config.runtime import Compute, Runtime
 from spin_core.runtime import gpus
 
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ACCELERATE_USE_CPU")
+"""Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
 TRAINING = ("sft", "finetune")
 DEFAULTS = Path(__file__).with_name("accelerate.yaml")
 STAGES = ("sft", "finetune", "score", "evaluate", "generate")
@@ -55,3 +58,8 @@ def free_port() -> int:
         listener.bind(("", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def python_path() -> str:
+    """PYTHONPATH for a child started with -P, which keeps the current folder (a user's queue.py) out of its imports."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

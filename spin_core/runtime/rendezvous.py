@@ -21,8 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
+from spin_core.config.runtime import Compute, Runtime
 from spin_core.errors import BadInput, ChildDied, StageFailed
-from spin_core.job import Compute, Runtime
 from spin_core.runtime import launch
 
 RANK = ("SPINLOOP_NODE_RANK", "JOB_COMPLETION_INDEX", "SLURM_NODEID", "OMPI_COMM_WORLD_NODE_RANK", "GROUP_RANK")
@@ -219,12 +219,11 @@ def _named(nodes: list[int]) -> str:
 
 
 def _take_part(leader: socket.socket, here: Place, how: Runtime, port: int, python: str) -> None:
-    from spin_core.runtime.child import RANKS, python_path
 
-    inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
+    inherited = {name: value for name, value in os.environ.items() if name not in launch.RANKS}
     process = subprocess.Popen(
         launch.command(python, how.compute, here.rank, here.leader, port),
-        env={**inherited, "PYTHONPATH": python_path(), **launch.environment(how)},
+        env={**inherited, "PYTHONPATH": launch.python_path(), **launch.environment(how)},
         stdin=subprocess.PIPE,  # ends with this process, however that ends: the workers see it
         start_new_session=True,
     )

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -21,11 +21,12 @@ from pathlib import Path
 from types import ModuleType
 
 from spin_core.config.base import Section
+from spin_core.config.runtime import Runtime
 from spin_core.errors import StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime import gpus, launch, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.sources import resolve
+from spin_core.sources.references import Ref, RefInputs
 from spin_core.store import keys
 from spin_core.store.code import code_digest
 from spin_core.store.store import Record, Store
@@ -43,34 +44,6 @@ def _code(module: str) -> str:
     takes 0.2 s; one thread does it, where forty that find the cache empty took 8 s of a run with 300 cached shards."""
     with _CODE:
         return _code_digest(module)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """What a step reads or has written, by content. Small: this is all that goes through Prefect.
-
-    A tree in the store (`digest`), one file in a tree (`digest` of the file, `tree`, `file`), or a source outside
-    (`path`; `kind` and `split` say what of it counts, see `sources.resolve`).
-    """
-
-    digest: str
-    tree: str = ""
-    file: str = ""
-    path: str = ""
-    kind: resolve.Kind = "dataset"
-    split: str = ""
-    stamp: str = ""
-    """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
-    hub: str = ""
-    """`org/name@commit` of a source that was downloaded; the record tells it, and no key has it."""
-
-    def locate(self, store: Store) -> Path:
-        if self.path:
-            return Path(self.path)
-        return store.input_tree(self.tree or self.digest) / self.file
-
-
-RefInputs = Mapping[str, Ref | Sequence[Ref]]
 
 
 @dataclass(frozen=True)
@@ -212,24 +185,6 @@ def _git(*command: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
-
-
-def source(
-    path: str, kind: resolve.Kind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
-) -> Ref:
-    """A model or dataset outside the store, by its content at this moment; `notes` gets what the user should know of
-    it. Raises BadInput naming it."""
-    found = resolve.resolve(path, kind, revision, base_dir, split)
-    if found.note and notes is not None and found.note not in notes:
-        notes.append(found.note)
-    return Ref(
-        digest=found.digest,
-        path=str(found.path),
-        kind=kind,
-        split=split,
-        stamp=found.stamp or resolve.stamp(found.path),
-        hub=f"{path}@{found.revision}" if found.revision else "",
-    )
 
 
 def shards(store: Store, rows: Ref) -> list[Ref]:

@@ -24,8 +24,9 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import SpinloopError
-from spin_core.job import Job, Runtime
+from spin_core.job import Job
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -8,15 +8,62 @@ Is not: the import (`spin_core/stages/import_pairs.py`, `import_model.py`), nor 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core.errors import BadInput
-from spin_core.runtime.step import Ref, source
 from spin_core.sources import resolve
 from spin_core.store.keys import DIGEST
 from spin_core.store.store import Store
 
 AT = re.compile(r"([\w.-]+/[\w./-]+)@([\w./-]+)")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a step reads or has written, by content. Small: this is all that goes through Prefect.
+
+    A tree in the store (`digest`), one file in a tree (`digest` of the file, `tree`, `file`), or a source outside
+    (`path`; `kind` and `split` say what of it counts, see `sources.resolve`).
+    """
+
+    digest: str
+    tree: str = ""
+    file: str = ""
+    path: str = ""
+    kind: resolve.Kind = "dataset"
+    split: str = ""
+    stamp: str = ""
+    """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
+    hub: str = ""
+    """`org/name@commit` of a source that was downloaded; the record tells it, and no key has it."""
+
+    def locate(self, store: Store) -> Path:
+        if self.path:
+            return Path(self.path)
+        return store.input_tree(self.tree or self.digest) / self.file
+
+
+RefInputs = Mapping[str, Ref | Sequence[Ref]]
+
+
+def source(
+    path: str, kind: resolve.Kind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
+) -> Ref:
+    """A model or dataset outside the store, by its content at this moment; `notes` gets what the user should know of
+    it. Raises BadInput naming it."""
+    found = resolve.resolve(path, kind, revision, base_dir, split)
+    if found.note and notes is not None and found.note not in notes:
+        notes.append(found.note)
+    return Ref(
+        digest=found.digest,
+        path=str(found.path),
+        kind=kind,
+        split=split,
+        stamp=found.stamp or resolve.stamp(found.path),
+        hub=f"{path}@{found.revision}" if found.revision else "",
+    )
 
 
 def find(

@@ -27,54 +27,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from spin_core.analysis.answer_style import repetition, style
 from spin_core.config.base import Section
+from spin_core.config.chat import ChatSection
+from spin_core.config.evaluate import Evaluate
+from spin_core.config.score import Score
 from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.chat import Chat
 from spin_core.stages.generate import request, sampling
-from spin_core.stages.score import Score, logps_of, read_scores
+from spin_core.stages.score import logps_of, read_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 2
-
-
-class Evaluate(Section):
-    """`evaluate:` in a profile."""
-
-    exact_match: str = Field(
-        "",
-        description="'answer': the whole answer must equal the real one. A regular expression: its first group must be "
-        "equal in both (GSM8K: '#### (.+)'). Empty: no exact match.",
-    )
-    answers: bool = Field(
-        True, description="Answer the held-out prompts: for exact match, length, repetition, and to read them."
-    )
-    sampled: bool = Field(True, description="An answer drawn at temperature 1 beside the greedy one.")
-    max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer to a held-out prompt.")
-
-    @model_validator(mode="after")
-    def _has_what_it_judges(self) -> Evaluate:
-        if self.exact_match and not self.answers:
-            raise ValueError("exact_match needs answers: true")
-        return self
-
-    @field_validator("exact_match")
-    @classmethod
-    def _has_a_group(cls, value: str) -> str:
-        try:
-            groups = re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"is not a regular expression ({error})") from None
-        if value not in ("", "answer") and not groups:
-            raise ValueError("needs a group, as in '#### (.+)', or the word answer")
-        return value
 
 
 class Config(Section):

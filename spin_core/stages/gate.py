@@ -30,8 +30,9 @@ from pydantic import Field
 
 from spin_core.analysis.bootstrap import Interval, interval
 from spin_core.analysis.figures import Model, read_model, show
+from spin_core.analysis.task_weights import weights
 from spin_core.config.base import Section
-from spin_core.engines.harness.weights import weights
+from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -58,22 +59,6 @@ PINNED, WON = 0.99, 0.1
 """Held-out accuracy that is 1 for all purposes (a few pairs of equal answers never become right), and the loss below
 which it is pinned there: pairs then weigh less than a tenth in the gradient. A first iteration on a weak model is soon
 right about every pair, at a loss of 0.3, and still learns."""
-
-
-class Gate(Section):
-    """`gate:` in a profile."""
-
-    metric: Literal["auto", "harness", "exact_match/greedy", "exact_match/sampled", "nll/real"] = Field(
-        "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
-    )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
-    resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")
-    min_rows: int = Field(30, ge=2, description="Fewer held-out rows than this decide nothing.")
-    fixed_point: Literal["stop", "go on"] = Field(
-        "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
-    )
-    worse: Literal["stop", "go on"] = Field("go on", description="After a model that is clearly worse than the best.")
-    alarm: Literal["stop", "go on"] = Field("go on", description="After signs of collapse, or of a game that is won.")
 
 
 class Config(Section):

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
-
-from pydantic import Field
+from typing import Any, TextIO, cast
 
 from spin_core.config.base import Section
+from spin_core.config.gather import Gather
 from spin_core.data.answer_index import Answers, digests
 from spin_core.data.pair_quality import PairQuality
 from spin_core.data.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs
@@ -29,17 +28,6 @@ VERSION = 1
 
 MAX_IDS = 300
 """Ids of rejected rows that quality.json lists for a split; their number is there in full."""
-
-
-class Gather(Section):
-    """`gather:` in a profile."""
-
-    truncated: Literal["keep", "drop", "report"] = Field(
-        "keep",
-        description="Answers cut at max_new_tokens. keep: they are pairs, scored without an end, as sampled. drop: no "
-        "pairs, so the model never learns against its own long answers. report: keep them, and list them in "
-        "truncated.jsonl, to see whether max_new_tokens is too low.",
-    )
 
 
 class Config(Section):

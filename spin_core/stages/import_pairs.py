@@ -23,8 +23,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field
-
 from spin_core.config.base import Section
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pair_quality import PairQuality
@@ -38,23 +36,6 @@ MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
 TWICE = "the same pair again"
-
-
-class Start(Section):
-    """`start:` in a profile: where a run begins that goes on from what was published, or from another run."""
-
-    iteration: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="The first iteration that is played. From 1 on `model` is not θ_0 but the θ of this number, and it "
-        "is imported into the store.",
-    )
-    pairs: dict[int, str] = Field(
-        default_factory=dict,
-        description="Iteration → its pairs, which are imported and not generated: a folder, a hub id (org/name, "
-        "org/name/folder, with @revision), or the digest of an artifact of the store.",
-    )
 
 
 class Config(Section):

@@ -16,16 +16,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
-
-from pydantic import Field
+from typing import TYPE_CHECKING, cast
 
 from spin_core.config.base import Section
+from spin_core.config.chat import ChatSection
+from spin_core.config.score import Score, engine_logps_unusable
 from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job
 from spin_core.modeling import sampled_logps
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
@@ -33,17 +33,6 @@ if TYPE_CHECKING:
     from spin_core.modeling.packing import Group
 
 VERSION = 1
-
-
-class Score(Section):
-    """Taken from `finetune:`; the settings that change a log-prob."""
-
-    max_length: int
-    precision: Literal["float32", "bfloat16"]
-    collation: Literal["exact", "reference"]
-    quantize: Literal["none", "nf4"] = Field("none", json_schema_extra={"omit_default": True})
-    """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
-    engine_logps: bool = Field(False, json_schema_extra={"omit_default": True})
 
 
 class Config(Section):
@@ -95,7 +84,7 @@ def _with_engines(
     A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
     """
     path, found = cast(Path, inputs["model"]), {}
-    if why := sampled_logps.unusable(settings, chat.section):
+    if why := engine_logps_unusable(settings, chat.section):
         job.note(f"score: no log-prob is taken from the engine: {why}.")
     else:
         found = sampled_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
@@ -126,8 +115,9 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     """
     import torch
 
-    from spin_core.modeling.loading import apply_threads, opponent, process_device
+    from spin_core.modeling.loading import apply_threads, process_device
     from spin_core.modeling.logprobs import make_policy
+    from spin_core.modeling.opponent import opponent
     from spin_core.runtime import process_group
 
     if not groups:

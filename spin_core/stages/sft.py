@@ -11,35 +11,17 @@ optimiser step, and a model card (README.md)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
-
-from pydantic import Field
+from typing import cast
 
 from spin_core.config.base import Section
+from spin_core.config.chat import ChatSection
+from spin_core.config.sft import Sft
 from spin_core.data.rows import TRAIN_FILE, read_rows
 from spin_core.job import Inputs, Job
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
 
 VERSION = 2
-
-
-class Sft(Section):
-    """`sft:` in a profile."""
-
-    lr: float = Field(2e-5, gt=0, description="Peak learning rate.")
-    epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
-    global_batch: int = Field(64, ge=1, description="Rows in one optimiser step.")
-    optimizer: Literal["rmsprop", "adamw"] = Field("adamw", description="Optimiser.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
-    warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="Part of the schedule spent warming up; linear decay to 0 after it."
-    )
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by norm; 0 is none.")
-    max_length: int = Field(1024, ge=2, description="Tokens of prompt and answer together.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast, float32 weights and log-probs."
-    )
 
 
 class Config(Section):
@@ -53,6 +35,7 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
     from spin_core.modeling import loading
+    from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
     from spin_core.training.loop import Plan, load_trainable, train, write_results
     from spin_core.training.objectives import AnswerRows
@@ -61,7 +44,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     source, part = cast(Path, inputs["model"]), config.sft
     chat = loading.load_chat(source, config.chat)
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
-    loading.release_opponent()
+    release_opponent()
     model = load_trainable(source, job)
     plan = Plan(
         lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,

@@ -18,7 +18,7 @@ from spin_core.store.keys import canonical
 
 ROOT = Path(__file__).resolve().parents[2]
 # How a stage is run, shown or stored is not what it computes.
-LEFT_OUT = ("errors", "job", "config.base", "store")
+LEFT_OUT = ("errors", "job", "config.base", "config.runtime", "store")
 # `kind` is the u of u"text"; the other one is a comment.
 UNSEEN = {"kind", "type_comment"}
 

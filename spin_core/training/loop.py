@@ -136,9 +136,9 @@ def load_trainable(source: Path, job: Job) -> PreTrainedModel:
 
         return zero.load(source, compute, make_accelerator(job).device)
     if compute.sharding == "fsdp2":
-        from spin_core.training import fsdp
+        from spin_core.modeling import sharded_loading
 
-        return fsdp.load(source, make_accelerator(job).device, train=True)
+        return sharded_loading.load(source, make_accelerator(job).device, train=True)
     return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spin_core.config.runtime import Compute
 from spin_core.errors import BadInput
-from spin_core.job import Compute
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.sharded_loading import empty_model, fill
 from spin_core.runtime import process_group

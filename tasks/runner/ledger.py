@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 
 from spin_core.config.profile import Config
-from spin_core.report import run_card
+from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
 from spin_core.runtime.step import title
 from spin_core.stages.report import STEPS_MARK
@@ -71,7 +71,7 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
     steps = [vars(entry) for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
-    best = run_card.best_tree(store, name)
+    best = run_facts.best_tree(store, name)
     if best or report:
         store.link_run(name, {runs.BEST: best})
     if report:

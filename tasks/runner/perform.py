@@ -9,7 +9,8 @@ from typing import Any
 from prefect.logging import get_run_logger
 
 from spin_core.errors import ChildDied, SpinloopError, StageFailed
-from spin_core.runtime.step import Ref, Step, compute, in_words, look_up
+from spin_core.runtime.step import Step, compute, in_words, look_up
+from spin_core.sources.references import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
 from tasks.runner.steps import Steps

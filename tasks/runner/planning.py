@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_core.runtime.step import Ref, Step, compute, look_up
+from spin_core.runtime.step import Step, compute, look_up
 from spin_core.sources import resolve
+from spin_core.sources.references import Ref
 from spin_core.stages import reformat
 from spin_core.store import keys
 from spin_core.store.explain import explain

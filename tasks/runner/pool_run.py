@@ -21,10 +21,11 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Cancelling
 
 from spin_core import errors
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, StoreError
-from spin_core.job import Runtime
 from spin_core.runtime import launch
-from spin_core.runtime.step import Ref, Step, title
+from spin_core.runtime.step import Step, title
+from spin_core.sources.references import Ref
 from spin_core.store.store import Store
 
 DEFAULT = "spin-gpu"  # pool of the stages that need a GPU, in runs of deployments

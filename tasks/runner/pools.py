@@ -17,8 +17,9 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as own_flow_run
 
-from spin_core.job import Runtime
-from spin_core.runtime.step import Ref, Step, look_up
+from spin_core.config.runtime import Runtime
+from spin_core.runtime.step import Step, look_up
+from spin_core.sources.references import Ref
 from spin_core.store import keys
 from spin_core.store.store import Record, Store
 from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key

@@ -9,10 +9,11 @@ from typing import Any
 
 from spin_core.config.profile import Config
 from spin_core.errors import SpinloopError, StoreError
-from spin_core.report import run_card
+from spin_core.report import run_facts
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Ref, Step, shards
+from spin_core.runtime.step import Step, shards
 from spin_core.sources import references, resolve
+from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner import artifacts, events
 from tasks.runner.ledger import Pending, card, lay_out, run_name
@@ -89,7 +90,7 @@ class Run(Steps):
         return told
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
-        self.store.write_run_file(name, run_card.SOURCES, run_card.sources_file(self.sources))
+        self.store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
         folder = lay_out(self.store, name, self.titles, self.ledger, report)
         self.throughput.write(self.store, name)
         card(self.store, name)

@@ -19,7 +19,8 @@ from prefect.states import Completed
 
 from spin_core.config.base import Section
 from spin_core.errors import ChildDied
-from spin_core.runtime.step import Ref, Step
+from spin_core.runtime.step import Step
+from spin_core.sources.references import Ref
 from tasks.runner.perform import RETRIES, perform
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import SpinloopError, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Ref, Step
+from spin_core.runtime.step import Step
+from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.ledger import Entry
 from tasks.runner.progress import Progress

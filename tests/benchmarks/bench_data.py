@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from spin_core.data.readers import read
+from spin_core.data.rows import Messages
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Chat, Messages
+from spin_core.modeling.chat import Chat
 from spin_core.modeling.collate import encode_answer
 
 SETS = ("short", "long")

@@ -23,14 +23,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.data.readers import read
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
-from spin_core.modeling.chat import ChatSection
 from spin_core.modeling.loading import load_chat
 from spin_core.runtime import gpus, vllm_env
-from spin_core.runtime.child import Children, python_path
-from spin_core.runtime.step import Step, compute, source
+from spin_core.runtime.child import Children
+from spin_core.runtime.launch import python_path
+from spin_core.runtime.step import Step, compute
+from spin_core.sources.references import source
 from spin_core.sources.resolve import resolve
 from spin_core.stages import generate
 from spin_core.store.store import Store

@@ -21,8 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import ChatSection
 from spin_core.sources.resolve import resolve
 from tests.benchmarks.bench_tables import NAMES, page, ratios, spread, verdicts
 

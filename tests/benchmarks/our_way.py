@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
-from spin_core.job import Job, Runtime
-from spin_core.modeling.chat import ChatSection
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
+from spin_core.job import Job
 from tests.benchmarks.bench_work import Watch, Work
 
 
 def run(work: Work, watch: Watch) -> list[float]:
     """The whole training run, as the stages score and finetune do it, the probing of the model included; returns the
     loss of each optimiser step."""
-    from spin_core.modeling.loading import load_model, release_opponent
+    from spin_core.modeling.loading import load_model
+    from spin_core.modeling.opponent import release_opponent
     from spin_core.training.loop import train
     from spin_core.training.objectives import SpinPairs
 
@@ -41,8 +43,9 @@ def _job(work: Work, folder: Path) -> Job:
 
 def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
     """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
+    from spin_core.config.score import Score
     from spin_core.modeling.loading import load_chat
-    from spin_core.stages.score import Score, logps_of
+    from spin_core.stages.score import logps_of
 
     chat = load_chat(work.path, ChatSection(max_prompt_length=work.longest))
     settings = Score(max_length=work.longest, precision=work.precision, collation="exact")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.runtime import gpus
 
 

@@ -159,7 +159,7 @@ def test_process_is_what_prefect_takes():
 
 def test_stage_of_several_nodes_asks_for_them():
     """Catches a run whose profile has `compute.nodes: 4` and whose Job has one pod, which then waits for three."""
-    from spin_core.job import Compute, Runtime
+    from spin_core.config.runtime import Compute, Runtime
     from tasks.runner.pool_run import machines
 
     def asked(stage: str, **compute) -> dict:

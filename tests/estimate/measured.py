@@ -119,8 +119,9 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
     """Two optimiser steps, the second with the optimiser's state there from the first."""
     import torch
 
-    from spin_core.job import Compute, Job, Runtime
-    from spin_core.stages.finetune import Lora
+    from spin_core.config.finetune import Lora
+    from spin_core.config.runtime import Compute, Runtime
+    from spin_core.job import Job
     from spin_core.training.loop import Plan, load_trainable, train
     from spin_core.training.objectives import AnswerRows, SpinPairs
 
@@ -155,7 +156,7 @@ def _score(case: Case) -> Any:
     """What `stages.score.logps_of` does, on a model that is not read from a disk."""
     import torch
 
-    from spin_core.job import Runtime
+    from spin_core.config.runtime import Runtime
     from spin_core.modeling.logprobs import make_policy, micro_batches
 
     groups = _examples(case)

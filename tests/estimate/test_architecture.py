@@ -48,8 +48,8 @@ def test_weights_are_those_of_the_model_that_the_config_makes(tied: bool) -> Non
 
 def test_adapter_has_the_weights_that_peft_makes() -> None:
     """Catches a LoRA that is counted on the attention alone, or on the output layer too."""
+    from spin_core.config.finetune import Lora
     from spin_core.modeling.lora import add_adapter
-    from spin_core.stages.finetune import Lora
     from tests.estimate.cases import NARROW
     from tests.estimate.measured import llama
 

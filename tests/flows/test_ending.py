@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flows.server.ending import known, watched
+from flows.ending import known, watched
 
 
 def told(outcome: object, what: str) -> int:

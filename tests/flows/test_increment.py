@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.modeling.chat import ChatSection
+from spin_core.config.chat import ChatSection
 from spin_core.runtime.step import Step
 from spin_core.stages import generate
 from spin_core.store.store import Record, Store

@@ -11,9 +11,9 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.errors import StageFailed
-from spin_core.job import Runtime
-from spin_core.modeling.chat import ChatSection
 from spin_core.runtime.step import Step
 from spin_core.stages import sft
 from spin_core.store.store import Store

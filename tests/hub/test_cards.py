@@ -13,7 +13,8 @@ from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.report import model_card
 from spin_core.report.card_metrics import measures
-from spin_core.report.run_card import RunFacts, full_card
+from spin_core.report.run_card import full_card
+from spin_core.report.run_facts import RunFacts
 from spin_core.sources import hub
 from spin_core.store.store import Store
 

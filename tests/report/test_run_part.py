@@ -9,8 +9,8 @@ import pytest
 
 from spin_core.analysis.costs import costs
 from spin_core.analysis.profile_diff import differences, preset, sentence
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.report.run import count_text, hours_text, sections, time_text
 from spin_core.runtime import gpus
 from spin_core.store.record import Record

@@ -140,7 +140,7 @@ def _refusal(folder: Path) -> str:
         resolve(str(folder), "model", "", Path("/"))
     except BadInput as error:
         return str(error)
-    from spin_core.modeling.chat import ChatSection
+    from spin_core.config.chat import ChatSection
     from spin_core.modeling.loading import load_chat, load_model
 
     with pytest.raises(BadInput) as raised:

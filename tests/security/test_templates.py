@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from spin_core.config.chat import ChatSection
 from spin_core.data.sandbox import templates
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Chat, ChatSection, render
+from spin_core.modeling.chat import Chat, render
 from tests.faults.fault import Fault
 from tests.faults.input.through import limited
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from spin_core.job import Job, Runtime
+from spin_core.config.runtime import Runtime
+from spin_core.job import Job
 from spin_core.stages import harness
 
 RUNTIME = Runtime(device="cpu", threads=1, harness_batch=8)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.engines import Request, Sampling
 from spin_core.engines.decoding import Sampler
 from spin_core.engines.transformers_engine import sample
 from spin_core.errors import BadInput
-from spin_core.job import Job, Runtime
-from spin_core.modeling.chat import ChatSection
+from spin_core.job import Job
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import demo_model
 from spin_core.stages.generate import request, row_seed, sampling

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
-from spin_core.job import Job, Runtime
-from spin_core.modeling.chat import ChatSection
+from spin_core.job import Job
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import demo_model, evaluate, score
 

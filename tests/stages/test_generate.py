@@ -11,14 +11,17 @@ import pytest
 from pydantic import ValidationError
 from tokenizers import decoders
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.generate import Generate
+from spin_core.config.runtime import Runtime
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.errors import StageFailed
-from spin_core.job import Job, Runtime
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.job import Job
+from spin_core.modeling.chat import Chat
 from spin_core.modeling.loading import load_chat
 from spin_core.stages import demo_model, generate
-from spin_core.stages.generate import Generate, environment
+from spin_core.stages.generate import environment
 from spin_core.store.keys import config_payload
 
 CHAT = ChatSection(max_prompt_length=60)

@@ -15,12 +15,13 @@ from flows.plan import check
 from flows.stages import _ref
 from spin_core.config.harness_presets import PRESETS
 from spin_core.config.profile import load_profile
+from spin_core.config.runtime import Runtime
 from spin_core.engines.harness import calls, tables
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import SHARE, Ref, Step, compute, source
+from spin_core.runtime.step import SHARE, Step, compute
+from spin_core.sources.references import Ref, source
 from spin_core.stages import harness
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store

@@ -10,7 +10,7 @@ import yaml
 
 from spin_core.engines.harness import calls
 from spin_core.errors import BadInput
-from spin_core.runtime.step import source
+from spin_core.sources.references import source
 from spin_core.stages import harness
 from tests.stages.harness_world import CHOICE, run_stage
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Job, Runtime
-from spin_core.modeling.chat import ChatSection
+from spin_core.job import Job
 from spin_core.runtime import vllm_env
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step, compute, source
+from spin_core.runtime.step import Step, compute
+from spin_core.sources.references import source
 from spin_core.stages import demo_model, generate
 from spin_core.stages.demo_rows import make_rows
 from spin_core.store.store import Record, Store

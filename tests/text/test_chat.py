@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Chat, ChatSection, paper_postprocess, paper_prompt, reference_texts
+from spin_core.modeling.chat import Chat, paper_postprocess, paper_prompt, reference_texts
 
 ASK = [{"role": "user", "content": "Tell me something about the orchard."}]
 GEMMA = (

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from spin_core.analysis import figures
+from spin_core.config.gather import Gather
 from spin_core.data.rows import FILES, read_pairs, read_rows
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.stages import gather, reformat
-from spin_core.stages.gather import Config, Gather
+from spin_core.stages.gather import Config
 
 
 @pytest.fixture

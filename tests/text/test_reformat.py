@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.config.dataset import Dataset
 from spin_core.data.rows import FILES, prompt_id, read_rows
 from spin_core.errors import BadInput
 from spin_core.stages import reformat
-from spin_core.stages.reformat import Config, Dataset, anonymous
+from spin_core.stages.reformat import Config, anonymous
 
 
 def rows_of(n, start=0):

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.config.dataset import Dataset
 from spin_core.data.shards import cut_shards
 from spin_core.job import Job
 from spin_core.stages import reformat
-from spin_core.stages.reformat import Config, Dataset
+from spin_core.stages.reformat import Config
 
 IDS = st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=300).map(sorted)
 

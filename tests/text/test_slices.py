@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.dataset import Dataset
 from spin_core.config.profile import load_profile
 from spin_core.data.ingest import published_slice
 from spin_core.data.rows import FILES, read_rows
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Chat, ChatSection
+from spin_core.modeling.chat import Chat
 from spin_core.stages import reformat
 from spin_core.stages.generate import request
-from spin_core.stages.reformat import Config, Dataset
+from spin_core.stages.reformat import Config
 from spin_core.store import keys
 
 

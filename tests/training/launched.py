@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spin_core.job import Runtime
+from spin_core.config.runtime import Runtime
 from spin_core.runtime.child import Child, launched
 
 

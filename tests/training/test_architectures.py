@@ -10,7 +10,7 @@ import torch
 from packing_data import WORDS, apart, gradients, padded, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from spin_core.job import Runtime
+from spin_core.config.runtime import Runtime
 from spin_core.modeling.loading import load_model, no_dropout
 from spin_core.modeling.logprobs import make_policy
 

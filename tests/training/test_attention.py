@@ -11,8 +11,8 @@ from packing_data import forms_of, gradients, group_lists, padded, tiny_llama, t
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.modeling import attention, logprobs
 from spin_core.modeling.chunked_logps import head_of
 from spin_core.modeling.logprobs import Policy, make_policy

@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from training_data import job_at
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.finetune import Finetune
 from spin_core.config.profile import parse
+from spin_core.config.score import score_settings, unusable
 from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.modeling.chat import ChatSection
-from spin_core.modeling.sampled_logps import CHECKED, FILE, TOLERANCE, sample, unusable
+from spin_core.modeling.sampled_logps import CHECKED, FILE, TOLERANCE, sample
 from spin_core.stages import demo_model, evaluate, finetune, gather, generate, reformat, score
-from spin_core.stages.finetune import Finetune, score_settings
 
 CHAT = ChatSection(max_prompt_length=48)
 MODEL, PAIRS = "0" * 64, "1" * 64

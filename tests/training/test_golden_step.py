@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
+from spin_core.config.score import Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
 from spin_core.modeling.logprobs import make_policy
-from spin_core.stages.score import Score, logps_of
+from spin_core.stages.score import logps_of
 from spin_core.training.loop import Learner, Plan, make_learner
 from spin_core.training.objectives import SpinPairs
 from tests.benchmarks.reference_way import pad_reference

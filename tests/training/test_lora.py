@@ -27,16 +27,18 @@ from training_data import (
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from spin_core.config.finetune import Finetune, Lora
 from spin_core.config.profile import load_profile
+from spin_core.config.runtime import Runtime
+from spin_core.config.score import score_settings
 from spin_core.data.rows import Row, write_rows
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.modeling.collate import encode_pairs
-from spin_core.modeling.loading import load_chat, load_model, opponent, save_model
+from spin_core.modeling.loading import load_chat, load_model, save_model
 from spin_core.modeling.logprobs import Policy, make_policy
 from spin_core.modeling.lora import add_adapter, merged, seed_of
+from spin_core.modeling.opponent import opponent
 from spin_core.stages import evaluate, finetune, score
-from spin_core.stages.finetune import Finetune, Lora, score_settings
 from spin_core.store.keys import config_payload
 
 LORA = {"rank": 4, "alpha": 8}

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_data import copy_model
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
-from spin_core.modeling.loading import load_model, load_tokenizer, opponent, pick_device, release_opponent, save_model
+from spin_core.modeling.loading import load_model, load_tokenizer, pick_device, save_model
+from spin_core.modeling.opponent import opponent, release_opponent
 
 
 @pytest.fixture

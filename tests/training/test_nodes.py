@@ -17,8 +17,8 @@ import pytest
 from launched import runtime, spec
 from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime import launch, rendezvous
 from spin_core.runtime.child import Child, launched
 from spin_core.stages import finetune

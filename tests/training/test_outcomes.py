@@ -25,11 +25,12 @@ from training_data import (
     scored,
 )
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, SpinloopError, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Ref, Step, compute
+from spin_core.runtime.step import Step, compute
 from spin_core.sources import resolve
+from spin_core.sources.references import Ref
 from spin_core.stages import finetune, score
 from spin_core.store.store import Record, Store
 from spin_core.training.ddp import move

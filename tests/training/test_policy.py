@@ -7,8 +7,8 @@ import torch
 from packing_data import WORDS, padded, tiny_llama, tokens
 from training_data import DIGESTS, copy_model, finetune_config, job_at, made_up_pairs, pairs_tree, score_config, scored
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.job import Runtime
 from spin_core.modeling import attention
 from spin_core.modeling.chunked_logps import Head, head_of
 from spin_core.modeling.logprobs import make_policy

@@ -21,8 +21,8 @@ from training_data import (
     scored,
 )
 
+from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, Row, write_rows
-from spin_core.job import Runtime
 from spin_core.modeling.collate import Tokens, encode_pairs
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.modeling.logprobs import make_policy

@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spin_core.config.chat import ChatSection
+from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Pair, Row, write_pairs, write_rows
-from spin_core.job import Bar, Job, Runtime
-from spin_core.modeling.chat import ChatSection
+from spin_core.job import Bar, Job
 from spin_core.stages import finetune, score, sft
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

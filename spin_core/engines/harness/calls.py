@@ -18,13 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime import vllm_env
 from spin_core.sources import hub, task_folder
 
 if TYPE_CHECKING:
-    from spin_core.stages.harness import Harness, HarnessTask
+    from spin_core.config.harness import Harness, HarnessTask
 
 SETTINGS = {
     "HF_EVALUATE_OFFLINE": "1",  # `evaluate` would fetch metrics, which are code

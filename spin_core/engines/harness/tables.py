@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from spin_core.errors import BadInput
 
 if TYPE_CHECKING:
-    from spin_core.stages.harness import HarnessTask
+    from spin_core.config.harness import HarnessTask
 
 REVISION = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 

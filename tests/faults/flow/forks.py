@@ -21,8 +21,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from spin_core.job import Runtime
-from spin_core.runtime.step import Ref, Step, compute, look_up
+from spin_core.config.runtime import Runtime
+from spin_core.runtime.step import Step, compute, look_up
+from spin_core.sources.references import Ref
 from spin_core.store.store import Store
 
 ROOT = Path(__file__).parents[3]

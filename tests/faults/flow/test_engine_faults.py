@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.config.runtime import Runtime
 from spin_core.errors import ChildDied, StageFailed
-from spin_core.job import Runtime
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, compute, look_up
 from spin_core.store.store import Store

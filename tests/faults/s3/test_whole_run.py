@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.job import Runtime
+from spin_core.config.runtime import Runtime
 from spin_core.stages import evaluate as evaluate_stage
 from tests.faults.fault import LEVEL
 from tests.faults.s3.server import KEYS

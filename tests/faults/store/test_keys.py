@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, create_model
 
-from spin_core.job import Runtime
+from spin_core.config.runtime import Runtime
 from spin_core.store.keys import canonical, config_payload, key_of, payload
 from spin_core.store.store import Store
 from tests.faults.fault import Fault

@@ -1,0 +1,45 @@
+"""`evaluate:` in a profile: what is measured on held-out rows."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator, model_validator
+
+from spin_core.config.base import Section
+
+if TYPE_CHECKING:
+    pass
+
+
+class Evaluate(Section):
+    """`evaluate:` in a profile."""
+
+    exact_match: str = Field(
+        "",
+        description="'answer': the whole answer must equal the real one. A regular expression: its first group must be "
+        "equal in both (GSM8K: '#### (.+)'). Empty: no exact match.",
+    )
+    answers: bool = Field(
+        True, description="Answer the held-out prompts: for exact match, length, repetition, and to read them."
+    )
+    sampled: bool = Field(True, description="An answer drawn at temperature 1 beside the greedy one.")
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer to a held-out prompt.")
+
+    @model_validator(mode="after")
+    def _has_what_it_judges(self) -> Evaluate:
+        if self.exact_match and not self.answers:
+            raise ValueError("exact_match needs answers: true")
+        return self
+
+    @field_validator("exact_match")
+    @classmethod
+    def _has_a_group(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"is not a regular expression ({error})") from None
+        if value not in ("", "answer") and not groups:
+            raise ValueError("needs a group, as in '#### (.+)', or the word answer")
+        return value

@@ -1,0 +1,25 @@
+"""`gate:` in a profile: which model is best, and when to stop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from spin_core.config.base import Section
+
+
+class Gate(Section):
+    """`gate:` in a profile."""
+
+    metric: Literal["auto", "harness", "exact_match/greedy", "exact_match/sampled", "nll/real"] = Field(
+        "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
+    resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")
+    min_rows: int = Field(30, ge=2, description="Fewer held-out rows than this decide nothing.")
+    fixed_point: Literal["stop", "go on"] = Field(
+        "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
+    )
+    worse: Literal["stop", "go on"] = Field("go on", description="After a model that is clearly worse than the best.")
+    alarm: Literal["stop", "go on"] = Field("go on", description="After signs of collapse, or of a game that is won.")
