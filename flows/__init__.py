@@ -1,1 +1,1 @@
-"""The picture: the DAG on one screen (spin.py) and the command line (cli.py)."""
+"""The DAG on one screen (spin.py), its plan and its cost sheet; the command line (cli/), runs on a server (server/)."""
