@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spin_core.runtime.step import Step, compute, look_up
 from spin_core.sources import resolve
@@ -18,9 +18,7 @@ from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Store
 from tasks.runner.ledger import Entry, Pending, waits_for
-
-if TYPE_CHECKING:
-    from tasks.runner.run import Run
+from tasks.runner.steps import Steps
 
 
 class Planner:
@@ -34,7 +32,7 @@ class Planner:
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
-    def step(self, run: Run, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
+    def step(self, run: Steps, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
         """Enter into the run's ledger what would happen to the step and why; its output, as far as it is known."""
         prompts = inputs.get("prompts")
         rows = self._shard_rows.get(prompts.digest) if isinstance(prompts, Ref) else None
@@ -73,11 +71,11 @@ class Planner:
             self._whys[asked] = explain(store, payload)
         return self._whys[asked]
 
-    def _draft(self, run: Run, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
+    def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
         """The rows that the step would write, and its counts."""
         read = {name: _outside(run.store, ref) for name, ref in inputs.items()}
         record, _ = compute(
-            drafts, step, read, run.config.runtime, run.children, lambda event: run.progress(step.title, event)
+            drafts, step, read, run.runtime, run.children, lambda event: run.progress(step.title, event)
         )
         run.progress.step(f"read    {step.title}, to see its shards; nothing is kept", record.facts["seconds"])
         return Ref(digest=record.digest), record.facts["summary"]
