@@ -15,10 +15,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from spin_core.analysis.figures import Model
+from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
-from tasks.runner.ledger import Entry
 from tasks.runner.run import Run
 
 ADDRESS = re.compile(r"https?://[^\s()<>\[\]\\`]{1,300}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from prefect.events import emit_event
 
 from spin_core.config.profile import Config
+from spin_core.config.stage_table import EVENTS
 from spin_core.runtime.step import Step
 from spin_core.store.store import Record
 from tasks.runner.ledger import run_name
-
-MADE = {"reformat": "dataset", "sft": "model", "finetune": "model"}
 
 
 def emit(config: Config, step: Step, record: Record, cached: bool, origin: dict, follow: str) -> None:
@@ -21,10 +20,10 @@ def emit(config: Config, step: Step, record: Record, cached: bool, origin: dict,
     another one is to go on (deployments/automations.yaml starts it, from the payload). `origin` and `follow` are those
     of the `Run`.
     """
-    kind = MADE.get(step.stage)
+    kind = EVENTS.get(step.stage)
     if kind is None:
         return
-    last = kind == "dataset" or step.label == f"iter {config.iterations - 1}"
+    last = kind == "dataset" or step.place.iteration == config.iterations - 1
     followed = last and follow == kind
     if cached and not (followed and kind == "model"):
         return
