@@ -19,8 +19,9 @@ from flows.server.errors import older, refused
 from flows.stages import failed, store_folder
 from spin_core.errors import SpinloopError
 from spin_core.store.opening import exists, open_store
+from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
-POOLS = ("spin-cpu", "spin-gpu")
+POOLS = (CPU_POOL, GPU_POOL)
 WAIT_SECONDS = 60  # a worker asks for work every second or so and starts a run in 3; vLLM's interpreter may take 20
 
 
