@@ -117,7 +117,8 @@ class Leader:
     def call(
         self, compute: Compute, device: str, port: int, say: Callable[[str], None], lost: Callable[[str], None]
     ) -> None:
-        """Announces a launch to the nodes 1 to n−1, whose processes meet at `port`; `lost` is called when one of them is gone before `release`. Raises StageFailed where one does not come in time."""
+        """Announces a launch to the nodes 1 to n−1, whose processes meet at `port`; `lost` is called when one of them
+        is gone before `release`. Raises StageFailed where one does not come in time."""
         needed, until = set(range(1, compute.nodes)), time.monotonic() + MEETING_SECONDS
         with self._came:
             while missing := sorted(needed - {rank for rank, node in self._waiting.items() if not _gone(node)}):

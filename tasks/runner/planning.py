@@ -66,8 +66,8 @@ class Planner:
 
     def _why(self, store: Store, payload: dict) -> str:
         """What differs from the nearest stored step. Looked up once for all shards of an iteration, which differ in
-        their prompts only, the last that can differ: it reads every record of the stage (a plan of 455 shards of another
-        temperature: 9 s, and over 6 minutes when looked up for each)."""
+        their prompts only, the last that can differ: it reads every record of the stage (a plan of 455 shards of
+        another temperature: 9 s, and over 6 minutes when looked up for each)."""
         shared = {name: digest for name, digest in payload["inputs"].items() if name != "prompts"}
         family = keys.key_of({**payload, "inputs": shared})
         if family not in self._whys:

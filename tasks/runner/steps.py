@@ -46,8 +46,8 @@ class Steps:
         return self.futures[-1]
 
     def keyed(self, step: Step, inputs: dict[str, Any]) -> KeyedStep:
-        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect wants the
-        name of a task, and then its work: both have the same key, made once."""
+        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect
+        wants the name of a task, and then its work: both have the same key, made once."""
         reads = {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
         keyed = KeyedStep(step, reads)
         # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
