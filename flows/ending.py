@@ -60,7 +60,7 @@ class _Watch:
             sys.stderr.flush()
         finally:
             # No other way leads out: the main thread is in Prefect's client, which takes an exception for a crash and
-            # tells the server. What must not be lost is durable; child processes end with their standard input.
+            # reports it to the server. What must not be lost is durable; child processes end with their standard input.
             os._exit(code)
 
 

@@ -53,8 +53,8 @@ def automate(client: SyncPrefectClient, file: Path, block: UUID | None) -> Itera
 
 
 def _block_of(automation: Automation | None) -> UUID | None:
-    found = [getattr(action, "block_document_id", None) for action in automation.actions] if automation else []
-    return found[0] if found else None
+    blocks = [getattr(action, "block_document_id", None) for action in automation.actions] if automation else []
+    return blocks[0] if blocks else None
 
 
 def _fill(client: SyncPrefectClient, wanted: dict[str, Any], block: UUID | None) -> bool:
