@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.plan import check
-from flows.sheet import costs, known
+from flows.sheet import costs, setting_of
 from spin_core.config.profile import Config, load_profile, parse
 from spin_core.errors import BadInput
 from spin_core.estimate import fit, hardware, sheet, todo
@@ -25,7 +25,7 @@ COUNTS = {"zephyr-7b": 8, "zephyr-7b-lora": 1, "tulu-70b": 8}
 
 def _setting(name: str, *sets: str, gpu: str = "h100-80gb", count: int = 8) -> tuple[Setting, Config]:
     config, base = load_profile(name, list(sets))
-    setting = known(config, base, None, gpu, count)
+    setting = setting_of(config, base, None, gpu, count)
     assert isinstance(setting, Setting)
     return setting, config
 
