@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from flows.streams import print_line
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.runtime.child import Children
@@ -74,7 +75,7 @@ def _import(args: argparse.Namespace) -> None:
                 print("{state:<9} {what:<8} {digest}  {summary}".format(**told[-1]), flush=True)
     for note in store.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(told) if args.json else _section(told))
+    print_line(json.dumps(told) if args.json else _section(told))
 
 
 def _one(kind: Kind, given: str) -> Wanted:
