@@ -1,6 +1,6 @@
 """Asks the store first, runs the stage on a miss (here, or on its work pool), says *Cached* on a hit.
 
-Prefect's own result cache is off (DESIGN §4: it runs code from stored files and does not check what it reads). A hit
+Prefect's own result cache is off (it runs code from stored files and does not check what it reads). A hit
 is returned as the state `Completed(name="Cached")`, which `submit(...).result()` resolves to its data.
 """
 
