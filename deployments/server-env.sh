@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 file=${1:-.env}
 
-tell() {
+show() {
   echo "UI: $(sed -n 's,^PREFECT_API_URL=\(.*\)/api$,\1,p' "$file")   log in with what stands after PREFECT_API_AUTH_STRING= in $file"
 }
 
@@ -19,7 +19,7 @@ if [ -e "$file" ]; then
     exit 2
   fi
   chmod 600 "$file"
-  tell
+  show
   exit 0
 fi
 
@@ -58,4 +58,4 @@ POSTGRES_PASSWORD=$(secret)
 COMPOSE_PROFILES=$(nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 ENV
 echo "$file is made: the server's settings and its password."
-tell
+show

@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
+from flows.streams import keep_lines_whole
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError
@@ -117,6 +118,7 @@ def failed(error: Exception) -> State:
 
 def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runtime, store: str) -> State:
     """Look up or compute every step of `work`; `store` is the identity that the store must have."""
+    keep_lines_whole()
     try:
         artifacts = open_store(store_folder(), runs=False)
         if store and artifacts.identity() != store:

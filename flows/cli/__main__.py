@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from flows.streams import keep_lines_whole, print_line
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    keep_lines_whole()
     try:
         _answered(args)
     except SpinloopError as error:
@@ -214,7 +216,7 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     table = Path(outcome["folder"], "report.md").read_text()
     print(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps(outcome))
+        print_line(json.dumps(outcome))
     else:
         print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached. Run: {outcome['run']}")
         print(f"Report: {outcome['report']}")
@@ -228,7 +230,7 @@ def _plan(args: argparse.Namespace) -> None:
         ledger, notes = plan(config, args.store, base_dir)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-        print(json.dumps([entry.as_json() for entry in ledger]))
+        print_line(json.dumps([entry.as_json() for entry in ledger]))
         return
     made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
     for note in [*made.notes, *([made.why] if made.why else [])]:

@@ -10,6 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from flows.cli.doctor_versions import compare_versions
 from spin_core.config.harness import LM_EVAL
 from spin_core.errors import SpinloopError
 from spin_core.runtime import gpus, vllm_env
@@ -31,7 +32,7 @@ Line = tuple[str, str, str]
 def diagnose(store: str) -> list[Line]:
     """Look at the interpreter, the packages, GPUs, vLLM's environment and the store. Starts vLLM's interpreter (5 to
     20 s) where there is one; writes nothing but a file that it takes away again."""
-    return [_python(), *_packages(), _gpus(), _vllm(), _store(store)]
+    return [_python(), *_packages(), *compare_versions(), _gpus(), _vllm(), _store(store)]
 
 
 def _python() -> Line:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.streams import print_line
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.job import Place
@@ -74,7 +75,7 @@ def _import(args: argparse.Namespace) -> None:
                 print("{state:<9} {what:<8} {digest}  {summary}".format(**imported[-1]), flush=True)
     for note in store.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(imported) if args.json else _section(imported))
+    print_line(json.dumps(imported) if args.json else _section(imported))
 
 
 def _one(kind: Kind, given: str) -> Wanted:

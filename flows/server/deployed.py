@@ -16,6 +16,7 @@ from flows.execute import rows_only, run_dag
 from flows.plan import check, next_iteration
 from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
+from flows.streams import keep_lines_whole
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput
 from tasks.runner.pool_run import GPU_POOL
@@ -103,7 +104,8 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
 
 
 def _config(profile: str, settings: Any, file: str) -> tuple[Config, Path]:
-    """The profile with the settings of the form laid over it."""
+    """The profile with the settings of the form laid over it. What every flow here does first."""
+    keep_lines_whole()
     return load_profile(file or profile, changes=given(settings))
 
 

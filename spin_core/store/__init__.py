@@ -1,4 +1,4 @@
-"""The artifact store: the cache that every step asks before it computes (DESIGN.md §4).
+"""The artifact store: the cache in which every step looks before it computes.
 
     <dir>/spinloop-store-v1/
         trees/<digest>/               outputs, named by their content; files 0444, folders 0555

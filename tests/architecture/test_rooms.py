@@ -84,7 +84,7 @@ def test_room_imports_only_what_its_wall_allows(room):
         for f in python_files(room)
         for hit in beyond_walls(f.read_text(encoding="utf-8"), module_name(f), ALLOWED[room], REFUSED[room])
     ]
-    assert not bad, f"{room}/ may not import these (DESIGN §3):\n" + "\n".join(bad)
+    assert not bad, f"{room}/ may not import these (CONTRIBUTING.md, The rooms):\n" + "\n".join(bad)
 
 
 def test_spin_core_without_prefect_every_module_imports():

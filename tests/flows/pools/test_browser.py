@@ -1,6 +1,6 @@
 """People's way to a run: the UI's form in a browser, down to the pages that show what came of it.
 
-Screenshots go to $SPINLOOP_TEST_SCREENSHOTS, else to the test's folder. $SPINLOOP_TEST_FULL_DEMO=1 also plays the whole
+Screenshots go to $SPINLOOP_TEST_SCREENSHOTS, else to the test's folder. $SPINLOOP_TEST_FULL_DEMO=1 also runs the whole
 demo by *Quick run*.
 """
 

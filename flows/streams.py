@@ -1,0 +1,112 @@
+"""Standard output and standard error of a process that runs a flow: whole lines only, and Prefect's complaints about
+the delivery of its logs as one note.
+
+Where the server does not take the log lines of a run, Prefect's sender of logs writes a heading and a sentence without
+a newline to standard error, from a thread of its own and again for every batch: what is printed next, even the JSON of
+`--json` where both streams are one pipe, would stand behind it on the same line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+from typing import Any, TextIO
+
+COMPLAINT = "--- Error logging to API ---\n"
+"""The first write of `prefect.logging.handlers.APILogWorker` (Prefect 3.8 and 3.9) when a batch of logs is lost. It is
+made while the exception is handled; the second is the exception's message, which this recognizes by that exception.
+With other words, a later Prefect's complaints would be printed as they are, on lines of their own."""
+
+
+class WholeLines:
+    """A text stream to which only whole lines go, each in one write. Text without a newline waits for the rest from
+    the same thread. A terminal gets all text at once, because a progress bar has no newline."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self._begun: dict[int, str] = {}
+        self._complaining: set[int] = set()
+        self._noted = False
+        self._lock = threading.RLock()  # a signal's handler may print too
+
+    def write(self, text: str) -> int:
+        """Write `text`, as a text stream does; returns its length."""
+        with self._lock:
+            if not self._is_complaint(text):
+                if self.isatty():
+                    self.stream.write(text)
+                else:
+                    self._write_lines(text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write each of `lines`, as a text stream does."""
+        for line in lines:
+            self.write(line)
+
+    def end_lines(self) -> None:
+        """Write every line that is begun, of any thread, and end it."""
+        with self._lock:
+            for text in self._begun.values():
+                self.stream.write(text + "\n")
+            self._begun.clear()
+
+    def _write_lines(self, text: str) -> None:
+        thread = threading.get_ident()
+        lines, newline, rest = (self._begun.pop(thread, "") + text).rpartition("\n")
+        if rest:
+            self._begun[thread] = rest
+        if newline:
+            self.stream.write(lines + newline)
+
+    def _is_complaint(self, text: str) -> bool:
+        """Whether `text` is Prefect's complaint that logs were not delivered; the first is replaced by a note."""
+        thread = threading.get_ident()
+        if text == COMPLAINT:
+            self._complaining.add(thread)
+            if not self._noted:
+                self._noted = True
+                self.stream.write(_note())
+                self.stream.flush()
+            return True
+        if thread in self._complaining:
+            self._complaining.remove(thread)
+            return text == str(sys.exc_info()[1])
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def keep_lines_whole() -> None:
+    """Make standard output and standard error of this process WholeLines, until it ends: Prefect sends its last logs
+    while the process exits. Does nothing where they are already."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, WholeLines):
+            setattr(sys, name, lines := WholeLines(stream))
+            atexit.register(_at_exit, lines)
+
+
+def print_line(text: str) -> None:
+    """Print `text` to standard output as a line of its own, whatever was written before and was not ended."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, WholeLines):
+            stream.end_lines()
+    print(text, flush=True)
+
+
+def _at_exit(lines: WholeLines) -> None:
+    if not lines.stream.closed:
+        lines.end_lines()
+
+
+def _note() -> str:
+    from prefect.settings import PREFECT_API_URL
+
+    where = PREFECT_API_URL.value()
+    return (
+        f"note: logs of this run did not reach Prefect's server{f' at {where}' if where else ''}; the run and its "
+        "store are unaffected.\n"
+    )

@@ -1,0 +1,36 @@
+"""What the pages say of the code is so: the paths that they name, and CONTRIBUTING's table of directions."""
+
+from __future__ import annotations
+
+import re
+
+from tests.architecture.directions import MAY_IMPORT
+from tests.architecture.scan import ROOT, tracked_files
+
+NAMED = re.compile(r"(?<![\w./-])(?:flows|tasks|spin_core|tests|deployments|docs)/[\w./-]*[\w/]")
+
+
+def absent_paths(text: str) -> list[str]:
+    """Paths of this repository that `text` names and that are not there."""
+    return [path for path in NAMED.findall(text) if not (ROOT / path).exists()]
+
+
+def test_paths_named_in_the_pages_exist():
+    """Catches a page that sends its reader to a file that moved. (The CHANGELOG tells of files that are gone.)"""
+    pages = [file for file in tracked_files() if file.suffix in (".md", ".yaml", ".sh") and file.name != "CHANGELOG.md"]
+    assert len(pages) > 20
+    absent = {str(page.relative_to(ROOT)): absent_paths(page.read_text(encoding="utf-8")) for page in pages}
+    assert not {page: paths for page, paths in absent.items() if paths}
+
+
+def test_absent_path_is_seen():
+    """Catches a pattern that sees no path, or one inside a URL."""
+    assert absent_paths("see `tests/nowhere.py`, flows/spin.py. https://x.org/docs/y.md") == ["tests/nowhere.py"]
+
+
+def test_contributing_has_the_table_of_directions():
+    """Catches a page that allows what the test of directions refuses, and a package that no reader is introduced to."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| `(\w+)` \| .+ \| ([\w, –]+) \|$", text)
+    table = {name: set() if allowed == "–" else set(allowed.split(", ")) for name, allowed in rows}
+    assert table == {name: allowed for name, allowed in MAY_IMPORT.items() if name != "errors"}

@@ -1,0 +1,56 @@
+"""A store that an earlier version wrote is a store of this one: every step is cached."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+OLD = Path(__file__).parents[1] / "golden" / "old_store"
+RAISED: set[str] = set()
+"""Stages whose VERSION rose since, on purpose; what follows from them may run again too."""
+
+
+@pytest.fixture
+def old_store(tmp_path: Path) -> Path:
+    """A private copy of the old store."""
+    with tarfile.open(OLD / "store.tar.xz") as packed:
+        packed.extractall(tmp_path / "store", filter="data")
+    return tmp_path / "store"
+
+
+def recorded(store: Path) -> dict[str, str]:
+    """Key → digest of every record."""
+    records = [json.loads(path.read_text()) for path in store.glob("*/records/*/*.json")]
+    return {record["key"]: record["digest"] for record in records}
+
+
+def test_every_step_of_an_old_store_is_cached(spinloop, server, old_store: Path) -> None:
+    """Catches a stage name, a config field, a default or a version in a key that changed with the code around it: the
+    store of every user would be computed again."""
+    before = recorded(old_store)
+    assert len(before) == 34
+    code, out, err = spinloop("plan", OLD / "profile.yaml", "--store", old_store, "--json")
+    assert code == 0, err
+    missing = [(step["title"], step["why"]) for step in json.loads(out) if step["state"] != "cached"]
+    assert not [title for title, _ in missing if title.partition("[")[0] not in RAISED], missing
+
+    code, out, err = spinloop("run", OLD / "profile.yaml", "--store", old_store, "--json")
+    assert code == 0, err
+    steps = json.loads(Path(json.loads(out)["folder"], "steps.json").read_text())
+    ran = [(step["stage"], step["label"]) for step in steps if step["state"] != "Cached"]
+    assert not [place for place in ran if place[0] not in RAISED], ran
+    cached = {step["key"]: step["digest"] for step in steps if step["state"] == "Cached"}
+    assert cached.items() <= before.items()
+    assert len(cached) == 34 - len(ran) == len(steps) - len(ran)
+
+
+def test_old_code_is_one_note_per_stage(spinloop, server, old_store: Path) -> None:
+    """Catches a screen of notes, one for each shard, or none at all, where cached steps were computed by other code."""
+    code, _, err = spinloop("plan", OLD / "profile.yaml", "--store", old_store)
+    assert code == 0, err
+    notes = [line for line in err.splitlines() if line.startswith("note: ") and "other code" in line]
+    assert notes and max(Counter(notes).values()) == 1, err
