@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from spin_core.config.choices import Turns
 from spin_core.data.rows import Messages
 from spin_core.errors import BadInput
 
-Turns = Literal["first", "last", "all"]
 Columns = dict[str, str]
 
 MESSAGES = ("messages", "conversations", "real")

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from spin_core.config.choices import Finish
 from spin_core.data.table_file import column_names, read_batches, write_table
 from spin_core.errors import BadInput
 
@@ -44,7 +45,7 @@ class Pair:
     prompt: Messages
     real: str
     generated: str
-    finish: Literal["stop", "length"]
+    finish: Finish
 
 
 def prompt_id(prompt: Messages) -> str:
