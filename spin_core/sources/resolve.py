@@ -23,7 +23,7 @@ from spin_core.store.digest import file_digest, tree_digest
 
 Kind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
 """`pairs` and `checkpoint`: what is imported (`spin_core/sources/published_files.py`)."""
-HUB_KIND: dict[str, hub.Kind] = {"pairs": "dataset", "checkpoint": "model"}
+HUB_KIND: dict[str, hub.HubKind] = {"pairs": "dataset", "checkpoint": "model"}
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
 LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here

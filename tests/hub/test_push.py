@@ -17,7 +17,7 @@ FETCH = """
 import json, sys
 from pathlib import Path
 from huggingface_hub import ModelCard, snapshot_download
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 repo, kind, revision, local = sys.argv[1:5]
 folder = snapshot_download(repo, repo_type=kind, revision=revision or None, local_dir=local)
 card = ModelCard.load(Path(folder) / "README.md")
