@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spin_core.config import yaml_reader
-from spin_core.config.base import Section
+from spin_core.config.base import Section, section_of
 from spin_core.config.chat import ChatSection
 from spin_core.config.dataset import Dataset
 from spin_core.config.evaluate import Evaluate
@@ -250,7 +250,7 @@ def _apply(data: Any, setting: str) -> None:
         data.pop(keys[-1], None)
 
 
-def _lay_over(data: dict, changes: dict) -> None:
+def _lay_over(data: dict[str, Any], changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(data.get(name), dict):
             _lay_over(data[name], value)
@@ -276,17 +276,15 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]}… ({len(said):,} characters)"
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
 
 
-def _fields(model: type[BaseModel], loc: tuple) -> list[str]:
+def _fields(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """The names that the section at `loc` has."""
     for part in loc:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not sections:
+        section = section_of(model.model_fields[part].annotation) if part in model.model_fields else None
+        if section is None:
             return []
-        model = sections[0]
+        model = section
     return list(model.model_fields)

@@ -55,7 +55,7 @@ class PairQuality:
         }
 
 
-def _median(lengths: array) -> float:
+def _median(lengths: array[int]) -> float:
     """An int where the number of lengths is odd, as `statistics.median` gives it."""
     import numpy
 

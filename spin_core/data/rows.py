@@ -114,14 +114,14 @@ def _conversation(prompt: Messages, answer: str) -> Messages:
     return [*prompt, {"role": "assistant", "content": answer}]
 
 
-def _write(path: Path, names: Sequence[str], records: Iterable[tuple]) -> None:
+def _write(path: Path, names: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
     import pyarrow as pa
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string()}
     schema = pa.schema([(name, types[name]) for name in names])
 
-    def batch(held: list[tuple]) -> pa.RecordBatch:
+    def batch(held: list[tuple[Any, ...]]) -> pa.RecordBatch:
         columns = [pa.array(column, field.type) for column, field in zip(zip(*held, strict=True), schema, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -62,7 +62,7 @@ class Step:
     def title(self) -> str:
         return title(self.stage, self.label)
 
-    def payload(self, inputs: RefInputs) -> dict:
+    def payload(self, inputs: RefInputs) -> keys.KeyPayload:
         """What the key is the hash of: stage, VERSION, config and the content digests of the inputs."""
         return keys.payload(self.stage, self.module.VERSION, keys.config_payload(self.config), _digests(inputs))
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, is_saved
 from spin_core.errors import BadInput
 from spin_core.sources import hub, published_files, remote_code, task_folder
-from spin_core.store.digest import file_digest, tree_digest
+from spin_core.store.digest import FileEntry, file_digest, tree_digest
 
 Kind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
 """`pairs` and `checkpoint`: what is imported (`spin_core/sources/published_files.py`)."""
@@ -205,7 +205,7 @@ def _digest(root: Path, names: list[str]) -> str:
     return tree_digest([_entry(root / name, name) for name in sorted(names)])
 
 
-def _entry(file: Path, name: str) -> dict:
+def _entry(file: Path, name: str) -> FileEntry:
     try:
         size, sha256 = file_digest(file.resolve())
     except OSError as error:

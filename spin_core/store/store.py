@@ -8,14 +8,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
 from spin_core.store.deduplicate import share
-from spin_core.store.digest import Damaged, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, input_digests, key_of, plain
+from spin_core.store.digest import Damaged, FileEntry, tree_digest
+from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal
-from spin_core.store.record import Record, encode, read
+from spin_core.store.record import Record as Record  # who uses a store has its records from here
+from spin_core.store.record import encode, read
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")
@@ -36,7 +38,7 @@ class Store:
         self.root = folder / NAME
         self.notes: list[str] = []
         """What was found damaged and set aside, a sentence each: for the caller to show."""
-        self.tell: Callable[[str, dict], None] = lambda title, event: None
+        self.tell: Callable[[str, dict[str, Any]], None] = lambda title, event: None
         """Is told (title, event of `Job.progress`) of what takes long; a local store says nothing."""
         self._owners: dict[Path, int | None] = {}
         with fs.boundary(folder):
@@ -126,7 +128,7 @@ class Store:
                 done = "it stays where it is, as the store cannot be written"
         self.notes.append(f"{str(bad).rstrip('.')}; {done}, and counts as not there.")
 
-    def publish(self, payload: dict, tree: Path, facts: dict) -> Record:
+    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any]) -> Record:
         """Gives the finished folder `tree` (of `new_tree`; used up) its name and its record; durable on return.
 
         Returns the record that stands: if another writer was first, theirs. If theirs has another output, ours is kept
@@ -149,7 +151,7 @@ class Store:
             if tree in self._owners:
                 self.discard(tree)
 
-    def _place(self, tree: Path, target: Path, files: list[dict]) -> None:
+    def _place(self, tree: Path, target: Path, files: list[FileEntry]) -> None:
         """Gives `tree` its final name, unless the same tree, whole, has it."""
         for _ in range(ATTEMPTS):
             try:

@@ -19,6 +19,7 @@ from spin_core.store.gc import GcResult, demand, made_from
 from spin_core.store.leases import FOLDER, FRESH, Mark, fresh
 from spin_core.store.record import Record
 from spin_core.store.s3 import transfer
+from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.s3.runs import POINTER
 from spin_core.store.s3.verify import pointers, readable
@@ -109,7 +110,14 @@ def _collect(
     )
 
 
-def _remove(store: RemoteStore, mark: Mark, records: Iterable[str], manifests: list, rest: list, uploads: list) -> None:
+def _remove(
+    store: RemoteStore,
+    mark: Mark,
+    records: Iterable[str],
+    manifests: list[Stat],
+    rest: list[Stat],
+    uploads: list[tuple[str, str]],
+) -> None:
     for keys in (records, [stat.key for stat in manifests], [stat.key for stat in rest]):
         mark.check()
         list(transfer.in_parallel(store.objects.delete, keys))

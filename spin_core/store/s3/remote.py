@@ -27,12 +27,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from spin_core.errors import StoreError
 from spin_core.store import fs, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
-from spin_core.store.digest import Damaged, manifest, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, canonical, key_of
+from spin_core.store.digest import Damaged, FileEntry, manifest, tree_digest
+from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
 from spin_core.store.leases import Lease
 from spin_core.store.make_immutable import seal
 from spin_core.store.record import Record, encode, entries, parse
@@ -251,7 +252,7 @@ class RemoteStore(Store):
             self._set_aside_there(key, why, named[key])
         return False
 
-    def _download(self, digest: str, files: list[dict], tree: Path) -> list[dict]:
+    def _download(self, digest: str, files: list[FileEntry], tree: Path) -> list[FileEntry]:
         inside = {folder for entry in files for folder in PurePosixPath(entry["path"]).parents if folder.name}
         for folder in sorted(inside):
             fs.make_dir(tree / folder, 0o755)
@@ -259,7 +260,7 @@ class RemoteStore(Store):
         transfer.download(self.objects, wanted, self.tell, f"store {digest[:12]}")
         return seal(tree)
 
-    def _manifest(self, digest: str) -> list[dict] | None:
+    def _manifest(self, digest: str) -> list[FileEntry] | None:
         """The files of a tree: of its manifest, and where that is damaged or gone of a record, which mends it."""
         name = f"trees/{digest}.json"
         data = self.objects.get(name)
@@ -294,7 +295,7 @@ class RemoteStore(Store):
         if text not in self.notes:
             self.notes.append(text)
 
-    def publish(self, payload: dict, tree: Path, facts: dict) -> Record:
+    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any]) -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
         look-up goes on with sending it."""
         with fs.boundary(tree), self.using():
@@ -382,7 +383,7 @@ def _is_same(stat: Stat | None, seen: Stat | None) -> bool:
     return (stat and (stat.etag, stat.modified)) == (seen and (seen.etag, seen.modified))
 
 
-def _files(files: list[dict]) -> dict[str, int]:
+def _files(files: list[FileEntry]) -> dict[str, int]:
     """Object key → size of an output's files."""
     return {f"files/{entry['sha256']}": entry["size"] for entry in files}
 
