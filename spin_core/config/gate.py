@@ -23,4 +23,4 @@ class Gate(Section):
         "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
     )
     worse: Reaction = Field("go on", description="After a model that is clearly worse than the best.")
-    alarm: Reaction = Field("go on", description="After signs of collapse, or of a game that is won.")
+    alarm: Reaction = Field("go on", description="After signs of collapse, or of an accuracy that is saturated.")

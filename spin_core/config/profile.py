@@ -92,7 +92,7 @@ class Config(Section):
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
             if at.finetune.engine_logps:
                 self._engine_logps_are_there(t, where)
-            self._lora_is_whole(at.finetune, where)
+            self._lora_is_unsharded(at.finetune, where)
         self._gate_is_measured()
         self._start_is_there()
         for name, part in (("sft", self.sft), ("control", self.control)):
@@ -110,7 +110,7 @@ class Config(Section):
         if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
 
-    def _lora_is_whole(self, part: Finetune, where: str) -> None:
+    def _lora_is_unsharded(self, part: Finetune, where: str) -> None:
         """An adapter is put on, and merged into, a model that each process has."""
         sharding = self.runtime.compute.sharding
         if part.lora and sharding in ("zero3", "fsdp2"):
@@ -127,7 +127,7 @@ class Config(Section):
         """A later start needs its model, and the pairs before it that its first iteration trains on."""
         first, pairs = self.start.iteration, self.start.pairs
         if first and first >= self.iterations:
-            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to play")
+            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to run")
         for name, part in (("sft", self.sft), ("control", self.control)):
             if first and part:
                 raise ValueError(f"start.iteration: {first} begins behind θ_0, which {name} is about; leave {name} out")

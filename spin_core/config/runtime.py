@@ -66,7 +66,7 @@ class Compute(Section):
 
     @property
     def in_parts(self) -> bool:
-        """Whether no process holds a whole model."""
+        """Whether the model is sharded: no process holds all of it."""
         return self.world > 1 and self.sharding in ("zero3", "fsdp2")
 
 

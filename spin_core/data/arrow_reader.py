@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spin_core.data.raw_record import Record
+from spin_core.data.raw_record import RawRecord
 from spin_core.data.sandbox.templates import KEPT
 from spin_core.errors import BadInput, one_line
 
@@ -25,12 +25,12 @@ CHILD = Path(__file__).parent / "sandbox" / "decode_child.py"
 LONGEST_STATE = 16 << 20  # bytes of state.json, which names every file
 
 
-def read_parquet(path: Path, name: str) -> Iterator[Record]:
-    """Every row of one parquet file. `name` becomes `Record.file`. Raises BadInput naming the row before the damage."""
+def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
+    """Every row of one parquet file. `name` becomes `RawRecord.file`. Raises BadInput naming the row before damage."""
     return _decoded("parquet", path, name, 0)
 
 
-def read_saved(path: Path, split: str) -> Iterator[Record]:
+def read_saved(path: Path, split: str) -> Iterator[RawRecord]:
     """The rows of a directory that save_to_disk wrote, as those of one file. Raises BadInput."""
     if (path / "dataset_dict.json").is_file():
         splits = _state(path / "dataset_dict.json").get("splits")
@@ -68,7 +68,7 @@ def _state(file: Path) -> dict[str, Any]:
     return content
 
 
-def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[Record]:
+def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[RawRecord]:
     import pyarrow as pa
 
     environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("ARROW_")}
@@ -111,15 +111,15 @@ def _why(kind: str, code: int, message: str) -> str:
     return f"not a readable {kind} file (its decoder ended: {how}); write it again"
 
 
-def _rows(batch: Any, name: str, number: int) -> Iterator[Record]:
+def _rows(batch: Any, name: str, number: int) -> Iterator[RawRecord]:
     try:
         for fields in batch.to_pylist():
             number += 1
-            yield Record(name, number, fields)
+            yield RawRecord(name, number, fields)
     except (ValueError, OverflowError, RecursionError, NotImplementedError, KeyError, TypeError) as error:
         # One cell that Python has no value for (a string that is not UTF-8) spoils the batch: its rows one by one.
         if batch.num_rows == 1:
-            yield Record(name, number + 1, {}, "malformed object", one_line(error, 180, kind=True))
+            yield RawRecord(name, number + 1, {}, "malformed object", one_line(error, 180, kind=True))
             return
         for row in range(batch.num_rows):
             yield from _rows(batch.slice(row, 1), name, number + row)

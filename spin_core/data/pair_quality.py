@@ -30,7 +30,7 @@ class PairQuality:
         self._real.append(len(pair.real))
         self._generated.append(len(pair.generated))
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Counts, each also as a fraction of `rows` (before any is dropped), and lengths in characters."""
         import numpy
 

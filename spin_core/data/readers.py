@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from spin_core.data.arrow_reader import read_parquet, read_saved
 from spin_core.data.json_reader import read_json, read_jsonl
-from spin_core.data.raw_record import Record
+from spin_core.data.raw_record import RawRecord
 from spin_core.errors import BadInput
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -25,7 +25,7 @@ MOST_FILES = 50_000
 SPLIT_WORDS = ("train", "test", "valid", "dev", "eval")
 
 
-def read(path: Path, split: str = "") -> Iterator[Record]:
+def read(path: Path, split: str = "") -> Iterator[RawRecord]:
     """Every record of a file, folder or saved dataset, in file order; of a folder only those of `split` (`data_files`).
 
     Raises BadInput naming file and line for what is missing, empty or cannot be parsed.
@@ -98,7 +98,7 @@ def _split_names(name: PurePosixPath) -> set[str]:
     return {re.sub(r"-\d{5}-of-\d{5}.*$", "", name.stem), *name.parent.parts}
 
 
-def _files(path: Path, split: str) -> Iterator[Record]:
+def _files(path: Path, split: str) -> Iterator[RawRecord]:
     for file in data_files(path, split):
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
         reader = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet}[file.suffix.lower()]

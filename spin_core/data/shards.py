@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from spin_core.data.rows import fraction
 
 T = TypeVar("T")
+
+
+class ShardEntry(TypedDict):
+    """One shard of prompts in shards.json: its file in the tree, the file's sha256, `train` or `test`, its rows."""
+
+    file: str
+    sha256: str
+    split: str
+    rows: int
 
 
 def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[list[T]]:

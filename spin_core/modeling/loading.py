@@ -243,7 +243,7 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise BadInput(f"{path / name}: not a JSON object; download the model again")
-    if asked := remote_code.asks(content):
+    if asked := remote_code.code_setting(content):
         raise BadInput(
             f"{path / name}: `{asked}` asks to run the model's own code; use a model that transformers knows by itself"
         )

@@ -1,9 +1,9 @@
 """A digest of a stage's code: advice, not identity.
 
-It is kept beside an output and compared on a hit, so that a person is told "the code changed and VERSION did not".
-It never enters a key: a key that moves with every edit hides what moved it (the two ancestors that hashed code gave it
-up). Reads source files and imports none of them. It does not see imports by string (`importlib.import_module`), data
-files, or other people's packages.
+It is kept beside an output and compared when a step is cached, so that a person sees "the code changed and VERSION did
+not". It never enters a key: a key that moves with every edit hides what moved it (the two ancestors that hashed code
+gave it up). Reads source files and imports none of them. It does not see imports by string
+(`importlib.import_module`), data files, or other people's packages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TRIES = 10
 
 @lru_cache(maxsize=512)
 def _parsed(source: bytes, name: str, is_package: bool) -> tuple[str, list[str]]:
-    """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s and a run asks per shard."""
+    """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s, for each shard of a run."""
     for left in reversed(range(TRIES)):
         try:
             tree = ast.parse(source)

@@ -48,5 +48,5 @@ def _same(source: Path, path: Path, size: int) -> bool:
                 if piece != other.read(PIECE):
                     return False
             return True
-    except (Damaged, OSError):  # an input that cannot be read is told where it is used
+    except (Damaged, OSError):  # an input that cannot be read is reported where it is used
         return False

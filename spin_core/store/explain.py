@@ -98,7 +98,7 @@ def _cause(records: list[Record], old: KeyPayload, new: KeyPayload, depth: int) 
     inputs = _changed_inputs(old, new)
     if not inputs or first != inputs[0][1] or depth == 0:
         return first
-    # An input whose makers are known tells more than one that came from outside.
+    # An input whose makers are known explains more than one that came from outside.
     for name, text in inputs:
         was, now = _only_in(old, new, name), _only_in(new, old, name)
         for pair in _makers(records, was, now):

@@ -176,7 +176,7 @@ def test_gc_keeps_the_best_model_of_every_run_and_all_of_named_runs(store):
     """Catches a best model that goes with its run's other outputs, and a run that a person named and lost."""
     first, second, third = runs_of_models(store)
     told: list[tuple[str, int]] = []
-    dry = gc(store, keep=["run2"], dry_run=True, tell=lambda what, size: told.append((what, size)))
+    dry = gc(store, keep=["run2"], dry_run=True, report=lambda what, size: told.append((what, size)))
     assert len(list(store.records())) == 6
     result = gc(store, keep=["run2"])
     assert result == dry and (result.trees, result.records) == (3, 3)

@@ -56,7 +56,7 @@ class Stat:
 
 class Objects:
     """The objects below s3://bucket/prefix/; keys are relative to it. Every method raises StoreError, naming the
-    place and a remedy, once the service has failed it ATTEMPTS times, and at once for what no repetition mends."""
+    place and a remedy, once the service has failed it ATTEMPTS times, and at once for what no repetition helps."""
 
     def __init__(self, url: str, inside: str) -> None:
         """`inside`: a folder below the prefix. Raises BadInput for another URL than S3's or without s3fs."""
@@ -75,7 +75,7 @@ class Objects:
         self._fs = _filesystem(tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))))
 
     def endpoint(self) -> str:
-        """The service's address, whichever of environment, profile and ~/.aws names it. To be asked after a request."""
+        """The service's address, whichever of environment, profile and ~/.aws names it. Known after a request."""
         return str(self._fs.s3.meta.endpoint_url)
 
     def get(self, key: str) -> bytes | None:
@@ -120,7 +120,7 @@ class Objects:
     def put_once(self, key: str, data: bytes) -> bool:
         """Writes an object where there is none; False if there is one. The service checks its sha256 where it can.
 
-        Where the service has no conditional create (`probe`), two writers that meet here may both be told True.
+        Where the service has no conditional create (`probe`), two writers that meet here may both get True.
         """
         if self.conditional is False:
             if self.head(key) is not None:
@@ -140,7 +140,7 @@ class Objects:
         return True
 
     def probe(self, name: str) -> bool:
-        """Whether the service takes what is written, and creates conditionally; asked once. Raises StoreError where
+        """Whether the service takes what is written, and creates conditionally; tried once. Raises StoreError where
         nothing can be written."""
         if self.conditional is None:
             self.put_once(name, b"probe")  # also where its answer was lost: what counts is the second
@@ -291,10 +291,10 @@ def _checked(data: bytes) -> dict[str, str]:
 def _answer(error: BaseException | None) -> tuple[str, int] | None:
     """(code, HTTP status) of what the service answered; None where it did not answer."""
     for one in (error, error.__cause__ if error else None):
-        said = getattr(one, "response", None)
-        if isinstance(said, dict) and "Error" in said:
-            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(said["Error"].get("Code", "")), int(status)
+        response = getattr(one, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response["Error"].get("Code", "")), int(status)
     return None
 
 
@@ -303,7 +303,7 @@ def _is_unconditional(code: str, status: int) -> bool:
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether the connection failed, and not what was asked for."""
+    """Whether the connection failed, and not what was requested."""
     from botocore import exceptions as boto
 
     return isinstance(
@@ -329,6 +329,6 @@ def _why(error: Exception, code: str, status: int, tries: int) -> str:
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if kind in ("ProfileNotFound", "NoRegionError", "ConfigParseError", "InvalidRegionError", "ValueError"):
-        told = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
-        return f"{told} ({kind}); see to it and run again"
+        what = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
+        return f"{what} ({kind}); see to it and run again"
     return f"the service does not answer ({kind}){often}; check AWS_ENDPOINT_URL and the network, and run again"

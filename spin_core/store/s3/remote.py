@@ -4,18 +4,18 @@
         files/<sha256>                one object for each file content, however many outputs have it
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
-        runs/…  latest  id            what people find (remote_runs.py); the store's identity
-        quarantine/  leases/  gc      what was found damaged; who uses the store; whether gc is at work
+        runs/…  latest  id            what people find (runs.py); the store's identity
+        quarantine/  leases/  gc      what was damaged; who uses the store; whether gc is at work
 
 Keys and records are those of a local store. Its promises, as far as the service allows:
 1. A record is written once its files and manifest are there. 2. What a look-up returns was hashed since it came from
 the service or was read from the cache. 3. Records are created only where there is none, files and manifests too; a
-service without conditional create (told in a note) keeps whichever of two whole records came last. 5. There is no lock
+service without conditional create (a note says so) keeps whichever of two records came last. 5. There is no lock
 between machines: both may compute a step, one record stands. 6.–10. as there. The service says of itself what is there:
 a cache folder can be deleted, or shared by processes of one machine, at any time.
 
 Not here: requests (objects.py), parts and resuming (transfer.py), what the cache may hold (cache.py), gc and verify
-(remote_gc.py, remote_verify.py).
+(gc.py, verify.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from spin_core.store.s3.objects import Objects, Stat, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
 MOST_COPIED = 5_000_000_000  # bytes that S3 copies in one request; what is larger is not kept in quarantine/
-ASK_EVERY = 4.0  # seconds: forty steps that wait a day for their pool are 900,000 requests, and not nine million
+LOOK_EVERY = 4.0  # seconds: forty steps that wait a day for their pool are 900,000 requests, and not nine million
 
 
 class RemoteStore(Store):
@@ -52,7 +52,7 @@ class RemoteStore(Store):
     def __init__(
         self, url: str, create: bool = True, read_only: bool = False, late: bool = False, runs: bool = True
     ) -> None:
-        """`read_only`: nothing is written to the service, not even what was found damaged is set aside. `late` (and
+        """`read_only`: nothing is written to the service, not even what is damaged is set aside. `late` (and
         `read_only`): look-ups see that an output is there, and `tree` fetches it when it is read. `runs`: bring what
         people see of runs up to date. Raises StoreError if there is no store (and not `create`) or one of another
         format, BadInput for a URL, setting or installation that will not do."""
@@ -75,7 +75,7 @@ class RemoteStore(Store):
         self._local.notes, self._local._owners = self.notes, self._owners
         self._lease = Lease(self.objects)
         self._hashed: set[str] = set()
-        self._asked: dict[str, float] = {}
+        self._looked: dict[str, float] = {}
         if runs:
             with fs.boundary(self.root), super().using():  # another process that opens it clears tmp/
                 remote_runs.refresh(self.objects, self.root)
@@ -91,7 +91,7 @@ class RemoteStore(Store):
         target = super().tree(digest)
         with fs.boundary(target), self.using():
             self.cache.use(digest)
-            if not self._is_whole(digest):
+            if not self._is_cached(digest):
                 self._fetch(digest)
         return target
 
@@ -104,14 +104,14 @@ class RemoteStore(Store):
             )
         return found
 
-    def _is_whole(self, digest: str) -> bool:
-        """Whether the cache has this tree as it should be; hashed once by each process."""
+    def _is_cached(self, digest: str) -> bool:
+        """Whether this tree is fully cached and sound; hashed once by each process."""
         target = super().tree(digest)
         if digest in self._hashed or not target.is_dir():
             return target.is_dir()
         if _damage(target, digest):
             with locks.locked(self.root / "locks" / "quarantine"):
-                # Another process may have fetched it again since: what is whole now must not be set aside.
+                # Another process may have fetched it again since: what is sound now must not be set aside.
                 if bad := _damage(target, digest):
                     if target.is_dir():
                         self._set_aside([target], bad)
@@ -184,12 +184,12 @@ class RemoteStore(Store):
         return record
 
     def recorded(self, stage: str, key: str) -> bool:
-        """Whether there is a record of a key, nothing verified. Who waits for one asks several times a second, and the
-        service is asked every ASK_EVERY seconds."""
+        """Whether there is a record of a key, nothing verified. Who waits for one looks several times a second, and the
+        service gets a request every LOOK_EVERY seconds."""
         name, now = f"records/{stage}/{self._record_file(stage, key).stem}.json", time.monotonic()
-        if now - self._asked.get(name, now - ASK_EVERY) < ASK_EVERY:
+        if now - self._looked.get(name, now - LOOK_EVERY) < LOOK_EVERY:
             return False
-        self._asked[name] = now
+        self._looked[name] = now
         return self.objects.head(name) is not None
 
     def records(self, stage: str = "*") -> Iterator[Record]:
@@ -221,7 +221,7 @@ class RemoteStore(Store):
         there is set aside, and with it `record` (or every record) that promises it: else a machine that has the tree
         in its cache would never send it again."""
         with locks.locked(self.root / "locks" / f"fetch-{digest}"):
-            if self._is_whole(digest):
+            if self._is_cached(digest):
                 return True
             files = record.files if record else self._manifest(digest)
             if files is None:
@@ -257,11 +257,11 @@ class RemoteStore(Store):
         for folder in sorted(inside):
             fs.make_dir(tree / folder, 0o755)
         wanted = [transfer.File(f"files/{entry['sha256']}", tree / entry["path"], entry["size"]) for entry in files]
-        transfer.download(self.objects, wanted, self.tell, f"store {digest[:12]}")
+        transfer.download(self.objects, wanted, self.report, f"store {digest[:12]}")
         return seal(tree)
 
     def _manifest(self, digest: str) -> list[FileEntry] | None:
-        """The files of a tree: of its manifest, and where that is damaged or gone of a record, which mends it."""
+        """The files of a tree: of its manifest, and where that is damaged or gone of a record, which restores it."""
         name = f"trees/{digest}.json"
         data = self.objects.get(name)
         if data is not None:
@@ -316,7 +316,7 @@ class RemoteStore(Store):
         def clear(stat: Stat) -> None:
             self._set_aside_there(stat.key, "it has another size than its content", stat)
 
-        transfer.upload(self.objects, files, clear, self.tell, f"store {record.stage} {record.key[:12]}")
+        transfer.upload(self.objects, files, clear, self.report, f"store {record.stage} {record.key[:12]}")
         self.objects.put_once(f"trees/{record.digest}.json", canonical(record.files))
         for _ in range(ATTEMPTS):
             if self.objects.put_once(_record_key(record), encode(record)) and self.objects.conditional:

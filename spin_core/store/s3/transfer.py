@@ -1,6 +1,6 @@
 """Files to and from object storage: in parts, several at once, resumed where a killed process stopped.
 
-Not here: which files, and whether what came is what was asked for (remote.py hashes it). A file's key is its sha256,
+Not here: which files, and whether what came is what was wanted (remote.py hashes it). A file's key is its sha256,
 so parts that another writer sent are as good as one's own, and nothing needs to be agreed on before an upload.
 """
 
@@ -87,7 +87,7 @@ def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], r
 
 
 def download(objects: Objects, files: Iterable[File], report: Report, title: str) -> None:
-    """Writes new files, durable on return, of the size that is asked for; their content is the caller's to check.
+    """Writes new files, durable on return, of the given size; their content is the caller's to check.
     Raises Missing for an object that is not there or shorter, StoreError where the service fails, OSError."""
     wanted = list(files)
     with _Bar(report, title, "download", wanted) as bar:
@@ -169,7 +169,7 @@ class _Upload:
         elif not self.gone:
             etag = self._part(number, data)
             if etag is None:
-                self.gone = True  # another writer has completed it, or gc took it: `end` tells which
+                self.gone = True  # another writer has completed it, or gc took it: `end` sees which
             else:
                 self.etags[number] = etag
 
