@@ -42,8 +42,8 @@ class SpilledRecords:
 
 def parse(line: bytes) -> list[Any]:
     """A record of `SpilledRecords.raw`."""
-    found: list[Any] = json.loads(line.decode("utf-8", "surrogatepass"))
-    return found
+    record: list[Any] = json.loads(line.decode("utf-8", "surrogatepass"))
+    return record
 
 
 class Sorter:

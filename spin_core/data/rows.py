@@ -146,8 +146,8 @@ def _own_ids(path: Path) -> bool:
 
     if "id" not in column_names(path):
         return False
-    found = [batch.column(0) for batch in read_batches(path, ["id"])]
-    ids = pa.chunked_array(found, found[0].type if found else pa.string())
+    columns = [batch.column(0) for batch in read_batches(path, ["id"])]
+    ids = pa.chunked_array(columns, columns[0].type if columns else pa.string())
     if not pa.types.is_string(ids.type) or ids.null_count:
         return False
     return pc.count_distinct(ids).as_py() == len(ids) and not pc.any(pc.equal(ids, "")).as_py()

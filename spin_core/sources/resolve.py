@@ -170,8 +170,8 @@ def model_files(names: list[str], patterns: tuple[str, ...] = SETTINGS + WEIGHTS
 
 
 def _weight_files(kind: SourceKind, names: list[str]) -> list[str]:
-    found = model_files(names)
-    return published_files.weight_names(names, found) if kind == "checkpoint" else found
+    read = model_files(names)
+    return published_files.weight_names(names, read) if kind == "checkpoint" else read
 
 
 def _local(path: str, base_dir: Path) -> Path | None:

@@ -102,7 +102,7 @@ def _resolved(value: Any, file: Path, folder: Path) -> Any:
     if isinstance(value, list):
         return [_resolved(inner, file, folder) for inner in value]
     for base in (file.parent, folder):
-        found = (base / str(value)).resolve()
-        if not Path(str(value)).is_absolute() and found.is_file() and found.is_relative_to(folder.resolve()):
-            return str(found)
+        place = (base / str(value)).resolve()
+        if not Path(str(value)).is_absolute() and place.is_file() and place.is_relative_to(folder.resolve()):
+            return str(place)
     raise BadInput(f"{file}: there is no file {value} in {folder}, where a task's data must be; fix data_files.")

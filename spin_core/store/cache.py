@@ -107,14 +107,14 @@ class Cache:
 
     def _in_use(self) -> set[str]:
         """What living processes have noted that they use; files of dead ones go."""
-        found: set[str] = set()
+        digests: set[str] = set()
         for file in children(self._uses):
             if file != self._file and is_free(file):
                 fs.unlink(file)
                 continue
             with suppress(OSError):
-                found |= {line for line in file.read_text(encoding="ascii").split() if DIGEST.fullmatch(line)}
-        return found
+                digests |= {line for line in file.read_text(encoding="ascii").split() if DIGEST.fullmatch(line)}
+        return digests
 
 
 def clear_leftovers(store: Store, scratch: bool = False, dry_run: bool = False) -> tuple[int, int]:

@@ -80,17 +80,17 @@ def _source(root: Path, name: str) -> Path | None:
 def _imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
     """Dotted names that may be modules of the same top-level package (`from a import b`: both a and a.b)."""
     package = module.split(".") if is_package else module.split(".")[:-1]
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(
                 [*(package[: len(package) - node.level + 1] if node.level else []), *filter(None, [node.module])]
             )
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     top = module.split(".")[0]
-    return sorted(n for n in found if n.split(".")[0] == top and not _left_out(n))
+    return sorted(n for n in names if n.split(".")[0] == top and not _left_out(n))
 
 
 def _left_out(name: str) -> bool:

@@ -72,10 +72,10 @@ def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             raise Damaged(f"{folder}: this is not a folder.")
         with os.scandir(folder) as entries:
-            found = list(entries)
+            listed = list(entries)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{folder}: the folder is missing.") from error
-    for entry in found:
+    for entry in listed:
         try:
             entry.name.encode()
         except UnicodeEncodeError:

@@ -135,8 +135,8 @@ def gc_at_work(objects: Objects) -> bool:
 
 def fresh(objects: Objects) -> list[Stat]:
     """The leases of processes that live, or died less than two hours ago."""
-    found = list(objects.listed(FOLDER))
-    if not found:
+    leases = list(objects.listed(FOLDER))
+    if not leases:
         return []
     now = objects.now()
-    return [one for one in found if now - one.modified < FRESH]
+    return [one for one in leases if now - one.modified < FRESH]

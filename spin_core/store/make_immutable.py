@@ -17,12 +17,12 @@ def seal(tree: Path) -> list[FileEntry]:
 
     Raises StageFailed for an empty tree and for pickled files, Damaged (a StoreError) for links, FIFOs and devices.
     """
-    found = sorted(files_in(tree))
-    if not found:
+    files_there = sorted(files_in(tree))
+    if not files_there:
         raise StageFailed(f"{tree.name}: the stage wrote no file, so there is nothing to publish.")
-    for name, path in found:
+    for name, path in files_there:
         _refuse_pickle(name, path)
-    for _, path in found:
+    for _, path in files_there:
         fs.chmod(path, 0o444)
         fs.sync(path)
     files = manifest(tree)

@@ -71,8 +71,8 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
             stream = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
             stored = pa.ipc.open_file(source)
-            found = (stored.get_batch(i) for i in range(stored.num_record_batches))
-            return stored.schema, (part for batch in found for part in _cut(batch, BATCH_ROWS)), -1
+            parts = (stored.get_batch(i) for i in range(stored.num_record_batches))
+            return stored.schema, (part for batch in parts for part in _cut(batch, BATCH_ROWS)), -1
         return stream.schema, (part for batch in stream for part in _cut(batch, BATCH_ROWS)), -1
     file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -83,7 +83,7 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
 
 def decode(kind: str, source: Any, size: int, sink: Any) -> None:
     """Write the rows of a file of `size` bytes to `sink`."""
-    schema, found, promised = batches(kind, source)
+    schema, rest, promised = batches(kind, source)
     names = schema.names
     if len(set(names)) < len(names):
         raise Refused(f"two columns have the same name ({', '.join(names)[:200]}); rename one")
@@ -91,7 +91,7 @@ def decode(kind: str, source: Any, size: int, sink: Any) -> None:
     allowed = FREE + RATIO * size
     decoded = rows = 0
     with pa.ipc.new_stream(sink, target) as out:
-        for batch in found:
+        for batch in rest:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             rows += batch.num_rows
             batch.validate()

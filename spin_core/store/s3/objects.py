@@ -60,12 +60,12 @@ class Objects:
 
     def __init__(self, url: str, inside: str) -> None:
         """`inside`: a folder below the prefix. Raises BadInput for another URL than S3's or without s3fs."""
-        found = URL.fullmatch(url)
-        if not found:
+        parts = URL.fullmatch(url)
+        if not parts:
             scheme = url.partition("://")[0]
             why = "only S3 is known so far" if scheme != "s3" else "no bucket and prefix"
             raise BadInput(f"--store {url}: {why}; give s3://bucket/prefix, or a folder.")
-        self.bucket, prefix = found["bucket"], (found["prefix"] or "").strip("/")
+        self.bucket, prefix = parts["bucket"], (parts["prefix"] or "").strip("/")
         self.above = f"{prefix}/" if prefix else ""
         self.url = f"s3://{self.bucket}/{prefix}".rstrip("/")
         self.prefix = f"{self.above}{inside}/"
@@ -81,18 +81,18 @@ class Objects:
     def get(self, key: str) -> bytes | None:
         """A small object's bytes; None if there is none. Of more than MAX_BYTES, which nothing of ours has that is
         read whole, b"": not what it should be, whatever it is."""
-        found = self._request("get_object", key)
-        return None if found is None else found["Body"]
+        answer = self._request("get_object", key)
+        return None if answer is None else answer["Body"]
 
     def read(self, key: str, start: int, count: int) -> bytes | None:
         """`count` bytes from `start`; None if there is no such object, or it is shorter."""
-        found = self._request("get_object", key, Range=f"bytes={start}-{start + count - 1}")
-        return found["Body"] if found and len(found["Body"]) == count else None
+        answer = self._request("get_object", key, Range=f"bytes={start}-{start + count - 1}")
+        return answer["Body"] if answer and len(answer["Body"]) == count else None
 
     def head(self, key: str) -> Stat | None:
         """Size, etag and time of an object; None if there is none."""
-        found = self._request("head_object", key)
-        return Stat(key, found["ContentLength"], found["ETag"].strip('"'), found["LastModified"]) if found else None
+        answer = self._request("head_object", key)
+        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"]) if answer else None
 
     def listed(self, below: str) -> Iterator[Stat]:
         """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder."""
@@ -166,27 +166,27 @@ class Objects:
 
     def uploads(self, below: str) -> list[tuple[str, str, datetime]]:
         """(key, upload id, when it began) of the multipart uploads in hand whose key begins so."""
-        found: list[tuple[str, str, datetime]] = []
+        uploads: list[tuple[str, str, datetime]] = []
         marker: dict[str, str] = {}
         while True:
             page = self._request("list_multipart_uploads", below, Prefix=self.prefix + below, **marker) or {}
             for one in page.get("Uploads", ()):
-                found.append((one["Key"].removeprefix(self.prefix), one["UploadId"], one["Initiated"]))
+                uploads.append((one["Key"].removeprefix(self.prefix), one["UploadId"], one["Initiated"]))
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
-                return found
+                return uploads
             marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
     def parts(self, key: str, upload: str) -> dict[int, tuple[int, str]] | None:
         """Part number → (size, etag) of what an upload has; None if there is no such upload."""
-        found: dict[int, tuple[int, str]] = {}
+        there: dict[int, tuple[int, str]] = {}
         marker = 0
         while True:
             page = self._request("list_parts", key, UploadId=upload, PartNumberMarker=marker)
             if page is None:
                 return None
-            found |= {one["PartNumber"]: (one["Size"], one["ETag"].strip('"')) for one in page.get("Parts", ())}
+            there |= {one["PartNumber"]: (one["Size"], one["ETag"].strip('"')) for one in page.get("Parts", ())}
             if not page.get("IsTruncated") or not page.get("Parts"):
-                return found
+                return there
             marker = page["NextPartNumberMarker"]
 
     def begin(self, key: str) -> str:

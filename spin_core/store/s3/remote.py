@@ -97,12 +97,12 @@ class RemoteStore(Store):
 
     def input_tree(self, digest: str) -> Path:
         """As `tree`. Raises StoreError where the service does not have it, or not as it should be."""
-        found = self.tree(digest)
-        if not found.is_dir():
+        tree = self.tree(digest)
+        if not tree.is_dir():
             raise StoreError(
                 f"{self.url}: output {digest[:12]} is not whole there; run again, and it is computed again."
             )
-        return found
+        return tree
 
     def _is_cached(self, digest: str) -> bool:
         """Whether this tree is fully cached and sound; hashed once by each process."""
@@ -130,10 +130,10 @@ class RemoteStore(Store):
                     return None if self.read_only else self._unsent(stage, key)
                 self.cache.use(record.digest)
                 if super().tree(record.digest).is_dir():
-                    if found := self._local.lookup(stage, key):  # else what was damaged in the cache is gone from it
-                        self._hashed.add(found.digest)
-                        self.cache.used(found.path)
-                        return found
+                    if cached := self._local.lookup(stage, key):  # else what was damaged in the cache is gone from it
+                        self._hashed.add(cached.digest)
+                        self.cache.used(cached.path)
+                        return cached
                 elif self.late:
                     return record if self._is_there(record) else None
                 elif not self._fetch(record.digest, record):
@@ -196,9 +196,9 @@ class RemoteStore(Store):
         """The standing records by stage and key, as in `Store`; those that the cache has not are fetched."""
         below = "records/" if stage == "*" else f"records/{stage}/"
         listed = [stat for stat in self.objects.listed(below) if self._names_record(stat)]
-        for found in transfer.in_parallel(self._read, listed):
-            if found is not None:
-                yield found
+        for record in transfer.in_parallel(self._read, listed):
+            if record is not None:
+                yield record
 
     def _names_record(self, stat: Stat) -> bool:
         stage, _, name = stat.key.removeprefix("records/").partition("/")
@@ -233,10 +233,10 @@ class RemoteStore(Store):
                     if (stat := named[key]) is None or stat.size != size:
                         raise transfer.Missing(key)
                 self.cache.make_room(self.root, sum(entry["size"] for entry in files), self._note_once)
-                found = self._download(digest, files, tree)
-                wrong = [entry for entry in files if entry not in found]
-                if not wrong and tree_digest(found) == digest:
-                    self._place(tree, super().tree(digest), found)
+                fetched = self._download(digest, files, tree)
+                wrong = [entry for entry in files if entry not in fetched]
+                if not wrong and tree_digest(fetched) == digest:
+                    self._place(tree, super().tree(digest), fetched)
                     self._hashed.add(digest)
                     return True
                 bad = {f"files/{entry['sha256']}": f"{entry['path']} is not what was published" for entry in wrong}
@@ -300,11 +300,11 @@ class RemoteStore(Store):
         look-up goes on with sending it."""
         with fs.boundary(tree), self.using():
             with self.cache.steady():
-                found = self._local.publish(payload, tree, facts)
-                self.cache.use(found.digest)
+                record = self._local.publish(payload, tree, facts)
+                self.cache.use(record.digest)
             self.cache.make_room(self.root, 0, self._note_once)
-            self._hashed.add(found.digest)
-            return self._send(found)
+            self._hashed.add(record.digest)
+            return self._send(record)
 
     def _send(self, record: Record) -> Record:
         """Files, then manifest, then record; the record that stands, with its output in the cache."""
@@ -330,18 +330,18 @@ class RemoteStore(Store):
             self.objects.put_once(evidence, encode(record))
             where = f"{self.url}/{_record_key(record)}"
             self._note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
-            found = self.lookup(record.stage, record.key)
-            if found is not None:
-                return found
+            cached = self.lookup(record.stage, record.key)
+            if cached is not None:
+                return cached
         raise StoreError(f"{self.url}/{_record_key(record)}: something damaged stays in the way; remove it.")
 
     def identity(self) -> str:
         """As in `Store`: the id that the store on the service got when it was first written to."""
-        found = self.objects.get("id")
-        if found is None:
+        own = self.objects.get("id")
+        if own is None:
             self.objects.put_once("id", uuid.uuid4().hex.encode())
-            found = self.objects.get("id") or b""
-        return found.decode("ascii", errors="replace")
+            own = self.objects.get("id") or b""
+        return own.decode("ascii", errors="replace")
 
     def check_writable(self) -> None:
         """Raises StoreError if nothing could be published, in the cache or on the service. Notes, once, a service that
