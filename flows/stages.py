@@ -1,4 +1,4 @@
-"""The flows that work pools run: one stage each. They ask the same store as everybody, so a stage that is started by
+"""The flows that work pools run: one stage each. They use the same store as everybody, so a stage that is started by
 hand shares the cache with the iterations.
 
 An iteration starts them (tasks/runner/pool_run.py). Started by hand, an input is a digest of the store, a folder or a
@@ -23,9 +23,10 @@ from pydantic import BaseModel, Field
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError
+from spin_core.job import Place
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref, source
 from spin_core.stages import evaluate as evaluate_stage
@@ -34,7 +35,6 @@ from spin_core.stages import generate as generate_stage
 from spin_core.stages import harness as harness_stage
 from spin_core.stages import score as score_stage
 from spin_core.stages import sft as sft_stage
-from spin_core.store import keys
 from spin_core.store.keys import DIGEST
 from spin_core.store.opening import named, open_store
 from tasks.runner.stage import task_of
@@ -45,6 +45,7 @@ class Work(BaseModel):
     """One step of a stage."""
 
     label: str = Field("", description="What people read beside the stage's name, e.g. `iter 0, shard 1/8`.")
+    place: dict[str, Any] = Field({}, description="Where it stands in a run (spin_core.job.Place); empty by hand.")
     inputs: dict[str, Any] = Field(
         description="Name → a digest of the store, a folder or a hub id (a list of them where the stage reads many)."
     )
@@ -52,40 +53,45 @@ class Work(BaseModel):
 
 
 RUNTIME = Runtime()
-HOW: dict[str, Any] = {"persist_result": False, "task_runner": ThreadPoolTaskRunner(max_workers=40)}
+OPTIONS: dict[str, Any] = {
+    "persist_result": False,
+    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
+    "task_runner": ThreadPoolTaskRunner(max_workers=40),
+}
+"""Of every flow."""
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def sft(config: sft_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A base model to θ_0 (inputs: model, rows)."""
     return _serve(sft_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def generate(config: generate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """Shards of prompts to the opponent's answers (inputs: model, prompts)."""
     return _serve(generate_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def score(config: score_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """The opponent's log-probs of a pair set (inputs: model, pairs)."""
     return _serve(score_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def finetune(config: finetune_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """θ_t to θ_{t+1} (inputs: model, pairs, logps)."""
     return _serve(finetune_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps, start)."""
     return _serve(evaluate_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def harness(config: harness_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A model on benchmark tasks (inputs: model; where there are task files of one's own also tasks, their folder)."""
     return _serve(harness_stage, config, work, runtime, store)
@@ -103,7 +109,7 @@ def store_folder() -> str:
 
 
 def failed(error: Exception) -> State:
-    """The final state of a flow run that a person (or the run that waits for it) is told `error` by. Every flow returns
+    """The final state of a flow run that a person (or the run that waits for it) reads `error` in. Every flow returns
     this for whatever went wrong in it: what it raised, Prefect would keep as a pickle in its result storage."""
     get_run_logger().error(str(error), exc_info=None if isinstance(error, SpinloopError) else error)
     return Failed(message=f"{type(error).__name__}: {error}")
@@ -121,9 +127,9 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
         with artifacts.using(), Children(runtime.workers, gpus.groups(runtime, gpus.visible())) as children:
             steps = Steps(artifacts, children, runtime)
             for one in work:
-                step = Step(module, one.label, config)
+                step = Step(module, one.label, config, _place(one.place))
                 inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
-                _check(step, inputs, one.key)
+                _check(steps.keyed(step, inputs), one.key)
                 steps.submit(task_of(module), step, inputs)
             steps.settle()
     except Exception as error:
@@ -164,9 +170,16 @@ def _seen_here(name: str, ref: Ref) -> None:
         raise BadInput(f"{name}: {place} is another on this worker; put one copy where every worker sees it.")
 
 
-def _check(step: Step, inputs: dict, key: str) -> None:
-    if key and keys.key_of(step.payload(inputs)) != key:
+def _place(fields: dict[str, Any]) -> Place:
+    try:
+        return Place.from_json(fields)
+    except TypeError:
+        raise BadInput(f"place: {fields!r} has fields that this spinloop does not know; leave it out.") from None
+
+
+def _check(keyed: KeyedStep, key: str) -> None:
+    if key and keyed.key != key:
         raise BadInput(
-            f"{step.title}: this worker's spinloop gives the step another key than the run that asks; install the same "
-            "version on both."
+            f"{keyed.step.title}: this worker's spinloop gives the step another key than the run that asks; install "
+            "the same version on both."
         )

@@ -46,6 +46,7 @@ from spin_core.stages.score import logps_of, read_scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAME = "evaluate"
 VERSION = 2
 
 

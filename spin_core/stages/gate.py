@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from pydantic import Field
 
@@ -36,6 +37,7 @@ from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
+NAME = "gate"
 VERSION = 1
 
 ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
@@ -75,6 +77,11 @@ class Player:
 
     model: Model
     values: Mapping[str, Mapping[str, float]]
+
+
+def console_note(summary: dict[str, Any]) -> str:
+    """What the console shows below the finished step."""
+    return str(summary.get("reason", ""))
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:

@@ -42,7 +42,7 @@ def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict
     leads = not parts or process_group.rank() == 0
     try:
         made = _new_folder(scratch) if leads else None
-        part = Path(process_group.tell(str(made))) if parts else Path(str(made))
+        part = Path(process_group.broadcast(str(made))) if parts else Path(str(made))
         hashes = {}
         for name, tensors in zip(_files(parts), (weights, optimizer), strict=True):
             save_file(tensors, part / name)

@@ -10,25 +10,23 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from spin_core.analysis.figures import Model
+from spin_core.errors import one_line
+from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
-from tasks.runner.ledger import Entry
-
-if TYPE_CHECKING:
-    from tasks.runner.run import Run
+from tasks.runner.run import Run
 
 ADDRESS = re.compile(r"https?://[^\s()<>\[\]\\`]{1,300}")
 
 
 def show(run: Run, tree: Path, folder: Path) -> None:
-    """Create the artifacts of a finished run from its report."""
+    """Create the artifacts of a finished run from the tree of its report; `folder` is its `runs/<name>/`."""
     try:
         _create(run, tree, _models(run, tree), str(folder / "report.html"), folder.name)
         _link(run, folder.name)
@@ -96,5 +94,5 @@ def _key(run: Run, kind: str) -> str:
 
 
 def _warn(error: Exception) -> None:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    get_run_logger().warning(f"The UI does not have all of this run's pages ({said}); its report is whole.")
+    why = one_line(error, kind=True)
+    get_run_logger().warning(f"The UI does not have all of this run's pages ({why}); its report is whole.")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect.logging import get_run_logger
 
 from spin_core.config.profile import Config
+from spin_core.errors import one_line
+from spin_core.job import Entry
 from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
-from spin_core.runtime.step import title
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Store
@@ -34,27 +35,6 @@ def waits_for(inputs: dict) -> Pending | None:
     return None
 
 
-@dataclass
-class Entry:
-    """One line of the ledger."""
-
-    stage: str
-    label: str
-    key: str
-    state: str
-    """`Cached` or `ran`; in a plan `cached` or `would run`."""
-    seconds: float | None = None
-    """What the computation took when it was computed (now or then)."""
-    digest: str = ""
-    why: str = ""
-    """In a plan: the first setting or input that makes the step miss."""
-    summary: dict = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        return title(self.stage, self.label)
-
-
 def run_name(config: Config) -> str:
     """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
     folder."""
@@ -69,7 +49,7 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
     place = {title: i for i, title in enumerate(titles, 1)}
     ledger.sort(key=lambda entry: place[entry.title])
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
-    steps = [vars(entry) for entry in ledger]
+    steps = [entry.as_json() for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
     best = run_facts.best_tree(store, name)
     if best or report:
@@ -78,20 +58,21 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
         downloaded: list[dict] = []
         with suppress(OSError, ValueError):
             downloaded = list(json.loads((store.root / "runs" / name / "sources.json").read_text()))
-        told = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
-        page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, told)
+        run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+        page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
         store.write_run_file(name, "report.html", page.encode())
         store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
     return store.root / "runs" / name
 
 
 def card(store: Store, name: str) -> None:
-    """The model card of runs/<name>/. Without it the run is whole: whatever fails is a warning in its log."""
+    """The model card of runs/<name>/. Without it the run is complete: whatever fails is a warning in its log."""
     try:
         run_card.write(store, name)
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        get_run_logger().warning(f"This run has no model card ({said}); its report and models are whole.")
+        get_run_logger().warning(
+            f"This run has no model card ({one_line(error, 300, kind=True)}); its report and models are whole."
+        )
 
 
 def _slug(label: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
 from spin_core.config.runtime import Runtime
 from spin_core.errors import SpinloopError, StageFailed
+from spin_core.job import Entry
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
-from tasks.runner.ledger import Entry
 from tasks.runner.progress import Progress
 from tasks.runner.throughput import Throughput
 
@@ -32,10 +33,11 @@ class Steps:
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
-        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which tells of them
+        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which reports on them
         self.progress = Progress()
         store.report = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
+        self._keyed: dict[str, KeyedStep] = {}
 
     def submit(self, task: Any, step: Step, inputs: dict[str, Any], batch: Batch | None = None) -> Any:
         """A future of the step's Ref. `batch`: the steps that share a flow run where a work pool computes them."""
@@ -43,20 +45,31 @@ class Steps:
         self.futures.append(task.submit(self, step, inputs, batch))
         return self.futures[-1]
 
+    def keyed(self, step: Step, inputs: dict[str, Any]) -> KeyedStep:
+        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect
+        wants the name of a task, and then its work: both have the same key, made once."""
+        reads = {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
+        keyed = KeyedStep(step, reads)
+        # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
+        same = self._keyed.setdefault(step.title, keyed)
+        return same if same == keyed else keyed
+
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         """Enter a finished step into the ledger; its output as a Ref."""
         seconds, summary = record.facts.get("seconds"), record.facts.get("summary", {})
         state = "Cached" if cached else "ran"
-        entry = Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary)
+        entry = Entry(
+            step.stage, step.label, record.key, state, seconds, record.digest, summary=summary, place=step.place
+        )
         with self._ledger_lock:
             self.ledger.append(entry)
         if step.title not in self.grouped:
             self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
         self.throughput.add(step, record, cached)
-        if step.stage == "gather" and (line := self.throughput.line(step.label)):
+        if step.stage == "gather" and (line := self.throughput.line(step.place.iteration)):
             self.progress.step(line, None)
-        if step.stage == "gate":
-            self.progress.step(f"        {summary.get('reason', '')}", None)
+        if console_note := getattr(step.module, "console_note", None):
+            self.progress.step(f"        {console_note(summary)}", None)
         return Ref(digest=record.digest)
 
     def settle(self) -> None:
@@ -70,10 +83,14 @@ class Steps:
         ran = sum(entry.state == "ran" for entry in self.ledger)
         return {"ran": ran, "cached": len(self.ledger) - ran}
 
-    def unforeseen(self, error: Exception) -> SpinloopError:
+    def unexpected(self, error: Exception) -> SpinloopError:
         """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
-        get_run_logger().error("This was not foreseen.", exc_info=error)
+        get_run_logger().error("Unexpected error.", exc_info=error)
         self.settle()
         failed = (future.state for future in self.futures if not future.state.is_completed())
-        said = next((state.message for state in failed if state.is_final()), None)
-        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")
+        message = next((state.message for state in failed if state.is_final()), None)
+        return StageFailed(message or f"{type(error).__name__}: {error}")
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]

@@ -295,12 +295,12 @@ class RemoteStore(Store):
         if text not in self.notes:
             self.notes.append(text)
 
-    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any]) -> Record:
+    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any], key: str = "") -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
         look-up goes on with sending it."""
         with fs.boundary(tree), self.using():
             with self.cache.steady():
-                record = self._local.publish(payload, tree, facts)
+                record = self._local.publish(payload, tree, facts, key)
                 self.cache.use(record.digest)
             self.cache.make_room(self.root, 0, self._note_once)
             self._hashed.add(record.digest)
