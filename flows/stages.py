@@ -156,7 +156,7 @@ def _ref(name: str, value: Any) -> Any:
         raise BadInput(f"{name}: {value!r} is no input; give a digest of the store, a folder or a hub id.")
     if DIGEST.fullmatch(value):
         return Ref(digest=value)
-    kind: resolve.Kind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
+    kind: resolve.SourceKind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
     return source(value, kind, "", Path.cwd(), "")
 
 

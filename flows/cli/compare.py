@@ -13,6 +13,7 @@ from spin_core.errors import BadInput, StoreError
 from spin_core.report import compare_page
 from spin_core.report.run import facts_of
 from spin_core.report.run_facts import STEPS, read_steps
+from spin_core.store.keys import KeyPayload
 from spin_core.store.record import Record
 from spin_core.store.runs import RUN
 from spin_core.store.store import Store
@@ -78,7 +79,7 @@ def report_record(store: Store, folder: Path) -> Record:
     return kept[-1]
 
 
-def _tree(store: Store, payload: dict, name: str, index: int, run: str) -> Path | None:
+def _tree(store: Store, payload: KeyPayload, name: str, index: int, run: str) -> Path | None:
     if index < 0:
         return None
     tree = store.tree(payload["inputs"][name][index])

@@ -17,7 +17,7 @@ from spin_core.job import Place
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources.references import Ref, find, origin
-from spin_core.sources.resolve import Kind
+from spin_core.sources.resolve import SourceKind
 from spin_core.stages import import_model, import_pairs
 from spin_core.store.opening import open_store
 from spin_core.store.store import Record, Store
@@ -26,7 +26,7 @@ from spin_core.store.store import Record, Store
 class Wanted(NamedTuple):
     """One thing to import: pairs of iteration `t`, or θ_t."""
 
-    kind: Kind
+    kind: SourceKind
     t: int
     place: str
 
@@ -78,7 +78,7 @@ def _import(args: argparse.Namespace) -> None:
     print_line(json.dumps(imported) if args.json else _section(imported))
 
 
-def _one(kind: Kind, given: str) -> Wanted:
+def _one(kind: SourceKind, given: str) -> Wanted:
     """`T=PLACE`."""
     t, equals, place = given.partition("=")
     if not equals or not re.fullmatch(r"\d{1,2}", t.strip()) or not place:

@@ -49,7 +49,7 @@ def add_command(within: Any, add: Callable) -> None:
 
 def _push(args: argparse.Namespace) -> None:
     store = open_store(args.store, create=False, read_only=True)
-    store.tell = Progress()
+    store.report = Progress()
     to = Target(args.to, "model", args.revision, args.private)
     hub_push.check(to, "--to")
     if args.pairs:

@@ -21,7 +21,7 @@ from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3 import verify as remote_verify
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.store import Store
-from spin_core.store.usage import Line, usage
+from spin_core.store.usage import UsageLine, usage
 from spin_core.store.verify import verify
 from tasks.runner.progress import Progress
 
@@ -99,7 +99,7 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _fetch(args: argparse.Namespace) -> None:
     store = _open(args)
-    store.tell = Progress()
+    store.report = Progress()
     run, _, label = args.what.partition("/")
     link = store.root / "runs" / run / label
     if label and not (RUN.fullmatch(run) and LABEL.fullmatch(label) and link.is_symlink()):
@@ -124,7 +124,7 @@ def _du(args: argparse.Namespace) -> None:
     print(f"{_size(used.total)} in all; a file that several outputs share is counted once.")
 
 
-def _cells(line: Line) -> tuple[str, str, str]:
+def _cells(line: UsageLine) -> tuple[str, str, str]:
     return line.name, f"{line.count:,}", _size(line.bytes)
 
 

@@ -20,6 +20,12 @@ class Section(BaseModel):
         return value
 
 
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's annotation takes, alone or in a union; None where it takes a plain value."""
+    options = (annotation, *get_args(annotation))
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
 def _is_number(annotation: Any) -> bool:
     """Whether a field takes numbers and no truth: `int`, `float`, `int | None`, and these with limits."""
     if get_origin(annotation) is Annotated:

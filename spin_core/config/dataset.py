@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from spin_core.config.base import Section
+from spin_core.config.choices import Turns
 
 
 class Dataset(Section):
@@ -24,9 +23,7 @@ class Dataset(Section):
         description="Your column names, where they are not messages, prompt/response, question/answer or "
         "instruction/input/output: {prompt: …, answer: …, system: …} or {messages: …}.",
     )
-    turns: Literal["first", "last", "all"] = Field(
-        "first", description="Which assistant turns of a conversation become rows."
-    )
+    turns: Turns = Field("first", description="Which assistant turns of a conversation become rows.")
     limit: int = Field(0, ge=0, description="At most this many training rows, drawn by seed; 0 is all.")
     test_limit: int = Field(0, ge=0, description="At most this many held-out rows, drawn by seed; 0 is all.")
     test_fraction: float = Field(

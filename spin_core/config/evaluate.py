@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section
-
-if TYPE_CHECKING:
-    pass
 
 
 class Evaluate(Section):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section
-
-if TYPE_CHECKING:
-    pass
+from spin_core.config.choices import Collation, Loss, Optimizer, Precision, Quantize
 
 
 class Lora(Section):
@@ -26,7 +24,7 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="Layers that get an adapter: all-linear (but the output layer), or names of layers."
     )
-    quantize: Literal["none", "nf4"] = Field(
+    quantize: Quantize = Field(
         "none",
         description="nf4 (QLoRA): train and score on θ_t in 4 bit; needs CUDA and bitsandbytes. The adapter is merged "
         "into the unquantised θ_t, with which the next answers are generated.",
@@ -45,7 +43,7 @@ class Lora(Section):
 class Finetune(Section):
     """`finetune:` in a profile."""
 
-    loss: Literal["sigmoid", "hinge"] = Field("sigmoid", description="sigmoid: −log σ(z); hinge: max(0, 1 − z).")
+    loss: Loss = Field("sigmoid", description="sigmoid: −log σ(z); hinge: max(0, 1 − z).")
     beta: float = Field(0.1, gt=0, description="λ of the paper: weight of the log-ratio in the loss.")
     length_normalised: bool = Field(
         False,
@@ -59,9 +57,7 @@ class Finetune(Section):
         json_schema_extra={"omit_default": True},
     )
     lr: float = Field(5e-7, gt=0, description="Peak learning rate.")
-    optimizer: Literal["rmsprop", "adamw"] = Field(
-        "rmsprop", description="Optimiser (torch defaults; the paper: RMSprop)."
-    )
+    optimizer: Optimizer = Field("rmsprop", description="Optimiser (torch defaults; the paper: RMSprop).")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     warmup_ratio: float = Field(
         0.1, ge=0, lt=1, description="Part of the schedule spent warming up; linear decay to 0 after it."
@@ -75,10 +71,8 @@ class Finetune(Section):
     global_batch: int = Field(64, ge=1, description="Pairs in one optimiser step.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by norm; 0 is none.")
     max_length: int = Field(1024, ge=2, description="Tokens of prompt and answer together.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: autocast; weights, log-probs and loss stay float32."
-    )
-    collation: Literal["exact", "reference"] = Field(
+    precision: Precision = Field("float32", description="bfloat16: autocast; weights, log-probs and loss stay float32.")
+    collation: Collation = Field(
         "exact",
         description="exact: what was sampled is scored. reference: the published code's tokenisation, masks and cuts.",
     )

@@ -7,19 +7,20 @@ from typing import Literal
 from pydantic import Field
 
 from spin_core.config.base import Section
+from spin_core.config.choices import GateMetric, Reaction
 
 
 class Gate(Section):
     """`gate:` in a profile."""
 
-    metric: Literal["auto", "harness", "exact_match/greedy", "exact_match/sampled", "nll/real"] = Field(
+    metric: Literal["auto", GateMetric] = Field(
         "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
     resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")
     min_rows: int = Field(30, ge=2, description="Fewer held-out rows than this decide nothing.")
-    fixed_point: Literal["stop", "go on"] = Field(
+    fixed_point: Reaction = Field(
         "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
     )
-    worse: Literal["stop", "go on"] = Field("go on", description="After a model that is clearly worse than the best.")
-    alarm: Literal["stop", "go on"] = Field("go on", description="After signs of collapse, or of a game that is won.")
+    worse: Reaction = Field("go on", description="After a model that is clearly worse than the best.")
+    alarm: Reaction = Field("go on", description="After signs of collapse, or of an accuracy that is saturated.")

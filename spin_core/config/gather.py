@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from spin_core.config.base import Section
+from spin_core.config.choices import Truncated
 
 
 class Gather(Section):
     """`gather:` in a profile."""
 
-    truncated: Literal["keep", "drop", "report"] = Field(
+    truncated: Truncated = Field(
         "keep",
         description="Answers cut at max_new_tokens. keep: they are pairs, scored without an end, as sampled. drop: no "
         "pairs, so the model never learns against its own long answers. report: keep them, and list them in "

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section
+from spin_core.config.choices import EngineName
 
 
 class Generate(Section):
     """`generate:` in a profile."""
 
-    engine: Literal["transformers", "vllm"] = Field(
+    engine: EngineName = Field(
         "transformers", description="What samples the answers; vllm has an interpreter of its own (`make vllm-env`)."
     )
     temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy decoding.")

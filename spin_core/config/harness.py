@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from spin_core.config.base import Section
+from spin_core.config.choices import HarnessBackend
 from spin_core.config.harness_presets import PRESETS
 
 LM_EVAL = "0.4.13"
@@ -73,7 +74,7 @@ class Harness(Section):
         ge=2,
         description="Tokens of prompt and answer; a longer prompt keeps its end. Empty: the model's context.",
     )
-    backend: Literal["hf", "vllm"] = Field(
+    backend: HarnessBackend = Field(
         "hf", description="What computes: transformers, or vllm in its own interpreter (`make vllm-env`)."
     )
     chat_template: bool = Field(False, description="Put prompts into the model's chat template.")

@@ -7,7 +7,9 @@ older harness: the same weights differ there, GSM8K by 5 points.
 
 from __future__ import annotations
 
-PRESETS: dict[str, list[dict]] = {
+from typing import Any
+
+PRESETS: dict[str, list[dict[str, Any]]] = {
     "open-llm-leaderboard-v1": [
         {"task": "arc_challenge", "num_fewshot": 25, "metric": "acc_norm"},
         {"task": "truthfulqa_mc2", "num_fewshot": 0, "metric": "acc"},

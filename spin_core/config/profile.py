@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spin_core.config import yaml_reader
-from spin_core.config.base import Section
+from spin_core.config.base import Section, section_of
 from spin_core.config.chat import ChatSection
 from spin_core.config.dataset import Dataset
 from spin_core.config.evaluate import Evaluate
@@ -92,7 +92,7 @@ class Config(Section):
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
             if at.finetune.engine_logps:
                 self._engine_logps_are_there(t, where)
-            self._lora_is_whole(at.finetune, where)
+            self._lora_is_unsharded(at.finetune, where)
         self._gate_is_measured()
         self._start_is_there()
         for name, part in (("sft", self.sft), ("control", self.control)):
@@ -110,7 +110,7 @@ class Config(Section):
         if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
 
-    def _lora_is_whole(self, part: Finetune, where: str) -> None:
+    def _lora_is_unsharded(self, part: Finetune, where: str) -> None:
         """An adapter is put on, and merged into, a model that each process has."""
         sharding = self.runtime.compute.sharding
         if part.lora and sharding in ("zero3", "fsdp2"):
@@ -127,7 +127,7 @@ class Config(Section):
         """A later start needs its model, and the pairs before it that its first iteration trains on."""
         first, pairs = self.start.iteration, self.start.pairs
         if first and first >= self.iterations:
-            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to play")
+            raise ValueError(f"start.iteration: {first} leaves none of the {self.iterations} iterations to run")
         for name, part in (("sft", self.sft), ("control", self.control)):
             if first and part:
                 raise ValueError(f"start.iteration: {first} begins behind θ_0, which {name} is about; leave {name} out")
@@ -250,7 +250,7 @@ def _apply(data: Any, setting: str) -> None:
         data.pop(keys[-1], None)
 
 
-def _lay_over(data: dict, changes: dict) -> None:
+def _lay_over(data: dict[str, Any], changes: dict[str, Any]) -> None:
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(data.get(name), dict):
             _lay_over(data[name], value)
@@ -276,17 +276,15 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= LONGEST_QUOTE else f"{said[:LONGEST_QUOTE]}… ({len(said):,} characters)"
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
 
 
-def _fields(model: type[BaseModel], loc: tuple) -> list[str]:
+def _fields(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """The names that the section at `loc` has."""
     for part in loc:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not sections:
+        section = section_of(model.model_fields[part].annotation) if part in model.model_fields else None
+        if section is None:
             return []
-        model = sections[0]
+        model = section
     return list(model.model_fields)

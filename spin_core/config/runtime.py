@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from spin_core.config.base import Section
+from spin_core.config.choices import Kernel
 
 
 class Pools(Section):
@@ -65,7 +66,7 @@ class Compute(Section):
 
     @property
     def in_parts(self) -> bool:
-        """Whether no process holds a whole model."""
+        """Whether the model is sharded: no process holds all of it."""
         return self.world > 1 and self.sharding in ("zero3", "fsdp2")
 
 
@@ -97,7 +98,7 @@ class Runtime(Section):
     packing: bool = Field(
         True, description="Compute each prompt once for both answers, without padding; off: the padded form."
     )
-    attn_implementation: Literal["sdpa", "flex_attention", "flash_attention_2"] = Field(
+    attn_implementation: Kernel = Field(
         "sdpa", description="Kernel of packed attention; flash_attention_2 needs flash-attn and bfloat16 on CUDA."
     )
     liger: bool = Field(False, description="Liger kernels for norms, rotary and MLP when training; CUDA only.")

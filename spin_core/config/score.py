@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
+from spin_core.config.choices import Collation, Precision, Quantize
 from spin_core.config.finetune import Finetune
 
 
@@ -15,9 +14,9 @@ class Score(Section):
     """Taken from `finetune:`; the settings that change a log-prob."""
 
     max_length: int
-    precision: Literal["float32", "bfloat16"]
-    collation: Literal["exact", "reference"]
-    quantize: Literal["none", "nf4"] = Field("none", json_schema_extra={"omit_default": True})
+    precision: Precision
+    collation: Collation
+    quantize: Quantize = Field("none", json_schema_extra={"omit_default": True})
     """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
     engine_logps: bool = Field(False, json_schema_extra={"omit_default": True})
 

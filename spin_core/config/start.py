@@ -14,7 +14,7 @@ class Start(Section):
         0,
         ge=0,
         le=100,
-        description="The first iteration that is played. From 1 on `model` is not θ_0 but the θ of this number, and it "
+        description="The first iteration that is run. From 1 on `model` is not θ_0 but the θ of this number, and it "
         "is imported into the store.",
     )
     pairs: dict[int, str] = Field(

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
 
 # The longest profile that we ship has 2 KB; parsing this much takes a second.
 LONGEST = 128 << 10
@@ -20,7 +20,7 @@ LONGEST = 128 << 10
 class _Loader(yaml.SafeLoader):
     """SafeLoader that also reads 5e-7 as a number, which YAML 1.1 takes for a string."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         made = super().construct_mapping(node, deep)
         seen: set[Any] = set()
         for key, _ in node.value:
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "YAML aliases are not used here; write it out", mark)
         return super().compose_node(parent, index)
 
@@ -65,5 +65,4 @@ def read(text: bytes, where: str) -> Any:
             raise BadInput(f"{where}:{line} the tag {tag} would run code; not valid YAML here, take it out.") from None
         raise BadInput(f"{where}:{line} not valid YAML: {str(error.problem)[:200]}.") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise BadInput(f"{where}: not valid YAML ({type(error).__name__}: {said}).") from None
+        raise BadInput(f"{where}: not valid YAML ({one_line(error, kind=True)}).") from None

@@ -25,14 +25,14 @@ def digests(ids: Iterable[str]) -> numpy.ndarray:
     """16 bytes for each id."""
     import numpy
 
-    found = bytearray()
+    joined = bytearray()
     for id in ids:
-        found += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
-    return numpy.frombuffer(bytes(found), "S16")
+        joined += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
+    return numpy.frombuffer(bytes(joined), "S16")
 
 
 class Answers:
-    """The answers of many files, each found by its row's id. Add all files, then `demand`, then read."""
+    """The answers of many files, each read by its row's id. Add all files, then `demand`, then read."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
@@ -72,8 +72,8 @@ class Answers:
     def _raise(self, what: str, wrong: numpy.ndarray, ids: Iterable[str], rows: numpy.ndarray) -> None:
         if not len(wrong):
             return
-        asked = set(wrong.tolist())
-        named = {id for id in ids if digests([id]).tolist()[0] in asked}
+        unmatched = set(wrong.tolist())
+        named = {id for id in ids if digests([id]).tolist()[0] in unmatched}
         more = ", …" if len(named) > 5 else ""
         raise StageFailed(
             f"{len(named)} rows {what}: {', '.join(sorted(named)[:5])}{more} (there are {len(rows)} rows); "

@@ -17,20 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spin_core.data.raw_record import Record
+from spin_core.data.raw_record import RawRecord
 from spin_core.data.sandbox.templates import KEPT
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
 
 CHILD = Path(__file__).parent / "sandbox" / "decode_child.py"
 LONGEST_STATE = 16 << 20  # bytes of state.json, which names every file
 
 
-def read_parquet(path: Path, name: str) -> Iterator[Record]:
-    """Every row of one parquet file. `name` becomes `Record.file`. Raises BadInput naming the row before the damage."""
+def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
+    """Every row of one parquet file. `name` becomes `RawRecord.file`. Raises BadInput naming the row before damage."""
     return _decoded("parquet", path, name, 0)
 
 
-def read_saved(path: Path, split: str) -> Iterator[Record]:
+def read_saved(path: Path, split: str) -> Iterator[RawRecord]:
     """The rows of a directory that save_to_disk wrote, as those of one file. Raises BadInput."""
     if (path / "dataset_dict.json").is_file():
         splits = _state(path / "dataset_dict.json").get("splits")
@@ -62,14 +62,13 @@ def _state(file: Path) -> dict[str, Any]:
             data = stream.read(LONGEST_STATE + 1)
         content = json.loads(data) if len(data) <= LONGEST_STATE else None
     except (OSError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{file}: cannot be read ({said}); save the dataset again.") from error
+        raise BadInput(f"{file}: cannot be read ({one_line(error)}); save the dataset again.") from error
     if not isinstance(content, dict):
         raise BadInput(f"{file}: not what save_to_disk writes; save the dataset again.")
     return content
 
 
-def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[Record]:
+def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[RawRecord]:
     import pyarrow as pa
 
     environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("ARROW_")}
@@ -95,15 +94,15 @@ def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[Record]:
         finally:
             if not done and child.stdout.read(1):  # it is still at work, and nobody wants the rest
                 child.kill()
-        said = child.stderr.read().decode("utf-8", "replace").strip()
+        message = child.stderr.read().decode("utf-8", "replace").strip()
     if child.returncode or not done:
         where = f"{path}, after row {number}" if number > before else str(path)
-        raise BadInput(f"{where}: {_why(kind, child.returncode, said)}.")
+        raise BadInput(f"{where}: {_why(kind, child.returncode, message)}.")
 
 
-def _why(kind: str, code: int, said: str) -> str:
-    if code == 2 and said:
-        return said.splitlines()[-1]
+def _why(kind: str, code: int, message: str) -> str:
+    if code == 2 and message:
+        return message.splitlines()[-1]
     if code == -signal.SIGPROF:
         from spin_core.data.sandbox.decode_child import CPU_SECONDS
 
@@ -112,16 +111,15 @@ def _why(kind: str, code: int, said: str) -> str:
     return f"not a readable {kind} file (its decoder ended: {how}); write it again"
 
 
-def _rows(batch: Any, name: str, number: int) -> Iterator[Record]:
+def _rows(batch: Any, name: str, number: int) -> Iterator[RawRecord]:
     try:
         for fields in batch.to_pylist():
             number += 1
-            yield Record(name, number, fields)
+            yield RawRecord(name, number, fields)
     except (ValueError, OverflowError, RecursionError, NotImplementedError, KeyError, TypeError) as error:
         # One cell that Python has no value for (a string that is not UTF-8) spoils the batch: its rows one by one.
         if batch.num_rows == 1:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-            yield Record(name, number + 1, {}, "malformed object", said)
+            yield RawRecord(name, number + 1, {}, "malformed object", one_line(error, 180, kind=True))
             return
         for row in range(batch.num_rows):
             yield from _rows(batch.slice(row, 1), name, number + row)

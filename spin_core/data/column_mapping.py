@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from spin_core.config.choices import Turns
 from spin_core.data.rows import Messages
 from spin_core.errors import BadInput
 
-Turns = Literal["first", "last", "all"]
 Columns = dict[str, str]
 
 MESSAGES = ("messages", "conversations", "real")
@@ -76,13 +76,13 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     for prompt, answers in PROMPTS.items():
         answer = next((name for name in answers if name in fields), None)
         if prompt in fields and answer:
-            found = {"prompt": prompt, "answer": answer}
+            columns = {"prompt": prompt, "answer": answer}
             system = next((name for name in SYSTEM if name in fields), None)
             if system:
-                found["system"] = system
+                columns["system"] = system
             if prompt == "instruction" and "input" in fields:
-                found["input"] = "input"
-            return found
+                columns["input"] = "input"
+            return columns
     return None
 
 

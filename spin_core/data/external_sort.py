@@ -18,7 +18,7 @@ HELD = 48 << 20
 RECORD = 500  # bytes that a record takes in memory besides its text
 
 
-class Lines:
+class SpilledRecords:
     """Records one after the other, in memory up to HELD bytes and then in an unnamed file of `folder`."""
 
     def __init__(self, folder: Path, held: int | None = None):
@@ -41,9 +41,9 @@ class Lines:
 
 
 def parse(line: bytes) -> list[Any]:
-    """A record of `Lines.raw`."""
-    found: list[Any] = json.loads(line.decode("utf-8", "surrogatepass"))
-    return found
+    """A record of `SpilledRecords.raw`."""
+    record: list[Any] = json.loads(line.decode("utf-8", "surrogatepass"))
+    return record
 
 
 class Sorter:
@@ -54,7 +54,7 @@ class Sorter:
         self.folder, self._held = folder, held or HELD
         self._records: list[list[Any]] = []
         self._size = 0
-        self._runs: list[Lines] = []
+        self._runs: list[SpilledRecords] = []
 
     def add(self, record: list[Any], size: int) -> None:
         """`size`: characters of its texts."""
@@ -62,7 +62,7 @@ class Sorter:
         self._size += size + RECORD
         if self._size > self._held:
             self._records.sort()
-            run = Lines(self.folder, held=1)
+            run = SpilledRecords(self.folder, held=1)
             for one in self._records:
                 run.add(one)
             self._runs.append(run)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spin_core.data.column_mapping import Reject, examples, reasons
-from spin_core.data.external_sort import Lines, Sorter, parse
-from spin_core.data.raw_record import Record
+from spin_core.data.external_sort import Sorter, SpilledRecords, parse
+from spin_core.data.raw_record import RawRecord
 from spin_core.data.readers import read
 from spin_core.data.rows import Row, prompt_id
 from spin_core.errors import BadInput
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 PUBLISHED_SEED = 42
 
 
-class Source:
+class SourceRows:
     """What one source holds: its different rows on disk, sorted by id, as [id, prompt, answer, file, line].
 
     `name` stands for the source in rejects.jsonl, so that no path gets into the output.
     """
 
     def __init__(self, name: str, rejects: Rejects, scratch: Path):
-        self.name, self.rows = name, Lines(scratch)
+        self.name, self.rows = name, SpilledRecords(scratch)
         self._rejects, self._counts = rejects, Counter[str]()
-        self._found, self._seen = Sorter(scratch), 0
+        self._sorter, self._seen = Sorter(scratch), 0
 
     def take(self, inputs: Inputs, dataset: Dataset, split: str, job: Job) -> None:
         """Read the source. Raises BadInput for a mapped column that no record has, and where all are rejected."""
@@ -62,10 +62,10 @@ class Source:
                 f"name one of {_names(columns)}."
             )
         if not self._seen:
-            said = reasons(self._counts)
             raise BadInput(
-                f"{path}: not one of its {self._counts.total()} rows can be used ({said}); its columns are "
-                f"{_names(columns)}: name yours in `dataset.columns`, as in {{prompt: question, answer: reply}}."
+                f"{path}: not one of its {self._counts.total()} rows can be used ({reasons(self._counts)}); "
+                f"its columns are {_names(columns)}: name yours in `dataset.columns`, as in "
+                "{prompt: question, answer: reply}."
             )
         with job.progress(f"sorting {self.name}", self._seen, "rows") as bar:
             self._settle(bar)
@@ -80,7 +80,7 @@ class Source:
         if counts.total() > most * total:
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({most:g}) allows; mend them, or raise it to go on with the others."
+                f"than dataset.max_rejected ({most:g}) allows; fix them, or raise it to go on with the others."
             )
 
     def _slice(self, path: Path, split: str, dataset: Dataset, job: Job) -> bytearray:
@@ -99,23 +99,23 @@ class Source:
             mask[row] = 1
         return mask
 
-    def _add(self, record: Record, dataset: Dataset) -> None:
+    def _add(self, record: RawRecord, dataset: Dataset) -> None:
         place = f"{self.name}/{record.file}" if record.file else self.name, record.line
         if record.reject:
             self._reject(*place, record.reject, record.detail)
             return
-        for found in examples(record.fields, dataset.columns, dataset.turns):
-            if isinstance(found, Reject):
-                self._reject(*place, found.reason, found.detail)
+        for made in examples(record.fields, dataset.columns, dataset.turns):
+            if isinstance(made, Reject):
+                self._reject(*place, made.reason, made.detail)
                 continue
             self._seen += 1
-            size = len(found.answer) + sum(len(turn["content"]) + len(turn["role"]) for turn in found.prompt)
-            self._found.add([prompt_id(found.prompt), self._seen, *place, found.prompt, found.answer], size)
+            size = len(made.answer) + sum(len(turn["content"]) + len(turn["role"]) for turn in made.prompt)
+            self._sorter.add([prompt_id(made.prompt), self._seen, *place, made.prompt, made.answer], size)
 
     def _settle(self, bar: Bar) -> None:
         """Keep each different row once, sorted by id; of several answers to one prompt (by text) the second is
         `<id>-1`, … The answers to one prompt are in memory together."""
-        for id, group in groupby(self._found, key=itemgetter(0)):
+        for id, group in groupby(self._sorter, key=itemgetter(0)):
             answers: dict[str, tuple[str, int]] = {}
             many, last = 0, []
             for _, _, source, line, prompt, answer in group:
@@ -127,7 +127,7 @@ class Source:
             for name, answer in sorted(made):
                 self.rows.add([name, last, answer, *answers[answer]])
             bar.advance(many)
-        self._found = Sorter(self._found.folder)
+        self._sorter = Sorter(self._sorter.folder)
 
     def _reject(self, source: str, line: int, reason: str, detail: str) -> None:
         self._counts[reason] += 1
@@ -135,7 +135,7 @@ class Source:
 
     def holds(self) -> Callable[[str], bool]:
         """Whether a prompt is among these; 8 bytes a row."""
-        ids = array("Q", (int(Rows.prompt_of(line), 16) for line in self.rows.raw()))
+        ids = array("Q", (int(ChosenRows.prompt_of(line), 16) for line in self.rows.raw()))
 
         def has(id: str) -> bool:
             at = bisect_left(ids, int(id, 16))
@@ -146,15 +146,15 @@ class Source:
     def reject_also_in(self, test: Callable[[str], bool]) -> None:
         """A reject for every row whose prompt is in `test`: what is trained on must not be evaluated on."""
         for line in self.rows.raw():
-            if test(id := Rows.prompt_of(line)):
+            if test(id := ChosenRows.prompt_of(line)):
                 _, _, _, source, number = parse(line)
                 self._reject(source, number, "also held out", f"prompt {id}")
 
 
-class Rows:
-    """The rows of a source whose prompt's id is `chosen`, sorted by id, as often as they are asked for."""
+class ChosenRows:
+    """The rows of a source whose prompt's id is `chosen`, sorted by id, as often as they are read."""
 
-    def __init__(self, source: Source, chosen: Callable[[str], bool]):
+    def __init__(self, source: SourceRows, chosen: Callable[[str], bool]):
         self._source, self._chosen = source, chosen
 
     def __iter__(self) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spin_core.data.raw_record import Record
+from spin_core.data.raw_record import RawRecord
 from spin_core.errors import BadInput
 
 # A row without an end would be read whole, and an empty list of two characters becomes 64 bytes: 16 MiB are below 1 GB
@@ -42,8 +42,8 @@ MAGIC = {
 }
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[Record]:
-    """One object a line. `name` becomes `Record.file`."""
+def read_jsonl(path: Path, name: str) -> Iterator[RawRecord]:
+    """One object a line. `name` becomes `RawRecord.file`."""
     start = 0
     with path.open("rb") as file:
         _check_kind(file, path)
@@ -59,7 +59,7 @@ def read_jsonl(path: Path, name: str) -> Iterator[Record]:
                 yield _record(name, number, _parse(text, path, number))
 
 
-def read_json(path: Path, name: str) -> Iterator[Record]:
+def read_json(path: Path, name: str) -> Iterator[RawRecord]:
     """An array, {"data": [array]}, or, in spite of the name, one object a line."""
     with path.open("rb") as file:
         _check_kind(file, path)
@@ -85,10 +85,10 @@ def read_json(path: Path, name: str) -> Iterator[Record]:
         raise BadInput(
             f"{path}: an object of over {LONGEST_OBJECT >> 20} MiB; write one row a line, and name the file .jsonl."
         )
-    whole = _parse(_text(raw, path, 0, 0).removeprefix("\ufeff"), path, 0)
-    if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
+    content = _parse(_text(raw, path, 0, 0).removeprefix("\ufeff"), path, 0)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise BadInput(f"{path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one.")
-    for number, value in enumerate(whole["data"], 1):
+    for number, value in enumerate(content["data"], 1):
         yield _record(name, number, value)
 
 
@@ -114,14 +114,14 @@ class _Array:
                 f"{self.path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one."
             )
         self.at += 1
-        found = self._next()
-        while found != "]":
+        following = self._next()
+        while following != "]":
             yield self._value()
-            found = self._next()
-            if found == ",":
+            following = self._next()
+            if following == ",":
                 self.at += 1
-                found = "value"
-            elif found != "]":
+                following = "value"
+            elif following != "]":
                 raise self._broken("Expecting ',' delimiter", self.at)
         self.at += 1
         if self._next():
@@ -176,9 +176,9 @@ class _Array:
         lines, last = self.text.count("\n", 0, at), self.text.rfind("\n", 0, at)
         return self.line + lines, at - last if lines else self.column + at
 
-    def _broken(self, said: str, at: int) -> BadInput:
+    def _broken(self, why: str, at: int) -> BadInput:
         line, column = self._place(at)
-        return BadInput(f"{self.path}, line {line}, column {column}: broken JSON ({said}); mend or remove this line.")
+        return BadInput(f"{self.path}, line {line}, column {column}: broken JSON ({why}); fix or remove this line.")
 
 
 def _check_kind(file: BinaryIO, path: Path) -> None:
@@ -236,16 +236,16 @@ def _parse(text: str, path: Path, line: int) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_constant)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
-        raise BadInput(f"{path}, {place}: broken JSON ({error.msg}); mend or remove this line.") from error
+        raise BadInput(f"{path}, {place}: broken JSON ({error.msg}); fix or remove this line.") from error
     except (ValueError, RecursionError) as error:  # a number of over 4,300 digits, or brackets nested too deep
         place = f", line {line}" if line else ""
         raise BadInput(f"{path}{place}: JSON that cannot be read ({error}); remove this row.") from error
 
 
-def _record(name: str, line: int, value: Any) -> Record:
+def _record(name: str, line: int, value: Any) -> RawRecord:
     flaw = _flaw_in(value)
     if flaw is not None:
-        return Record(name, line, {}, "malformed object", str(flaw))
+        return RawRecord(name, line, {}, "malformed object", str(flaw))
     if not isinstance(value, dict):
-        return Record(name, line, {}, "not an object", f"a JSON {type(value).__name__}")
-    return Record(name, line, value)
+        return RawRecord(name, line, {}, "not an object", f"a JSON {type(value).__name__}")
+    return RawRecord(name, line, value)

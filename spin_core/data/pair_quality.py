@@ -30,7 +30,7 @@ class PairQuality:
         self._real.append(len(pair.real))
         self._generated.append(len(pair.generated))
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Counts, each also as a fraction of `rows` (before any is dropped), and lengths in characters."""
         import numpy
 
@@ -55,7 +55,7 @@ class PairQuality:
         }
 
 
-def _median(lengths: array) -> float:
+def _median(lengths: array[int]) -> float:
     """An int where the number of lengths is odd, as `statistics.median` gives it."""
     import numpy
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RawRecord:
     """A row as found: file (relative to the source, empty for a single file), line or row number from 1, fields.
 
     `reject` says why it is no usable object; then it has no fields, and `detail` says what was seen.

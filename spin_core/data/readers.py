@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from spin_core.data.arrow_reader import read_parquet, read_saved
 from spin_core.data.json_reader import read_json, read_jsonl
-from spin_core.data.raw_record import Record
+from spin_core.data.raw_record import RawRecord
 from spin_core.errors import BadInput
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -25,7 +25,7 @@ MOST_FILES = 50_000
 SPLIT_WORDS = ("train", "test", "valid", "dev", "eval")
 
 
-def read(path: Path, split: str = "") -> Iterator[Record]:
+def read(path: Path, split: str = "") -> Iterator[RawRecord]:
     """Every record of a file, folder or saved dataset, in file order; of a folder only those of `split` (`data_files`).
 
     Raises BadInput naming file and line for what is missing, empty or cannot be parsed.
@@ -63,12 +63,12 @@ def data_files(path: Path, split: str = "") -> list[Path]:
 def below(folder: Path) -> list[Path]:
     """Everything below a folder. Raises BadInput where that is more than any data set or model has: `/` and a home are
     named by mistake, and to look through them takes minutes."""
-    found = list(islice(folder.rglob("*"), MOST_FILES + 1))
-    if len(found) > MOST_FILES:
+    paths = list(islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(paths) > MOST_FILES:
         raise BadInput(
             f"{folder}: over {MOST_FILES:,} files are below it; name the folder that has only what is meant."
         )
-    return found
+    return paths
 
 
 def choose_files(names: list[str], split: str, where: str) -> list[str]:
@@ -76,17 +76,17 @@ def choose_files(names: list[str], split: str, where: str) -> list[str]:
 
     Raises BadInput, naming `where`, if none holds rows, or if there are files for other splits only.
     """
-    found = [PurePosixPath(name) for name in sorted(names) if _holds_rows(PurePosixPath(name))]
-    if not found:
+    files = [PurePosixPath(name) for name in sorted(names) if _holds_rows(PurePosixPath(name))]
+    if not files:
         raise BadInput(f"{where}: there is no {', '.join(SUFFIXES)} file in it; check `dataset.path`.")
-    of_split = [str(p) for p in found if split in _split_names(p)]
-    named = {name for p in found for name in _split_names(p) if name.startswith(SPLIT_WORDS)}
+    of_split = [str(p) for p in files if split in _split_names(p)]
+    named = {name for p in files for name in _split_names(p) if name.startswith(SPLIT_WORDS)}
     if split and named and not of_split:
         raise BadInput(
             f"{where}: no file is named for the split {split!r}, but there are {', '.join(sorted(named))}; "
             "set `dataset.split` (and `dataset.test_split`) to one of these."
         )
-    return of_split or [str(p) for p in found]
+    return of_split or [str(p) for p in files]
 
 
 def _holds_rows(name: PurePosixPath) -> bool:
@@ -98,7 +98,7 @@ def _split_names(name: PurePosixPath) -> set[str]:
     return {re.sub(r"-\d{5}-of-\d{5}.*$", "", name.stem), *name.parent.parts}
 
 
-def _files(path: Path, split: str) -> Iterator[Record]:
+def _files(path: Path, split: str) -> Iterator[RawRecord]:
     for file in data_files(path, split):
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
         reader = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet}[file.suffix.lower()]

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from spin_core.config.choices import Finish
 from spin_core.data.table_file import column_names, read_batches, write_table
 from spin_core.errors import BadInput
 
@@ -44,7 +45,7 @@ class Pair:
     prompt: Messages
     real: str
     generated: str
-    finish: Literal["stop", "length"]
+    finish: Finish
 
 
 def prompt_id(prompt: Messages) -> str:
@@ -113,14 +114,14 @@ def _conversation(prompt: Messages, answer: str) -> Messages:
     return [*prompt, {"role": "assistant", "content": answer}]
 
 
-def _write(path: Path, names: Sequence[str], records: Iterable[tuple]) -> None:
+def _write(path: Path, names: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
     import pyarrow as pa
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string()}
     schema = pa.schema([(name, types[name]) for name in names])
 
-    def batch(held: list[tuple]) -> pa.RecordBatch:
+    def batch(held: list[tuple[Any, ...]]) -> pa.RecordBatch:
         columns = [pa.array(column, field.type) for column, field in zip(zip(*held, strict=True), schema, strict=True)]
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -145,8 +146,8 @@ def _own_ids(path: Path) -> bool:
 
     if "id" not in column_names(path):
         return False
-    found = [batch.column(0) for batch in read_batches(path, ["id"])]
-    ids = pa.chunked_array(found, found[0].type if found else pa.string())
+    columns = [batch.column(0) for batch in read_batches(path, ["id"])]
+    ids = pa.chunked_array(columns, columns[0].type if columns else pa.string())
     if not pa.types.is_string(ids.type) or ids.null_count:
         return False
     return pc.count_distinct(ids).as_py() == len(ids) and not pc.any(pc.equal(ids, "")).as_py()

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from spin_core.data.rows import fraction
 
 T = TypeVar("T")
 
 
-def cut_shards(ids: list[str], aim: int) -> list[list[str]]:
-    """Cut sorted ids into content-defined shards of aim/4 to 2·aim ids (the last may be shorter).
+class ShardEntry(TypedDict):
+    """One shard of prompts in shards.json: its file in the tree, the file's sha256, `train` or `test`, its rows."""
+
+    file: str
+    sha256: str
+    split: str
+    rows: int
+
+
+def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Cut items in the order of their ids into content-defined shards of aim/4 to 2·aim (the last may be shorter); no
+    more than 2·aim items are held.
 
     A shard ends at the first id from its minimum on whose hash says so (one in 3/4·aim does), and where none does up to
     the maximum, at the id of smallest hash: an id that was added or removed moves only the ends near it. It changes one
@@ -19,11 +29,6 @@ def cut_shards(ids: list[str], aim: int) -> list[list[str]]:
     chance, not proof: ids are hashes, and whoever chose them by hand could make every end move.
     Content-defined chunking with minimum and maximum, as in LBFS (Muthitacharoen et al. 2001), section 3.1.
     """
-    return list(cut(ids, aim, str))
-
-
-def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """As `cut_shards`, of whatever has an id; no more than 2·aim items are held."""
     least, most = max(1, aim // 4), 2 * aim
     threshold = 1 / max(1, aim - least)
     held: list[T] = []

@@ -1,8 +1,11 @@
 """Parquet tables that are larger than memory: written byte for byte as pyarrow writes them from memory, and read a few
 rows at a time.
 
-Not a format of its own: pyarrow makes pages, statistics and footer. It does so column by column, so a table of many
-rows has to be there whole; one of over HELD bytes waits in unnamed files beside the output, mapped into memory.
+Not a format of its own: pyarrow makes pages, statistics and footer. It does so column by column, so all rows of a row
+group (a million) have to be there; over HELD bytes they wait in unnamed files beside the output, mapped into memory.
+Not a `ParquetWriter` flushed by rows or bytes: it would make a row group of each flush, so other bytes, another digest
+of the same rows and other keys behind it (measured, pyarrow 26: of 9,000 rows 1 row group became 9). Batches written as
+one table of several chunks do not help either: pages end where chunks do.
 Covered: columns of text, and of lists and structures of text, without nulls where they do not fit into memory.
 """
 
@@ -16,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,8 +88,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
-    said = " ".join(str(error).split())[:200]
-    return BadInput(f"{path}: not a readable parquet file ({said}); make it again.")
+    return BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.")
 
 
 class _Part:
@@ -168,7 +170,7 @@ class _Spilled:
 
 
 def _unnamed(folder: Path) -> BinaryIO:
-    return tempfile.TemporaryFile(dir=folder)  # type: ignore[return-value]
+    return tempfile.TemporaryFile(dir=folder)
 
 
 def _map(file: BinaryIO, mapped: list[mmap.mmap]) -> Any:

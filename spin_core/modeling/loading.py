@@ -11,7 +11,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spin_core.config.chat import ChatSection
+from spin_core.config.choices import Quantize
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, StageFailed
 from spin_core.modeling.chat import Chat
@@ -39,8 +40,6 @@ KEPT_FILES = (
     "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-Quantize = Literal["none", "nf4"]
 
 
 def pick_device(runtime: Runtime) -> torch.device:
@@ -244,7 +243,7 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise BadInput(f"{path / name}: not a JSON object; download the model again")
-    if asked := remote_code.asks(content):
+    if asked := remote_code.code_setting(content):
         raise BadInput(
             f"{path / name}: `{asked}` asks to run the model's own code; use a model that transformers knows by itself"
         )

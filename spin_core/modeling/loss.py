@@ -5,16 +5,14 @@ What it is *not*: no model, no tokens, no reduction over the batch.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spin_core.config.choices import Loss
+
 IGNORE = -100
 """Label of a position that is not part of an answer (the default `ignore_index` of cross-entropy)."""
-
-LossName = Literal["sigmoid", "hinge"]
 
 
 def spin_loss(
@@ -23,7 +21,7 @@ def spin_loss(
     opponent_real: Tensor,
     opponent_generated: Tensor,
     beta: float,
-    loss: LossName = "sigmoid",
+    loss: Loss = "sigmoid",
     reference_free: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each pair (paper, arXiv 2401.01335, eq. 4.7).

@@ -11,7 +11,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from spin_core.modeling.loading import Quantize, load_model
+from spin_core.config.choices import Quantize
+from spin_core.modeling.loading import load_model
 from spin_core.modeling.sharded_loading import load as load_sharded
 
 _opponent: dict[tuple[Path, str, torch.dtype, Quantize, bool], PreTrainedModel] = {}

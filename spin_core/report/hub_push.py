@@ -2,12 +2,11 @@
 
 Is not: the choice of what is pushed (`flows/cli/push.py`). A file of the repository that is not given stays as it is,
 but for the weights and settings of a former model: beside the new ones they would be read as part of it. The token is
-given or the client's own ($HF_TOKEN, `hf auth login`); no message tells it.
+given or the client's own ($HF_TOKEN, `hf auth login`); no message shows it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from spin_core.sources.resolve import SETTINGS, WEIGHTS
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
 READ = {"model": SETTINGS + WEIGHTS, "dataset": ()}  # what is read beside the files that are pushed
 KEPT = ("readme*", "licen[cs]e*", "notice*", "requirements*")  # documents, whatever their ending
-OTHER: dict[hub.Kind, hub.Kind] = {"model": "dataset", "dataset": "model"}
+OTHER: dict[hub.HubKind, hub.HubKind] = {"model": "dataset", "dataset": "model"}
 
 Files = Mapping[str, Path | bytes]
 """Path in the repository → the file or the bytes it is to have."""
@@ -34,7 +33,7 @@ class Target:
     words. `both`: a repository of the other kind may have the same name, because this push makes it."""
 
     repo: str
-    kind: hub.Kind
+    kind: hub.HubKind
     revision: str = ""
     private: bool = False
     token: str = ""
@@ -44,11 +43,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of it: the commit that the branch is at, and how many files it changed (0: it had them all)."""
+    """What came of it: the commit that the branch is at, and whether this push made it (not where it had all files)."""
 
     commit: str
     url: str
-    changed: int
+    changed: bool
 
 
 def check(target: Target, field: str) -> None:
@@ -59,21 +58,22 @@ def check(target: Target, field: str) -> None:
         raise BadInput(f"--revision {target.revision}: no name of a branch; give one such as main or v2.")
 
 
-def push(target: Target, files: Files, title: str, told: str, say: Callable[[str], None]) -> Pushed:
-    """Make the branch hold `files`; `title` and `told` are the commit's message, `say` gets a line before an upload.
+def push(target: Target, files: Files, title: str, text: str, say: Callable[[str], None]) -> Pushed:
+    """Make the branch hold `files`; `title` and `text` are the commit's message, `say` gets a line before an upload.
 
     Raises BadInput or SpinloopError, one sentence with the remedy.
     """
     try:
-        return _push(target, files, title, told, say)
+        return _push(target, files, title, text, say)
     except SpinloopError:
         raise
     except Exception as error:  # httpx, the hub's own, xet's and operating system errors, of unrelated families
         raise _refusal(target, error) from None
 
 
-def _push(target: Target, files: Files, title: str, told: str, say: Callable[[str], None]) -> Pushed:
+def _push(target: Target, files: Files, title: str, text: str, say: Callable[[str], None]) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub.utils import logging
 
     if not target.token and not get_token():
         raise BadInput(
@@ -87,29 +87,26 @@ def _push(target: Target, files: Files, title: str, told: str, say: Callable[[st
     if branch != "main":
         api.create_branch(**where, branch=branch, exist_ok=True)
     head = api.repo_info(**where, revision=branch).sha
-    there = _there(api, where, head or branch)
-    # A file is its content: the hub names it by sha256 (LFS) or git's sha1, and ours must be the same.
-    new = {name: data for name, data in files.items() if name not in there or not _same(data, there[name])}
-    stale = sorted(name for name in there if name not in files and _is_read(name, target.kind))
-    url = f"{api.endpoint}/{'datasets/' * (target.kind == 'dataset')}{target.repo}"
-    if not new and not stale:
-        return Pushed(head or "", url, 0)
-    size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in new.values())
-    say(f"{target.repo}: {len(new)} of {len(files)} files to upload, {size / 1e6:,.1f} MB")
+    there = _names_there(api, where, head or branch)
+    stale = [name for name in there if name not in files and _is_read(name, target.kind)]
+    size = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in files.values())
+    say(f"{target.repo}: {len(files)} files, {size / 1e6:,.1f} MB; what the hub has already is not sent again")
     if stale:
         gone = f"Deleted, as this {target.kind} has no such files: {', '.join(stale)}"
         say(f"{target.repo}: {gone[0].lower()}{gone[1:]}")
-        told = f"{told}\n{gone}"
-    adds = [CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)) for name, data in new.items()]
+        text = f"{text}\n{gone}"
+    adds = [CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)) for name, data in files.items()]
     drops = [CommitOperationDelete(name) for name in stale]
-    made = api.create_commit(
-        **where, operations=[*adds, *drops], commit_message=title, commit_description=told, revision=branch,
+    logging.set_verbosity_error()  # "No files have been modified": the caller says so too
+    made = api.create_commit(  # of unchanged files it makes no commit, and gives the one that is there
+        **where, operations=[*adds, *drops], commit_message=title, commit_description=text, revision=branch,
         parent_commit=head,
     )  # fmt: skip
-    return Pushed(made.oid, url, len(new) + len(stale))
+    url = f"{api.endpoint}/{'datasets/' * (target.kind == 'dataset')}{target.repo}"
+    return Pushed(made.oid, url, made.oid != head)
 
 
-def _is_read(name: str, kind: hub.Kind) -> bool:
+def _is_read(name: str, kind: hub.HubKind) -> bool:
     """Whether a file would be read as part of what is pushed, and is no document. At the top only."""
     is_document = any(fnmatch(name.lower(), pattern) for pattern in KEPT)
     return "/" not in name and not is_document and any(fnmatch(name, pattern) for pattern in READ[kind])
@@ -132,38 +129,14 @@ def _make_repo(api: Any, target: Target) -> None:
         )
 
 
-def _there(api: Any, where: dict, commit: str) -> dict[str, Any]:
-    """Path → the hub's file, of all that the repository has at a commit."""
+def _names_there(api: Any, where: dict[str, Any], commit: str) -> list[str]:
+    """The files that the repository has at a commit."""
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return {one.path: one for one in api.list_repo_tree(**where, recursive=True, revision=commit) if _is_file(one)}
+        return sorted(api.list_repo_files(**where, revision=commit))
     except EntryNotFoundError:  # a repository without any file
-        return {}
-
-
-def _is_file(one: Any) -> bool:
-    return hasattr(one, "blob_id")
-
-
-def _same(data: Path | bytes, theirs: Any) -> bool:
-    size = len(data) if isinstance(data, bytes) else data.stat().st_size
-    if size != theirs.size:
-        return False
-    if theirs.lfs is not None:
-        return _hashed(hashlib.sha256(), data) == theirs.lfs.sha256
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return _hashed(blob, data) == theirs.blob_id
-
-
-def _hashed(digest: Any, data: Path | bytes) -> str:
-    if isinstance(data, bytes):
-        digest.update(data)
-        return digest.hexdigest()
-    with data.open("rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
+        return []
 
 
 def _refusal(target: Target, error: Exception) -> SpinloopError:
@@ -182,12 +155,12 @@ def _refusal(target: Target, error: Exception) -> SpinloopError:
         return BadInput(f"{target.repo}: the hub shows no such {target.kind} to the token of {place}; check the name.")
     if status in (409, 412):
         return SpinloopError(f"{target.repo}: somebody else changed it during the push; look there and push again.")
-    said = hub.said(cause, target.token)
+    why = hub.describe(cause, target.token)
     if hub.unreachable(cause) and not isinstance(cause, ValueError):
         return SpinloopError(
-            f"{target.repo}: the hub cannot be reached ({said}); the run stays in the store, so push again later."
+            f"{target.repo}: the hub cannot be reached ({why}); the run stays in the store, so push again later."
         )
-    return SpinloopError(f"{target.repo}: the push failed ({said}); look there, and push again.")
+    return SpinloopError(f"{target.repo}: the push failed ({why}); look there, and push again.")
 
 
 def _answer(error: BaseException) -> Exception:

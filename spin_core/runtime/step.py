@@ -65,7 +65,7 @@ class Step:
     def title(self) -> str:
         return title(self.stage, self.label)
 
-    def payload(self, inputs: RefInputs) -> dict:
+    def payload(self, inputs: RefInputs) -> keys.KeyPayload:
         """What the key is the hash of: stage, VERSION, config and the content digests of the inputs."""
         return keys.payload(self.stage, self.module.VERSION, keys.config_payload(self.config), _digests(inputs))
 
@@ -78,7 +78,7 @@ class KeyedStep:
     inputs: RefInputs
 
     @cached_property
-    def payload(self) -> dict:
+    def payload(self) -> keys.KeyPayload:
         """What the key is the hash of."""
         return self.step.payload(self.inputs)
 

@@ -2,16 +2,15 @@
 sentence each.
 
 Is not: writing to it (`spin_core/report/hub_push.py`), nor a choice of files (`spin_core/sources/resolve.py`). The
-client and its cache are huggingface_hub's own; which hub it asks, and with which token, is told by its environment
-variables (HF_ENDPOINT, HF_TOKEN). No token passes through here but to be taken out of a text.
+client and its cache are huggingface_hub's own; its environment variables say which hub and which token it uses
+(HF_ENDPOINT, HF_TOKEN). No token passes through here but to be taken out of a text.
 
-Where the hub cannot be reached, what the cache holds whole is used: a full commit as it is, a branch or tag as it was
-when it was last asked for, which `Listing.note` says; it also says that a branch or tag has moved since then.
+Where the hub cannot be reached, what is fully cached is used: a full commit as it is, a branch or tag as it was when it
+was last asked for, which `Listing.note` says; it also says that a branch or tag has moved since then.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
@@ -19,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_core.errors import BadInput, Unreachable
+from spin_core.errors import BadInput, Unreachable, one_line
 
-Kind = Literal["model", "dataset"]
+HubKind = Literal["model", "dataset"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)*")
 TOKEN = re.compile(r"\bhf_\w{6,}")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "(token)"
 
-_moved: dict[tuple[str, Kind, str, str], str] = {}
+_moved: dict[tuple[str, HubKind, str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -41,35 +40,35 @@ class Listing:
     note: str = ""
 
 
-def listing(repo: str, kind: Kind, revision: str) -> Listing:
+def listing(repo: str, kind: HubKind, revision: str) -> Listing:
     """What `repo` holds at a branch, tag or commit (empty: main). Raises BadInput with the remedy."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    ask: Any = api.model_info if kind == "model" else api.dataset_info
+    get_info: Any = api.model_info if kind == "model" else api.dataset_info
     try:
-        info = ask(repo, revision=revision or None, timeout=20)
+        info = get_info(repo, revision=revision or None, timeout=20)
     except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
-        found = _cached(repo, kind, revision) if unreachable(error) else None
-        if found is None:
+        cached = _cached(repo, kind, revision) if unreachable(error) else None
+        if cached is None:
             raise refusal(repo, kind, revision, error) from None
-        return found
+        return cached
     if not info.sha:
         raise BadInput(f"{repo}: the hub does not say which commit {revision or 'main'} is; give `{kind}.revision`.")
     note = _remember(repo, kind, revision, info.sha)
     return Listing([file.rfilename for file in info.siblings or []], info.sha, note=note)
 
 
-def download(repo: str, kind: Kind, found: Listing, names: list[str]) -> Path:
-    """The folder that has these files of `found`, in huggingface_hub's cache. Raises BadInput with the remedy."""
+def download(repo: str, kind: HubKind, listed: Listing, names: list[str]) -> Path:
+    """The folder that has these files of `listed`, in huggingface_hub's cache. Raises BadInput with the remedy."""
     from huggingface_hub import snapshot_download
 
-    how: Any = {"repo_type": kind, "revision": found.commit, "allow_patterns": [_literal(name) for name in names]}
+    how: Any = {"repo_type": kind, "revision": listed.commit, "allow_patterns": [_literal(name) for name in names]}
     try:
         # It refuses a cached folder that a cut-off download left with some of the files: less would be other content.
-        return Path(snapshot_download(repo, local_files_only=found.cached, **how))
+        return Path(snapshot_download(repo, local_files_only=listed.cached, **how))
     except Exception as error:
-        raise refusal(repo, kind, found.commit, error) from None
+        raise refusal(repo, kind, listed.commit, error) from None
 
 
 def unreachable(error: Exception) -> bool:
@@ -82,7 +81,7 @@ def unreachable(error: Exception) -> bool:
     return not isinstance(error, HfHubHTTPError) or (response is not None and response.status_code >= 500)
 
 
-def refusal(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
+def refusal(repo: str, kind: HubKind, revision: str, error: Exception) -> BadInput:
     """Why `repo` could not be read, with the remedy and without a token."""
     from huggingface_hub import errors
 
@@ -98,7 +97,7 @@ def refusal(repo: str, kind: Kind, revision: str, error: Exception) -> BadInput:
     if isinstance(error, errors.RevisionNotFoundError):
         return BadInput(f"{where} the hub's {kind} has no revision {revision!r}; check `{kind}.revision`.")
     kind_of = Unreachable if unreachable(error) else BadInput
-    return kind_of(f"{where} the hub cannot be read ({said(error)}); go online or give the path of a local copy.")
+    return kind_of(f"{where} the hub cannot be read ({describe(error)}); go online or give the path of a local copy.")
 
 
 def bad_token(error: Exception) -> bool:
@@ -111,9 +110,9 @@ def bad_token(error: Exception) -> bool:
     )
 
 
-def said(error: BaseException, *secrets: str) -> str:
+def describe(error: BaseException, *secrets: str) -> str:
     """An error's kind and text on one short line, without a token."""
-    return masked(f"{type(error).__name__}: {' '.join(str(error).split())}", *secrets)[:200]
+    return masked(one_line(error, 2000, kind=True), *secrets)[:200]
 
 
 def masked(text: str, *secrets: str) -> str:
@@ -137,16 +136,16 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-def _folder(repo: str, kind: Kind) -> Path:
+def _folder(repo: str, kind: HubKind) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
 
 
-def _remember(repo: str, kind: Kind, revision: str, commit: str) -> str:
+def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
     """Write which commit a branch was into the cache's refs/, where the client reads it too: downloads by commit leave
-    none there. What is to be told where it is another than last time; each time in this process, not the first only."""
+    none there. The note where it is another than last time; each time in this process, not the first only."""
     name = revision or "main"
     if COMMIT.fullmatch(name) or not REVISION.fullmatch(name):
         return ""
@@ -164,19 +163,22 @@ def _remember(repo: str, kind: Kind, revision: str, commit: str) -> str:
     return _moved.get((repo, kind, name, commit), "")
 
 
-def _cached(repo: str, kind: Kind, revision: str) -> Listing | None:
-    """What the cache has of a revision; None unless the client kept the commit's whole list of files."""
-    name, folder = revision or "main", _folder(repo, kind)
+def _cached(repo: str, kind: HubKind, revision: str) -> Listing | None:
+    """What the cache has of a revision; None unless the client kept the commit's full list of files."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    name = revision or "main"
     if not REVISION.fullmatch(name):
         return None
     try:
-        commit = name if COMMIT.fullmatch(name) else (folder / "refs" / name).read_text().strip()
+        commit = name if COMMIT.fullmatch(name) else (_folder(repo, kind) / "refs" / name).read_text().strip()
         if not COMMIT.fullmatch(commit):
             return None
-        names = list(json.loads((folder / "trees" / f"{commit}.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        names = [file.path for file in get_cached_repo_tree(repo, repo_type=kind, revision=commit)]
+    except (CachedRepoTreeNotFoundError, OSError, ValueError):
         return None
     if commit == name:
         return Listing(names, commit, cached=True)
-    told = f"{repo}: the hub cannot be reached; {name} is used as it was when last asked for, commit {commit[:8]}."
-    return Listing(names, commit, cached=True, note=told)
+    note = f"{repo}: the hub cannot be reached; {name} is used as it was when last asked for, commit {commit[:8]}."
+    return Listing(names, commit, cached=True, note=note)

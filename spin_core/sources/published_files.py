@@ -27,22 +27,22 @@ def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:
     parquet = [PurePosixPath(name) for name in sorted(names) if name.endswith(".parquet") and "/." not in f"/{name}"]
     if not parquet:
         raise BadInput(f"{where}: there is no .parquet file in it; a pair set has train and test files of that kind.")
-    found: dict[str, list[str]] = {"train": [], "test": []}
+    files: dict[str, list[str]] = {"train": [], "test": []}
     for path in parquet:
         split = next((split for split, known in SPLITS.items() if _split(path) in known), None)
         if split is None and len(parquet) == 1:
             split = "train"
         if split:
-            found[split].append(str(path))
-    if not found["train"]:
+            files[split].append(str(path))
+    if not files["train"]:
         raise BadInput(
             f"{where}: no parquet file is named for a split train or train_prefs (there is {parquet[0]}); name the "
             "folder that has the pairs."
         )
-    folders = sorted({str(PurePosixPath(name).parent) for part in found.values() for name in part})
+    folders = sorted({str(PurePosixPath(name).parent) for part in files.values() for name in part})
     if len(folders) > 1:
         raise BadInput(f"{where}: it has several pair sets; name one, say {where.partition('@')[0]}/{folders[0]}.")
-    return found
+    return files
 
 
 def _split(path: PurePosixPath) -> str:
@@ -52,8 +52,8 @@ def _split(path: PurePosixPath) -> str:
 def pair_names(names: Sequence[str], where: str) -> list[str]:
     """All files of a pair set: its parquet files, and what gather wrote beside them if it did. Raises BadInput as
     `pair_files`."""
-    found = pair_files(names, where)
-    parquet = found["train"] + found["test"]
+    files = pair_files(names, where)
+    parquet = files["train"] + files["test"]
     folder = PurePosixPath(parquet[0]).parent
     own = [str(folder / name) for name in WITH_PAIRS]
     return sorted(parquet + ([name for name in own if name in names] if str(folder / QUALITY) in names else []))
@@ -66,6 +66,6 @@ def weight_names(names: Sequence[str], read: Sequence[str]) -> list[str]:
     return sorted({*read, *own})
 
 
-def local_names(folder: Path, found: Sequence[Path]) -> list[str]:
-    """Relative names of the files among `found`, which lie below `folder`."""
-    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+def local_names(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Relative names of the files among `paths`, which lie below `folder`."""
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

@@ -32,12 +32,12 @@ class Ref:
     tree: str = ""
     file: str = ""
     path: str = ""
-    kind: resolve.Kind = "dataset"
+    kind: resolve.SourceKind = "dataset"
     split: str = ""
     stamp: str = ""
     """`sources.stamp` when it was hashed. While it is the same, the source is not hashed again; no key has it."""
     hub: str = ""
-    """`org/name@commit` of a source that was downloaded; the record tells it, and no key has it."""
+    """`org/name@commit` of a source that was downloaded; the record has it, and no key does."""
 
     def locate(self, store: Store) -> Path:
         if self.path:
@@ -49,25 +49,25 @@ RefInputs = Mapping[str, Ref | Sequence[Ref]]
 
 
 def source(
-    path: str, kind: resolve.Kind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
+    path: str, kind: resolve.SourceKind, revision: str, base_dir: Path, split: str, notes: list[str] | None = None
 ) -> Ref:
     """A model or dataset outside the store, by its content at this moment; `notes` gets what the user should know of
     it. Raises BadInput naming it."""
-    found = resolve.resolve(path, kind, revision, base_dir, split)
-    if found.note and notes is not None and found.note not in notes:
-        notes.append(found.note)
+    resolved = resolve.resolve(path, kind, revision, base_dir, split)
+    if resolved.note and notes is not None and resolved.note not in notes:
+        notes.append(resolved.note)
     return Ref(
-        digest=found.digest,
-        path=str(found.path),
+        digest=resolved.digest,
+        path=str(resolved.path),
         kind=kind,
         split=split,
-        stamp=found.stamp or resolve.stamp(found.path),
-        hub=f"{path}@{found.revision}" if found.revision else "",
+        stamp=resolved.stamp or resolve.stamp(resolved.path),
+        hub=f"{path}@{resolved.revision}" if resolved.revision else "",
     )
 
 
 def find(
-    store: Store, place: str, kind: resolve.Kind, revision: str = "", base_dir: Path = Path(), split: str = ""
+    store: Store, place: str, kind: resolve.SourceKind, revision: str = "", base_dir: Path = Path(), split: str = ""
 ) -> Ref:
     """What `place` names, by content: a model, dataset or pair set outside the store, or an artifact of it.
 
@@ -86,25 +86,25 @@ def is_here(place: str, base_dir: Path) -> bool:
     return any(path.exists() for path in (base_dir / place, Path(place)))
 
 
-def artifact(store: Store, digest: str, kind: resolve.Kind) -> Ref:
+def artifact(store: Store, digest: str, kind: resolve.SourceKind) -> Ref:
     """An artifact of the store, verified; where it was imported from goes to `store.notes`.
 
     Raises BadInput where the store has none of this digest, or one that is no `kind`.
     """
-    found = [record for record in store.records() if record.digest == digest]
-    whole = next((record for one in found if (record := store.lookup(one.stage, one.key))), None)
-    if whole is None:
+    named = [one for one in store.records() if one.digest == digest]
+    record = next((hit for one in named if (hit := store.lookup(one.stage, one.key))), None)
+    if record is None:
         raise BadInput(
             f"{digest[:12]}: the store has no artifact of this digest; import it again, or name the folder or hub id."
         )
     wanted = "config.json" if kind in ("model", "checkpoint") else "train_prefs-00000-of-00001.parquet"
-    if not (whole.path / wanted).is_file():
-        raise BadInput(f"{digest[:12]}: {whole.stage}'s output is no {kind} (it has no {wanted}); name another.")
-    hubs: list[str] = next(iter((whole.facts.get("sources") or {}).values()), [])
-    hub = hubs[0] if hubs and whole.stage.startswith("import") else ""
-    told = f"{kind} {digest[:12]} of the store is used, {f'imported from {hub}' if hub else f'made by {whole.stage}'}."
-    if told not in store.notes:
-        store.notes.append(told)
+    if not (record.path / wanted).is_file():
+        raise BadInput(f"{digest[:12]}: {record.stage}'s output is no {kind} (it has no {wanted}); name another.")
+    hubs: list[str] = next(iter((record.facts.get("sources") or {}).values()), [])
+    hub = hubs[0] if hubs and record.stage.startswith("import") else ""
+    note = f"{kind} {digest[:12]} of the store is used, {f'imported from {hub}' if hub else f'made by {record.stage}'}."
+    if note not in store.notes:
+        store.notes.append(note)
     return Ref(digest=digest, kind=kind, hub=hub)
 
 

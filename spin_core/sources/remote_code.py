@@ -1,4 +1,4 @@
-"""What in a model's JSON files asks transformers to run code that is not its own."""
+"""What in a model's JSON files makes transformers run code that is not its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KERNELS = (
 )  # fmt: skip
 
 
-def asks(content: Any) -> str:
-    """The first key, at any depth, that asks for code; empty where none does."""
+def code_setting(content: Any) -> str:
+    """The first key, at any depth, that makes code run; empty where none does."""
     waiting = [content]
     while waiting:
         one = waiting.pop()

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, is_saved
 from spin_core.errors import BadInput
 from spin_core.sources import hub, published_files, remote_code, task_folder
-from spin_core.store.digest import file_digest, tree_digest
+from spin_core.store.digest import FileEntry, file_digest, tree_digest
 
-Kind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
+SourceKind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
 """`pairs` and `checkpoint`: what is imported (`spin_core/sources/published_files.py`)."""
-HUB_KIND: dict[str, hub.Kind] = {"pairs": "dataset", "checkpoint": "model"}
+HUB_KIND: dict[str, hub.HubKind] = {"pairs": "dataset", "checkpoint": "model"}
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
 LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here
@@ -31,8 +31,9 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What was found: content digest (64 hex digits), path on disk, a name for people, and the hub's commit or ''."""
+class ResolvedSource:
+    """What a path or hub id leads to: content digest (64 hex digits), path on disk, a name for people, and the hub's
+    commit or ''."""
 
     digest: str
     path: Path
@@ -59,7 +60,7 @@ def _stat(file: Path) -> os.stat_result:
         return file.lstat()
 
 
-def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "") -> Source:
+def resolve(path: str, kind: SourceKind, revision: str, base_dir: Path, split: str = "") -> ResolvedSource:
     """Find `path` (from `base_dir`, then from here), or on the hub at `revision` (empty: its main branch).
 
     Of a dataset folder only the files of `split` count (`readers.choose_files`); `org/name/folder` picks one
@@ -77,21 +78,21 @@ def resolve(path: str, kind: Kind, revision: str, base_dir: Path, split: str = "
         if kind in ("model", "checkpoint"):
             check_model(local)
             names = _weight_files(kind, published_files.local_names(local, below(local)))
-            return Source(_digest(local, names), local, path, "", before)
+            return ResolvedSource(_digest(local, names), local, path, "", before)
         if kind == "pairs" and local.is_dir():
             names = published_files.pair_names(published_files.local_names(local, below(local)), str(local))
-            return Source(_digest(local, names), local, path, "", before)
-        return Source(_dataset_digest(local, split), local, path, "", before)
+            return ResolvedSource(_digest(local, names), local, path, "", before)
+        return ResolvedSource(_dataset_digest(local, split), local, path, "", before)
     except OSError as error:
-        raise BadInput(f"{local}: cannot be read ({error.strerror}); mend its permissions or name another.") from error
+        raise BadInput(f"{local}: cannot be read ({error.strerror}); fix its permissions or name another.") from error
 
 
-def _tasks(path: str, local: Path | None) -> Source:
+def _tasks(path: str, local: Path | None) -> ResolvedSource:
     """A folder of task files for lm-evaluation-harness: all of it counts."""
     if local is None:
         raise BadInput(f"harness.include_path: there is no folder {path}; give the one that has the task files.")
     before = stamp(local)
-    return Source(_digest(local, task_folder.files(local)), local, path, "", before)
+    return ResolvedSource(_digest(local, task_folder.files(local)), local, path, "", before)
 
 
 def is_local(path: str, base_dir: Path) -> bool:
@@ -100,7 +101,7 @@ def is_local(path: str, base_dir: Path) -> bool:
 
 
 def check_model(folder: Path, weights: bool = True) -> None:
-    """Raise BadInput unless `folder` is a whole safetensors model that loads without running code of its own.
+    """Raise BadInput unless `folder` is a complete safetensors model that loads without running code of its own.
 
     `weights` False leaves out the look at the weight files (they are not downloaded yet).
     """
@@ -114,10 +115,10 @@ def check_model(folder: Path, weights: bool = True) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"Model {folder}: there is no config.json; give the directory that save_pretrained wrote.")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        if (folder / name).is_file() and (asked := remote_code.asks(_json(folder / name))):
+        if (folder / name).is_file() and (setting := remote_code.code_setting(_json(folder / name))):
             raise BadInput(
-                f"Model {folder}: its {name} has `{asked}`, so it needs code of its own, which is never run here; "
-                f"use a model whose architecture transformers has, or take out `{asked}` if it does."
+                f"Model {folder}: its {name} has `{setting}`, so it needs code of its own, which is never run here; "
+                f"use a model whose architecture transformers has, or take out `{setting}` if it does."
             )
     if weights:
         _check_weights(folder)
@@ -157,9 +158,9 @@ def _json(file: Path) -> dict[str, Any]:
             raise BadInput(f"{file}: over {LONGEST_JSON >> 20} MiB is no model's; copy the model again.")
         value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: broken JSON ({error}); mend it or copy the model again.") from error
+        raise BadInput(f"{file}: broken JSON ({error}); fix it or copy the model again.") from error
     if not isinstance(value, dict):
-        raise BadInput(f"{file}: not a JSON object; mend it or copy the model again.")
+        raise BadInput(f"{file}: not a JSON object; fix it or copy the model again.")
     return value
 
 
@@ -168,9 +169,9 @@ def model_files(names: list[str], patterns: tuple[str, ...] = SETTINGS + WEIGHTS
     return sorted(n for n in names if any(fnmatch(n, p) and n.count("/") == p.count("/") for p in patterns))
 
 
-def _weight_files(kind: Kind, names: list[str]) -> list[str]:
-    found = model_files(names)
-    return published_files.weight_names(names, found) if kind == "checkpoint" else found
+def _weight_files(kind: SourceKind, names: list[str]) -> list[str]:
+    read = model_files(names)
+    return published_files.weight_names(names, read) if kind == "checkpoint" else read
 
 
 def _local(path: str, base_dir: Path) -> Path | None:
@@ -186,7 +187,7 @@ def _local(path: str, base_dir: Path) -> Path | None:
             if place.exists():
                 return place.resolve()
         except OSError as error:
-            raise BadInput(f"{place}: cannot be read ({error.strerror}); mend its permissions.") from error
+            raise BadInput(f"{place}: cannot be read ({error.strerror}); fix its permissions.") from error
     looks_local = given.is_absolute() or path[0] in ".~" or given.suffix in SUFFIXES or path.endswith("/")
     if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+){0,5}", path):
         raise BadInput(
@@ -205,7 +206,7 @@ def _digest(root: Path, names: list[str]) -> str:
     return tree_digest([_entry(root / name, name) for name in sorted(names)])
 
 
-def _entry(file: Path, name: str) -> dict:
+def _entry(file: Path, name: str) -> FileEntry:
     try:
         size, sha256 = file_digest(file.resolve())
     except OSError as error:
@@ -223,7 +224,7 @@ def _dataset_digest(path: Path, split: str) -> str:
     return _digest(path, [file.relative_to(path).as_posix() for file in files])
 
 
-def _from_hub(path: str, kind: Kind, revision: str, split: str) -> Source:
+def _from_hub(path: str, kind: SourceKind, revision: str, split: str) -> ResolvedSource:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
     of_hub: Any = HUB_KIND.get(kind, kind)
@@ -241,16 +242,16 @@ def _from_hub(path: str, kind: Kind, revision: str, split: str) -> Source:
         chosen = _weight_files(kind, names)
         folder = hub.download(repo, of_hub, listed, chosen)
         _check_weights(folder)
-        return Source(_digest(folder, chosen), folder, label, commit, note=listed.note)
+        return ResolvedSource(_digest(folder, chosen), folder, label, commit, note=listed.note)
     within = [name for name in names if name.startswith(f"{inner}/")] if inner else names
     if kind == "pairs":
         chosen = published_files.pair_names(within, label)
         root = hub.download(repo, of_hub, listed, chosen) / inner
         own = [name[len(inner) + 1 :] if inner else name for name in chosen]
-        return Source(_digest(root, own), root, label, commit, note=listed.note)
+        return ResolvedSource(_digest(root, own), root, label, commit, note=listed.note)
     chosen = choose_files(within, split, label)
     folders = sorted({name.rpartition("/")[0] for name in chosen})
     if len(folders) > 1:
         raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{folders[0]}.")
     root = hub.download(repo, of_hub, listed, chosen) / inner
-    return Source(_dataset_digest(root, split), root, label, commit, note=listed.note)
+    return ResolvedSource(_dataset_digest(root, split), root, label, commit, note=listed.note)

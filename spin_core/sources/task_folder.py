@@ -17,12 +17,12 @@ from spin_core.errors import BadInput
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")  # of datasets; its `pandas` and others read pickles
 CODE = {"class", "custom_dataset", "unsafe_code", "hf_evaluate", "use_prompt"}
 IGNORED = ("__pycache__", ".ipynb_checkpoints")  # as lm_eval's own walk does
-FIX = "mend the file"
+FIX = "fix the file"
 
 
 def files(folder: Path) -> list[str]:
-    """The files that count, by their path in the folder. Raises BadInput where one of them is or asks for code, or a
-    task's data lies elsewhere."""
+    """The files that count, by their path in the folder. Raises BadInput where one of them is code or makes some run,
+    or a task's data lies elsewhere."""
     if not folder.is_dir():
         raise BadInput(f"harness.include_path: {folder} is no folder; give the one that has the task files.")
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -63,12 +63,12 @@ def _with_includes(file: Path, folder: Path, above: tuple[Path, ...]) -> dict[st
     if not isinstance(content, dict):
         raise BadInput(f"{file}: a task file is a mapping (task: …); {FIX}.")
     named = content.pop("include", [])
-    whole: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for name in named if isinstance(named, list) else [named]:
         included = _with_includes(file.parent / str(name), folder, (*above, file))
         included.pop("task_list", None)  # as lm_eval: it defines the included file's own tasks
-        whole |= included
-    return whole | content
+        merged |= included
+    return merged | content
 
 
 def mappings(value: Any) -> Iterator[dict[str, Any]]:
@@ -102,7 +102,7 @@ def _resolved(value: Any, file: Path, folder: Path) -> Any:
     if isinstance(value, list):
         return [_resolved(inner, file, folder) for inner in value]
     for base in (file.parent, folder):
-        found = (base / str(value)).resolve()
-        if not Path(str(value)).is_absolute() and found.is_file() and found.is_relative_to(folder.resolve()):
-            return str(found)
-    raise BadInput(f"{file}: there is no file {value} in {folder}, where a task's data must be; mend data_files.")
+        place = (base / str(value)).resolve()
+        if not Path(str(value)).is_absolute() and place.is_file() and place.is_relative_to(folder.resolve()):
+            return str(place)
+    raise BadInput(f"{file}: there is no file {value} in {folder}, where a task's data must be; fix data_files.")

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ from spin_core.analysis.bootstrap import Interval, interval
 from spin_core.analysis.figures import Model, read_model, show
 from spin_core.analysis.task_weights import weights
 from spin_core.config.base import Section
+from spin_core.config.choices import GateMetric
 from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -39,8 +40,7 @@ from spin_core.job import Inputs, Job
 NAME = "gate"
 VERSION = 1
 
-Metric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]
-ORDER: tuple[Metric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
+ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
 NAMES = {
     "harness": "the harness's average",
     "exact_match/greedy": "exact match (greedy)",
@@ -187,7 +187,7 @@ def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
     return Player(model, values)
 
 
-def _metric(players: list[Player], how: Gate) -> Metric | None:
+def _metric(players: list[Player], how: Gate) -> GateMetric | None:
     known = [name for name in ORDER if all(player.values.get(name) for player in players)]
     if how.metric != "auto" and not players[0].values.get(how.metric):
         raise BadInput(

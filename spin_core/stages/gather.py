@@ -48,17 +48,17 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     numbers = answers.demand(ids, {split: iter_ids(tree / name) for split, name in FILES.items()})
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
     with (
-        _Lines(job.out / sampled_logps.FILE) as sums,
-        _Lines(job.out / "truncated.jsonl") as truncated,
+        _JsonLines(job.out / sampled_logps.FILE) as sums,
+        _JsonLines(job.out / "truncated.jsonl") as truncated,
         job.progress("writing pairs", total, "rows") as bar,
     ):
         for split, name in FILES.items():
             made = _Pairs(split, config.gather.truncated)
-            found = zip(iter_rows(tree / name), answers.read(numbers[split]), strict=True)
-            write_pairs(job.out / name, made.of(found, sums, truncated, bar))
+            answered = zip(iter_rows(tree / name), answers.read(numbers[split]), strict=True)
+            write_pairs(job.out / name, made.of(answered, sums, truncated, bar))
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
-            quality[split] = made.told()
+            quality[split] = made.figures()
             cut, rejected = cut + made.cut, rejected + len(made.rejected)
     (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
     if config.gather.truncated == "report":
@@ -96,7 +96,7 @@ def _index(trees: list[Path], total: int, job: Job) -> Answers:
     return answers
 
 
-class _Lines:
+class _JsonLines:
     """A file of JSON lines that is made with its first line. A context manager."""
 
     def __init__(self, path: Path):
@@ -106,7 +106,7 @@ class _Lines:
         self._file = self._file or self.path.open("w", encoding="utf-8")
         self._file.write(json.dumps(line) + "\n")
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _JsonLines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,10 +123,10 @@ class _Pairs(PairQuality):
         self.rejected: list[str] = []
 
     def of(
-        self, found: Iterable[tuple[Row, dict[str, Any]]], sums: _Lines, truncated: _Lines, bar: Bar
+        self, answered: Iterable[tuple[Row, dict[str, Any]]], sums: _JsonLines, truncated: _JsonLines, bar: Bar
     ) -> Iterator[Pair]:
         """Those to be written."""
-        for row, answer in found:
+        for row, answer in answered:
             bar.advance()
             if answer["finish"] == "rejected":
                 self.rejected.append(answer["id"])
@@ -145,9 +145,9 @@ class _Pairs(PairQuality):
                 sums.add(named | {"token_ids": answer["token_ids"], "logps": answer["logps"]})
             yield pair
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Of the rows that have an answer, with their tokens, and the rows that were rejected."""
-        told = super().told() | {"generated_tokens_mean": self.tokens / self.rows}
+        figures = super().figures() | {"generated_tokens_mean": self.tokens / self.rows}
         # Where there are any: quality.json of a run without them stays as it was.
         some = {"rejected": len(self.rejected), "rejected_ids": sorted(self.rejected)[:MAX_IDS]}
-        return told | (some if self.rejected else {})
+        return figures | (some if self.rejected else {})

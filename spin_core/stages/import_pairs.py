@@ -48,20 +48,20 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     split."""
     source = cast(Path, inputs["source"])
     files = _files(source)
-    found = _Found()
+    pair_set = _PairSet()
     with job.progress("reading pairs", 0, "rows") as bar:
         for split, paths in reversed(files.items()):  # of a pair in both, that of the test file counts
             for path in paths:
-                found.read(path, split, bar)
-    pairs = found.split(cast(Path | None, inputs.get("rows")))
-    _check(source, found, pairs)
-    if not _taken_whole(source, files, pairs, job.out):
-        _write(job.out, pairs, found.rejects)
-    counts = Counter(reject["reason"] for reject in found.rejects)
+                pair_set.read(path, split, bar)
+    pairs = pair_set.split(cast(Path | None, inputs.get("rows")))
+    _check(source, pair_set, pairs)
+    if not _copied(source, files, pairs, job.out):
+        _write(job.out, pairs, pair_set.rejects)
+    counts = Counter(reject["reason"] for reject in pair_set.rejects)
     if counts:
-        job.note(f"{counts.total():,} of {found.total:,} rows are no pairs here ({reasons(counts)}).")
-    told = {f"{split}_pairs": len(part) for split, part in pairs.items()}
-    return {**told, "rejected": dict(sorted(counts.items()))}
+        job.note(f"{counts.total():,} of {pair_set.total:,} rows are no pairs here ({reasons(counts)}).")
+    summary: dict[str, Any] = {f"{split}_pairs": len(part) for split, part in pairs.items()}
+    return {**summary, "rejected": dict(sorted(counts.items()))}
 
 
 def _files(source: Path) -> dict[str, list[Path]]:
@@ -74,8 +74,8 @@ def _files(source: Path) -> dict[str, list[Path]]:
     }
 
 
-class _Found:
-    """What the files hold: pairs with the split they were found in, and the rows that are none."""
+class _PairSet:
+    """What the files hold: pairs with the split they come from, and the rows that are none."""
 
     def __init__(self) -> None:
         self.pairs: list[tuple[str, dict, Pair]] = []
@@ -101,8 +101,8 @@ class _Found:
             if isinstance(made, Reject):
                 return made
             sides.append(made)
-        (prompt, real), (asked, generated) = sides
-        if asked != prompt:
+        (prompt, real), (other, generated) = sides
+        if other != prompt:
             return Reject("another prompt", "real and generated do not answer the same prompt")
         if not real.strip():
             return Reject("no answer", "the real answer is empty")
@@ -188,13 +188,13 @@ def _conversation(value: Any, name: str) -> tuple[list, str] | Reject:
     return Reject(made.reason, f"{name}: {made.detail}") if isinstance(made, Reject) else (made.prompt, content)
 
 
-def _check(source: Path, found: _Found, pairs: dict[str, list[Pair]]) -> None:
+def _check(source: Path, pair_set: _PairSet, pairs: dict[str, list[Pair]]) -> None:
     """Raise BadInput where what is left is no sample of the set, or a split has no pair."""
-    counts = Counter(reject["reason"] for reject in found.rejects)
+    counts = Counter(reject["reason"] for reject in pair_set.rejects)
     wrong = counts.total() - counts[TWICE]
-    if wrong > MOST_REJECTED * (found.total - counts[TWICE]):
+    if wrong > MOST_REJECTED * (pair_set.total - counts[TWICE]):
         raise BadInput(
-            f"{source}: {wrong:,} of its {found.total:,} rows are no pairs here ({reasons(counts)}); name pairs of "
+            f"{source}: {wrong:,} of its {pair_set.total:,} rows are no pairs here ({reasons(counts)}); name pairs of "
             "the profile's dataset, with the same rows held out."
         )
     for split in (split for split, part in pairs.items() if not part):
@@ -204,7 +204,7 @@ def _check(source: Path, found: _Found, pairs: dict[str, list[Pair]]) -> None:
         )
 
 
-def _taken_whole(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], out: Path) -> bool:
+def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], out: Path) -> bool:
     """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: quality.json has figures
     that cannot be made again (tokens), and the same content must stay the same artifact."""
     folder = files["train"][0].parent
@@ -214,8 +214,8 @@ def _taken_whole(source: Path, files: dict[str, list[Path]], pairs: dict[str, li
         if part[0].name != FILES[split] or read_pairs(part[0]) != pairs[split]:
             return False
     try:
-        told = json.loads((folder / published_files.QUALITY).read_bytes())
-        if any(told[split]["pairs"] != len(part) for split, part in pairs.items()):
+        quality = json.loads((folder / published_files.QUALITY).read_bytes())
+        if any(quality[split]["pairs"] != len(part) for split, part in pairs.items()):
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -226,14 +226,14 @@ def _taken_whole(source: Path, files: dict[str, list[Path]], pairs: dict[str, li
 
 
 def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict]) -> None:
-    told = {}
+    quality = {}
     for split, part in pairs.items():
         write_pairs(out / FILES[split], part)
         counted = PairQuality()
         for pair in part:
             counted.count(pair)
-        told[split] = counted.told()
-    (out / published_files.QUALITY).write_text(json.dumps(told, indent=1) + "\n")
+        quality[split] = counted.figures()
+    (out / published_files.QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
     if rejects:
         lines = [json.dumps(reject) + "\n" for reject in rejects]
         (out / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")

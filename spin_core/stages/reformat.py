@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
-from spin_core.data.ingest import Rejects, Rows, Source
+from spin_core.data.ingest import ChosenRows, Rejects, SourceRows
 from spin_core.data.rows import FILES, Row, fraction, write_rows
-from spin_core.data.shards import cut
+from spin_core.data.shards import ShardEntry, cut
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -48,24 +48,24 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)
     rejects = Rejects(job.scratch)
-    train = Source("source", rejects, job.scratch)
+    train = SourceRows("source", rejects, job.scratch)
     train.take(inputs, dataset, dataset.split, job)
     if "test_source" in inputs:
-        test = Source("test_source", rejects, job.scratch)
+        test = SourceRows("test_source", rejects, job.scratch)
         test.take(inputs, dataset, dataset.test_split, job)
         also = test.holds()
         train.reject_also_in(also)
-        train_rows, test_rows = Rows(train, lambda id: not also(id)), Rows(test, lambda id: True)
+        train_rows, test_rows = ChosenRows(train, lambda id: not also(id)), ChosenRows(test, lambda id: True)
     else:
 
         def held_out(id: str) -> bool:
             """By prompt, not by row: two answers to one prompt must not fall on both sides."""
             return fraction(seed, "split", id) < dataset.test_fraction
 
-        train_rows, test_rows = Rows(train, lambda id: not held_out(id)), Rows(train, held_out)
+        train_rows, test_rows = ChosenRows(train, lambda id: not held_out(id)), ChosenRows(train, held_out)
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     (job.out / "prompts").mkdir()
-    listed: list[dict] = []
+    listed: list[ShardEntry] = []
     for split, (rows, limit) in splits.items():
         listed += _write(job, split, drawn(rows, limit, seed), dataset.shard_rows)
     counts = {split: sum(shard["rows"] for shard in listed if shard["split"] == split) for split in splits}
@@ -113,9 +113,9 @@ def _check_counts(train: int, test: int, dataset: Dataset, own_test: bool) -> No
         )
 
 
-def _write(job: Job, split: str, rows: Iterator[Row], shard_rows: int) -> list[dict]:
+def _write(job: Job, split: str, rows: Iterator[Row], shard_rows: int) -> list[ShardEntry]:
     """Write a split's parquet and shards; the shards' lines of shards.json."""
-    listed = []
+    listed: list[ShardEntry] = []
 
     def sharded() -> Iterator[Row]:
         for part in cut(rows, shard_rows, lambda row: row.id):

@@ -1,10 +1,10 @@
-"""The artifact store: the cache in which every step looks before it computes.
+"""The artifact store: the cache that every step looks in before it computes.
 
     <dir>/spinloop-store-v1/
         trees/<digest>/               outputs, named by their content; files 0444, folders 0555
         records/<stage>/<key>.json    which output a key has, with the key's payload and the facts of its making
         runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
-        quarantine/                   what was found damaged, kept for a person
+        quarantine/                   what was damaged, kept for a person
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
 
 Promises
@@ -23,6 +23,6 @@ Not promised: protection from somebody who can rewrite a record and its tree con
 of what changes on the disk between a look-up and the use of its output (the next look-up sees it); and sharing between
 hosts without a POSIX file system.
 
-A store is its owner's (0700). To let others read it: `chmod -R go+rX` on it, again after runs; they get hits, and a
-sentence where they would have to write.
+A store is its owner's (0700). To let others read it: `chmod -R go+rX` on it, again after runs; its steps are then
+cached for them, and they get a sentence where they would have to write.
 """

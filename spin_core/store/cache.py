@@ -56,7 +56,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def use(self, digest: str) -> None:
-        """Keeps a tree, there or to come, until this process ends; to be said before it is looked for."""
+        """Keeps a tree, there or to come, until this process ends; to be called before it is looked for."""
         with self._lock:
             if digest in self._known:
                 return
@@ -64,7 +64,7 @@ class Cache:
                 fs.make_dir(self._uses)
                 self._file = self._uses / fs.unique()
                 self._fd = locks.acquire(self._file)
-            # Shared: many may say so at once, and none while somebody evicts who has not read it.
+            # Shared: many may write at once, and none while somebody evicts who has not read it.
             with self.steady():
                 if self._fd is not None:
                     line = f"{digest}\n".encode()
@@ -81,9 +81,9 @@ class Cache:
         with suppress(OSError):  # only the order of eviction hangs on it
             fs.touch(tree)
 
-    def make_room(self, root: Path, need: int, tell: Callable[[str], None]) -> int:
+    def make_room(self, root: Path, need: int, report: Callable[[str], None]) -> int:
         """Evicts the least recently used trees that no living process uses, and damaged ones first, until `need` bytes
-        more fit; the bytes freed. `tell` hears where they do not. Raises OSError."""
+        more fit; the bytes freed. `report` gets a sentence where they do not. Raises OSError."""
         with locks.locked(self._evicting) as working:
             trees = {path: _bytes(path) for path in [*children(root / "quarantine"), *children(root / "trees")]}
             over = sum(trees.values()) + need - self.limit
@@ -99,22 +99,22 @@ class Cache:
         for _, gone in going:
             fs.remove(gone)
         if freed < over:
-            tell(
+            report(
                 f"{self.folder}: the cache holds {(over - freed) / 1e9:.1f} GB more than its limit of "
                 f"{self.limit / 1e9:g} GB, because this run uses all of it; raise SPINLOOP_CACHE_GB if the disk allows."
             )
         return freed
 
     def _in_use(self) -> set[str]:
-        """What living processes have said that they use; files of dead ones go."""
-        found: set[str] = set()
+        """What living processes have noted that they use; files of dead ones go."""
+        digests: set[str] = set()
         for file in children(self._uses):
             if file != self._file and is_free(file):
                 fs.unlink(file)
                 continue
             with suppress(OSError):
-                found |= {line for line in file.read_text(encoding="ascii").split() if DIGEST.fullmatch(line)}
-        return found
+                digests |= {line for line in file.read_text(encoding="ascii").split() if DIGEST.fullmatch(line)}
+        return digests
 
 
 def clear_leftovers(store: Store, scratch: bool = False, dry_run: bool = False) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """A digest of a stage's code: advice, not identity.
 
-It is kept beside an output and compared on a hit, so that a person is told "the code changed and VERSION did not".
-It never enters a key: a key that moves with every edit hides what moved it (the two ancestors that hashed code gave it
-up). Reads source files and imports none of them. It does not see imports by string (`importlib.import_module`), data
-files, or other people's packages.
+It is kept beside an output and compared when a step is cached, so that a person sees "the code changed and VERSION did
+not". It never enters a key: a key that moves with every edit hides what moved it (the two ancestors that hashed code
+gave it up). Reads source files and imports none of them. It does not see imports by string
+(`importlib.import_module`), data files, or other people's packages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TRIES = 10
 
 @lru_cache(maxsize=512)
 def _parsed(source: bytes, name: str, is_package: bool) -> tuple[str, list[str]]:
-    """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s and a run asks per shard."""
+    """(sha256 of the code, imported names). Kept, because parsing ten modules takes 0.1 s, for each shard of a run."""
     for left in reversed(range(TRIES)):
         try:
             tree = ast.parse(source)
@@ -80,17 +80,17 @@ def _source(root: Path, name: str) -> Path | None:
 def _imports(tree: ast.AST, module: str, is_package: bool) -> list[str]:
     """Dotted names that may be modules of the same top-level package (`from a import b`: both a and a.b)."""
     package = module.split(".") if is_package else module.split(".")[:-1]
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(
                 [*(package[: len(package) - node.level + 1] if node.level else []), *filter(None, [node.module])]
             )
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     top = module.split(".")[0]
-    return sorted(n for n in found if n.split(".")[0] == top and not _left_out(n))
+    return sorted(n for n in names if n.split(".")[0] == top and not _left_out(n))
 
 
 def _left_out(name: str) -> bool:

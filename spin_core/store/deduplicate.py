@@ -31,8 +31,8 @@ def share(tree: Path, inputs: Iterable[Path]) -> int:
     for name, path in sorted(files_in(tree)) if places else ():
         size = path.lstat().st_size
         if size >= SMALLEST:
-            found = next((place / name for place in places if _same(place / name, path, size)), None)
-            saved += size if found and fs.duplicate(found, path) else 0
+            twin = next((place / name for place in places if _same(place / name, path, size)), None)
+            saved += size if twin and fs.duplicate(twin, path) else 0
     return saved
 
 
@@ -48,5 +48,5 @@ def _same(source: Path, path: Path, size: int) -> bool:
                 if piece != other.read(PIECE):
                     return False
             return True
-    except (Damaged, OSError):  # an input that cannot be read is told where it is used
+    except (Damaged, OSError):  # an input that cannot be read is reported where it is used
         return False

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 from spin_core.errors import StoreError
 from spin_core.store.keys import canonical
@@ -71,10 +72,10 @@ def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             raise Damaged(f"{folder}: this is not a folder.")
         with os.scandir(folder) as entries:
-            found = list(entries)
+            listed = list(entries)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{folder}: the folder is missing.") from error
-    for entry in found:
+    for entry in listed:
         try:
             entry.name.encode()
         except UnicodeEncodeError:
@@ -85,18 +86,26 @@ def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
             yield prefix + entry.name, folder / entry.name
 
 
-def manifest(folder: Path) -> list[dict]:
-    """[{"path", "size", "sha256"}, …] of all files below `folder`, sorted by path. Empty folders do not count.
+class FileEntry(TypedDict):
+    """One file of a tree's manifest: its relative POSIX path, size in bytes and sha256 (64 hex digits)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def manifest(folder: Path) -> list[FileEntry]:
+    """The entries of all files below `folder`, sorted by path. Empty folders do not count.
 
     Raises Damaged (a StoreError) for symbolic links, FIFOs, sockets and devices, OSError for genuine read failures.
     """
-    entries = []
+    entries: list[FileEntry] = []
     for name, path in sorted(files_in(folder)):
         size, sha256 = file_digest(path)
         entries.append({"path": name, "size": size, "sha256": sha256})
     return entries
 
 
-def tree_digest(entries: list[dict]) -> str:
+def tree_digest(entries: list[FileEntry]) -> str:
     """The name of a tree: sha256 over the canonical JSON of its manifest."""
     return hashlib.sha256(canonical(entries)).hexdigest()

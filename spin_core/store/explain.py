@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from spin_core.store.keys import canonical, key_of
+from spin_core.store.keys import KeyPayload, canonical, key_of
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 
@@ -15,7 +15,7 @@ SHOWN = 60
 DEPTH = 20
 
 
-def differences(old_payload: dict, new_payload: dict) -> list[str]:
+def differences(old_payload: KeyPayload, new_payload: KeyPayload) -> list[str]:
     """What changed from one key's payload to another's, a phrase each, the most telling first.
 
     The version, then the stage's own section of the config, then the rest of it, then the inputs.
@@ -49,7 +49,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def _changed_inputs(old_payload: dict, new_payload: dict) -> list[tuple[str, str]]:
+def _changed_inputs(old_payload: KeyPayload, new_payload: KeyPayload) -> list[tuple[str, str]]:
     """(input's name, what changed) for each input that is not the same content."""
     old, new = old_payload["inputs"], new_payload["inputs"]
     lines = []
@@ -61,14 +61,14 @@ def _changed_inputs(old_payload: dict, new_payload: dict) -> list[tuple[str, str
     return lines
 
 
-def nearest(store: Store, payload: dict) -> Record | None:
+def nearest(store: Store, payload: KeyPayload) -> Record | None:
     """The stored record of this stage that differs in the fewest things; of several the one with the smallest key."""
     # They come by key, and `min` takes the first of equals.
     records = store.records(payload["stage"])
     return min(records, key=lambda record: len(differences(record.payload, payload)), default=None)
 
 
-def explain(store: Store, payload: dict) -> str:
+def explain(store: Store, payload: KeyPayload) -> str:
     """One phrase: "cached", "never ran before", or what differs first, followed up to the step that caused it.
 
     "Cached" here means that the record and its folder are there; only a lookup verifies them.
@@ -92,13 +92,13 @@ def compare(store: Store, record: Record) -> str:
     return f"differs from {near.key[:12]} in {_cause(list(store.records()), near.payload, record.payload, DEPTH)}"
 
 
-def _cause(records: list[Record], old: dict, new: dict, depth: int) -> str:
+def _cause(records: list[Record], old: KeyPayload, new: KeyPayload, depth: int) -> str:
     """The first difference; if that is an input, the difference between the steps that made its two contents."""
     first = differences(old, new)[0]
     inputs = _changed_inputs(old, new)
     if not inputs or first != inputs[0][1] or depth == 0:
         return first
-    # An input whose makers are known tells more than one that came from outside.
+    # An input whose makers are known explains more than one that came from outside.
     for name, text in inputs:
         was, now = _only_in(old, new, name), _only_in(new, old, name)
         for pair in _makers(records, was, now):
@@ -107,7 +107,7 @@ def _cause(records: list[Record], old: dict, new: dict, depth: int) -> str:
     return first
 
 
-def _only_in(one: dict, other: dict, name: str) -> list[str]:
+def _only_in(one: KeyPayload, other: KeyPayload, name: str) -> list[str]:
     """The digests of an input that the other payload's input of that name does not have, in order."""
     have, lack = (
         [v] if isinstance(v, str) else v for v in (one["inputs"].get(name, []), other["inputs"].get(name, []))

@@ -89,7 +89,8 @@ def write_file(path: Path, data: bytes, mode: int = 0o444) -> None:
 def open_lock(path: Path) -> int:
     """A descriptor to lock; makes the file if it can, reads it if the store is read-only. Not inherited over exec."""
     try:
-        return _call("lock", path, os.open, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return int(_call("lock", path, os.open, path, flags, 0o600))
     except OSError:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 

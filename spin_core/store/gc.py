@@ -15,8 +15,9 @@ from spin_core.store.record import Record
 from spin_core.store.store import Store
 from spin_core.store.verify import children, is_free, readable, stray
 
-Tell = Callable[[str, int], None]
-"""Is told, for each thing that goes, what it is (a stage, or temporary, scratch, quarantine) and the bytes it frees."""
+Report = Callable[[str, int], None]
+"""Is called, for each thing that goes, with what it is (a stage, or temporary, scratch, quarantine) and the bytes that
+it frees."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ def gc(
     keep: Collection[str] = (),
     quarantine: bool = False,
     dry_run: bool = False,
-    tell: Tell = lambda what, size: None,
+    report: Report = lambda what, size: None,
 ) -> GcResult:
     """Removes leftovers of dead processes, scratch folders whose key nobody holds, and trees that no record names.
 
     With `keep_runs` or `keep`, also every record that neither the last so many runs nor the runs of these names link
     to or were made from, and its tree. The best model of every run (its link `best`) stays, not what it was made from;
     to give it up, delete the run's folder first. Links that then lead nowhere go too, other files of runs/ stay.
-    `quarantine`: also what was found damaged and set aside, which stays otherwise.
+    `quarantine`: also what was damaged and set aside, which stays otherwise.
     Raises BadInput for a run that is not there and a number below 0; StoreError, having done nothing, while somebody is
     inside `using` or where the file system has no locks.
     """
@@ -56,7 +57,7 @@ def gc(
                         f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
                     )
                 kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
-                return _collect(store, kept, quarantine, dry_run, tell)
+                return _collect(store, kept, quarantine, dry_run, report)
         except locks.Busy:
             raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
 
@@ -66,9 +67,9 @@ def _roots(store: Store, keep_runs: int, keep: Collection[str]) -> tuple[set[str
     folders = children(store.root / "runs")
     demand({folder.name for folder in folders}, keep_runs, keep)
     last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[:keep_runs]
-    whole = [folder for folder in folders if folder in last or folder.name in keep]
+    in_full = [folder for folder in folders if folder in last or folder.name in keep]
     best = [_best(folder) for folder in folders]
-    return led_to(link for folder in whole for link in children(folder)), led_to(best)
+    return led_to(link for folder in in_full for link in children(folder)), led_to(best)
 
 
 def demand(there: Collection[str], keep_runs: int, keep: Collection[str]) -> None:
@@ -92,7 +93,7 @@ def led_to(links: Iterable[Path]) -> set[str]:
 
 
 def _collect(
-    store: Store, roots: tuple[set[str], set[str]] | None, quarantine: bool, dry_run: bool, tell: Tell
+    store: Store, roots: tuple[set[str], set[str]] | None, quarantine: bool, dry_run: bool, report: Report
 ) -> GcResult:
     records = readable(store)
     if roots is None:
@@ -108,7 +109,7 @@ def _collect(
     going |= {path: "scratch" for path in scratch}
     aside = children(store.root / "quarantine") if quarantine else []
     going |= {path: "quarantine" for path in aside}
-    freed = _freed(going, tell)
+    freed = _freed(going, report)
     if not dry_run:
         _remove(store, going)
     return GcResult(
@@ -126,14 +127,14 @@ def made_from(digests: set[str], records: list[Record]) -> set[str]:
     inputs: dict[str, list[str]] = {}
     for record in records:
         inputs.setdefault(record.digest, []).extend(input_digests(record.payload))
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = list(digests)
     while waiting:
         digest = waiting.pop()
-        if digest not in found:
-            found.add(digest)
+        if digest not in reached:
+            reached.add(digest)
             waiting += inputs.get(digest, [])
-    return found
+    return reached
 
 
 def _remove(store: Store, going: Iterable[Path]) -> None:
@@ -157,7 +158,7 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
             fs.unlink(link)
 
 
-def _freed(going: dict[Path, str], tell: Tell) -> int:
+def _freed(going: dict[Path, str], report: Report) -> int:
     """Bytes that removing these paths gives back: a file that outputs share goes with the last link to it. Where they
     share blocks (copies on write) it is less."""
     total, links = 0, Counter[tuple[int, int]]()
@@ -168,7 +169,7 @@ def _freed(going: dict[Path, str], tell: Tell) -> int:
             links[status.st_dev, status.st_ino] += 1
             if links[status.st_dev, status.st_ino] == status.st_nlink:
                 size += status.st_size
-        tell(what, size)
+        report(what, size)
         total += size
     return total
 

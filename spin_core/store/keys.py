@@ -10,7 +10,8 @@ import json
 import math
 import re
 import unicodedata
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
 
 from pydantic import BaseModel
 
@@ -81,12 +82,22 @@ def canonical(value: Any, *, nfc: bool = False) -> bytes:
     return json.dumps(data, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def key_of(payload: dict) -> str:
+class KeyPayload(TypedDict):
+    """What a key is made of. `inputs` are content digests by the input's name."""
+
+    store: int
+    stage: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str | list[str]]
+
+
+def key_of(payload: Mapping[str, Any]) -> str:
     """The cache key, 64 hex digits. Raises BadInput as `plain` does with `nfc`."""
     return hashlib.sha256(canonical(payload, nfc=True)).hexdigest()
 
 
-def payload(stage: str, version: int, config: dict, inputs: dict[str, str | list[str]]) -> dict:
+def payload(stage: str, version: int, config: dict[str, Any], inputs: dict[str, str | list[str]]) -> KeyPayload:
     """What a key is made of. `config` is the stage's (`config_payload`); `inputs` are content digests, never paths.
 
     Raises BadInput for a stage name, version or digest of the wrong form, and as `plain` does.
@@ -99,22 +110,24 @@ def payload(stage: str, version: int, config: dict, inputs: dict[str, str | list
         for digest in value if isinstance(value, list) else [value]:
             if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
                 raise BadInput(f"inputs.{name}: {digest!r} is no content digest (64 hex digits); give the artifact's.")
-    return plain({"store": 1, "stage": stage, "version": version, "config": config, "inputs": inputs}, nfc=True)
+    made = {"store": 1, "stage": stage, "version": version, "config": config, "inputs": inputs}
+    return cast(KeyPayload, plain(made, nfc=True))
 
 
-def input_digests(payload: dict) -> list[str]:
+def input_digests(payload: Mapping[str, Any]) -> list[str]:
     """All content digests that a key's payload names as inputs."""
     return [
         digest for value in payload["inputs"].values() for digest in (value if isinstance(value, list) else [value])
     ]
 
 
-def config_payload(section: BaseModel) -> dict:
+def config_payload(section: BaseModel) -> dict[str, Any]:
     """`section` as plain JSON, without the fields that are marked to be left out while they hold their default.
 
     Mark a field that is added later with `json_schema_extra={"omit_default": True}`: keys made before it stay valid.
     """
-    return _prune(section, section.model_dump(mode="json"))
+    pruned: dict[str, Any] = _prune(section, section.model_dump(mode="json"))
+    return pruned
 
 
 def _prune(value: Any, dumped: Any) -> Any:

@@ -39,7 +39,7 @@ class Lease:
 
     def hold(self) -> None:
         """Say that this process uses the store; waits while gc is at work there. Does nothing the second time. Raises
-        StoreError where it cannot be said: `gc` elsewhere would delete what this process is about to read."""
+        StoreError where it cannot be written: `gc` elsewhere would delete what this process is about to read."""
         with self._lock:
             if not self._held:
                 self._begin()
@@ -112,7 +112,7 @@ class Mark:
                 self.objects.delete(MARK)
 
     def check(self) -> None:
-        """To be asked before anything is deleted. Raises StoreError if the mark is not ours any more: two that found
+        """To be called before anything is deleted. Raises StoreError if the mark is not ours any more: two that found
         the same dead gc may have taken each other's mark for its."""
         if not self._is_ours():
             raise StoreError(f"{self.objects.url}: another gc began at the same time; run gc again later.")
@@ -135,8 +135,8 @@ def gc_at_work(objects: Objects) -> bool:
 
 def fresh(objects: Objects) -> list[Stat]:
     """The leases of processes that live, or died less than two hours ago."""
-    found = list(objects.listed(FOLDER))
-    if not found:
+    leases = list(objects.listed(FOLDER))
+    if not leases:
         return []
     now = objects.now()
-    return [one for one in found if now - one.modified < FRESH]
+    return [one for one in leases if now - one.modified < FRESH]

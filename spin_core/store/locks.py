@@ -13,7 +13,7 @@ from pathlib import Path
 from spin_core.store import fs
 
 Wait = Callable[[float, str], None]
-"""Is told, about every ten seconds, how many seconds one has waited, and who holds the lock ("process 12 on host")."""
+"""Is called, about every ten seconds, with the seconds waited and who holds the lock ("process 12 on host")."""
 
 REPORT_EVERY = 10.0
 LONGEST_PAUSE = 0.1
@@ -44,7 +44,7 @@ def acquire(path: Path, *, shared: bool = False, block: bool = True, wait: Wait 
 
 def _flock(fd: int, shared: bool, block: bool, wait: Wait | None) -> bool:
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-    waited, told, pause = 0.0, 0.0, 0.001
+    waited, reported, pause = 0.0, 0.0, 0.001
     while True:
         try:
             fcntl.flock(fd, mode)
@@ -56,8 +56,8 @@ def _flock(fd: int, shared: bool, block: bool, wait: Wait | None) -> bool:
             raise Busy
         time.sleep(pause)
         waited, pause = waited + pause, min(pause * 2, LONGEST_PAUSE)
-        if wait is not None and waited - told >= REPORT_EVERY:
-            told = waited
+        if wait is not None and waited - reported >= REPORT_EVERY:
+            reported = waited
             wait(waited, _holder(fd))
 
 
@@ -73,7 +73,7 @@ def locked(path: Path, wait: Wait | None = None, *, shared: bool = False, block:
     """Holds the lock on `path`; yields whether there is one (False where the file system has no locks)."""
     fd = acquire(path, shared=shared, block=block, wait=wait)
     try:
-        # Not by whoever only asks whether a lock is free: asking changes nothing.
+        # Not by whoever only looks whether a lock is free: looking changes nothing.
         if fd is not None and block and not shared:
             fs.note_holder(fd, path)
         yield fd is not None

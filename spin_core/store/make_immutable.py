@@ -7,22 +7,22 @@ from pathlib import Path
 
 from spin_core.errors import StageFailed
 from spin_core.store import fs
-from spin_core.store.digest import Damaged, files_in, manifest, open_regular
+from spin_core.store.digest import Damaged, FileEntry, files_in, manifest, open_regular
 
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
-def seal(tree: Path) -> list[dict]:
+def seal(tree: Path) -> list[FileEntry]:
     """Flushes every file below `tree` to disk, makes files 0444 and inner folders 0555, and returns the manifest.
 
     Raises StageFailed for an empty tree and for pickled files, Damaged (a StoreError) for links, FIFOs and devices.
     """
-    found = sorted(files_in(tree))
-    if not found:
+    files_there = sorted(files_in(tree))
+    if not files_there:
         raise StageFailed(f"{tree.name}: the stage wrote no file, so there is nothing to publish.")
-    for name, path in found:
+    for name, path in files_there:
         _refuse_pickle(name, path)
-    for _, path in found:
+    for _, path in files_there:
         fs.chmod(path, 0o444)
         fs.sync(path)
     files = manifest(tree)
@@ -33,7 +33,7 @@ def seal(tree: Path) -> list[dict]:
     return files
 
 
-def check_tree(tree: Path, files: list[dict]) -> None:
+def check_tree(tree: Path, files: list[FileEntry]) -> None:
     """Hashes all of `tree`. Raises Damaged, naming the first file that differs from the manifest `files`."""
     there = {entry["path"]: entry for entry in manifest(tree)}
     listed = {entry["path"]: entry for entry in files}

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spin_core.errors import BadInput
-from spin_core.store.digest import Damaged, open_regular, tree_digest
-from spin_core.store.keys import DIGEST, canonical, key_of, plain
+from spin_core.store.digest import Damaged, FileEntry, open_regular, tree_digest
+from spin_core.store.keys import DIGEST, KeyPayload, canonical, key_of, plain
 
 FORMAT = 1
 MAX_BYTES = 1 << 26
@@ -24,12 +24,12 @@ class Record:
 
     stage: str
     key: str
-    payload: dict
+    payload: KeyPayload
     digest: str
-    files: list[dict]
-    """The output's manifest: [{"path", "size", "sha256"}, …] sorted by path."""
-    facts: dict
-    """summary, provenance, timings, code digest: told to people, never part of a decision here."""
+    files: list[FileEntry]
+    """The output's manifest, sorted by path."""
+    facts: dict[str, Any]
+    """summary, provenance, timings, code digest: shown to people, never part of a decision here."""
     path: Path
 
 
@@ -91,7 +91,7 @@ def _checked(body: Any, data: bytes, file: Path, trees: Path) -> Record:
     return record
 
 
-def entries(files: list[dict]) -> list[dict]:
+def entries(files: list[FileEntry]) -> list[FileEntry]:
     """The manifest `files`, if every entry is of the form that `digest.manifest` gives it, each path once and inside
     its tree. Raises ValueError, TypeError or KeyError."""
     if not isinstance(files, list):

@@ -8,14 +8,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
 from spin_core.store.deduplicate import share
-from spin_core.store.digest import Damaged, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, input_digests, key_of, plain
+from spin_core.store.digest import Damaged, FileEntry, tree_digest
+from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal
-from spin_core.store.record import Record, encode, read
+from spin_core.store.record import Record as Record  # who uses a store has its records from here
+from spin_core.store.record import encode, read
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")
@@ -35,9 +37,9 @@ class Store:
         folder = Path(path).expanduser().absolute()
         self.root = folder / NAME
         self.notes: list[str] = []
-        """What was found damaged and set aside, a sentence each: for the caller to show."""
-        self.tell: Callable[[str, dict], None] = lambda title, event: None
-        """Is told (title, event of `Job.progress`) of what takes long; a local store says nothing."""
+        """What was damaged and set aside, a sentence each: for the caller to show."""
+        self.report: Callable[[str, dict[str, Any]], None] = lambda title, event: None
+        """Is called with (title, event of `Job.progress`) of what takes long; a local store says nothing."""
         self._owners: dict[Path, int | None] = {}
         with fs.boundary(folder):
             others = sorted(p.name for p in folder.glob("spinloop-store-*") if p.name != NAME)
@@ -83,7 +85,7 @@ class Store:
     def lookup(self, stage: str, key: str) -> Record | None:
         """The verified output of a key, or None: the stage must run. Hashes the record and every file, each time.
 
-        Damage is put into quarantine/, told in `notes`, and counts as a miss. A failing disk does not: StoreError.
+        Damage is put into quarantine/, described in `notes`, and counts as a miss. A failing disk does not: StoreError.
         The output stays as long as the caller is inside `using`.
         """
         file = self._record_file(stage, key)
@@ -92,14 +94,14 @@ class Store:
             if bad is None:
                 return record
             with locks.locked(self.root / "locks" / "quarantine"):
-                # Another process may have healed it since: what is whole now must not be set aside.
+                # Another process may have healed it since: what is sound now must not be set aside.
                 record, bad, where = self._judge(file)
                 if bad is not None:
                     self._set_aside(where, bad)
         return record
 
     def _judge(self, file: Path) -> tuple[Record | None, Damaged | None, list[Path]]:
-        """(record, None, []) if it and its tree are whole, else (None, what is wrong if anything, what is to go)."""
+        """(record, None, []) if it and its tree are sound, else (None, what is wrong if anything, what is to go)."""
         if not os.path.lexists(file):
             return None, None, []
         try:
@@ -126,7 +128,7 @@ class Store:
                 done = "it stays where it is, as the store cannot be written"
         self.notes.append(f"{str(bad).rstrip('.')}; {done}, and counts as not there.")
 
-    def publish(self, payload: dict, tree: Path, facts: dict, key: str = "") -> Record:
+    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any], key: str = "") -> Record:
         """Gives the finished folder `tree` (of `new_tree`; used up) its name and its record; durable on return.
         `key`: the payload's, where it is known.
 
@@ -150,8 +152,8 @@ class Store:
             if tree in self._owners:
                 self.discard(tree)
 
-    def _place(self, tree: Path, target: Path, files: list[dict]) -> None:
-        """Gives `tree` its final name, unless the same tree, whole, has it."""
+    def _place(self, tree: Path, target: Path, files: list[FileEntry]) -> None:
+        """Gives `tree` its final name, unless the same tree, undamaged, has it."""
         for _ in range(ATTEMPTS):
             try:
                 fs.move(tree, target)
@@ -195,7 +197,7 @@ class Store:
         return first
 
     def record(self, stage: str, key: str) -> Record | None:
-        """The record of a key as it is written, its output not verified: for telling, not for using."""
+        """The record of a key as it is written, its output not verified: for showing, not for using."""
         file = self._record_file(stage, key)
         with fs.boundary(file):
             try:
@@ -213,7 +215,7 @@ class Store:
         return record.path.is_dir()
 
     def identity(self) -> str:
-        """An id that this store got when it was first asked for: who reads the same one sees the same store (or a
+        """An id that this store got when it was first read: who reads the same one sees the same store (or a
         copy of it). Raises StoreError where it cannot be written."""
         file = self.root / "id"
         with fs.boundary(file), self.using():
@@ -278,7 +280,7 @@ class Store:
         return locks.locked(self.root / "locks" / "gc", shared=True)
 
     def check_writable(self) -> None:
-        """Raises StoreError if nothing could be published here: ask before computing."""
+        """Raises StoreError if nothing could be published here: check before computing."""
         probe = self.root / "tmp" / f"{fs.unique()}.probe"
         with fs.boundary(probe), self.using(), fs.temporary(probe):
             fs.write_file(probe, b"probe")

@@ -15,7 +15,7 @@ IN_HAND = ("scratch", "tmp", "quarantine")
 
 
 @dataclass(frozen=True)
-class Line:
+class UsageLine:
     """One line of the table. `only`: bytes that would go with it, because nothing else has them (of a run)."""
 
     name: str
@@ -28,9 +28,9 @@ class Line:
 class Usage:
     """Outputs by stage, by run, and what is not output: unfinished work, temporary files, damaged things set aside."""
 
-    stages: list[Line]
-    runs: list[Line]
-    other: list[Line]
+    stages: list[UsageLine]
+    runs: list[UsageLine]
+    other: list[UsageLine]
     total: int
     """Bytes of all files; one that several outputs share counts once, with the first of them."""
 
@@ -50,23 +50,23 @@ def usage(store: Store, run: str | None = None) -> Usage:
         for digest in sorted(shown):
             by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
         other = [
-            Line(name, len(found), sum(_size(path, seen) for path in found))
+            UsageLine(name, len(found), sum(_size(path, seen) for path in found))
             for name in IN_HAND
             if (found := children(store.root / name)) and not run
         ]
         return Usage(
-            [Line(name, len(sizes), sum(sizes)) for name, sizes in sorted(by_stage.items())],
+            [UsageLine(name, len(sizes), sum(sizes)) for name, sizes in sorted(by_stage.items())],
             list(_runs(linked, trees, run)),
             other,
             sum(trees[digest] for digest in shown) + sum(line.bytes for line in other),
         )
 
 
-def _runs(linked: dict[str, set[str]], trees: dict[str, int], run: str | None) -> Iterator[Line]:
+def _runs(linked: dict[str, set[str]], trees: dict[str, int], run: str | None) -> Iterator[UsageLine]:
     for name, own in linked.items():
         if run in (None, name):
             others = set().union(*(there for other, there in linked.items() if other != name))
-            yield Line(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others))
+            yield UsageLine(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others))
 
 
 def _size(path: Path, seen: set[tuple[int, int]]) -> int:

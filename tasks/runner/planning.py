@@ -64,7 +64,7 @@ class Planner:
         self._shard_rows |= {shard["sha256"]: shard["rows"] for shard in listed}
         return store
 
-    def _why(self, store: Store, payload: dict) -> str:
+    def _why(self, store: Store, payload: keys.KeyPayload) -> str:
         """What differs from the nearest stored step. Looked up once for all shards of an iteration, which differ in
         their prompts only, the last that can differ: it reads every record of the stage (a plan of 455 shards of
         another temperature: 9 s, and over 6 minutes when looked up for each)."""

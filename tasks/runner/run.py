@@ -50,7 +50,7 @@ class Run(Steps):
         events.emit(self.config, step, record, cached, self.origin, self.follow)
         return super().note(step, record, cached)
 
-    def source(self, path: str, kind: resolve.Kind, revision: str = "", split: str = "") -> Ref:
+    def source(self, path: str, kind: resolve.SourceKind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
         ref = references.find(self.store, path, kind, revision, self.base_dir, split)
         self.sources.append((kind, ref, revision))

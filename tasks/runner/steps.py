@@ -35,7 +35,7 @@ class Steps:
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
         self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which reports on them
         self.progress = Progress()
-        store.tell = self.progress  # a store on object storage shows what it sends and fetches
+        store.report = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
         self._keyed: dict[str, KeyedStep] = {}
 

@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         organisation = name.split("/")[1]
         mine = self.who is not None and organisation in self.hub.tokens[self.who]
         if repo is None or (repo.private and not mine):
-            # As the real one: who is not logged in is told 401, and a private repository looks like none.
+            # As the real one: who is not logged in gets 401, and a private repository looks like none.
             raise Refused(401 if self.who is None else 404, "Repository not found", "RepoNotFound")
         if write and not mine:
             raise Refused(403, f"You don't have the rights to write to {organisation}")

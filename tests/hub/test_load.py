@@ -15,7 +15,7 @@ RESOLVE = """
 import json, sys
 from pathlib import Path
 from spin_core.errors import BadInput
-from spin_core.sources import resolve
+from spin_core.sources.resolve import resolve
 path, kind, revision, split = sys.argv[1:5]
 try:
     s = resolve(path, kind, revision, Path("/"), split)

@@ -127,7 +127,7 @@ def test_push_again_makes_no_commit_and_another_model_one(push, fetch, hub: Hub,
 
 def test_push_leaves_no_settings_of_the_model_before(push, hub: Hub, ran: Ran):
     """Catches: a former model's chat template or tokens that are loaded with the new model, and a document or another's
-    file deleted with them; the deletion has to be told."""
+    file deleted with them; the deletion has to be shown."""
     stale = {"chat_template.jinja": b"old", "added_tokens.json": b"{}", "tokenizer.model": b"old", "vocab.txt": b"old"}
     kept = {"LICENSE.txt": b"mine", "NOTICE.txt": b"", ".gitattributes": b"", "plot.png": b"", "logs/a.json": b"{}"}
     hub.add("models/acme/tiny", {**stale, **kept, "README.md": b"old"})
@@ -212,7 +212,7 @@ def test_push_latest_is_the_latest_run(spinloop, ran: Ran):
 
 
 def test_push_refusals_are_one_sentence_each(push, spinloop, hub: Hub, ran: Ran):
-    """Catches: the client's traceback, a token told, a push to somebody else's or a public place, a wrong model."""
+    """Catches: the client's traceback, a token shown, a push to somebody else's or a public place, a wrong model."""
     hub.tokens["hf_" + "r" * 30] = {"others"}
     hub.add("models/acme/public", {"a.txt": b"x"})
     hub.add("datasets/acme/data", {"a.txt": b"x"})

@@ -91,7 +91,7 @@ def test_secret_of_a_run_and_a_push_is_nowhere(ran: Ran, hub: Hub):
 
 
 def test_secret_that_the_hub_refuses_is_nowhere(ran: Ran, hub: Hub, tmp_path):
-    """Catches: a token in an error that is told, logged, or kept as the state of a failed flow run."""
+    """Catches: a token in an error that is shown, logged, or kept as the state of a failed flow run."""
     token = new_token()
     env = environment(tmp_path, hub.url, token)
     push = command(["push", "--to", "acme/tiny", "--store", str(ran.store)], env, tmp_path)

@@ -166,8 +166,8 @@ def test_import_from_the_hub_is_told_with_its_commit(first, tmp_path):
         assert pairs["from"] == f"acme/SPIN_iter0@{commits['datasets/acme/SPIN_iter0']}"
         assert model["from"] == f"acme/tiny-iter0@{commits['models/acme/tiny-iter0']}"
         assert model["digest"] == first.steps["finetune", "iter 0"]["digest"]
-        told = command(["store", "explain", pairs["key"], "--store", store], env, tmp_path).out
-        assert f"source came from {pairs['from']}" in told
+        explained = command(["store", "explain", pairs["key"], "--store", store], env, tmp_path).out
+        assert f"source came from {pairs['from']}" in explained
         file = profile(
             tmp_path / "p.yaml",
             model={"path": "acme/tiny-iter0"},

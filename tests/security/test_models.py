@@ -157,12 +157,12 @@ def test_hostile_models_are_refused_and_run_nothing(good, tmp_path, marker, monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def trial(name: str) -> None:
-        spoil, said = cases[name]
+        spoil, message = cases[name]
         folder = tmp_path / "m" / name.replace(" ", "-").replace("/", "_")
         shutil.copytree(good, folder)
         spoil(folder)
         sentence = _refusal(folder)
-        assert said in sentence and str(folder) in sentence and sentence.isprintable(), sentence
+        assert message in sentence and str(folder) in sentence and sentence.isprintable(), sentence
         assert not marker.exists()
 
     fault.each(cases, trial)

@@ -10,7 +10,7 @@ import pytest
 
 from spin_core.config.profile import load_profile, parse
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.sources.resolve import Kind, resolve
+from spin_core.sources.resolve import SourceKind, resolve
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 
@@ -28,7 +28,7 @@ NAMES = [
     "\ud800",
     "\x1b[31m", "😀", "0x", "latest/../x",
 ]  # fmt: skip
-KINDS: tuple[Kind, ...] = ("model", "dataset", "tasks")
+KINDS: tuple[SourceKind, ...] = ("model", "dataset", "tasks")
 LEGAL = {"a.", "a..", "0x", "x" * 41, "latest"}
 DATA = {"model": {"path": "m"}, "dataset": {"path": "d"}}
 

@@ -80,14 +80,14 @@ def test_hostile_profiles_are_refused_with_the_field(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def trial(name: str) -> None:
-        text, said = YAML[name]
+        text, message = YAML[name]
         file = tmp_path / "profile.yaml"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         began = time.monotonic()
         with limited(30), pytest.raises(BadInput) as raised:
             load_profile(str(file))
         sentence = str(raised.value)
-        assert any(part in sentence for part in said.split("|")), sentence
+        assert any(part in sentence for part in message.split("|")), sentence
         assert "profile.yaml" in sentence and len(sentence) < 700 and sentence.isprintable(), sentence
         assert time.monotonic() - began < 20
         assert list(tmp_path.iterdir()) == [file]

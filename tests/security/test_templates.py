@@ -94,10 +94,10 @@ def test_hostile_templates_are_ended_and_named(tokenizer, monkeypatch):
     monkeypatch.setattr(templates, "WALL_SECONDS", 20.0)
 
     def trial(name: str) -> None:
-        source, said = HOSTILE[name]
+        source, message = HOSTILE[name]
         tokenizer.chat_template = source
         began = time.monotonic()
-        with pytest.raises(BadInput, match=f"(?s){said}") as raised:
+        with pytest.raises(BadInput, match=f"(?s){message}") as raised:
             Chat(tokenizer, ChatSection(), "org/model").preflight(ASK)
         sentence = str(raised.value)
         assert "org/model" in sentence and re.search("use (a|one)", sentence) and len(sentence) < 1000

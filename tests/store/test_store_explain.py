@@ -62,7 +62,7 @@ def test_differences_values_that_look_alike_are_still_told():
 
 
 def test_nearest_is_the_record_with_the_fewest_differences(store):
-    """Catches comparing with any record: a person would be told of ten differences instead of one."""
+    """Catches comparing with any record: a person would be shown ten differences instead of one."""
     for seed in range(8):
         publish(store, finetune(beta=9.0, seed=seed))
     near = publish(store, finetune(beta=9.0), {"x": b"2"})

@@ -82,7 +82,7 @@ def test_verify_shallow_sees_sizes_and_not_bytes(store):
 
 
 def test_gc_removes_what_dead_processes_left_and_counts_it(store, place):
-    """Catches leftovers for ever, and wrong counts of what a person is told."""
+    """Catches leftovers for ever, and wrong counts in what a person is shown."""
     tree = abandoned_tree(place)
     (store.scratch("finetune", KEY) / "checkpoint").write_bytes(b"12345")
     (store.root / "tmp/1-0.record").write_bytes(b"123")

@@ -175,13 +175,13 @@ def runs_of_models(store: Store) -> list[Record]:
 def test_gc_keeps_the_best_model_of_every_run_and_all_of_named_runs(store):
     """Catches a best model that goes with its run's other outputs, and a run that a person named and lost."""
     first, second, third = runs_of_models(store)
-    told: list[tuple[str, int]] = []
-    dry = gc(store, keep=["run2"], dry_run=True, tell=lambda what, size: told.append((what, size)))
+    freed: list[tuple[str, int]] = []
+    dry = gc(store, keep=["run2"], dry_run=True, report=lambda what, size: freed.append((what, size)))
     assert len(list(store.records())) == 6
     result = gc(store, keep=["run2"])
     assert result == dry and (result.trees, result.records) == (3, 3)
-    assert result.bytes == sum(size for _, size in told) > 5000
-    assert {what for what, _ in told} == {"finetune", "reformat"}
+    assert result.bytes == sum(size for _, size in freed) > 5000
+    assert {what for what, _ in freed} == {"finetune", "reformat"}
     assert not first.path.exists() and second.path.exists() and third.path.exists()
     assert store.lookup("finetune", second.key) == second
     assert (store.root / "runs/run1/best").resolve() == second.path.resolve()

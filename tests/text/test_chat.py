@@ -169,8 +169,8 @@ BAD_TEMPLATES = {
 @pytest.mark.parametrize("case", BAD_TEMPLATES)
 def test_preflight_unusable_template_is_one_sentence_naming_the_model(tokenizer, case):
     """Catches: scoring something else than what was sampled, without a word; or a jinja traceback."""
-    source, said = BAD_TEMPLATES[case]
-    with pytest.raises(BadInput, match=said) as raised:
+    source, message = BAD_TEMPLATES[case]
+    with pytest.raises(BadInput, match=message) as raised:
         chat_for(tokenizer, source).preflight(ASK)
     assert "org/model" in str(raised.value) and "\n" not in str(raised.value)
 

@@ -98,14 +98,14 @@ def test_examples_unusable_record_is_rejected_with_the_reason(reason, fields):
 
 
 @pytest.mark.parametrize(
-    "columns, said",
+    "columns, message",
     [
         ({"questions": "q"}, "dataset.columns.questions"),
         ({"prompt": "q"}, "give both"),
         ({"messages": "m", "prompt": "q"}, "stands alone"),
     ],
 )
-def test_check_columns_unusable_mapping_is_bad_input(columns, said):
+def test_check_columns_unusable_mapping_is_bad_input(columns, message):
     """Catches: a misspelt key of dataset.columns that is ignored."""
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         check_columns(columns)

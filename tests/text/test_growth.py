@@ -93,10 +93,10 @@ def test_stages_on_disk_write_the_tree_that_they_write_in_memory(tmp_path, monke
         made.mkdir(parents=True)
         pairs.mkdir()
         config = reformat.Config(dataset=reformat.Dataset(shard_rows=64, **settings), seed=2)
-        told = reformat.run(inputs, config, Job(made, root / "scratch"))
+        summary = reformat.run(inputs, config, Job(made, root / "scratch"))
         answers = growth_data.write_answers(made, root / "answers")
         gather.run({"rows": made, "answers": answers}, gather.Config(gather=gather.Gather()), Job(pairs, root))
-        trees.append((told, manifest(made), manifest(pairs)))
+        trees.append((summary, manifest(made), manifest(pairs)))
         assert not list((root / "scratch").iterdir())
     assert trees[0] == trees[1]
     assert trees[0][0]["rejected"].get("duplicate", 0) > 0 or settings

@@ -115,14 +115,14 @@ def test_resolve_hub_dataset_fetches_the_split_only(resolve):
 
 def test_resolve_hub_dataset_configuration_must_be_named(resolve):
     """Catches: the rows of two configurations mixed."""
-    said, _ = resolve("acme/configs", "dataset", split="train")
-    assert "several configurations" in said and "acme/configs/main" in said
+    message, _ = resolve("acme/configs", "dataset", split="train")
+    assert "several configurations" in message and "acme/configs/main" in message
     (_, path, _, _), _ = resolve("acme/configs/main", "dataset", split="train")
     assert [p.name for p in Path(path).iterdir()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize(
-    "path, kind, revision, said",
+    "path, kind, revision, message",
     [
         ("acme/pickled", "model", "", "pickled (pytorch_model.bin)"),
         ("acme/code", "model", "", "has `auto_map`"),
@@ -132,10 +132,10 @@ def test_resolve_hub_dataset_configuration_must_be_named(resolve):
         ("acme/rows", "dataset", "", "no file is named for the split 'validation', but there are test, train"),
     ],
 )
-def test_resolve_hub_unusable_is_one_sentence_and_fetches_no_weights(resolve, path, kind, revision, said):
+def test_resolve_hub_unusable_is_one_sentence_and_fetches_no_weights(resolve, path, kind, revision, message):
     """Catches: downloading gigabytes to refuse them, or the client's traceback."""
     found, asked = resolve(path, kind, revision, "validation")
-    assert isinstance(found, str) and said in found and "\n" not in found
+    assert isinstance(found, str) and message in found and "\n" not in found
     assert not [line for line in asked if line.endswith((".safetensors", ".bin"))]
 
 

@@ -117,11 +117,11 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_read_broken_file_is_one_sentence_naming_the_place(tmp_path, name):
     """Catches: a traceback, a silent skip, or an error that does not say where to look."""
-    data, said = BROKEN[name]
+    data, message = BROKEN[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(BadInput) as raised:
         list(read(tmp_path / name))
-    assert str(tmp_path / name) in str(raised.value) and said in str(raised.value)
+    assert str(tmp_path / name) in str(raised.value) and message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

@@ -235,8 +235,8 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_run_unusable_dataset_is_one_sentence_with_the_remedy(job, jsonl, case):
     """Catches: an empty split that fails hours later in evaluate, or column names that the user must guess."""
-    rows, options, said = REFUSED[case]
-    with pytest.raises(BadInput, match=said) as raised:
+    rows, options, message = REFUSED[case]
+    with pytest.raises(BadInput, match=message) as raised:
         reformatted(job, "a", jsonl(rows), **options)
     assert "\n" not in str(raised.value)
 

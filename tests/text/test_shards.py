@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_core.config.dataset import Dataset
-from spin_core.data.shards import cut_shards
+from spin_core.data.shards import cut
 from spin_core.job import Job
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config
@@ -19,7 +19,7 @@ IDS = st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=300
 @given(IDS, st.integers(1, 64))
 def test_cut_shards_any_ids_partition_within_bounds(ids, aim):
     """Catches: a lost or doubled id, an empty shard, or a shard beyond a quarter to twice the aim."""
-    shards = cut_shards(ids, aim)
+    shards = list(cut(ids, aim, str))
     assert [id for shard in shards for id in shard] == ids
     assert all(len(shard) <= 2 * aim for shard in shards) and all(
         len(shard) >= max(1, aim // 4) for shard in shards[:-1]
@@ -39,8 +39,8 @@ def test_cut_shards_few_edits_change_few_shards(seed, edits, removing):
     ids = sorted(f"{draw.getrandbits(64):016x}" for _ in range(3000))
     changed = set(draw.sample(ids, edits)) if removing else {f"{draw.getrandbits(64):016x}" for _ in range(edits)}
     after = sorted(set(ids) ^ changed)
-    before = {tuple(shard) for shard in cut_shards(ids, 64)}
-    new = [shard for shard in cut_shards(after, 64) if tuple(shard) not in before]
+    before = {tuple(shard) for shard in cut(ids, 64, str)}
+    new = [shard for shard in cut(after, 64, str) if tuple(shard) not in before]
     assert len(new) <= 2 + 3 * edits
     assert 30 <= len(before) <= 75
 
@@ -51,10 +51,10 @@ def test_cut_shards_one_edit_seldom_changes_a_second_shard():
     draw, changed = random.Random(1), []
     for _ in range(8):
         ids = sorted(f"{draw.getrandbits(64):016x}" for _ in range(3000))
-        before = {tuple(shard) for shard in cut_shards(ids, 64)}
+        before = {tuple(shard) for shard in cut(ids, 64, str)}
         for edit in range(8):
             one = draw.choice(ids) if edit % 2 else f"{draw.getrandbits(64):016x}"
-            after = cut_shards(sorted(set(ids) ^ {one}), 64)
+            after = list(cut(sorted(set(ids) ^ {one}), 64, str))
             changed.append(sum(tuple(shard) not in before for shard in after))
     assert sum(changed) / len(changed) < 1.1
 
@@ -65,9 +65,9 @@ def test_cut_shards_every_changed_stretch_has_an_edit_in_it(ids, added, data, ai
     """Catches: a cut that depends on anything far away: the number of ids, or a position in the whole list."""
     removed = data.draw(st.sets(st.sampled_from(ids), max_size=5)) if ids else set()
     edits = sorted(added ^ removed)
-    before = {tuple(shard) for shard in cut_shards(ids, aim)}
+    before = {tuple(shard) for shard in cut(ids, aim, str)}
     stretch_from, changed = "", False
-    for shard in [*cut_shards(sorted((set(ids) - removed) | added), aim), None]:
+    for shard in [*cut(sorted((set(ids) - removed) | added), aim, str), None]:
         if shard is not None and tuple(shard) not in before:
             changed = True
             continue
@@ -84,12 +84,12 @@ def test_cut_shards_worst_neighbours_change_at_most_four_shards():
     """
     draw = random.Random(5)
     ids = sorted(f"{draw.getrandbits(64):016x}" for _ in range(500))
-    before = {tuple(shard) for shard in cut_shards(ids, 16)}
+    before = {tuple(shard) for shard in cut(ids, 16, str)}
     counts: dict[str, list[int]] = {"removed": [], "added": []}
     for i, id in enumerate(ids):
         after = {"removed": ids[:i] + ids[i + 1 :], "added": [*ids[: i + 1], f"{int(id, 16) + 1:016x}", *ids[i + 1 :]]}
         for kind, edited in after.items():
-            counts[kind].append(sum(tuple(shard) not in before for shard in cut_shards(edited, 16)))
+            counts[kind].append(sum(tuple(shard) not in before for shard in cut(edited, 16, str)))
     assert max(counts["removed"]) <= 4 and max(counts["added"]) <= 4
     assert sum(counts["removed"]) < 1.2 * len(ids) and sum(counts["added"]) < 1.3 * len(ids)
 

@@ -73,9 +73,9 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_resolve_unusable_model_is_one_sentence_with_the_remedy(model, case):
     """Catches: un-pickling, running a model's code, or training on half of the weights."""
-    files, said = REFUSED[case]
+    files, message = REFUSED[case]
     folder = model(**files)
-    with pytest.raises(BadInput, match=said) as raised:
+    with pytest.raises(BadInput, match=message) as raised:
         digest(folder)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 

@@ -70,9 +70,9 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
         try:
             stream = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
-            whole = pa.ipc.open_file(source)
-            found = (whole.get_batch(i) for i in range(whole.num_record_batches))
-            return whole.schema, (part for batch in found for part in _cut(batch, BATCH_ROWS)), -1
+            stored = pa.ipc.open_file(source)
+            parts = (stored.get_batch(i) for i in range(stored.num_record_batches))
+            return stored.schema, (part for batch in parts for part in _cut(batch, BATCH_ROWS)), -1
         return stream.schema, (part for batch in stream for part in _cut(batch, BATCH_ROWS)), -1
     file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -83,7 +83,7 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
 
 def decode(kind: str, source: Any, size: int, sink: Any) -> None:
     """Write the rows of a file of `size` bytes to `sink`."""
-    schema, found, said = batches(kind, source)
+    schema, rest, promised = batches(kind, source)
     names = schema.names
     if len(set(names)) < len(names):
         raise Refused(f"two columns have the same name ({', '.join(names)[:200]}); rename one")
@@ -91,7 +91,7 @@ def decode(kind: str, source: Any, size: int, sink: Any) -> None:
     allowed = FREE + RATIO * size
     decoded = rows = 0
     with pa.ipc.new_stream(sink, target) as out:
-        for batch in found:
+        for batch in rest:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             rows += batch.num_rows
             batch.validate()
@@ -110,8 +110,10 @@ def decode(kind: str, source: Any, size: int, sink: Any) -> None:
                         "several files"
                     )
                 out.write_batch(piece)
-        if said not in (-1, rows):
-            raise Refused(f"not a readable {kind} file (its footer says {said} rows, it has {rows}); write it again")
+        if promised not in (-1, rows):
+            raise Refused(
+                f"not a readable {kind} file (its footer says {promised} rows, it has {rows}); write it again"
+            )
 
 
 def _values(column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -210,16 +212,16 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Refused as error:
-        said = str(error)
+        message = str(error)
     except (MemoryError, pa.ArrowMemoryError):
-        said = f"decoding it needs over {MEMORY >> 20} MiB of memory; write it again in smaller pages"
+        message = f"decoding it needs over {MEMORY >> 20} MiB of memory; write it again in smaller pages"
     except Exception as error:  # pyarrow raises half a dozen unrelated classes for a damaged file
-        said = (
+        message = (
             f"not a readable {kind} file ({type(error).__name__}: {' '.join(str(error).split())[:200]}); write it again"
         )
     else:
         return
-    sys.stderr.write(f"\n{said}")
+    sys.stderr.write(f"\n{message}")
     sys.exit(2)
 
 

@@ -34,7 +34,7 @@ ERROR = 400
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant said; its text is rendered as it is."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text; its text is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja's own attribute)
 
@@ -103,11 +103,11 @@ def main() -> None:
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            asked = json.loads(line)
-            if asked["template"] is not None:
+            request = json.loads(line)
+            if request["template"] is not None:
                 template = None
-                template = compiled(asked["template"])
-            answer = render(template, asked["variables"])
+                template = compiled(request["template"])
+            answer = render(template, request["variables"])
         except MemoryError:
             answer = {"error": f"it needs over {MEMORY >> 20} MiB of memory"}
         except Exception as error:

@@ -2,7 +2,7 @@
 (`spin_core/data/sandbox/template_child.py`).
 
 Every text that our stages make of a conversation comes from there: one child per process, started at the first
-rendering (a tenth of a second), asked row by row (0.4 ms), ended with this process.
+rendering (a tenth of a second), used row by row (0.4 ms), ended with this process.
 Promised: no template makes a stage hang, fills the memory, writes a file or sees the environment. Not promised: that
 jinja's sandbox has no hole (then the child could read what this user may read); and lm-evaluation-harness renders
 `harness.chat_template` by itself.
@@ -24,7 +24,7 @@ from typing import Any
 CHILD = Path(__file__).with_name("template_child.py")
 # The child ends itself by CPU time; this is for one that is stopped or starved.
 WALL_SECONDS = 120.0
-KEPT_TEXTS = 4  # a row's prompt is asked for several times in a row
+KEPT_TEXTS = 4  # a row's prompt is rendered several times in a row
 # What the child's interpreter needs to find its libraries; no token, no proxy, no path of a cache.
 KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
 
@@ -46,24 +46,24 @@ class Renderer:
 
     def render(self, template: str, variables: dict[str, Any]) -> str:
         """The text of `template` with `variables` (JSON values, `messages` among them). Raises TemplateError."""
-        asked = json.dumps(variables)
+        request = json.dumps(variables)
         with self._lock:
             if template != self._template or len(self._texts) > KEPT_TEXTS:
                 self._texts.clear()
-            if asked not in self._texts:
+            if request not in self._texts:
                 child = self._child()
                 named = "null" if template == self._template else json.dumps(template)
                 self._template = template
                 try:
-                    answer = self._ask(child, f'{{"template": {named}, "variables": {asked}}}\n'.encode())
+                    answer = self._ask(child, f'{{"template": {named}, "variables": {request}}}\n'.encode())
                 except BaseException:  # its answer must not be taken for the next one's
                     self._end()
                     raise
                 if "error" in answer:
                     self._template = ""  # the child may not have it: it could not be compiled
                     raise TemplateError(answer["error"])
-                self._texts[asked] = answer["text"]
-            return self._texts[asked]
+                self._texts[request] = answer["text"]
+            return self._texts[request]
 
     def _child(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -86,16 +86,16 @@ class Renderer:
         try:
             child.stdin.write(line)
             child.stdin.flush()
-            said = child.stdout.readline()
+            reply = child.stdout.readline()
         except BrokenPipeError:
-            said = b""
+            reply = b""
         finally:
             timer.cancel()
             timer.join()  # else it could still kill a child that has answered
         if late.is_set():
             raise TemplateError(f"it gave no text in {WALL_SECONDS:g} s")
         with suppress(ValueError):
-            answer = json.loads(said)
+            answer = json.loads(reply)
             if isinstance(answer, dict) and isinstance(answer.get("text", answer.get("error")), str):
                 return answer
         self._end()

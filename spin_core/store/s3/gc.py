@@ -19,11 +19,12 @@ from spin_core.store.gc import GcResult, demand, made_from
 from spin_core.store.leases import FOLDER, FRESH, Mark, fresh
 from spin_core.store.record import Record
 from spin_core.store.s3 import transfer
+from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.s3.runs import POINTER
 from spin_core.store.s3.verify import pointers, readable
 
-Tell = Callable[[str, int], None]
+Report = Callable[[str, int], None]
 
 
 def gc(
@@ -32,7 +33,7 @@ def gc(
     keep: Collection[str] = (),
     quarantine: bool = False,
     dry_run: bool = False,
-    tell: Tell = lambda what, size: None,
+    report: Report = lambda what, size: None,
 ) -> GcResult:
     """Removes files and manifests that no record names, uploads that nobody goes on with, and leases of dead processes;
     with `keep_runs` or `keep` records too, as gc.gc does. Of this machine's cache leftovers and unfinished work go, the
@@ -48,7 +49,7 @@ def gc(
                 "hours); run gc again when it has finished."
             )
         kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
-        return _collect(store, kept, quarantine, mark, tell)
+        return _collect(store, kept, quarantine, mark, report)
 
 
 def _roots(store: RemoteStore, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
@@ -56,8 +57,8 @@ def _roots(store: RemoteStore, keep_runs: int, keep: Collection[str]) -> tuple[s
     there = pointers(store, strict=True)
     demand(there, keep_runs, keep)
     last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[:keep_runs]
-    whole = {digest for name in {*last, *keep} for digest in there[name][0].values()}
-    return whole, {digest for links, _ in there.values() for digest in _best(links)}
+    in_full = {digest for name in {*last, *keep} for digest in there[name][0].values()}
+    return in_full, {digest for links, _ in there.values() for digest in _best(links)}
 
 
 def _best(links: dict[str, str]) -> list[str]:
@@ -67,7 +68,7 @@ def _best(links: dict[str, str]) -> list[str]:
 
 
 def _collect(
-    store: RemoteStore, roots: tuple[set[str], set[str]] | None, quarantine: bool, mark: Mark | None, tell: Tell
+    store: RemoteStore, roots: tuple[set[str], set[str]] | None, quarantine: bool, mark: Mark | None, report: Report
 ) -> GcResult:
     objects = store.objects
     records = {key: record for key, record in readable(store) if isinstance(record, Record)}
@@ -94,7 +95,7 @@ def _collect(
         *(("quarantine", stat.size) for stat in aside),
         *(("temporary", 0) for _ in uploads),
     ]:
-        tell(stage, size)
+        report(stage, size)
     if mark is not None:
         _remove(store, mark, going, manifests, [*unnamed, *aside, *leases], uploads)
     with fs.boundary(store.root):
@@ -109,7 +110,14 @@ def _collect(
     )
 
 
-def _remove(store: RemoteStore, mark: Mark, records: Iterable[str], manifests: list, rest: list, uploads: list) -> None:
+def _remove(
+    store: RemoteStore,
+    mark: Mark,
+    records: Iterable[str],
+    manifests: list[Stat],
+    rest: list[Stat],
+    uploads: list[tuple[str, str]],
+) -> None:
     for keys in (records, [stat.key for stat in manifests], [stat.key for stat in rest]):
         mark.check()
         list(transfer.in_parallel(store.objects.delete, keys))

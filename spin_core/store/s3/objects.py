@@ -56,16 +56,16 @@ class Stat:
 
 class Objects:
     """The objects below s3://bucket/prefix/; keys are relative to it. Every method raises StoreError, naming the
-    place and a remedy, once the service has failed it ATTEMPTS times, and at once for what no repetition mends."""
+    place and a remedy, once the service has failed it ATTEMPTS times, and at once for what no repetition helps."""
 
     def __init__(self, url: str, inside: str) -> None:
         """`inside`: a folder below the prefix. Raises BadInput for another URL than S3's or without s3fs."""
-        found = URL.fullmatch(url)
-        if not found:
+        parts = URL.fullmatch(url)
+        if not parts:
             scheme = url.partition("://")[0]
             why = "only S3 is known so far" if scheme != "s3" else "no bucket and prefix"
             raise BadInput(f"--store {url}: {why}; give s3://bucket/prefix, or a folder.")
-        self.bucket, prefix = found["bucket"], (found["prefix"] or "").strip("/")
+        self.bucket, prefix = parts["bucket"], (parts["prefix"] or "").strip("/")
         self.above = f"{prefix}/" if prefix else ""
         self.url = f"s3://{self.bucket}/{prefix}".rstrip("/")
         self.prefix = f"{self.above}{inside}/"
@@ -75,30 +75,30 @@ class Objects:
         self._fs = _filesystem(tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))))
 
     def endpoint(self) -> str:
-        """The service's address, whichever of environment, profile and ~/.aws names it. To be asked after a request."""
+        """The service's address, whichever of environment, profile and ~/.aws names it. Known after a request."""
         return str(self._fs.s3.meta.endpoint_url)
 
     def get(self, key: str) -> bytes | None:
         """A small object's bytes; None if there is none. Of more than MAX_BYTES, which nothing of ours has that is
         read whole, b"": not what it should be, whatever it is."""
-        found = self._ask("get_object", key)
-        return None if found is None else found["Body"]
+        answer = self._request("get_object", key)
+        return None if answer is None else answer["Body"]
 
     def read(self, key: str, start: int, count: int) -> bytes | None:
         """`count` bytes from `start`; None if there is no such object, or it is shorter."""
-        found = self._ask("get_object", key, Range=f"bytes={start}-{start + count - 1}")
-        return found["Body"] if found and len(found["Body"]) == count else None
+        answer = self._request("get_object", key, Range=f"bytes={start}-{start + count - 1}")
+        return answer["Body"] if answer and len(answer["Body"]) == count else None
 
     def head(self, key: str) -> Stat | None:
         """Size, etag and time of an object; None if there is none."""
-        found = self._ask("head_object", key)
-        return Stat(key, found["ContentLength"], found["ETag"].strip('"'), found["LastModified"]) if found else None
+        answer = self._request("head_object", key)
+        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"]) if answer else None
 
     def listed(self, below: str) -> Iterator[Stat]:
         """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder."""
         token: dict[str, str] = {}
         while True:
-            page = self._ask("list_objects_v2", below, Prefix=self.prefix + below, **token) or {}
+            page = self._request("list_objects_v2", below, Prefix=self.prefix + below, **token) or {}
             for one in page.get("Contents", ()):
                 name = one["Key"].removeprefix(self.prefix)
                 if name and not name.endswith("/"):
@@ -110,17 +110,17 @@ class Objects:
     def beside(self) -> list[str]:
         """Names of what looks like stores of any format below the prefix."""
         above = f"{self.above}spinloop-store-"
-        page = self._ask("list_objects_v2", "", Prefix=above, Delimiter="/") or {}
+        page = self._request("list_objects_v2", "", Prefix=above, Delimiter="/") or {}
         return sorted(one["Prefix"].removeprefix(self.above).strip("/") for one in page.get("CommonPrefixes", ()))
 
     def put(self, key: str, data: bytes) -> None:
         """Writes a small object, in place of what is there: for views and leases alone."""
-        self._ask("put_object", key, Body=data, **_checked(data))
+        self._request("put_object", key, Body=data, **_checked(data))
 
     def put_once(self, key: str, data: bytes) -> bool:
         """Writes an object where there is none; False if there is one. The service checks its sha256 where it can.
 
-        Where the service has no conditional create (`probe`), two writers that meet here may both be told True.
+        Where the service has no conditional create (`probe`), two writers that meet here may both get True.
         """
         if self.conditional is False:
             if self.head(key) is not None:
@@ -128,7 +128,7 @@ class Objects:
             self.put(key, data)
             return True
         try:
-            self._ask("put_object", key, Body=data, IfNoneMatch="*", **_checked(data))
+            self._request("put_object", key, Body=data, IfNoneMatch="*", **_checked(data))
         except StoreError as error:
             answer = _answer(error.__cause__)
             if answer and answer[1] == 412:
@@ -140,7 +140,7 @@ class Objects:
         return True
 
     def probe(self, name: str) -> bool:
-        """Whether the service takes what is written, and creates conditionally; asked once. Raises StoreError where
+        """Whether the service takes what is written, and creates conditionally; tried once. Raises StoreError where
         nothing can be written."""
         if self.conditional is None:
             self.put_once(name, b"probe")  # also where its answer was lost: what counts is the second
@@ -151,73 +151,74 @@ class Objects:
 
     def delete(self, key: str) -> None:
         """Removes an object, if it is there."""
-        self._ask("delete_object", key)
+        self._request("delete_object", key)
 
     def copy(self, key: str, to: str) -> None:
         """Copies an object within the service (of at most 5 GB, S3's limit of one request)."""
-        self._ask("copy_object", to, CopySource={"Bucket": self.bucket, "Key": self.prefix + key})
+        self._request("copy_object", to, CopySource={"Bucket": self.bucket, "Key": self.prefix + key})
 
     def now(self) -> datetime:
         """The service's clock, which no computer that uses the store sets."""
         from email.utils import parsedate_to_datetime
 
-        answer = self._ask("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1) or {}
+        answer = self._request("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1) or {}
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def uploads(self, below: str) -> list[tuple[str, str, datetime]]:
         """(key, upload id, when it began) of the multipart uploads in hand whose key begins so."""
-        found: list[tuple[str, str, datetime]] = []
+        uploads: list[tuple[str, str, datetime]] = []
         marker: dict[str, str] = {}
         while True:
-            page = self._ask("list_multipart_uploads", below, Prefix=self.prefix + below, **marker) or {}
+            page = self._request("list_multipart_uploads", below, Prefix=self.prefix + below, **marker) or {}
             for one in page.get("Uploads", ()):
-                found.append((one["Key"].removeprefix(self.prefix), one["UploadId"], one["Initiated"]))
+                uploads.append((one["Key"].removeprefix(self.prefix), one["UploadId"], one["Initiated"]))
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
-                return found
+                return uploads
             marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
     def parts(self, key: str, upload: str) -> dict[int, tuple[int, str]] | None:
         """Part number → (size, etag) of what an upload has; None if there is no such upload."""
-        found: dict[int, tuple[int, str]] = {}
+        there: dict[int, tuple[int, str]] = {}
         marker = 0
         while True:
-            page = self._ask("list_parts", key, UploadId=upload, PartNumberMarker=marker)
+            page = self._request("list_parts", key, UploadId=upload, PartNumberMarker=marker)
             if page is None:
                 return None
-            found |= {one["PartNumber"]: (one["Size"], one["ETag"].strip('"')) for one in page.get("Parts", ())}
+            there |= {one["PartNumber"]: (one["Size"], one["ETag"].strip('"')) for one in page.get("Parts", ())}
             if not page.get("IsTruncated") or not page.get("Parts"):
-                return found
+                return there
             marker = page["NextPartNumberMarker"]
 
     def begin(self, key: str) -> str:
         """Begins a multipart upload; its id."""
-        return (self._ask("create_multipart_upload", key) or {})["UploadId"]
+        return str((self._request("create_multipart_upload", key) or {})["UploadId"])
 
     def put_part(self, key: str, upload: str, number: int, data: bytes) -> str | None:
         """Uploads one part; its etag, None if there is no such upload (any more)."""
-        done = self._ask("upload_part", key, UploadId=upload, PartNumber=number, Body=data)
+        done = self._request("upload_part", key, UploadId=upload, PartNumber=number, Body=data)
         return done["ETag"].strip('"') if done else None
 
     def complete(self, key: str, upload: str, etags: dict[int, str]) -> bool:
         """Makes the parts one object; False if there is no such upload (any more)."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(etags.items())]
         return (
-            self._ask("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts}) is not None
+            self._request("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
+            is not None
         )
 
     def abort(self, key: str, upload: str) -> None:
         """Gives up a multipart upload and its parts."""
-        self._ask("abort_multipart_upload", key, UploadId=upload)
+        self._request("abort_multipart_upload", key, UploadId=upload)
 
-    def _ask(self, method: str, key: str, **asked: Any) -> dict | None:
+    def _request(self, method: str, key: str, **parameters: Any) -> dict[str, Any] | None:
         """One request, again while the service is busy or away; None where it says that there is no such thing."""
-        asked["Bucket"] = self.bucket
+        parameters["Bucket"] = self.bucket
         if method not in ("list_objects_v2", "list_multipart_uploads"):
-            asked["Key"] = self.prefix + key
+            parameters["Key"] = self.prefix + key
         limit, pause = self.attempts, 0.2
         for left in reversed(range(limit)):
             try:
-                return self._once(method, asked)
+                return self._once(method, parameters)
             except Exception as error:
                 code, status = _answer(error) or ("", 0)
                 if code in ("NoSuchKey", "NoSuchUpload", "404", "InvalidRange", "416"):
@@ -232,18 +233,19 @@ class Objects:
                 raise StoreError(f"{self.url}: {_why(error, code, status, limit if passing else 1)}.") from error
         raise AssertionError("unreachable")
 
-    def _once(self, method: str, asked: dict[str, Any]) -> dict:
+    def _once(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         from fsspec.asyn import sync
 
-        async def call() -> dict:
-            answer = await self._fs._call_s3(method, **asked)
+        async def call() -> dict[str, Any]:
+            answer: dict[str, Any] = await self._fs._call_s3(method, **parameters)
             if "Body" in answer:
-                fits = answer.get("ContentLength", 0) <= MAX_BYTES or "Range" in asked
+                fits = answer.get("ContentLength", 0) <= MAX_BYTES or "Range" in parameters
                 async with answer["Body"] as body:
                     answer["Body"] = await body.read() if fits else b""
             return answer
 
-        return sync(self._fs.loop, call)
+        answered: dict[str, Any] = sync(self._fs.loop, call)
+        return answered
 
 
 @cache
@@ -258,7 +260,7 @@ def _filesystem(settings: tuple[tuple[str, str], ...]) -> Any:
         "s3",
         skip_instance_cache=True,
         use_listings_cache=False,
-        # All repetition is in `_ask`: three layers that each try five times wait for minutes.
+        # All repetition is in `_request`: three layers that each try five times wait for minutes.
         config_kwargs={
             "retries": {"total_max_attempts": 1},
             "max_pool_connections": CONNECTIONS,
@@ -289,10 +291,10 @@ def _checked(data: bytes) -> dict[str, str]:
 def _answer(error: BaseException | None) -> tuple[str, int] | None:
     """(code, HTTP status) of what the service answered; None where it did not answer."""
     for one in (error, error.__cause__ if error else None):
-        said = getattr(one, "response", None)
-        if isinstance(said, dict) and "Error" in said:
-            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(said["Error"].get("Code", "")), int(status)
+        response = getattr(one, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response["Error"].get("Code", "")), int(status)
     return None
 
 
@@ -301,7 +303,7 @@ def _is_unconditional(code: str, status: int) -> bool:
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether the connection failed, and not what was asked for."""
+    """Whether the connection failed, and not what was requested."""
     from botocore import exceptions as boto
 
     return isinstance(
@@ -327,6 +329,6 @@ def _why(error: Exception, code: str, status: int, tries: int) -> str:
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if kind in ("ProfileNotFound", "NoRegionError", "ConfigParseError", "InvalidRegionError", "ValueError"):
-        told = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
-        return f"{told} ({kind}); see to it and run again"
+        what = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
+        return f"{what} ({kind}); see to it and run again"
     return f"the service does not answer ({kind}){often}; check AWS_ENDPOINT_URL and the network, and run again"

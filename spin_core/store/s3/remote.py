@@ -4,18 +4,18 @@
         files/<sha256>                one object for each file content, however many outputs have it
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
-        runs/…  latest  id            what people find (remote_runs.py); the store's identity
-        quarantine/  leases/  gc      what was found damaged; who uses the store; whether gc is at work
+        runs/…  latest  id            what people find (runs.py); the store's identity
+        quarantine/  leases/  gc      what was damaged; who uses the store; whether gc is at work
 
 Keys and records are those of a local store. Its promises, as far as the service allows:
 1. A record is written once its files and manifest are there. 2. What a look-up returns was hashed since it came from
 the service or was read from the cache. 3. Records are created only where there is none, files and manifests too; a
-service without conditional create (told in a note) keeps whichever of two whole records came last. 5. There is no lock
+service without conditional create (a note says so) keeps whichever of two records came last. 5. There is no lock
 between machines: both may compute a step, one record stands. 6.–10. as there. The service says of itself what is there:
 a cache folder can be deleted, or shared by processes of one machine, at any time.
 
 Not here: requests (objects.py), parts and resuming (transfer.py), what the cache may hold (cache.py), gc and verify
-(remote_gc.py, remote_verify.py).
+(gc.py, verify.py).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from spin_core.errors import StoreError
 from spin_core.store import fs, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
-from spin_core.store.digest import Damaged, manifest, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, canonical, key_of
+from spin_core.store.digest import Damaged, FileEntry, manifest, tree_digest
+from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
 from spin_core.store.leases import Lease
 from spin_core.store.make_immutable import seal
 from spin_core.store.record import Record, encode, entries, parse
@@ -42,7 +43,7 @@ from spin_core.store.s3.objects import Objects, Stat, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
 MOST_COPIED = 5_000_000_000  # bytes that S3 copies in one request; what is larger is not kept in quarantine/
-ASK_EVERY = 4.0  # seconds: forty steps that wait a day for their pool are 900,000 requests, and not nine million
+LOOK_EVERY = 4.0  # seconds: forty steps that wait a day for their pool are 900,000 requests, and not nine million
 
 
 class RemoteStore(Store):
@@ -51,7 +52,7 @@ class RemoteStore(Store):
     def __init__(
         self, url: str, create: bool = True, read_only: bool = False, late: bool = False, runs: bool = True
     ) -> None:
-        """`read_only`: nothing is written to the service, not even what was found damaged is set aside. `late` (and
+        """`read_only`: nothing is written to the service, not even what is damaged is set aside. `late` (and
         `read_only`): look-ups see that an output is there, and `tree` fetches it when it is read. `runs`: bring what
         people see of runs up to date. Raises StoreError if there is no store (and not `create`) or one of another
         format, BadInput for a URL, setting or installation that will not do."""
@@ -74,7 +75,7 @@ class RemoteStore(Store):
         self._local.notes, self._local._owners = self.notes, self._owners
         self._lease = Lease(self.objects)
         self._hashed: set[str] = set()
-        self._asked: dict[str, float] = {}
+        self._looked: dict[str, float] = {}
         if runs:
             with fs.boundary(self.root), super().using():  # another process that opens it clears tmp/
                 remote_runs.refresh(self.objects, self.root)
@@ -90,27 +91,27 @@ class RemoteStore(Store):
         target = super().tree(digest)
         with fs.boundary(target), self.using():
             self.cache.use(digest)
-            if not self._is_whole(digest):
+            if not self._is_cached(digest):
                 self._fetch(digest)
         return target
 
     def input_tree(self, digest: str) -> Path:
         """As `tree`. Raises StoreError where the service does not have it, or not as it should be."""
-        found = self.tree(digest)
-        if not found.is_dir():
+        tree = self.tree(digest)
+        if not tree.is_dir():
             raise StoreError(
                 f"{self.url}: output {digest[:12]} is not whole there; run again, and it is computed again."
             )
-        return found
+        return tree
 
-    def _is_whole(self, digest: str) -> bool:
-        """Whether the cache has this tree as it should be; hashed once by each process."""
+    def _is_cached(self, digest: str) -> bool:
+        """Whether this tree is fully cached and sound; hashed once by each process."""
         target = super().tree(digest)
         if digest in self._hashed or not target.is_dir():
             return target.is_dir()
         if _damage(target, digest):
             with locks.locked(self.root / "locks" / "quarantine"):
-                # Another process may have fetched it again since: what is whole now must not be set aside.
+                # Another process may have fetched it again since: what is sound now must not be set aside.
                 if bad := _damage(target, digest):
                     if target.is_dir():
                         self._set_aside([target], bad)
@@ -129,10 +130,10 @@ class RemoteStore(Store):
                     return None if self.read_only else self._unsent(stage, key)
                 self.cache.use(record.digest)
                 if super().tree(record.digest).is_dir():
-                    if found := self._local.lookup(stage, key):  # else what was damaged in the cache is gone from it
-                        self._hashed.add(found.digest)
-                        self.cache.used(found.path)
-                        return found
+                    if cached := self._local.lookup(stage, key):  # else what was damaged in the cache is gone from it
+                        self._hashed.add(cached.digest)
+                        self.cache.used(cached.path)
+                        return cached
                 elif self.late:
                     return record if self._is_there(record) else None
                 elif not self._fetch(record.digest, record):
@@ -183,21 +184,21 @@ class RemoteStore(Store):
         return record
 
     def recorded(self, stage: str, key: str) -> bool:
-        """Whether there is a record of a key, nothing verified. Who waits for one asks several times a second, and the
-        service is asked every ASK_EVERY seconds."""
+        """Whether there is a record of a key, nothing verified. Who waits for one looks several times a second, and the
+        service gets a request every LOOK_EVERY seconds."""
         name, now = f"records/{stage}/{self._record_file(stage, key).stem}.json", time.monotonic()
-        if now - self._asked.get(name, now - ASK_EVERY) < ASK_EVERY:
+        if now - self._looked.get(name, now - LOOK_EVERY) < LOOK_EVERY:
             return False
-        self._asked[name] = now
+        self._looked[name] = now
         return self.objects.head(name) is not None
 
     def records(self, stage: str = "*") -> Iterator[Record]:
         """The standing records by stage and key, as in `Store`; those that the cache has not are fetched."""
         below = "records/" if stage == "*" else f"records/{stage}/"
         listed = [stat for stat in self.objects.listed(below) if self._names_record(stat)]
-        for found in transfer.in_parallel(self._read, listed):
-            if found is not None:
-                yield found
+        for record in transfer.in_parallel(self._read, listed):
+            if record is not None:
+                yield record
 
     def _names_record(self, stat: Stat) -> bool:
         stage, _, name = stat.key.removeprefix("records/").partition("/")
@@ -220,7 +221,7 @@ class RemoteStore(Store):
         there is set aside, and with it `record` (or every record) that promises it: else a machine that has the tree
         in its cache would never send it again."""
         with locks.locked(self.root / "locks" / f"fetch-{digest}"):
-            if self._is_whole(digest):
+            if self._is_cached(digest):
                 return True
             files = record.files if record else self._manifest(digest)
             if files is None:
@@ -232,10 +233,10 @@ class RemoteStore(Store):
                     if (stat := named[key]) is None or stat.size != size:
                         raise transfer.Missing(key)
                 self.cache.make_room(self.root, sum(entry["size"] for entry in files), self._note_once)
-                found = self._download(digest, files, tree)
-                wrong = [entry for entry in files if entry not in found]
-                if not wrong and tree_digest(found) == digest:
-                    self._place(tree, super().tree(digest), found)
+                fetched = self._download(digest, files, tree)
+                wrong = [entry for entry in files if entry not in fetched]
+                if not wrong and tree_digest(fetched) == digest:
+                    self._place(tree, super().tree(digest), fetched)
                     self._hashed.add(digest)
                     return True
                 bad = {f"files/{entry['sha256']}": f"{entry['path']} is not what was published" for entry in wrong}
@@ -251,16 +252,16 @@ class RemoteStore(Store):
             self._set_aside_there(key, why, named[key])
         return False
 
-    def _download(self, digest: str, files: list[dict], tree: Path) -> list[dict]:
+    def _download(self, digest: str, files: list[FileEntry], tree: Path) -> list[FileEntry]:
         inside = {folder for entry in files for folder in PurePosixPath(entry["path"]).parents if folder.name}
         for folder in sorted(inside):
             fs.make_dir(tree / folder, 0o755)
         wanted = [transfer.File(f"files/{entry['sha256']}", tree / entry["path"], entry["size"]) for entry in files]
-        transfer.download(self.objects, wanted, self.tell, f"store {digest[:12]}")
+        transfer.download(self.objects, wanted, self.report, f"store {digest[:12]}")
         return seal(tree)
 
-    def _manifest(self, digest: str) -> list[dict] | None:
-        """The files of a tree: of its manifest, and where that is damaged or gone of a record, which mends it."""
+    def _manifest(self, digest: str) -> list[FileEntry] | None:
+        """The files of a tree: of its manifest, and where that is damaged or gone of a record, which restores it."""
         name = f"trees/{digest}.json"
         data = self.objects.get(name)
         if data is not None:
@@ -294,16 +295,16 @@ class RemoteStore(Store):
         if text not in self.notes:
             self.notes.append(text)
 
-    def publish(self, payload: dict, tree: Path, facts: dict, key: str = "") -> Record:
+    def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any], key: str = "") -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
         look-up goes on with sending it."""
         with fs.boundary(tree), self.using():
             with self.cache.steady():
-                found = self._local.publish(payload, tree, facts, key)
-                self.cache.use(found.digest)
+                record = self._local.publish(payload, tree, facts, key)
+                self.cache.use(record.digest)
             self.cache.make_room(self.root, 0, self._note_once)
-            self._hashed.add(found.digest)
-            return self._send(found)
+            self._hashed.add(record.digest)
+            return self._send(record)
 
     def _send(self, record: Record) -> Record:
         """Files, then manifest, then record; the record that stands, with its output in the cache."""
@@ -315,7 +316,7 @@ class RemoteStore(Store):
         def clear(stat: Stat) -> None:
             self._set_aside_there(stat.key, "it has another size than its content", stat)
 
-        transfer.upload(self.objects, files, clear, self.tell, f"store {record.stage} {record.key[:12]}")
+        transfer.upload(self.objects, files, clear, self.report, f"store {record.stage} {record.key[:12]}")
         self.objects.put_once(f"trees/{record.digest}.json", canonical(record.files))
         for _ in range(ATTEMPTS):
             if self.objects.put_once(_record_key(record), encode(record)) and self.objects.conditional:
@@ -329,18 +330,18 @@ class RemoteStore(Store):
             self.objects.put_once(evidence, encode(record))
             where = f"{self.url}/{_record_key(record)}"
             self._note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
-            found = self.lookup(record.stage, record.key)
-            if found is not None:
-                return found
+            cached = self.lookup(record.stage, record.key)
+            if cached is not None:
+                return cached
         raise StoreError(f"{self.url}/{_record_key(record)}: something damaged stays in the way; remove it.")
 
     def identity(self) -> str:
         """As in `Store`: the id that the store on the service got when it was first written to."""
-        found = self.objects.get("id")
-        if found is None:
+        own = self.objects.get("id")
+        if own is None:
             self.objects.put_once("id", uuid.uuid4().hex.encode())
-            found = self.objects.get("id") or b""
-        return found.decode("ascii", errors="replace")
+            own = self.objects.get("id") or b""
+        return own.decode("ascii", errors="replace")
 
     def check_writable(self) -> None:
         """Raises StoreError if nothing could be published, in the cache or on the service. Notes, once, a service that
@@ -382,7 +383,7 @@ def _is_same(stat: Stat | None, seen: Stat | None) -> bool:
     return (stat and (stat.etag, stat.modified)) == (seen and (seen.etag, seen.modified))
 
 
-def _files(files: list[dict]) -> dict[str, int]:
+def _files(files: list[FileEntry]) -> dict[str, int]:
     """Object key → size of an output's files."""
     return {f"files/{entry['sha256']}": entry["size"] for entry in files}
 

@@ -36,8 +36,8 @@ def refresh(objects: Objects, root: Path) -> None:
         (stat, *place) for stat in objects.listed(FOLDER) if stat.size <= MAX_BYTES and (place := _place(stat.key))
     ]
     changed = [(stat, run, name) for stat, run, name in named if _changed(root / "runs" / run, name, stat)]
-    found = transfer.in_parallel(lambda one: objects.get(one[0].key), changed)
-    for (_, run, name), data in zip(changed, found, strict=True):
+    contents = transfer.in_parallel(lambda one: objects.get(one[0].key), changed)
+    for (_, run, name), data in zip(changed, contents, strict=True):
         if data is not None and name == POINTER:
             _link(root, run, data)
         elif data is not None:
@@ -54,21 +54,21 @@ def _place(key: str) -> tuple[str, str] | None:
     return (run, name) if runs.RUN.fullmatch(run) and (name == POINTER or inside) else None
 
 
-def told_by(data: bytes) -> tuple[dict[str, str], int]:
+def read_pointer(data: bytes) -> tuple[dict[str, str], int]:
     """(label → digest, order) of a pointer, without the entries that are none. Raises ValueError if it is no JSON of
     such a form."""
     try:
-        told = json.loads(data)
-        links, order = dict(told["links"].items()), int(told["order"])
+        pointer = json.loads(data)
+        links, order = dict(pointer["links"].items()), int(pointer["order"])
     except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("not a pointer of a run") from error
     return {label: digest for label, digest in links.items() if _is_link(label, digest)}, order
 
 
 def links_of(data: bytes | None) -> tuple[dict[str, str], int]:
-    """As `told_by`; nothing of a pointer that is not whole: these are views."""
+    """As `read_pointer`; nothing of what is no pointer: these are views."""
     with suppress(ValueError):
-        return told_by(data or b"")
+        return read_pointer(data or b"")
     return {}, 0
 
 

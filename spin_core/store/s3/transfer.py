@@ -1,6 +1,6 @@
 """Files to and from object storage: in parts, several at once, resumed where a killed process stopped.
 
-Not here: which files, and whether what came is what was asked for (remote.py hashes it). A file's key is its sha256,
+Not here: which files, and whether what came is what was wanted (remote.py hashes it). A file's key is its sha256,
 so parts that another writer sent are as good as one's own, and nothing needs to be agreed on before an upload.
 """
 
@@ -27,11 +27,11 @@ PART = 16 << 20
 MOST_PARTS = 10_000  # S3's limit
 THREADS = 8  # parts at once, each in memory: 128 MiB
 OPEN = 128  # files at once: a process may have 1,024, on macOS 256, and a dataset has thousands of shards
-TOLD_FROM = 32 << 20  # bytes: less is there before a bar is drawn
+SHOWN_FROM = 32 << 20  # bytes: less is there before a bar is drawn
 MD5 = re.compile(r"[0-9a-f]{32}")
 
-Tell = Callable[[str, dict], None]
-"""Is told (title, event) of what takes long; events as those of `Job.progress`."""
+Report = Callable[[str, dict[str, Any]], None]
+"""Is called with (title, event) of what takes long; events as those of `Job.progress`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def pieces(size: int) -> Iterator[tuple[int, int, int]]:
         yield number, start, min(part, size - start)
 
 
-def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], tell: Tell, title: str) -> int:
+def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], report: Report, title: str) -> int:
     """Puts every file where it is not yet; returns the bytes that were sent. `clear` takes what has the name of a file,
     but not its size, out of the way. Raises StoreError, the parts that arrived stay for the next attempt."""
     found = dict(zip(files, in_parallel(lambda file: objects.head(file.key), files), strict=True))
@@ -76,7 +76,7 @@ def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], t
             found[file] = None
     missing = [file for file in files if not found[file]]
     submit = _threads().submit
-    with _Bar(tell, title, "upload", missing) as bar:
+    with _Bar(report, title, "upload", missing) as bar:
         jobs = [_Upload(objects, file) for file in missing]
         _await([submit(job.begin) for job in jobs], bar, [0] * len(jobs))
         parts = [(job, piece) for job in jobs for piece in job.left]
@@ -86,11 +86,11 @@ def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], t
         return sum(piece[2] for _, piece in parts)
 
 
-def download(objects: Objects, files: Iterable[File], tell: Tell, title: str) -> None:
-    """Writes new files, durable on return, of the size that is asked for; their content is the caller's to check.
+def download(objects: Objects, files: Iterable[File], report: Report, title: str) -> None:
+    """Writes new files, durable on return, of the given size; their content is the caller's to check.
     Raises Missing for an object that is not there or shorter, StoreError where the service fails, OSError."""
     wanted = list(files)
-    with _Bar(tell, title, "download", wanted) as bar:
+    with _Bar(report, title, "download", wanted) as bar:
         for few in (wanted[at : at + OPEN] for at in range(0, len(wanted), OPEN)):
             with ExitStack() as opened:
                 places = [(file, opened.enter_context(fs.new_file(file.path))) for file in few]
@@ -169,7 +169,7 @@ class _Upload:
         elif not self.gone:
             etag = self._part(number, data)
             if etag is None:
-                self.gone = True  # another writer has completed it, or gc took it: `end` tells which
+                self.gone = True  # another writer has completed it, or gc took it: `end` sees which
             else:
                 self.etags[number] = etag
 
@@ -197,15 +197,15 @@ class _Upload:
             raise StoreError(f"{what}: uploaded, and not there; run again (its upload may have been cleared away).")
 
 
-def _await(asked: list[Future], bar: _Bar, sizes: list[int]) -> None:
+def _await(jobs: list[Future[Any]], bar: _Bar, sizes: list[int]) -> None:
     """Waits for all and advances the bar; the first failure ends what has not begun, and is raised once none runs."""
-    counts = dict(zip(asked, sizes, strict=True))
+    counts = dict(zip(jobs, sizes, strict=True))
     try:
-        for one in as_completed(asked):
+        for one in as_completed(jobs):
             one.result()
             bar.advance(counts[one])
     finally:
-        wait([one for one in asked if not one.cancel()])
+        wait([one for one in jobs if not one.cancel()])
 
 
 @cache
@@ -217,11 +217,11 @@ def _threads() -> ThreadPoolExecutor:
 class _Bar:
     """Progress in MB, for transfers that are long enough to be watched."""
 
-    def __init__(self, tell: Tell, title: str, label: str, files: list[File]) -> None:
-        self.tell, self.title, self.label = tell, title, label
+    def __init__(self, report: Report, title: str, label: str, files: list[File]) -> None:
+        self.report, self.title, self.label = report, title, label
         self.total = sum(file.size for file in files)
         self.done = 0
-        self.shown = self.total >= TOLD_FROM
+        self.shown = self.total >= SHOWN_FROM
 
     def __enter__(self) -> _Bar:
         self.advance(0)
@@ -237,4 +237,4 @@ class _Bar:
     def _say(self, **more: bool) -> None:
         if self.shown:
             mega = {"done": self.done // 1_000_000, "total": self.total // 1_000_000}
-            self.tell(self.title, {"label": self.label, "unit": "MB", "figures": {}, **mega, **more})
+            self.report(self.title, {"label": self.label, "unit": "MB", "figures": {}, **mega, **more})

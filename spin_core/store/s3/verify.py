@@ -13,7 +13,7 @@ from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
-from spin_core.store.usage import Line, Usage
+from spin_core.store.usage import Usage, UsageLine
 
 Track = Callable[[list[Stat]], Iterable[Stat]]
 
@@ -25,7 +25,7 @@ def readable(store: RemoteStore) -> list[tuple[str, Record | Damaged]]:
 
 
 def _read(store: RemoteStore, key: str) -> Record | Damaged:
-    """From the cache where that has it: a record that is another on the service than there is told by its etag."""
+    """From the cache where that has it: a record that is another on the service than there shows by its etag."""
     name = key.rpartition("/")[2]
     bare = name.removesuffix(".json").partition(".nondeterministic-")[0]
     if key.count("/") != 2 or not STAGE.fullmatch(key.split("/")[1]) or not DIGEST.fullmatch(bare):
@@ -103,29 +103,31 @@ def usage(store: RemoteStore, run: str | None = None) -> Usage:
     for name, own in sorted(linked.items()):
         if run in (None, name):
             others = set().union(*(there for one, there in linked.items() if one != name))
-            runs.append(Line(name, len(own), sum(bytes_of[d] for d in own), sum(bytes_of[d] for d in own - others)))
+            runs.append(
+                UsageLine(name, len(own), sum(bytes_of[d] for d in own), sum(bytes_of[d] for d in own - others))
+            )
     total = sum(bytes_of[digest] for digest in shown) + sum(line.bytes for line in other)
-    return Usage([Line(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
+    return Usage([UsageLine(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
 
 
 def pointers(store: RemoteStore, strict: bool = False) -> dict[str, tuple[dict[str, str], int]]:
-    """Run → (label → digest, order), as the service has them. `strict`: raises StoreError for one that is not whole."""
+    """Run → (label → digest, order), as the service has them. `strict`: raises StoreError where one is no pointer."""
     keys = [
         stat.key for stat in store.objects.listed(remote_runs.FOLDER) if stat.key.endswith(f"/{remote_runs.POINTER}")
     ]
-    told = {}
+    read = {}
     for key, data in zip(keys, transfer.in_parallel(store.objects.get, keys), strict=True):
         try:
-            told[key.split("/")[1]] = remote_runs.told_by(data or b"") if strict else remote_runs.links_of(data)
+            read[key.split("/")[1]] = remote_runs.read_pointer(data or b"") if strict else remote_runs.links_of(data)
         except ValueError as error:
             remedy = "delete it there if nothing of that run is to be kept"
             raise StoreError(f"{store.url}/{key}: this is not the pointer of a run; {remedy}.") from error
-    return told
+    return read
 
 
-def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[Line]:
+def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[UsageLine]:
     unnamed = [size for key, size in sizes.items() if key not in named]
     aside = [stat.size for stat in store.objects.listed("quarantine/")]
     for what, found in (("(no record)", unnamed), ("quarantine", aside)):
         if found:
-            yield Line(what, len(found), sum(found))
+            yield UsageLine(what, len(found), sum(found))

@@ -126,7 +126,7 @@ def test_only_one_gc_is_at_work(left, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(left.objects, "now", lambda: later)
         with pytest.raises(StoreError, match="another gc began at the same time"):
-            remote_gc.gc(left, tell=lambda what, size: left.objects.put("gc", b"another"))
+            remote_gc.gc(left, report=lambda what, size: left.objects.put("gc", b"another"))
         assert left.objects.get("gc") == b"another" and keys(left, "files/")
         remote_gc.gc(left)
     assert keys(left, "gc") == keys(left, "files/") == []

@@ -169,7 +169,7 @@ def test_tree_of_many_files_fits_into_a_process(at, tmp_path):
     room = next(limit for limit in count() if limit - sum(fd < limit for fd in taken) == 256)
     resource.setrlimit(resource.RLIMIT_NOFILE, (room, before[1]))
     try:
-        transfer.download(store.objects, files, store.tell, "many")
+        transfer.download(store.objects, files, store.report, "many")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert sum(file.path.stat().st_size for file in files) == 4
