@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from spin_core.config.choices import Precision
 from spin_core.estimate.architecture import Architecture
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
@@ -45,7 +46,7 @@ class Form:
     """How a pass is computed. `rank`: of a LoRA, 0: all weights are trained. `alone`: one process, whose output layer
     adds its gradient in place."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     device: Literal["cpu", "cuda"] = "cuda"
     rank: int = 0
     alone: bool = True

@@ -11,6 +11,9 @@ from typing import Any
 
 from spin_core.config.finetune import Lora
 from spin_core.config.profile import Config
+from spin_core.engines import Engine
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
 from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
 
@@ -68,7 +71,7 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
         "evaluate": "runtime.score_tokens", "generate": "runtime.generate_batch", "harness": "runtime.harness_batch",
     }  # fmt: skip
     smaller = [{budgets[stage]: value} for value in _halves(config, budgets[stage])]
-    if stage in ("generate", "harness") and _engine(config, stage) == "vllm":
+    if stage in ("generate", "harness") and _engine(config, stage).SPREADS:
         yield from ({"runtime.tensor_parallel": 2**n} for n in range(1, 7) if 2**n > runtime.tensor_parallel)
         return
     yield from smaller
@@ -92,11 +95,14 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
             yield {"finetune.lora": Lora()}
             yield {"finetune.lora": Lora()} | again | least
     elif stage == "harness":
-        yield from ({"harness.backend": "vllm", "runtime.tensor_parallel": 2**n} for n in range(0, 7))
+        spread = [name for name, backend in BACKENDS.items() if backend.engine.SPREADS]
+        yield from ({"harness.backend": name, "runtime.tensor_parallel": 2**n} for name in spread for n in range(0, 7))
         return
     else:
         if stage == "generate":
-            yield from ({"generate.engine": "vllm", "runtime.tensor_parallel": 2**n} for n in range(1, 4))
+            spread = [name for name, engine in ENGINES.items() if engine.SPREADS]
+            sizes = [2**n for n in range(1, 4)]
+            yield from ({"generate.engine": name, "runtime.tensor_parallel": n} for name in spread for n in sizes)
         for parts in _worlds(s, config, 1):
             yield parts | {"runtime.compute.sharding": "zero3"}
             yield parts | {"runtime.compute.sharding": "zero3"} | least
@@ -114,8 +120,10 @@ MOST = 32
 OFFLOADED = {"runtime.compute.sharding": "zero3", "runtime.compute.offload": "optimizer"}
 
 
-def _engine(config: Config, stage: str) -> str:
-    return config.generate.engine if stage == "generate" else (config.harness.backend if config.harness else "")
+def _engine(config: Config, stage: str) -> Engine:
+    if stage == "generate" or config.harness is None:
+        return ENGINES[config.generate.engine]
+    return BACKENDS[config.harness.backend].engine
 
 
 def _halves(config: Config, field: str) -> list[int]:

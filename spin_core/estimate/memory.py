@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from spin_core.config.choices import Optimizer
 from spin_core.estimate.activations import (
     Batch,
     Form,
@@ -38,7 +38,7 @@ class Training:
 
     batch: Batch
     form: Form = PLAIN
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    optimizer: Optimizer = "rmsprop"
     checkpointing: bool = False
     passes: int = 2
     sharding: str = "none"

@@ -12,6 +12,9 @@ from typing import Literal
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
 from spin_core.config.sft import Sft
+from spin_core.engines import Footprint
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
 from spin_core.estimate.activations import Batch, Form
 from spin_core.estimate.architecture import Architecture
@@ -118,14 +121,17 @@ def score(s: Setting, config: Config) -> Need:
 
 
 def generate(s: Setting, config: Config) -> Need:
-    """Of one sampling process, or of vLLM: what it takes, or more where its weights alone are more."""
-    part, runtime = config.generate, config.runtime
-    if part.engine == "vllm" and s.hardware.gpu:
-        least = s.model.weights * s.model.bytes_on_disk / runtime.tensor_parallel + 3 * GIB
-        taken = s.hardware.gpu.gib * GIB * runtime.gpu_memory
-        host = runtime.workers * runtime.tensor_parallel * PROCESS["cuda"]
-        return Need(taken if least <= taken else least / runtime.gpu_memory, host)
-    return sampled(s, config, part.max_new_tokens, part.logprobs)
+    """Of one sampling process."""
+    return _of_sampling(s, config, ENGINES[config.generate.engine].footprint(config.runtime))
+
+
+def _of_sampling(s: Setting, config: Config, use: Footprint) -> Need:
+    """Of an engine that takes a share of each GPU: that, or more where its weights alone are more."""
+    if not (use.gpu_share and s.hardware.gpu):
+        return sampled(s, config, config.generate.max_new_tokens, config.generate.logprobs)
+    least = s.model.weights * s.model.bytes_on_disk / use.gpus + 3 * GIB
+    taken = s.hardware.gpu.gib * GIB * use.gpu_share
+    return Need(taken if least <= taken else least / use.gpu_share, use.processes * use.gpus * PROCESS["cuda"])
 
 
 def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Need:
@@ -147,10 +153,9 @@ def evaluate(s: Setting, config: Config) -> Need:
 def harness(s: Setting, config: Config) -> Need:
     """lm-evaluation-harness with transformers: weights as on disk, all logits of a batch and their log-softmax. On one
     GPU, or one engine of vLLM's."""
-    if config.harness and config.harness.backend == "vllm":
-        return generate(
-            s, config.model_copy(update={"generate": config.generate.model_copy(update={"engine": "vllm"})})
-        )
+    use = BACKENDS[config.harness.backend].engine.footprint(config.runtime) if config.harness else None
+    if use and use.gpu_share:
+        return _of_sampling(s, config, use)
     width, tokens = s.model.bytes_on_disk if s.hardware.gpu else 4, config.runtime.harness_batch * 1024
     each = 4 * s.model.hidden * width + 3 * s.model.intermediate * width + 2 * s.model.vocab * width
     return _need(s, s.model.weights * width + tokens * each, PROCESS[s.device] + s.model.weights * width)

@@ -7,11 +7,14 @@ where `runtime.workers` lets some run side by side the wall time is less.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from spin_core.config import yaml_reader
 from spin_core.config.profile import Config
+from spin_core.engines import Engine, Footprint, transformers_engine
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory, needs, work
 from spin_core.estimate.activations import Batch
 from spin_core.estimate.hardware import Gpu
@@ -142,42 +145,34 @@ def _generate(s: Setting, config: Config, todo: Todo) -> Line | None:
         part = config.at(t).generate
         new = min(s.data.answer, part.max_new_tokens)
         store += rows * (new * 11 + 120)  # text and token ids as JSON
-        sampled = partial(_sampled, s, config, rows=rows, prompt=prompt, new=new, engine=part.engine)
+        engine = ENGINES[part.engine]
+        use = engine.footprint(runtime)
+        sampled = partial(_sampled, s, config, engine, use, rows=rows, prompt=prompt, new=new)
         more = _timed(s, "bfloat16", sampled)
         seconds = None if more is None or seconds is None else seconds + more
-    engine = config.at(next(iter(todo.generate))).generate.engine
-    each = runtime.workers * runtime.tensor_parallel if engine == "vllm" else _readers(config, runtime.workers)
-    return Line("generate", len(todo.generate), _gpus(s, each), seconds, store=store)
+    use = ENGINES[config.at(next(iter(todo.generate))).generate.engine].footprint(runtime)
+    return Line("generate", len(todo.generate), _gpus(s, use.processes * use.gpus), seconds, store=store)
 
 
-def _readers(config: Config, workers: int = 1) -> int:
-    """Processes that each read their own rows with the transformers engine, or score."""
-    world = config.runtime.compute.world
-    return world if world > 1 else workers
+def _readers(config: Config) -> int:
+    """Processes that score or evaluate: those that share a model, or one."""
+    return config.runtime.compute.world
 
 
 def _sampled(
-    s: Setting, config: Config, gpu: Gpu, rows: float, prompt: float, new: float, engine: str, workers: int = 0
-) -> float:  # fmt: skip
+    s: Setting, config: Config, engine: Engine, use: Footprint, gpu: Gpu, rows: float, prompt: float, new: float
+) -> float:
     """Seconds of sampling by all processes together."""
-    runtime, width = config.runtime, s.model.bytes_on_disk
-    if engine == "vllm":
-        shared, count, flight = runtime.tensor_parallel, runtime.workers, runtime.requests_in_flight
+    compute, width, flight = config.runtime.compute, s.model.bytes_on_disk, use.in_flight
+    if use.gpu_share:
         cache = 2 * s.model.layers * s.model.keys * width * (prompt + new)
-        free = shared * gpu.gib * needs.GIB * runtime.gpu_memory - s.model.weights * width - shared * 2 * needs.GIB
+        free = use.gpus * gpu.gib * needs.GIB * use.gpu_share - s.model.weights * width - use.gpus * 2 * needs.GIB
         flight = max(1, min(flight, int(free / cache)))
-    else:
-        shared, count, flight = 1, _readers(config, workers or runtime.workers), runtime.generate_batch
-    own = round(rows / count)
-    seconds = work.sampling_seconds(s.model, gpu, own, prompt, new, flight, width, engine, shared)
-    if engine != "vllm" and needs.sharded(config) > 1:
+    own = round(rows / use.processes)
+    seconds = work.sampling_seconds(s.model, gpu, own, prompt, new, flight, width, engine.LAYER_SECONDS, use.gpus)
+    if not use.gpu_share and needs.sharded(config) > 1:
         steps = max(own / flight, 1.0) * new
-        seconds += (
-            steps
-            * work.gathering_seconds(s.model, gpu, 1, runtime.compute.nodes, runtime.compute.processes)
-            * width
-            / 4
-        )
+        seconds += steps * work.gathering_seconds(s.model, gpu, 1, compute.nodes, compute.processes) * width / 4
     return seconds
 
 
@@ -239,13 +234,14 @@ def _evaluate(s: Setting, config: Config, todo: Todo) -> Line | None:
     part, pair = config.evaluate, _pair(s, config)
     row = Batch.of([(pair.groups[0][0], pair.groups[0][1][:1])])
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
+    use = replace(transformers_engine.footprint(config.runtime), processes=_readers(config))
     answered = todo.evaluate * (part.answers + (part.answers and part.sampled)) * s.data.test
 
     def seconds(gpu: Gpu) -> float:
         found = _reading(s, config, row, todo.evaluate * s.data.test)(gpu)
         # Against the opponent, and from the second game on against the start.
         found += _reading(s, config, pair, max(0, 2 * todo.games - 1) * s.data.test)(gpu)
-        return found + _sampled(s, config, gpu, answered, prompt, new, "transformers", 1)
+        return found + _sampled(s, config, transformers_engine, use, gpu, answered, prompt, new)
 
     size = todo.evaluate * s.data.test * (s.data.prompt + 3 * s.data.answer) * TEXT
     told = _timed(s, config.finetune.precision, seconds)
@@ -257,22 +253,22 @@ def _harness(s: Setting, config: Config, todo: Todo) -> Line | None:
     part = config.harness
     if not todo.harness or part is None:
         return None
-    listed, vllm = yaml_reader.read_file(BENCHMARKS), part.backend == "vllm"
+    listed, engine = yaml_reader.read_file(BENCHMARKS), BACKENDS[part.backend].engine
+    use = engine.footprint(config.runtime)
+    flight = use.in_flight if use.gpu_share else config.runtime.harness_batch
     tasks = [(*listed.get(task.task, listed["other"]), task.limit) for task in part.chosen()]
-    share = config.runtime.tensor_parallel if vllm else 1
 
     def seconds(gpu: Gpu) -> float:
         found = 0.0
         for all_of_them, tokens, new, limit in tasks:
             requests = min(all_of_them, 4 * limit) if limit else all_of_them
             one = Batch.of([(tokens, (4,))])
-            found += requests * work.reading_seconds(s.model, one, gpu, "bfloat16") / share
+            found += requests * work.reading_seconds(s.model, one, gpu, "bfloat16") / use.gpus
             if new:
-                flight = config.runtime.requests_in_flight if vllm else config.runtime.harness_batch
-                engine = "vllm" if vllm else "transformers"
+                width = s.model.bytes_on_disk
                 found += work.sampling_seconds(
-                    s.model, gpu, requests, tokens, new, flight, s.model.bytes_on_disk, engine, share
+                    s.model, gpu, requests, tokens, new, flight, width, engine.LAYER_SECONDS, use.gpus
                 )
         return found * todo.harness
 
-    return Line("harness", todo.harness, _gpus(s, share), _timed(s, "bfloat16", seconds), store=2e7 * todo.harness)
+    return Line("harness", todo.harness, _gpus(s, use.gpus), _timed(s, "bfloat16", seconds), store=2e7 * todo.harness)

@@ -17,8 +17,6 @@ ACROSS = 50.0
 """GB/s between nodes, for each GPU (400 Gb/s adapters)."""
 HOST = 25.0
 """GB/s between a GPU and the host's memory."""
-LAYER_SECONDS = {"transformers": 8e-4, "vllm": 5e-5}
-"""Of one layer in one sampling step, however few rows: Python and kernel launches; vLLM replays CUDA graphs."""
 
 
 def reading_flops(a: Architecture, batch: Batch) -> float:
@@ -58,10 +56,18 @@ def offload_seconds(a: Architecture, world: int) -> float:
 
 
 def sampling_seconds(
-    a: Architecture, gpu: Gpu, rows: int, prompt: float, new: float, flight: int, width: int, engine: str, gpus: int = 1
+    a: Architecture,
+    gpu: Gpu,
+    rows: int,
+    prompt: float,
+    new: float,
+    flight: int,
+    width: int,
+    layer_seconds: float,
+    gpus: int = 1,
 ) -> float:
     """Of sampling `new` tokens behind prompts of `prompt` tokens for `rows` rows, `flight` of them at once, on `gpus`
-    that share a model: weights, keys and values are read in each step."""
+    that share a model: weights, keys and values are read in each step. `layer_seconds`: see `Engine`."""
     if not rows:
         return 0.0
     peak, speed = gpu.bfloat16 * 1e12 * SCORING * gpus, gpu.bandwidth * 1e9 * BANDWIDTH * gpus
@@ -70,5 +76,5 @@ def sampling_seconds(
     cache = 2 * a.layers * a.keys * width * (prompt + new / 2) * flight
     reading = (a.matrices + a.embeddings) * width + cache
     computing = 2.0 * (a.matrices + a.embeddings) * flight / peak
-    each = max(reading / speed, computing) + a.layers * LAYER_SECONDS[engine]
+    each = max(reading / speed, computing) + a.layers * layer_seconds
     return steps * each + 2.0 * a.matrices * prompt * rows / peak

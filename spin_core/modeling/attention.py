@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from spin_core.config.choices import Kernel
 from spin_core.errors import BadInput
 from spin_core.modeling.packing import Call, Layout
-
-Kernel = Literal["sdpa", "flex_attention", "flash_attention_2"]
 
 NAME = "spinloop"
 """What `set_attn_implementation` takes for it."""

@@ -80,7 +80,7 @@ class Chat:
     def clean(self, token_ids: Iterable[int]) -> str:
         """The answer's text: ids up to the first end, without the tokenizer's special tokens, left-stripped.
 
-        The reference strips on the left too, but removes only the literal `</s>` (`paper_postprocess`).
+        The reference strips on the left too, but removes only the literal `</s>`.
         """
         kept = []
         for token in token_ids:
@@ -178,11 +178,6 @@ def _roles(messages: Messages) -> list[str]:
 def paper_prompt(text: str) -> str:
     """The prompt under which the published runs sampled (paper, appendix B.1; the reference's generate scripts)."""
     return f"### Instruction: {text}\n\n### Response: "
-
-
-def paper_postprocess(decoded: str) -> str:
-    """What the reference keeps of a decoded answer: without the literal `</s>` and without whitespace on the left."""
-    return decoded.replace("</s>", "").lstrip()
 
 
 def reference_texts(row: dict, tokenizer: Any, assistant_prefix: str = "<|assistant|>\n") -> dict[str, str]:

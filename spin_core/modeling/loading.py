@@ -11,7 +11,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from spin_core.config.chat import ChatSection
+from spin_core.config.choices import Quantize
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, StageFailed
 from spin_core.modeling.chat import Chat
@@ -39,8 +40,6 @@ KEPT_FILES = (
     "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-Quantize = Literal["none", "nf4"]
 
 
 def pick_device(runtime: Runtime) -> torch.device:

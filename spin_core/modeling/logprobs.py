@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spin_core.config.choices import Precision
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.modeling import attention
@@ -25,8 +26,6 @@ from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loss import token_logps
 from spin_core.modeling.packing import Batch, Group, pack, packable, pad_groups, tokens_of
 from spin_core.runtime import process_group
-
-Precision = Literal["float32", "bfloat16"]
 
 PROBE = ((24, (12, 9)), (15, (7, 10)))
 """Tokens of the probe's two prompts and of their answers."""

@@ -25,13 +25,14 @@ import json
 import re
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, field_validator
 
 from spin_core.analysis.answer_style import repetition, style
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
+from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.score import Score
 from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
@@ -56,7 +57,7 @@ class Config(Section):
     score: Score
     beta: float | None = None
     """None, as `loss`, for a model without an opponent: its figures do not depend on them."""
-    loss: Literal["sigmoid", "hinge"] | None = None
+    loss: Loss | None = None
     length_normalised: bool = Field(False, json_schema_extra={"omit_default": True})
     """As in `finetune:`, so that rewards and loss are what the model was trained by."""
     seed: int

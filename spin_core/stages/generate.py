@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Messages
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
+from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 
@@ -42,13 +42,12 @@ class Config(Section):
     seed: int
 
 
-def environment(config: Config, runtime: Runtime) -> str:
-    """Which kind of process the stage needs: one of vLLM's interpreter, started for these sequences, or (empty) one of
-    the interpreter that asks."""
-    part = config.generate
-    if part.engine != "vllm":
-        return ""
-    return f"vllm {config.chat.max_prompt_length + part.max_new_tokens}{' decoding' if part.stop else ''}"
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
+    part, engine = config.generate, ENGINES[config.generate.engine]
+    if not (python := engine.interpreter(runtime)):
+        return None
+    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
         if not requests:
             break
         label = "generate" if attempt == 1 else f"generate, attempt {attempt}"
-        answers = _engine(part.engine)(model, requests, how, job, label)
+        answers = ENGINES[part.engine].sample(model, requests, how, job, label)
         figures = figures or dict(job.figures)  # of the first draw: the others are too few to say how fast it is
         check(answers, requests, how, chat, words, part.engine)
         for answer in answers:
@@ -110,16 +109,6 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
         requests = [replace(one, seed=row_seed(config.seed, one.id, stream)) for one in empty]
     job.figures |= figures
     return list(drawn.values())
-
-
-def _engine(name: str) -> Callable[[Path, list[Request], Sampling, Job, str], list[Answer]]:
-    if name == "vllm":
-        from spin_core.engines import vllm_engine
-
-        return vllm_engine.sample
-    from spin_core.engines import transformers_engine
-
-    return transformers_engine.sample
 
 
 def _line(drawn: Drawn, model: dict) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pydantic import field_validator
 from spin_core.config.base import Section
 from spin_core.config.harness import Harness, HarnessTask
 from spin_core.config.runtime import Runtime
+from spin_core.engines.harness.backends import BACKENDS, load
 from spin_core.job import Inputs, Job
 from spin_core.store.keys import canonical, config_payload
 
@@ -44,19 +45,18 @@ class Config(Section):
         )
 
 
-def environment(config: Config, runtime: Runtime) -> str:
-    """A process of vLLM's interpreter for each list of tasks, or (empty) one of the interpreter that asks."""
-    part = config.harness
-    if part.backend != "vllm":
-        return ""
-    return f"vllm harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}"
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """A process for each list of tasks and its interpreter, where the back end has one of its own."""
+    backend = config.harness.backend
+    if not (python := BACKENDS[backend].engine.interpreter(runtime)):
+        return None
+    return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict:
     """Write results.json, rows.jsonl and samples/; give the tasks' values. Raises BadInput for another lm_eval, an
     unknown task, a task file that cannot be used and data that cannot be had."""
     from spin_core.engines.harness import calls, tables
-    from spin_core.engines.harness.backends import backend
     from spin_core.sources import task_folder
 
     part, local = config.harness, cast(Path | None, inputs.get("tasks"))
@@ -64,7 +64,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         task_folder.files(local)
     calls.check_version(part, calls.installed())
     known = calls.Calls(part, local, job.scratch)
-    lm = backend(part.backend, cast(Path, inputs["model"]), part.max_length, job)
+    lm = load(part.backend, cast(Path, inputs["model"]), part.max_length, job)
     samples = job.out / "samples"
     samples.mkdir()
     told: dict[str, dict[str, Any]] = {}

@@ -123,16 +123,16 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     if not groups:
         return []
     apply_threads(job.runtime)
-    parts = job.runtime.compute.in_parts
-    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, parts=parts)
+    sharded = job.runtime.compute.in_parts
+    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, sharded=sharded)
     pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
     policy = make_policy(model, pad_id, settings.precision, longest, job.runtime, job.note)
     costs = [policy.cost(group) for group in groups]
     order = sorted(range(len(groups)), key=lambda i: (-costs[i], i))
     found: list[tuple[int, list[float]]] = []
-    with torch.inference_mode(not parts), torch.no_grad(), policy.autocast():
-        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, parts)
+    with torch.inference_mode(not sharded), torch.no_grad(), policy.autocast():
+        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, sharded)
         own = sum(len(part) for part, counts in passes if counts)
         with job.progress(label, own, "groups") as bar:
             for part, counts in passes:
@@ -154,9 +154,9 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     return [value for i in range(len(groups)) for value in logps[i]]
 
 
-def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tuple[list[int], bool]]:
+def _passes(costs: list[int], budget: int, packed: bool, sharded: bool) -> list[tuple[list[int], bool]]:
     """This process's forward passes over groups of the given costs, longest first, and whether each counts. Where the
-    weights are in parts, a process that has nothing left repeats a pass for the others' sake."""
+    weights are sharded, a process that has nothing left repeats a pass for the others' sake."""
     from spin_core.modeling.logprobs import micro_batches
     from spin_core.runtime import process_group
 
@@ -165,7 +165,7 @@ def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tu
         for hand in process_group.deal(costs, process_group.world())
     ]
     own = [(part, True) for part in cuts[process_group.rank()]]
-    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if parts else 0)
+    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if sharded else 0)
 
 
 def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:

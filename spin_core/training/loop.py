@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spin_core.config.choices import Optimizer, Precision
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
 from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loading import load_model, pick_device, save_model, source_dtype, use_liger
-from spin_core.modeling.logprobs import Policy, Precision, micro_batches
+from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.runtime import process_group
 from spin_core.training.ddp import Metrics, Strategy, Whole
 
@@ -34,7 +35,7 @@ class Plan:
     """How long, how fast, in which order: what finetune and sft have in common. Epochs may be fractions."""
 
     lr: float
-    optimizer: Literal["rmsprop", "adamw"]
+    optimizer: Optimizer
     weight_decay: float
     warmup_ratio: float
     schedule_epochs: float

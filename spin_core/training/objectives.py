@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spin_core.config.choices import Loss
 from spin_core.modeling.collate import Tokens
-from spin_core.modeling.loss import LossName, per_label, spin_loss
+from spin_core.modeling.loss import per_label, spin_loss
 
 
 @dataclass
@@ -27,7 +28,7 @@ class SpinPairs:
     pairs: Sequence[tuple[Tokens, Tokens]]
     opponent: Tensor
     beta: float
-    loss: LossName = "sigmoid"
+    loss: Loss = "sigmoid"
     sft_weight: float = 0.0
     length_normalised: bool = False
     name: str = "pairs"

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from training_data import sequence_logps
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spin_core.modeling.chunked_logps import head_of
 from spin_core.modeling.collate import Tokens, pad
 from spin_core.modeling.logprobs import Policy
-from spin_core.modeling.loss import sequence_logps
 from spin_core.modeling.packing import Group
 
 WORDS = 61

@@ -1,0 +1,24 @@
+"""The named choices of a profile that more than one section or module takes: the values are written here only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Loss = Literal["sigmoid", "hinge"]
+Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["rmsprop", "adamw"]
+Quantize = Literal["none", "nf4"]
+Collation = Literal["exact", "reference"]
+Kernel = Literal["sdpa", "flex_attention", "flash_attention_2"]
+"""Of packed attention."""
+Turns = Literal["first", "last", "all"]
+"""Which assistant turns of a conversation become rows."""
+Truncated = Literal["keep", "drop", "report"]
+"""What becomes of answers that were cut at max_new_tokens."""
+Finish = Literal["stop", "length"]
+"""How an answer ended: by itself, or cut at max_new_tokens."""
+EngineName = Literal["transformers", "vllm"]
+HarnessBackend = Literal["hf", "vllm"]
+GateMetric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]
+Reaction = Literal["stop", "go on"]
+"""What a run does after an iteration that the gate has something to say of."""
