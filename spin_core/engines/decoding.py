@@ -53,7 +53,7 @@ class Sampler:
         return Row(request, uniforms(request.seed, self.sampling.max_new_tokens))
 
     def draw(self, rows: Sequence[Row], logits: Tensor) -> None:
-        """Gives each row one more token from its logits [rows, words], and `finish` where that was its last.
+        """Gives each row one more token from its logits [rows, vocab_size], and `finish` where that was its last.
 
         `logits` is overwritten.
         """

@@ -41,7 +41,7 @@ class Tokens:
 
     @property
     def targets(self) -> int:
-        """How many labels a causal model can be asked for: the very first token has nothing before it."""
+        """How many labels a causal model can predict: the very first token has nothing before it."""
         return len(self.ids) - max(self.prompt, 1) if len(self.ids) else 0
 
     def mask(self) -> np.ndarray:

@@ -64,7 +64,7 @@ def per_label(logps: Tensor, labels: Tensor) -> Tensor:
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is −100.
 
-    Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by whole nats.
+    Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by nats.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()

@@ -144,8 +144,8 @@ def _equal(rule: str, real: str, text: str) -> bool:
     expected, got = re.search(rule, real), re.search(rule, text)
     if expected is None:
         raise BadInput(
-            f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; mend the "
-            "expression, or leave it out for rows that have no one right answer."
+            f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; correct "
+            "the expression, or leave it out for rows that have no one right answer."
         )
     return got is not None and got.group(1).strip() == expected.group(1).strip()
 

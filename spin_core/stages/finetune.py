@@ -1,8 +1,8 @@
 """One SPIN iteration: weights in, weights out (paper, eq. 4.7).
 
-What it is *not*: no generation, no evaluation, no opponent in memory (its log-probs come from score). Trains on the
-train split of all pairs trees together. With `lora` an adapter is trained
-on θ_t and merged into it, so that θ_{t+1} is a whole model, and the next iteration's opponent, in either case.
+What it is *not*: no generation, no evaluation, no opponent in memory (the reference log-probs come from score).
+Trains on the train split of all pairs trees together. With `lora` an adapter is trained on θ_t and merged into it, so
+that θ_{t+1} is a plain model, and the next iteration's opponent, in either case.
 
 inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
 outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser
@@ -36,7 +36,7 @@ VERSION = 2
 
 
 class Config(Section):
-    """What θ_{t+1} depends on besides θ_t, the pairs and the opponent's log-probs."""
+    """What θ_{t+1} depends on besides θ_t, the pairs and the reference log-probs."""
 
     finetune: Finetune
     chat: ChatSection
@@ -64,7 +64,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     plan, precision = _plan(config, len(pairs)), config.finetune.precision
     watching = watch(plan.stop_step, job.note)
     history, resumed_at, strategy = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
-    write_results(_whole(model, source, config.finetune), history, source, job.out, strategy)
+    write_results(_merged(model, source, config.finetune), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
     return {
@@ -96,7 +96,7 @@ def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
     return model
 
 
-def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
+def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
     """The trained model without an adapter. Of several processes only the first merges, as it writes."""
     from spin_core.runtime import process_group
 
@@ -128,7 +128,7 @@ def _plan(config: Config, examples: int) -> Plan:
 
 
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:
-    """The train pairs of all trees and the opponent's log-probs (real, generated) of each.
+    """The train pairs of all trees and the reference log-probs (real, generated) of each.
 
     Raises BadInput where scores are not those of these pairs under this model with these settings.
     """
@@ -153,14 +153,14 @@ def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pa
 
 def _check_scores(path: Path, expected: dict) -> None:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: a JSON object is needed; run score on these pairs again")
     for name, value in expected.items():
-        if found.get(name) != value:
+        if content.get(name) != value:
             raise BadInput(
-                f"{path}: `{name}` is {found.get(name)}, this finetune has {value}; these log-probs are of other "
+                f"{path}: `{name}` is {content.get(name)}, this finetune has {value}; these log-probs are of other "
                 "pairs, another model or other settings, so run score again with this profile"
             )

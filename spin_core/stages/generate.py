@@ -5,7 +5,7 @@ none, so that editing an answer regenerates nothing).
 
 inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a rows tree, JSON lines {id, prompt}
 outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; with `attempts` where there
-         were several, and where asked for with `logps` (nats, of each token) under `model` (its content digest)
+         were several, and where requested with `logps` (nats, of each token) under `model` (its content digest)
 rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
 Assumes that ids are unique in the shard. The draws of a row depend on (seed, row id) alone, so its answer depends
 neither on its batch nor on its shard (what exactly holds: engines/transformers_engine.py), and a model that did not
@@ -94,14 +94,14 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
     )  # fmt: skip
     if limits.context is not None:
         how = replace(how, max_prompt=min(how.max_prompt, limits.context - part.max_new_tokens))
-    words = limits.vocabulary or len(chat.tokenizer)
+    vocab_size = limits.vocabulary or len(chat.tokenizer)
     for attempt in range(1, part.attempts + 1):
         if not requests:
             break
         label = "generate" if attempt == 1 else f"generate, attempt {attempt}"
         answers = ENGINES[part.engine].sample(model, requests, how, job, label)
         figures = figures or dict(job.figures)  # of the first draw: the others are too few to say how fast it is
-        check(answers, requests, how, chat, words, part.engine)
+        check(answers, requests, how, chat, vocab_size, part.engine)
         for answer in answers:
             drawn[answer.id] = Drawn(answer, *text_and_finish(answer, chat, how), attempt)
         stream = f"generate/{attempt + 1}"

@@ -2,7 +2,7 @@
 
 Is *not*: our held-out rows (evaluate), nor a decision (gate). The numbers are those of `lm_eval` called by hand with
 the same model, precision and batch size: each entry of `tasks` is one call of it, with the seeds set anew, so a task's
-numbers do not depend on its neighbours in the list. A hub task's data is what the hub has when it is first asked: its
+numbers do not depend on its neighbours in the list. A hub task's data is what the hub has when it is first read: its
 revision is written down, and is not in the key.
 
 inputs   `model`: a model directory · where there is a folder of local tasks also `tasks`: that folder (YAML and data)
@@ -67,29 +67,29 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     lm = load(part.backend, cast(Path, inputs["model"]), part.max_length, job)
     samples = job.out / "samples"
     samples.mkdir()
-    told: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         for entry in part.tasks:
-            found = known.run(lm, entry)
-            lines = tables.lines(found, entry, local, cast(str, job.digests.get("tasks", "")))
-            told |= lines
-            out.writelines(json.dumps(row) + "\n" for row in tables.rows(found, lines))
-            tables.write_samples(found, samples)
-            _note_shots(entry, lines, job)
-    values = {name: line["value"] for name, line in told.items()}
+            results = known.run(lm, entry)
+            own = tables.lines(results, entry, local, cast(str, job.digests.get("tasks", "")))
+            lines |= own
+            out.writelines(json.dumps(row) + "\n" for row in tables.rows(results, own))
+            tables.write_samples(results, samples)
+            _note_shots(entry, own, job)
+    values = {name: line["value"] for name, line in lines.items()}
     average = fmean(values.values()) if values else None
     head = {"lm_eval": part.lm_eval, "preset": part.preset, "backend": part.backend, "average": average}
-    (job.out / "results.json").write_text(json.dumps({**head, "tasks": told}, indent=1) + "\n", encoding="utf-8")
-    asked = "; ".join(
+    (job.out / "results.json").write_text(json.dumps({**head, "tasks": lines}, indent=1) + "\n", encoding="utf-8")
+    settings = "; ".join(
         f"{name} version {line['version']}, {_shots(line)} shots, prompts {line['prompts_sha256'][:12]}"
-        for name, line in told.items()
+        for name, line in lines.items()
     )
     return {
         "average": average,
         **values,
         "lm_eval": part.lm_eval,
-        "asked": asked,
-        "items": sum(line["rows"] for line in told.values()),
+        "asked": settings,
+        "items": sum(line["rows"] for line in lines.values()),
         "engine": job.engine,
     }
 
@@ -102,6 +102,6 @@ def _note_shots(entry: HarnessTask, lines: dict[str, dict[str, Any]], job: Job) 
     for name, line in lines.items():
         if entry.num_fewshot not in (None, line["num_fewshot"]):
             job.note(
-                f"harness: {name} was asked with {line['num_fewshot']} examples, not {entry.num_fewshot}, as its own "
+                f"harness: {name} was run with {line['num_fewshot']} examples, not {entry.num_fewshot}, as its own "
                 "file says so."
             )

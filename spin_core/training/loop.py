@@ -1,7 +1,7 @@
 """The training loop of finetune and sft, on accelerate: exact global batches, resumable (torch module).
 
 What it is *not*: no loss of its own (an `Objective` has it), no evaluation, no second model in memory. How the weights
-are spread over processes is the `Strategy`'s: whole in each (DDP), or in parts (spin_core/processes).
+are spread over processes is the `Strategy`'s: all in each (DDP), or sharded (ZeRO, FSDP2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loading import load_model, pick_device, save_model, source_dtype, use_liger
 from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.runtime import process_group
-from spin_core.training.ddp import Metrics, Strategy, Whole
+from spin_core.training.ddp import Ddp
+from spin_core.training.strategy import Metrics, Strategy
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Learner:
 
 
 def load_trainable(source: Path, job: Job) -> PreTrainedModel:
-    """The model in `source`, of which all weights ask for gradients: whole, or this process's part of it."""
+    """The model in `source`, of which all weights ask for gradients; where it is sharded, this process's shard."""
     compute = job.runtime.compute
     if compute.sharding == "zero3":
         from spin_core.training import zero
@@ -159,11 +160,11 @@ def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator)
 
         strategy = Zero(policy, optimizer, compute, plan.max_grad_norm)
     elif compute.sharding == "fsdp2":
-        from spin_core.training.fsdp import Fsdp
+        from spin_core.training.fsdp import Fsdp2
 
-        strategy = Fsdp(policy, optimizer, plan.max_grad_norm)
+        strategy = Fsdp2(policy, optimizer, plan.max_grad_norm)
     else:
-        strategy = Whole(policy, optimizer, accelerator, plan.max_grad_norm)
+        strategy = Ddp(policy, optimizer, accelerator, plan.max_grad_norm)
     return Learner(strategy, job.runtime.micro_tokens)
 
 
@@ -238,8 +239,8 @@ def train(
 
 def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path, strategy: Strategy) -> None:
     """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes, the
-    others give it their parts."""
-    weights = strategy.whole(source_dtype(source))
+    others give it their shards."""
+    weights = strategy.full_weights(source_dtype(source))
     if process_group.rank() == 0:
         save_model(model, source, out, weights)
         (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))

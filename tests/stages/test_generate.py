@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,9 @@ def test_new_settings_leave_old_keys_and_name_the_interpreter() -> None:
     assert config_payload(Generate()) == old
     assert config_payload(Generate(stop=["\n"], attempts=2)) == {**old, "stop": ["\n"], "attempts": 2}
     configs = [generate.Config(generate=Generate(engine=name), chat=CHAT, seed=1) for name in ("transformers", "vllm")]
-    assert [environment(config, Runtime()) for config in configs] == ["", f"vllm {CHAT.max_prompt_length + 256}"]
+    runtime = Runtime(vllm_python=sys.executable)
+    own = f"vllm {CHAT.max_prompt_length + 256}", sys.executable
+    assert [environment(config, runtime) for config in configs] == [None, own]
 
 
 # --- what an engine may not give ----------------------------------------------------------

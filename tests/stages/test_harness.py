@@ -247,7 +247,7 @@ def test_work_pool_takes_a_folder_of_tasks_by_name(world: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["harness.lm_eval=0.4.12"], "0.4.12 is asked for and lm_eval 0.4.13 is installed"),
+        (["harness.lm_eval=0.4.12"], "0.4.12 is requested and lm_eval 0.4.13 is installed"),
         (["harness.backend=vllm"], "there is no interpreter"),
         (["harness.include_path=absent/tasks"], "there is no folder absent/tasks"),
     ],

@@ -91,7 +91,7 @@ def test_metric_that_lm_eval_has_not_is_refused(world: Path, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "section", "told"),
     [
-        (["sums_choice"], {"lm_eval": "0.4.12"}, r"0\.4\.12 is asked for and lm_eval 0\.4\.13 is installed; `pip inst"),
+        (["sums_choice"], {"lm_eval": "0.4.12"}, r"0\.4\.12 is requested and lm_eval 0\.4\.13 is installed; `pip inst"),
         (["sums_chioce"], {}, r"no task sums_chioce in lm_eval 0\.4\.13; did you mean sums_choice\?"),
         (
             ["sums_write", {"task": "sums_choice", "metric": "f1"}],

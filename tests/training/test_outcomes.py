@@ -33,7 +33,7 @@ from spin_core.sources import resolve
 from spin_core.sources.references import Ref
 from spin_core.stages import finetune, score
 from spin_core.store.store import Record, Store
-from spin_core.training.ddp import move
+from spin_core.training.strategy import apply_gradients
 
 RUNTIME = Runtime(device="cpu", threads=1, checkpoint_every=1)
 
@@ -260,7 +260,7 @@ def test_gradient_that_is_no_number_moves_no_weight(norm) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
     with pytest.raises(StageFailed, match=f"the gradient norm is {norm}"):
-        move(torch.optim.SGD([weight]), 1.0, norm)
+        apply_gradients(torch.optim.SGD([weight]), 1.0, norm)
     assert weight.tolist() == [1.0, 1.0]
 
 

@@ -58,7 +58,7 @@ def check_version(part: Harness, release: str) -> None:
         state = f"lm_eval {release} is installed" if release else "lm_eval is not installed"
         fix = "`pip install 'spinloop[eval]'`" if part.backend == "hf" else "run `make vllm-env` again"
         other = f", or set harness.lm_eval: {release}, which is another result" if release else ""
-        raise BadInput(f"harness.lm_eval: {wanted} is asked for and {state}; {fix}{other}.")
+        raise BadInput(f"harness.lm_eval: {wanted} is requested and {state}; {fix}{other}.")
 
 
 class Calls:
@@ -139,7 +139,7 @@ class Calls:
         torch.set_rng_state(states[2])
         lm.cache_hook.label = entry.task
         with _errors(entry.task):
-            found: dict[str, Any] = evaluator.evaluate(
+            results: dict[str, Any] = evaluator.evaluate(
                 lm,
                 loaded,
                 limit=entry.limit,
@@ -147,7 +147,7 @@ class Calls:
                 apply_chat_template=self.part.chat_template,
                 fewshot_as_multiturn=True,  # simple_evaluate's default; matters with a chat template only
             )
-        return {**found, "loaded": loaded}
+        return {**results, "loaded": loaded}
 
 
 def _check_metric(name: str, task: Any, wanted: str) -> None:
