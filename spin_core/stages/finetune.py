@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -29,6 +29,7 @@ from spin_core.store.keys import config_payload
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from spin_core.modeling.collate import Tokens
     from spin_core.training.loop import Plan
     from spin_core.training.objectives import SpinPairs
 
@@ -43,7 +44,7 @@ class Config(Section):
     seed: int
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
@@ -107,7 +108,7 @@ def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedM
     return merged(model, source, part.lora)
 
 
-def _objective(encoded: list, opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
+def _objective(encoded: list[tuple[Tokens, Tokens]], opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
     import torch
 
     from spin_core.training.objectives import SpinPairs
@@ -151,7 +152,7 @@ def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pa
     return pairs, opponent
 
 
-def _check_scores(path: Path, expected: dict) -> None:
+def _check_scores(path: Path, expected: dict[str, Any]) -> None:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -78,7 +78,7 @@ class Player:
     values: Mapping[str, Mapping[str, float]]
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
     evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")
     decision = decide(
@@ -89,7 +89,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     return {name: decision[name] for name in ("outcome", "best", "reason")}
 
 
-def decide(players: list[Player], config: Config) -> dict:
+def decide(players: list[Player], config: Config) -> dict[str, Any]:
     """The decision after the last of `players`."""
     how, metric = config.gate, _metric(players, config.gate)
     best, change = 0, None

@@ -60,7 +60,7 @@ class Drawn:
     attempts: int
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
     StageFailed where the engine did not give one allowed answer for each."""
     from spin_core.modeling.loading import load_chat
@@ -111,7 +111,7 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
     return list(drawn.values())
 
 
-def _line(drawn: Drawn, model: dict) -> dict[str, Any]:
+def _line(drawn: Drawn, model: dict[str, Any]) -> dict[str, Any]:
     """One line of answers.jsonl; with `model` the log-probs under it."""
     answer = drawn.answer
     line: dict[str, Any] = {"id": answer.id, "text": drawn.text, "finish": drawn.finish}

@@ -53,7 +53,7 @@ def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
     return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write results.json, rows.jsonl and samples/; give the tasks' values. Raises BadInput for another lm_eval, an
     unknown task, a task file that cannot be used and data that cannot be had."""
     from spin_core.engines.harness import calls, tables

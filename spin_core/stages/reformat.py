@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
@@ -42,7 +43,7 @@ def anonymous(dataset: Dataset) -> Dataset:
     return dataset.model_copy(update={"path": "", "test_path": "", "revision": ""})
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)
@@ -64,7 +65,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         train_rows, test_rows = Rows(train, lambda id: not held_out(id)), Rows(train, held_out)
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     (job.out / "prompts").mkdir()
-    listed: list[dict] = []
+    listed: list[dict[str, Any]] = []
     for split, (rows, limit) in splits.items():
         listed += _write(job, split, drawn(rows, limit, seed), dataset.shard_rows)
     counts = {split: sum(shard["rows"] for shard in listed if shard["split"] == split) for split in splits}
@@ -112,7 +113,7 @@ def _check_counts(train: int, test: int, dataset: Dataset, own_test: bool) -> No
         )
 
 
-def _write(job: Job, split: str, rows: Iterator[Row], shard_rows: int) -> list[dict]:
+def _write(job: Job, split: str, rows: Iterator[Row], shard_rows: int) -> list[dict[str, Any]]:
     """Write a split's parquet and shards; the shards' lines of shards.json."""
     listed = []
 

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -42,7 +42,7 @@ class Config(Section):
     chat: ChatSection
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
     from spin_core.modeling.collate import encode_pairs
     from spin_core.modeling.loading import load_chat

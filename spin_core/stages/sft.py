@@ -11,7 +11,7 @@ optimiser step, and a model card (README.md)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -20,6 +20,9 @@ from spin_core.data.rows import TRAIN_FILE, read_rows
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
+
+if TYPE_CHECKING:
+    from spin_core.modeling.collate import Tokens
 
 VERSION = 2
 
@@ -32,7 +35,7 @@ class Config(Section):
     seed: int
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
     from spin_core.modeling import loading
     from spin_core.modeling.opponent import release_opponent
@@ -65,7 +68,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     }
 
 
-def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list:
+def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list[Tokens]:
     from spin_core.modeling.collate import encode_answer
 
     rows = read_rows(tree / TRAIN_FILE)
