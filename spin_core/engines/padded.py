@@ -18,14 +18,14 @@ from transformers import (
 )
 
 from spin_core.engines import Request
-from spin_core.engines.decoding import Rate, Row, Sampler
+from spin_core.engines.decoding import OpenRow, Rate, Sampler
 from spin_core.job import Bar
 from spin_core.runtime import process_group
 
 
 def answers(
     model: PreTrainedModel, requests: Sequence[Request], sampler: Sampler, size: int, rate: Rate
-) -> list[Row]:  # fmt: skip
+) -> list[OpenRow]:  # fmt: skip
     """The finished row of each request, in their order, `size` in a batch."""
     rows = [sampler.row(request) for request in requests]
     for start in range(0, len(rows), size):
@@ -35,7 +35,7 @@ def answers(
 
 def answers_in_step(
     model: PreTrainedModel, requests: Sequence[Request], sampler: Sampler, size: int, rate: Rate
-) -> list[Row]:  # fmt: skip
+) -> list[OpenRow]:  # fmt: skip
     """This process's share of the finished rows, where the weights are sharded: every process must run every pass, so
     all have equally many batches, and within one they wait for the last (`synced_gpus`)."""
     world = process_group.world()
@@ -49,7 +49,9 @@ def answers_in_step(
     return mine
 
 
-def _generate(model: PreTrainedModel, rows: Sequence[Row], sampler: Sampler, rate: Rate, in_step: bool = False) -> None:
+def _generate(
+    model: PreTrainedModel, rows: Sequence[OpenRow], sampler: Sampler, rate: Rate, in_step: bool = False
+) -> None:
     """Answers one left-padded batch by transformers' `generate`, until all its rows have ended."""
     prompts, pad = [row.request.prompt for row in rows], sampler.sampling.pad_id
     width = max(map(len, prompts))
@@ -72,7 +74,7 @@ class _RowSampler(LogitsProcessor):
     """Draws for the rows that go on. `generate` then takes the arg max of what is returned: 0 at the drawn token (the
     pad token where the row has ended), −inf elsewhere."""
 
-    def __init__(self, rows: Sequence[Row], sampler: Sampler, rate: Rate):
+    def __init__(self, rows: Sequence[OpenRow], sampler: Sampler, rate: Rate):
         self.rows, self.sampler, self.rate = rows, sampler, rate
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -87,7 +89,7 @@ class _RowSampler(LogitsProcessor):
 
 
 class _Ended(StoppingCriteria):
-    def __init__(self, rows: Sequence[Row]):
+    def __init__(self, rows: Sequence[OpenRow]):
         self.rows = rows
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Tensor:

@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from spin_core.engines import Request
-from spin_core.engines.decoding import Rate, Row, Sampler
+from spin_core.engines.decoding import OpenRow, Rate, Sampler
 from spin_core.errors import one_line
 from spin_core.modeling import attention
 from spin_core.modeling.logprobs import FINE, ROUGH
@@ -235,12 +235,12 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 
 def answers(
     model: PreTrainedModel, requests: Sequence[Request], sampler: Sampler, size: int, rate: Rate
-) -> list[Row]:  # fmt: skip
+) -> list[OpenRow]:  # fmt: skip
     """The finished row of each request, in their order; the first enter first, at most `size` at once."""
     rows = [sampler.row(request) for request in requests]
     longest = max(len(request.prompt) for request in requests)
     slots = Slots(model, min(size, len(rows)), longest + sampler.sampling.max_new_tokens - 1)
-    waiting, at_work = list(rows[::-1]), list[Row]()
+    waiting, at_work = list(rows[::-1]), list[OpenRow]()
     with _attention(model):
         if shared := _beginning([request.prompt[:-1] for request in requests]):
             slots.share(shared)
@@ -265,7 +265,7 @@ def _beginning(prompts: Sequence[list[int]]) -> list[int]:
     return low[: next(differs, len(low))]
 
 
-def _leave(slots: Slots, rows: list[Row]) -> list[Row]:
+def _leave(slots: Slots, rows: list[OpenRow]) -> list[OpenRow]:
     """The rows that go on, moved together: the last ones into the slots of those that ended."""
     left = sum(not row.finish for row in rows)
     target = [i for i, row in enumerate(rows[:left]) if row.finish]

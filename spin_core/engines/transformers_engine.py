@@ -23,7 +23,7 @@ from spin_core.job import Job
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from spin_core.engines.decoding import Rate, Row, Sampler
+    from spin_core.engines.decoding import OpenRow, Rate, Sampler
 
 PACKAGES: tuple[str, ...] = ("transformers", "torch")
 LAYER_SECONDS = 8e-4
@@ -102,7 +102,7 @@ def sample(
 
 def _rows(
     model: PreTrainedModel, requests: list[Request], sampler: Sampler, sharded: bool, job: Job, rate: Rate
-) -> list[Row]:  # fmt: skip
+) -> list[OpenRow]:  # fmt: skip
     """The finished rows of requests that come longest first; where weights are `sharded`, this process's share."""
     from spin_core.engines import padded, slots
 

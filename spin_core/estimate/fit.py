@@ -24,23 +24,23 @@ Change = dict[str, Any]
 def misfit(s: Setting, config: Config, stages: list[str]) -> str:
     """Empty, or what does not fit (of several stages the largest) and the setting that would, in one sentence.
     `stages`: those that would run."""
-    asked = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
-    if not s.hardware.gpu or not asked:
+    chosen = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
+    if not s.hardware.gpu or not chosen:
         return ""
-    needed = {stage: NEEDS[stage](s, config).gpu for stage in asked}
-    worst = max(asked, key=needed.__getitem__)
-    return _told(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
+    needed = {stage: NEEDS[stage](s, config).gpu for stage in chosen}
+    worst = max(chosen, key=needed.__getitem__)
+    return _describe(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
 
 
-def _told(s: Setting, config: Config, stage: str) -> str:
+def _describe(s: Setting, config: Config, stage: str) -> str:
     gpu = s.hardware.gpu
     assert gpu is not None
     needed = NEEDS[stage](s, config).gpu / GIB
     begin = f"{stage} needs about {needed:,.0f} GiB per GPU, and {gpu.name} has {gpu.gib:,.0f}"
-    found = remedy(s, config, stage)
-    if found is None:
+    fitting = remedy(s, config, stage)
+    if fitting is None:
         return f"{begin}; no setting of one to {MOST} nodes makes it fit: take a larger GPU or a smaller model."
-    change, need = found
+    change, need = fitting
     settings = ", ".join(f"{name}: {_value(value)}" for name, value in change.items())
     world = changed(config, change).runtime.compute.world
     many = f" with {world} GPU{'s' * (world > 1)}" if "sharding" in settings or "compute" in settings else ""
@@ -84,7 +84,7 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
             again = {"runtime.gradient_checkpointing": True}
             yield again
             yield from (again | one for one in smaller)
-        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on a whole model
+        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on an unsharded model
             if config.finetune.precision == "bfloat16":
                 quantized = config.finetune.lora.model_copy(update={"quantize": "nf4"})
                 yield {"finetune.lora": quantized}
@@ -129,11 +129,11 @@ def _engine(config: Config, stage: str) -> Engine:
 def _halves(config: Config, field: str) -> list[int]:
     """Smaller values of a budget, largest first; tokens down to 512, below which a pass is one pair in any case."""
     value, least = getattr(config.runtime, field.rpartition(".")[2]), 512 if field.endswith("tokens") else 1
-    found = []
+    halves = []
     while value > least:
         value = max(least, value // 2)
-        found.append(value)
-    return found
+        halves.append(value)
+    return halves
 
 
 def _worlds(s: Setting, config: Config, nodes: int) -> Iterator[Change]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spin_core.modeling.collate import Tokens
-    from spin_core.training.loop import Plan
+    from spin_core.training.loop import TrainingPlan
     from spin_core.training.objectives import SpinPairs
 
 VERSION = 2
@@ -117,11 +117,11 @@ def _objective(encoded: list[tuple[Tokens, Tokens]], opponent: list[tuple[float,
     return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
 
 
-def _plan(config: Config, examples: int) -> Plan:
-    from spin_core.training.loop import Plan
+def _plan(config: Config, examples: int) -> TrainingPlan:
+    from spin_core.training.loop import TrainingPlan
 
     part = config.finetune
-    return Plan(
+    return TrainingPlan(
         lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
         schedule_epochs=part.schedule_epochs, stop_epoch=part.stop_epoch, global_batch=part.global_batch,
         max_grad_norm=part.max_grad_norm, seed=config.seed, examples=examples,

@@ -40,7 +40,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     from spin_core.modeling import loading
     from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
-    from spin_core.training.loop import Plan, load_trainable, train, write_results
+    from spin_core.training.loop import TrainingPlan, load_trainable, train, write_results
     from spin_core.training.objectives import AnswerRows
 
     loading.apply_threads(job.runtime)
@@ -49,7 +49,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
     release_opponent()
     model = load_trainable(source, job)
-    plan = Plan(
+    plan = TrainingPlan(
         lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
         schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
         max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),

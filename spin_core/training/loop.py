@@ -32,7 +32,7 @@ from spin_core.training.strategy import Metrics, Strategy
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long, how fast, in which order: what finetune and sft have in common. Epochs may be fractions."""
 
     lr: float
@@ -144,7 +144,7 @@ def load_trainable(source: Path, job: Job) -> PreTrainedModel:
     return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
 
 
-def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator) -> Learner:
+def make_learner(policy: Policy, plan: TrainingPlan, job: Job, accelerator: Accelerator) -> Learner:
     """The policy (float32 weights, train mode) and its optimiser, on the accelerator's device."""
     model, compute = policy.model, job.runtime.compute
     if job.runtime.gradient_checkpointing:
@@ -186,8 +186,8 @@ def make_accelerator(job: Job) -> Accelerator:
 
 
 def train(
-    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: Plan, job: Job, label: str,
-    watch: Callable[[list[Metrics]], None] = lambda history: None,
+    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: TrainingPlan, job: Job,
+    label: str, watch: Callable[[list[Metrics]], None] = lambda history: None,
 ) -> tuple[list[Metrics], int, Strategy]:  # fmt: skip
     """Trains the weights of `model` that ask for gradients, in place, to `plan.stop_step`.
 
@@ -246,7 +246,7 @@ def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, 
         (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))
 
 
-def _step(learner: Learner, objective: Objective, plan: Plan, step: int, bar: Bar) -> Metrics:
+def _step(learner: Learner, objective: Objective, plan: TrainingPlan, step: int, bar: Bar) -> Metrics:
     batch, lr, begin = plan.examples_of(step), plan.lr_at(step), time.monotonic()
     try:
         metrics = learner.step(objective, batch, lr)

@@ -65,10 +65,10 @@ def test_hours_of_a_7b_model_are_those_of_the_floor() -> None:
     """Catches a factor of two in operations: a pair of 122 + 150 + 150 tokens is 18 TFLOP in training and 6 in scoring
     (the project's own arithmetic, made before this model)."""
     from spin_core.estimate import work
-    from spin_core.estimate.activations import Batch
+    from spin_core.estimate.activations import PassShape
 
     setting, _ = _setting("zephyr-7b")
-    pair = Batch.of([(122, (150, 150))])
+    pair = PassShape.of([(122, (150, 150))])
     assert work.training_flops(setting.model, pair, False, False) == pytest.approx(18e12, rel=0.05)
     assert work.reading_flops(setting.model, pair) == pytest.approx(6e12, rel=0.05)
     again = work.training_flops(setting.model, pair, True, False) / work.training_flops(

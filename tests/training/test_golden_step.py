@@ -16,7 +16,7 @@ from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
 from spin_core.modeling.logprobs import make_policy
 from spin_core.stages.score import logps_of
-from spin_core.training.loop import Learner, Plan, make_learner
+from spin_core.training.loop import Learner, TrainingPlan, make_learner
 from spin_core.training.objectives import SpinPairs
 from tests.benchmarks.reference_way import pad_reference
 
@@ -76,7 +76,7 @@ def learner_of(
     model = load_model(path, "cpu", train=True)
     job = job_at(tmp_path, micro_tokens=budget, **form)
     policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
-    plan = Plan(
+    plan = TrainingPlan(
         lr=1e-3, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=1.0, stop_epoch=0.0,
         global_batch=4, max_grad_norm=clip, seed=0, examples=4,
     )  # fmt: skip
