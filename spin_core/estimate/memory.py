@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spin_core.config.choices import Optimizer
-from spin_core.estimate.activations import (
-    Form,
-    PassShape,
-    head,
-    saved_by_layer,
-    work_of_layer,
-    work_of_reading,
-)
+from spin_core.estimate.activations import Form, PassShape, head, saved_by_layer, work_of_layer, work_of_reading
 from spin_core.estimate.architecture import Architecture
 
 STATES = {"rmsprop": 1, "adamw": 2}

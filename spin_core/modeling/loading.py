@@ -128,12 +128,7 @@ def load_model(
         raise BadInput(f"{path}: {weights}; convert the model to safetensors (save_pretrained) and use that directory")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            **how,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
+            path, **how, trust_remote_code=False, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BadInput(f"{path}: the model does not load ({one_line(error)}); check or download it again") from error
