@@ -7,20 +7,16 @@ A GPU that several steps shared counts for each by its share. Steps on CPU have 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from spin_core.analysis.figures import number
+from spin_core.config.stage_table import ORDER
+from spin_core.job import Entry
 
-ORDER = (
-    "demo_rows", "demo_model", "reformat", "sft", "generate", "gather", "score", "finetune", "evaluate", "harness",
-    "gate", "report",
-)  # fmt: skip
 FIGURES = ("seconds", "gpu_hours", "cpu_hours", "generated", "trained", "scored")
 
 
-def costs(steps: Sequence[Any], facts: Callable[[Any], Mapping]) -> dict:
+def costs(steps: Sequence[Entry], facts: Callable[[Entry], Mapping]) -> dict:
     """{lines, total, gpus}: by stage, in the order of the DAG, `steps`, `cached`, and of the figures `used` (by the
     steps that ran) and `saved` (by those that were cached).
 
@@ -55,7 +51,7 @@ def _line(stage: str) -> dict:
     return {"stage": stage, "steps": 0, "cached": 0} | {part: dict.fromkeys(FIGURES, 0.0) for part in ("used", "saved")}
 
 
-def _figures(step: Any, fact: Mapping, per_pair: Mapping[str, float]) -> dict[str, float]:
+def _figures(step: Entry, fact: Mapping, per_pair: Mapping[int | None, float]) -> dict[str, float]:
     summary, device = step.summary or {}, fact.get("device")
     seconds = number(step.seconds) or 0.0
     found = {"seconds": seconds}
@@ -70,7 +66,7 @@ def _figures(step: Any, fact: Mapping, per_pair: Mapping[str, float]) -> dict[st
     elif step.stage == "sft":
         found["trained"] = tokens * _passes(summary, fact)
     elif step.stage == "finetune":
-        found["trained"] = (number(summary.get("pairs")) or 0.0) * per_pair.get(_iteration(step.label), 0.0)
+        found["trained"] = (number(summary.get("pairs")) or 0.0) * per_pair.get(step.place.iteration, 0.0)
         found["trained"] *= _passes(summary, fact)
     return found
 
@@ -85,18 +81,13 @@ def _passes(summary: Mapping, fact: Mapping) -> float:
     return steps * batch / count if batch and steps and count else 1.0
 
 
-def _tokens_per_pair(known: Sequence[tuple[Any, Mapping]]) -> dict[str, float]:
+def _tokens_per_pair(known: Sequence[tuple[Entry, Mapping]]) -> dict[int | None, float]:
     """By iteration: answer tokens of a pair, as score counted them over the pairs that the iteration trains on."""
-    sums: dict[str, list[float]] = {}
+    sums: dict[int | None, list[float]] = {}
     for step, _ in known:
         if step.stage == "score":
             tokens, pairs = (number((step.summary or {}).get(name)) or 0.0 for name in ("tokens", "pairs"))
-            total = sums.setdefault(_iteration(step.label), [0.0, 0.0])
+            total = sums.setdefault(step.place.iteration, [0.0, 0.0])
             total[0] += tokens
             total[1] += pairs
-    return {name: tokens / pairs for name, (tokens, pairs) in sums.items() if pairs}
-
-
-def _iteration(label: str) -> str:
-    found = re.match(r"iter \d+", label)
-    return found[0] if found else ""
+    return {t: tokens / pairs for t, (tokens, pairs) in sums.items() if pairs}

@@ -66,9 +66,9 @@ class Measure:
 
 def measures(run: RunFacts, k: int) -> list[Measure]:
     """What `run` measured of θ_k, in the order of a card."""
-    step = run.step("evaluate", f"θ_{k}")
+    step = run.measured("evaluate", k)
     metrics = run.read(step, "metrics.json")
-    rows = _rows(run.store.tree(step["digest"]) / "rows.jsonl") if step else []
+    rows = _rows(run.store.tree(step.digest) / "rows.jsonl") if step else []
     found = []
     for name, told in {**RATES, **MEANS, **PLAIN}.items():
         value = number(metrics.get(name))
@@ -76,7 +76,7 @@ def measures(run: RunFacts, k: int) -> list[Measure]:
             continue
         low, high, count = interval(name, value, rows)
         found.append(Measure(name, told, value, low, high, count))
-    return found + _harness(run.read(run.step("harness", f"θ_{k}"), "results.json"))
+    return found + _harness(run.read(run.measured("harness", k), "results.json"))
 
 
 def interval(name: str, value: float, rows: list[dict]) -> tuple[float | None, float | None, int | None]:

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from spin_core.analysis.costs import costs
 from spin_core.analysis.figures import NONE, number, plain, short
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
+from spin_core.config.stage_table import DRAWN
 from spin_core.errors import BadInput
-from spin_core.report.lineage import SHOWN, graph
+from spin_core.job import Entry
+from spin_core.report.lineage import graph
 from spin_core.report.page import rendered
 from spin_core.report.run_html import COST, LEDGER, LINEAGE, SOFTWARE, STEPS
 from spin_core.report.tables import Line, Table
 from spin_core.store.record import Record
 
-Records = Callable[[Any], Record | None]
+Records = Callable[[Entry], Record | None]
 
 
-def sections(steps: Sequence[Any], records: Records, sources: Sequence[Mapping] = ()) -> str:
+def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping] = ()) -> str:
     """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` finds the record of one;
     `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json)."""
     found = {id(step): records(step) for step in steps}
 
-    def record(step: Any) -> Record | None:
+    def record(step: Entry) -> Record | None:
         return found[id(step)]
 
     made = [
@@ -42,7 +43,7 @@ def sections(steps: Sequence[Any], records: Records, sources: Sequence[Mapping] 
     return "\n".join(part for part in made if part)
 
 
-def steps_section(steps: Sequence[Any]) -> str:
+def steps_section(steps: Sequence[Entry]) -> str:
     """Every step: what it did, how long it took, its key and its output."""
     shown = []
     for step in steps:
@@ -57,7 +58,7 @@ def facts_of(record: Record | None) -> dict:
     return {**record.facts, "config": record.payload.get("config")} if record else {}
 
 
-def _cost(steps: Sequence[Any], record: Records) -> str:
+def _cost(steps: Sequence[Entry], record: Records) -> str:
     made = costs(steps, lambda step: facts_of(record(step)))
     total = made["total"]
     told = f"{total['cached']:,} of {total['steps']:,} steps were cached"
@@ -107,12 +108,12 @@ def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
     return cells + ([(hours_text(used["gpu_hours"]), ""), (hours_text(saved["gpu_hours"]), "")] if gpu else [])
 
 
-def _lineage(steps: Sequence[Any], record: Records, sources: Sequence[Mapping]) -> str:
-    def inputs(step: Any) -> Mapping:
+def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]) -> str:
+    def inputs(step: Entry) -> Mapping:
         found = record(step)
         return found.payload.get("inputs", {}) if found else {}
 
-    shown = [step for step in steps if step.stage in (*SHOWN, "evaluate")]
+    shown = [step for step in steps if step.stage in (*DRAWN, "evaluate")]
     nodes, edges = graph(steps, shown, inputs)
     hub = {one.get("digest"): f"{one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
     anchors = {name: _anchor(node.digest) or f"node-{name}" for name, node in nodes.items()}

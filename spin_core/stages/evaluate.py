@@ -47,6 +47,7 @@ from spin_core.stages.score import logps_of, read_scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAME = "evaluate"
 VERSION = 2
 
 Lines = dict[str, dict[str, Any]]

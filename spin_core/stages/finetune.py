@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spin_core.training.loop import TrainingPlan
     from spin_core.training.objectives import SpinPairs
 
+NAME = "finetune"
 VERSION = 2
 
 

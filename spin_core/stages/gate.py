@@ -36,6 +36,7 @@ from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
+NAME = "gate"
 VERSION = 1
 
 Metric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]

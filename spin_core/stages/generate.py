@@ -31,6 +31,7 @@ from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 
+NAME = "generate"
 VERSION = 1
 
 

@@ -28,6 +28,7 @@ from spin_core.engines.harness.backends import BACKENDS, load
 from spin_core.job import Inputs, Job
 from spin_core.store.keys import canonical, config_payload
 
+NAME = "harness"
 VERSION = 1
 
 

@@ -29,6 +29,7 @@ from spin_core.job import Inputs, Job
 if TYPE_CHECKING:
     from spin_core.analysis.figures import Model
 
+NAME = "report"
 VERSION = 3
 
 TREES = ("evaluate", "finetune", "gather", "harness", "gate")

@@ -24,6 +24,7 @@ from spin_core.store.keys import config_payload
 if TYPE_CHECKING:
     from spin_core.modeling.collate import Tokens
 
+NAME = "sft"
 VERSION = 2
 
 
