@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spin_core.modeling.collate import Tokens
-    from spin_core.training.loop import TrainingPlan
     from spin_core.training.objectives import SpinPairs
 
 NAME = "finetune"
@@ -52,7 +51,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     from spin_core.modeling.collate import encode_pairs
     from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
-    from spin_core.training.loop import train, write_results
+    from spin_core.training.loop import TrainingPlan, train, write_results
 
     loading.apply_threads(job.runtime)
     source, settings = cast(Path, inputs["model"]), score_settings(config.finetune)
@@ -63,7 +62,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
-    plan, precision = _plan(config, len(pairs)), config.finetune.precision
+    plan, precision = TrainingPlan.of(config.finetune, config.seed, len(pairs)), config.finetune.precision
     watching = watch(plan.stop_step, job.note)
     history, resumed_at, strategy = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, config.finetune), history, source, job.out, strategy)
@@ -116,17 +115,6 @@ def _objective(encoded: list[tuple[Tokens, Tokens]], opponent: list[tuple[float,
 
     scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
     return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
-
-
-def _plan(config: Config, examples: int) -> TrainingPlan:
-    from spin_core.training.loop import TrainingPlan
-
-    part = config.finetune
-    return TrainingPlan(
-        lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
-        schedule_epochs=part.schedule_epochs, stop_epoch=part.stop_epoch, global_batch=part.global_batch,
-        max_grad_norm=part.max_grad_norm, seed=config.seed, examples=examples,
-    )  # fmt: skip
 
 
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:

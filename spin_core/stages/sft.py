@@ -50,11 +50,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
     release_opponent()
     model = load_trainable(source, job)
-    plan = TrainingPlan(
-        lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
-        schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
-        max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
-    )  # fmt: skip
+    plan = TrainingPlan.of(part, config.seed, len(rows))
     pad_id = chat.tokenizer.pad_token_id
     history, resumed_at, strategy = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
     write_results(model, history, source, job.out, strategy)

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.choices import Optimizer, Precision
+from spin_core.config.finetune import Finetune
+from spin_core.config.sft import Sft
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
 from spin_core.modeling.collate import Tokens
@@ -45,6 +47,16 @@ class TrainingPlan:
     max_grad_norm: float
     seed: int
     examples: int
+
+    @classmethod
+    def of(cls, part: Finetune | Sft, seed: int, examples: int) -> TrainingPlan:
+        """As the section of a profile has it."""
+        epochs, stop = (part.epochs, 0.0) if isinstance(part, Sft) else (part.schedule_epochs, part.stop_epoch)
+        return cls(
+            lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
+            schedule_epochs=epochs, stop_epoch=stop, global_batch=part.global_batch,
+            max_grad_norm=part.max_grad_norm, seed=seed, examples=examples,
+        )  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:
