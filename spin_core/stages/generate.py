@@ -43,24 +43,6 @@ class Config(Section):
     seed: int
 
 
-def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
-    """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
-    part, engine = config.generate, ENGINES[config.generate.engine]
-    if not (python := engine.interpreter(runtime)):
-        return None
-    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
-
-    answer: Answer
-    text: str
-    finish: str
-    attempts: int
-
-
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
     StageFailed where the engine did not give one allowed answer for each."""
@@ -84,6 +66,24 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     with (job.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(out[id], ensure_ascii=False) + "\n" for id in sorted(out))
     return job.figures | _counts(drawn) | {"rejected": len(rejected), "engine": job.engine}
+
+
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
+    part, engine = config.generate, ENGINES[config.generate.engine]
+    if not (python := engine.interpreter(runtime)):
+        return None
+    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
+
+    answer: Answer
+    text: str
+    finish: str
+    attempts: int
 
 
 def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job) -> list[Drawn]:

@@ -46,14 +46,6 @@ class Config(Section):
         )
 
 
-def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
-    """A process for each list of tasks and its interpreter, where the back end has one of its own."""
-    backend = config.harness.backend
-    if not (python := BACKENDS[backend].engine.interpreter(runtime)):
-        return None
-    return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
-
-
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write results.json, rows.jsonl and samples/; give the tasks' values. Raises BadInput for another lm_eval, an
     unknown task, a task file that cannot be used and data that cannot be had."""
@@ -93,6 +85,14 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "items": sum(line["rows"] for line in lines.values()),
         "engine": job.engine,
     }
+
+
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """A process for each list of tasks and its interpreter, where the back end has one of its own."""
+    backend = config.harness.backend
+    if not (python := BACKENDS[backend].engine.interpreter(runtime)):
+        return None
+    return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
 
 
 def _shots(line: dict[str, Any]) -> object:
