@@ -98,5 +98,5 @@ def predicted(case: Case) -> memory.Peak:
         batches[0], form, case.optimizer, case.checkpointing, len(batches),  # type: ignore[arg-type]
         case.sharding, case.offload, case.processes,
     )  # fmt: skip
-    found = (memory.training(case.shape, replace(how, batch=batch)) for batch in batches)
-    return max(found, key=lambda peak: peak.total)
+    result = (memory.training(case.shape, replace(how, batch=batch)) for batch in batches)
+    return max(result, key=lambda peak: peak.total)

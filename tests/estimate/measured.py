@@ -63,14 +63,14 @@ def measure(case: Case) -> dict[str, float]:
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running.append(subprocess.Popen(command, cwd=ROOT, env=own, **piped))
     try:
-        said = [process.communicate(timeout=280) for process in running]
+        message = [process.communicate(timeout=280) for process in running]
     finally:
         for process in running:
             process.kill()
-    for process, (_, problem) in zip(running, said, strict=True):
+    for process, (_, problem) in zip(running, message, strict=True):
         if process.returncode:
             raise RuntimeError(f"{case.name}: the measurement failed:\n{problem[-3000:]}")
-    return json.loads(said[0][0].splitlines()[-1])
+    return json.loads(message[0][0].splitlines()[-1])
 
 
 def peak_of(work: Callable[[], Any]) -> tuple[int, list[int]]:

@@ -271,10 +271,10 @@ def test_text_is_cut_at_the_first_stop_string_before_it_is_stripped(chat) -> Non
     """Catches a cut behind the wrong string, and one that stripping the left has hidden."""
     how = replace(HOW, stop=("no", " b", "ye"))
     made = {"ab no ye": "ab ", "yes no": "", " b": "", "abc": "abc", "  a no": "a ", "a no no": "a "}
-    for said, text in made.items():
-        ids = chat.tokenizer(said)["input_ids"]
-        finish = "length" if text == said else "stop"
-        assert text_and_finish(Answer("a", ids, finish), chat, how) == (text, finish), said
+    for sentence, text in made.items():
+        ids = chat.tokenizer(sentence)["input_ids"]
+        finish = "length" if text == sentence else "stop"
+        assert text_and_finish(Answer("a", ids, finish), chat, how) == (text, finish), sentence
     cut = Answer("a", chat.tokenizer("a no x")["input_ids"], "length")
     assert text_and_finish(cut, chat, how) == ("a ", "stop")  # before min_new_tokens an engine may go on
 
@@ -294,11 +294,11 @@ def test_stop_string_that_begins_with_a_dropped_space_is_seen(model) -> None:
 
 def test_limits_are_found_where_models_keep_them(tmp_path) -> None:
     """Catches a long prompt that is not seen for a model whose config has another shape."""
-    for config, found in (
+    for config, result in (
         ({"max_position_embeddings": 64, "vocab_size": 9}, Limits(64, 9)),
         ({"n_positions": 32, "vocab_size": 9}, Limits(32, 9)),
         ({"text_config": {"max_position_embeddings": 16, "vocab_size": 8}}, Limits(16, 8)),
         ({"max_position_embeddings": None}, Limits(None, None)),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert Limits.of(tmp_path) == found
+        assert Limits.of(tmp_path) == result

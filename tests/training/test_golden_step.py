@@ -109,8 +109,8 @@ def test_reference_batch_golden_messages_same_tokens(step_data) -> None:
 def test_packing_golden_batches_hide_tokens(step_data) -> None:
     """Catches golden data that has lost what makes packing hard: hidden keys inside prompts and answers."""
     for batch in step_data["batches"]:
-        found = [tokens.masked for pair in batch["pairs"] for tokens in pair]
-        assert any(masked is not None and len(masked) > 1 for masked in found)
+        result = [tokens.masked for pair in batch["pairs"] for tokens in pair]
+        assert any(masked is not None and len(masked) > 1 for masked in result)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -141,10 +141,10 @@ def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tm
     learner, _, _ = learner_of(paths["policy"], tmp_path, form)
     for batch in step_data["batches"]:
         with torch.no_grad():
-            found = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
+            result = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
         for column, side in enumerate(SIDES):
             expected = torch.tensor(batch[f"policy_{side}_logps"])
-            torch.testing.assert_close(found[:, column], expected, rtol=0, atol=2e-4)
+            torch.testing.assert_close(result[:, column], expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

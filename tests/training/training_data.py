@@ -88,8 +88,8 @@ def job_at(path: Path, digests: dict | None = None, events: list | None = None, 
     (path / "out").mkdir(parents=True, exist_ok=True)
     (path / "scratch").mkdir(exist_ok=True)
     settings = Runtime(**{"device": "cpu", "threads": 1, **runtime})
-    found = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
-    return LoudJob(path / "out", path / "scratch", settings, found, (events if events is not None else []).append)
+    result = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
+    return LoudJob(path / "out", path / "scratch", settings, result, (events if events is not None else []).append)
 
 
 CHAT = ChatSection(max_prompt_length=64)
