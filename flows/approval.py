@@ -24,11 +24,11 @@ WAIT_SECONDS = 30 * 24 * 3600
 class Decision(RunInput):
     """The form that the UI shows at a suspended run."""
 
-    decision: Literal["go on", "stop here"] = Field("go on", description="Play the next iteration, or end with these.")
+    decision: Literal["go on", "stop here"] = Field("go on", description="Run the next iteration, or end with these.")
 
 
 def approved(run: Run, t: int, table: Table) -> bool:
-    """Whether iteration `t` may begin. Suspends the run until a person has said so: its process ends and its worker is
+    """Whether iteration `t` may begin. Suspends the run until a person has decided: its process ends and its worker is
     free; when it is resumed the flow starts anew, with everything before this line Cached."""
     if not run.config.runtime.approve or run.planning:
         return True
@@ -36,10 +36,10 @@ def approved(run: Run, t: int, table: Table) -> bool:
     run.settle()
     if run.failures:
         raise run.failures[0]
-    told = artifacts.so_far(run, run.store.tree(so_far.digest), t)
-    asked = Decision.with_initial_data(description=told)
+    text = artifacts.so_far(run, run.store.tree(so_far.digest), t)
+    form = Decision.with_initial_data(description=text)
     try:
-        answer = suspend_flow_run(wait_for_input=asked, key=f"before-iteration-{t}", timeout=WAIT_SECONDS)
+        answer = suspend_flow_run(wait_for_input=form, key=f"before-iteration-{t}", timeout=WAIT_SECONDS)
     except Pause:
         atexit.register(_last_word, flow_run.id)
         raise

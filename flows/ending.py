@@ -1,8 +1,8 @@
 """The end of a run whose Prefect server does not take it: it is gone, silent, or its database is locked.
 
-Prefect's client would knock for minutes (62 s for each of several requests, more where the server is silent). By then
-all is in the store and laid out for people, so the command waits for SECONDS, tells what came of the run and ends. The
-server may show the run as Running for ever.
+Prefect's client would retry for minutes (62 s for each of several requests, more where the server is silent). By then
+all is in the store and laid out for people, so the command waits for SECONDS, reports what came of the run and ends.
+The server may show the run as Running for ever.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from spin_core.errors import one_line
+
 SECONDS = 20.0
 
 Outcome = dict | Exception
-Tell = Callable[[Outcome, str], int]
-"""Tells what came of a run, and what its server did; gives the exit code."""
+Report = Callable[[Outcome, str], int]
+"""Reports what came of a run, and what its server did; gives the exit code."""
 
 
 class _Watch:
-    """Ends this process `SECONDS` after `known`, unless `over` comes first."""
+    """Ends this process `SECONDS` after `outcome_known`, unless `over` comes first."""
 
-    def __init__(self, tell: Tell):
-        self.tell = tell
+    def __init__(self, report: Report):
+        self.report = report
         self.outcome: Outcome | None = None
         self._leaving, self._over = threading.Lock(), False
         self._timer: threading.Timer | None = None
 
-    def known(self, outcome: Outcome) -> None:
+    def outcome_known(self, outcome: Outcome) -> None:
         if self.outcome is not None:
             if isinstance(outcome, Exception):  # what went wrong behind a run's end is what came of it
                 self.outcome = outcome
@@ -53,12 +55,12 @@ class _Watch:
             return
         code = 1
         try:
-            code = self.tell(self.outcome, f"did not take the end of this run in {SECONDS:.0f} s")
+            code = self.report(self.outcome, f"did not take the end of this run in {SECONDS:.0f} s")
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
             # No other way leads out: the main thread is in Prefect's client, which takes an exception for a crash and
-            # tells the server. What must not be lost is durable; child processes end with their standard input.
+            # reports it to the server. What must not be lost is durable; child processes end with their standard input.
             os._exit(code)
 
 
@@ -70,12 +72,12 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def watched(tell: Tell) -> Iterator[None]:
-    """Inside, a run of which only the server is not told ends this process, with the exit code that `tell` gives: after
+def watched(report: Report) -> Iterator[None]:
+    """Inside, a run of which only the server does not know ends this process, with the exit code of `report`: after
     SECONDS, or as soon as Prefect gives up. What a run failed with is raised as it was."""
     # The client's thread for events prints each one that a lost server did not get, 2 kB of it, at any level set.
     logging.getLogger("prefect._internal.concurrency").addFilter(_nothing)
-    _watches.append(watch := _Watch(tell))
+    _watches.append(watch := _Watch(report))
     try:
         yield
     except Exception as error:
@@ -84,14 +86,13 @@ def watched(tell: Tell) -> Iterator[None]:
             raise
         if isinstance(watch.outcome, Exception):
             raise watch.outcome from None
-        said = " ".join(str(error).split())[:200]
-        sys.exit(tell(watch.outcome, f"did not take the end of this run ({type(error).__name__}: {said})"))
+        sys.exit(report(watch.outcome, f"did not take the end of this run ({one_line(error, kind=True)})"))
     finally:
         _watches.remove(watch)
         watch.over()
 
 
-def known(outcome: Outcome) -> None:
-    """What came of the run is known; only its server is to be told. Nothing happens where nobody watches."""
+def outcome_known(outcome: Outcome) -> None:
+    """What came of the run is known; only its server does not know yet. Nothing happens where nobody watches."""
     if _watches:
-        _watches[-1].known(outcome)
+        _watches[-1].outcome_known(outcome)

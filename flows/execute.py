@@ -4,15 +4,13 @@ pools."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.ending import known
+from flows.ending import outcome_known
 from flows.spin import dag, sources
-from flows.stages import failed
+from flows.stages import OPTIONS, failed
 from spin_core.config.profile import Config
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
@@ -22,20 +20,14 @@ from tasks.runner import artifacts
 from tasks.runner.pools import Pools
 from tasks.runner.run import Run
 
-HOW: dict[str, Any] = {
-    "persist_result": False,
-    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
-    "task_runner": ThreadPoolTaskRunner(max_workers=40),
-}
 
-
-@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **HOW)
+@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **OPTIONS)
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict | State:
     """Run every iteration of a profile. What the store already has is not computed again."""
     try:
         return run_dag(config, store, Path(base_dir), "here")
     except Exception as error:
-        known(error)
+        outcome_known(error)
         return failed(error)
 
 
@@ -53,7 +45,7 @@ def run_dag(
     ):
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
         outcome = run.finish(lambda: dag(run).result())
-        known(outcome)  # only the server is left to be told
+        outcome_known(outcome)
         artifacts.show(run, run.report, Path(outcome["folder"]))
         return outcome
 

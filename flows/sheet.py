@@ -36,11 +36,11 @@ def rows(run: Run) -> todo.Data | None:
     tree = run.planning.rows if run.planning else None
     if entry is None or tree is None:
         return None
-    found = entry.summary
-    if "train_rows" not in found:
+    counts = entry.summary
+    if "train_rows" not in counts:
         record = run.store.record("reformat", entry.key)
-        found = record.facts.get("summary", {}) if record else {}
-    train, test = found.get("train_rows"), found.get("test_rows")
+        counts = record.facts.get("summary", {}) if record else {}
+    train, test = counts.get("train_rows"), counts.get("test_rows")
     return todo.measured(tree, train, test) if isinstance(train, int) and isinstance(test, int) else None
 
 
@@ -49,35 +49,35 @@ def costs(
 ) -> Costs:  # fmt: skip
     """The sheet of a planned run; `ledger` None is one of which nothing is known to be cached, `data` None assumes the
     rows. Raises BadInput for an unknown `gpu`."""
-    setting = known(config, base_dir, data, gpu, gpus)
+    setting = setting_of(config, base_dir, data, gpu, gpus)
     if isinstance(setting, str):
         return Costs([setting])
     if ledger is None:
         counted = todo.everything(config, setting.data)
     else:
         counted = todo.of_ledger(ledger, setting.data)
-    found = sheet.lines(setting, config, counted)
-    if not found:
+    shown = sheet.lines(setting, config, counted)
+    if not shown:
         return Costs([])
-    lines = [*text.table(found), *text.basis(setting, config, ledger is None)]
-    misfit = fit.misfit(setting, config, [line.stage for line in found])
+    lines = [*text.table(shown), *text.basis(setting, config, ledger is None)]
+    misfit = fit.misfit(setting, config, [line.stage for line in shown])
     return Costs(lines, misfit, setting.hardware.certain)
 
 
-def known(config: Config, base_dir: Path, data: todo.Data | None, gpu: str = "", gpus: int = 0) -> Setting | str:
+def setting_of(config: Config, base_dir: Path, data: todo.Data | None, gpu: str = "", gpus: int = 0) -> Setting | str:
     """What an estimate is made with, or in one sentence why there is none."""
     model = sizes(config.model.path, config.model.revision, base_dir)
     if isinstance(model, str):
         hardware.choose(gpu, gpus, True)
         return model
     device = config.runtime.device
-    found = hardware.choose(gpu, gpus, model.weights < SMALL) if gpu or device != "cpu" else hardware.cpu()
-    return Setting(model, data or todo.assumed(config), found)
+    chosen = hardware.choose(gpu, gpus, model.weights < SMALL) if gpu or device != "cpu" else hardware.cpu()
+    return Setting(model, data or todo.assumed(config), chosen)
 
 
 def refusal(config: Config, base_dir: Path, pool: str, missing: Collection[str] = tuple(NEEDS)) -> str:
     """Empty, or why the GPUs that the driver shows are too small for one of the stages `missing` that runs here."""
-    setting = known(config, base_dir, None)
+    setting = setting_of(config, base_dir, None)
     if isinstance(setting, str) or not setting.hardware.certain:
         return ""
     there = {"sft": config.sft or config.control, "harness": config.harness}

@@ -1,4 +1,4 @@
-"""The flows that work pools run: one stage each. They ask the same store as everybody, so a stage that is started by
+"""The flows that work pools run: one stage each. They use the same store as everybody, so a stage that is started by
 hand shares the cache with the iterations.
 
 An iteration starts them (tasks/runner/pool_run.py). Started by hand, an input is a digest of the store, a folder or a
@@ -53,40 +53,45 @@ class Work(BaseModel):
 
 
 RUNTIME = Runtime()
-HOW: dict[str, Any] = {"persist_result": False, "task_runner": ThreadPoolTaskRunner(max_workers=40)}
+OPTIONS: dict[str, Any] = {
+    "persist_result": False,
+    # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
+    "task_runner": ThreadPoolTaskRunner(max_workers=40),
+}
+"""Of every flow."""
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def sft(config: sft_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A base model to θ_0 (inputs: model, rows)."""
     return _serve(sft_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def generate(config: generate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """Shards of prompts to the opponent's answers (inputs: model, prompts)."""
     return _serve(generate_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def score(config: score_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """The opponent's log-probs of a pair set (inputs: model, pairs)."""
     return _serve(score_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def finetune(config: finetune_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """θ_t to θ_{t+1} (inputs: model, pairs, logps)."""
     return _serve(finetune_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps, start)."""
     return _serve(evaluate_stage, config, work, runtime, store)
 
 
-@flow(**HOW)
+@flow(**OPTIONS)
 def harness(config: harness_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
     """A model on benchmark tasks (inputs: model; where there are task files of one's own also tasks, their folder)."""
     return _serve(harness_stage, config, work, runtime, store)
@@ -104,7 +109,7 @@ def store_folder() -> str:
 
 
 def failed(error: Exception) -> State:
-    """The final state of a flow run that a person (or the run that waits for it) is told `error` by. Every flow returns
+    """The final state of a flow run that a person (or the run that waits for it) reads `error` in. Every flow returns
     this for whatever went wrong in it: what it raised, Prefect would keep as a pickle in its result storage."""
     get_run_logger().error(str(error), exc_info=None if isinstance(error, SpinloopError) else error)
     return Failed(message=f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from tasks.runner.stage import stage
 def harness(run: Run, label: str, place: Place, model):
     part = run.config.harness
     assert part
-    # Once for all models of the run: a folder that is edited meanwhile would ask them different questions.
+    # Once for all models of the run: a folder that is edited meanwhile would give them different questions.
     first = next((ref for kind, ref, _ in run.sources if kind == "tasks"), None)
     local = {"tasks": first or run.source(part.include_path, "tasks")} if part.include_path else {}
     return Step(core, label, core.Config(harness=part), place), {"model": model, **local}

@@ -194,21 +194,21 @@ def _run(args: argparse.Namespace) -> None:
     else:
         with server.ready():
             outcome = run()
-    _told(args, outcome)
+    _show_outcome(args, outcome)
 
 
 def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exception, what: str) -> int:
-    """Tell what came of a run, and `what` its server did; the exit code."""
+    """Report what came of a run, and `what` its server did; the exit code."""
     if isinstance(outcome, Exception):
         print(f"spinloop: {outcome}", file=sys.stderr)
     else:
-        _told(args, outcome)
+        _show_outcome(args, outcome)
     where = f"PREFECT_API_URL {url}: the server" if url else "the run's own Prefect server"
     print(f"note: {where} {what} and may show it as Running; the store has all that finished.", file=sys.stderr)
     return getattr(outcome, "exit_code", 1) if isinstance(outcome, Exception) else 0
 
 
-def _told(args: argparse.Namespace, outcome: dict) -> None:
+def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
         print(f"note: {note}", file=sys.stderr)
     table = Path(outcome["folder"], "report.md").read_text()
@@ -246,20 +246,20 @@ def _plan(args: argparse.Namespace) -> None:
 def _print_ledger(ledger: list[Entry]) -> None:
     lines = _plan_lines(ledger)
     width = max(len(name) for _, name, _ in lines)
-    for state, name, told in lines:
-        print(f"{state:<9}  {name:<{width}}  {told}")
+    for state, name, text in lines:
+        print(f"{state:<9}  {name:<{width}}  {text}")
     cached = sum(entry.state == "cached" for entry in ledger)
     print(f"{cached} cached, {len(ledger) - cached} would run.")
 
 
 def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
-    """(state, title, what is told) of each step for people; the shards of one iteration are one line."""
+    """(state, title, description) of each step for people; the shards of one iteration are one line."""
     lines = []
     for (stage, place), group in groupby(ledger, lambda entry: (entry.stage, _place(entry))):
         entries = list(group)
         first = next((entry for entry in entries if entry.state != "cached"), entries[0])
         if "rows" in first.summary and stage == "generate":
-            lines.append((first.state, title(stage, place), _shards_told(entries, first)))
+            lines.append((first.state, title(stage, place), _describe_shards(entries, first)))
         else:
             lines.append((first.state, first.title, _cost(first.key, entries) if first.key else first.why))
     return lines
@@ -269,7 +269,7 @@ def _place(entry: Entry) -> str:
     return f"iter {entry.place.iteration}" if entry.place.shard else entry.label
 
 
-def _shards_told(entries: list[Entry], first: Entry) -> str:
+def _describe_shards(entries: list[Entry], first: Entry) -> str:
     rows = sum(entry.summary["rows"] for entry in entries)
     if first.state == "cached":
         return f"{len(entries):,} shards, {rows:,} rows{_cost('', entries)}"
@@ -288,8 +288,8 @@ def _doctor(args: argparse.Namespace) -> None:
     from flows.cli.doctor_server import diagnose_server
 
     lines = [*diagnose(args.store), *diagnose_server(args.store)]
-    for state, what, told in lines:
-        print(f"{state:<8} {what:<22} {told}")
+    for state, what, text in lines:
+        print(f"{state:<8} {what:<22} {text}")
     if missing := [what for state, what, _ in lines if state == "missing"]:
         raise SpinloopError(f"{', '.join(missing)}: needed and not in order; the lines above say what to do.")
 

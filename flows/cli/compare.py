@@ -24,7 +24,7 @@ def compared(store: Store, runs: Sequence[str], out: str = "") -> tuple[str, Pat
     """The comparison as text, and where its page lies: `out`, else runs/compare-A-B.html. Raises BadInput for a run
     that is not there or has no report, and for runs without a shared row; StoreError where nothing can be written."""
     with store.using():
-        sides = [side(store, found) for found in [find(store, name) for name in runs]]
+        sides = [side(store, folder) for folder in [find(store, name) for name in runs]]
         made = compare(sides[0], sides[1])
     place = Path(out).expanduser() if out else store.root / "runs" / f"compare-{sides[0].name}-{sides[1].name}.html"
     try:

@@ -26,7 +26,7 @@ OPTIONAL = {
 }
 
 Line = tuple[str, str, str]
-"""(`ok`, `missing` or `-` for what is not needed, what was looked at, what was found or what to do)."""
+"""(`ok`, `missing` or `-` for what is not needed, what was looked at, what it is or what to do)."""
 
 
 def diagnose(store: str) -> list[Line]:
@@ -56,9 +56,9 @@ def _packages() -> list[Line]:
 
 
 def _gpus() -> Line:
-    found = gpus.visible()
-    if found:
-        return "ok", "GPUs", ", ".join(found)
+    there = gpus.visible()
+    if there:
+        return "ok", "GPUs", ", ".join(there)
     return "-", "GPUs", f"none (no nvidia-smi, or CUDA_VISIBLE_DEVICES is empty); {os.cpu_count()} CPU cores are used"
 
 

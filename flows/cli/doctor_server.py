@@ -19,8 +19,9 @@ from flows.server.errors import older, refused
 from flows.stages import failed, store_folder
 from spin_core.errors import SpinloopError
 from spin_core.store.opening import exists, open_store
+from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
-POOLS = ("spin-cpu", "spin-gpu")
+POOLS = (CPU_POOL, GPU_POOL)
 WAIT_SECONDS = 60  # a worker asks for work every second or so and starts a run in 3; vLLM's interpreter may take 20
 
 
@@ -35,8 +36,8 @@ def doctor(store: str = "") -> State:
         elif open_store(here, runs=False).identity() == store:
             lines.append(("ok", "same store", here))
         else:
-            told = f"{here} is another than the one asked for; show both the same ($SPINLOOP_STORE)"
-            lines.append(("missing", "same store", told))
+            text = f"{here} is another than the one asked for; show both the same ($SPINLOOP_STORE)"
+            lines.append(("missing", "same store", text))
     except SpinloopError as error:
         return failed(error)
     return Completed(message=json.dumps(lines))
@@ -62,24 +63,24 @@ def diagnose_server(store: str) -> list[Line]:
 
 def _version(client: SyncPrefectClient, url: str) -> Line:
     if theirs := older(client):
-        told = f"{url} is Prefect {theirs}, older than the {prefect.__version__} here; start it from this environment"
-        return "missing", "server", told
+        text = f"{url} is Prefect {theirs}, older than the {prefect.__version__} here; start it from this environment"
+        return "missing", "server", text
     return "ok", "server", f"{url}, Prefect {client.api_version()}"
 
 
 def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     try:
-        found = client.read_work_pool(pool)
+        there = client.read_work_pool(pool)
     except ObjectNotFound:
         return [("missing", pool, "there is no such pool; `spinloop deploy` makes it")]
     workers = client.request(
         "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": pool}, json={}
     ).json()
     online = [worker["name"] for worker in workers if worker.get("status") == "ONLINE"]
-    limit = "no limit" if found.concurrency_limit is None else f"{found.concurrency_limit} runs at once"
+    limit = "no limit" if there.concurrency_limit is None else f"{there.concurrency_limit} runs at once"
     if not online:
         return [("missing", pool, f"no live worker; `make worker POOL={pool}` starts one")]
-    return [("ok", pool, f"{found.type}, {limit}, {len(online)} live worker(s)"), *_ask_worker(client, pool, store)]
+    return [("ok", pool, f"{there.type}, {limit}, {len(online)} live worker(s)"), *_ask_worker(client, pool, store)]
 
 
 def _ask_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
@@ -99,7 +100,7 @@ def _ask_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     if not state.is_completed():
         return [("missing", pool, f"its worker could not look: {state.message}")]
     return [
-        (kind, f"{pool}: {what}", told) for kind, what, told in json.loads(state.message or "[]") if _worth(kind, what)
+        (kind, f"{pool}: {what}", text) for kind, what, text in json.loads(state.message or "[]") if _worth(kind, what)
     ]
 
 

@@ -65,16 +65,16 @@ def _import(args: argparse.Namespace) -> None:
         if sum((other.kind, other.t) == (one.kind, one.t) for other in wanted) > 1:
             raise BadInput(f"{one.title} is there twice ({one.place}); name one place for it.")
     store = open_store(args.store)
-    told = []
+    imported = []
     with store.using(), Children(1) as children:
-        found = [(one, find(store, one.place, one.kind)) for one in wanted]  # all places are looked at before any work
-        for one, ref in found:
-            told.append(_line(one, ref, *_imported(store, one, ref, children)))
+        refs = [(one, find(store, one.place, one.kind)) for one in wanted]  # all places are looked at before any work
+        for one, ref in refs:
+            imported.append(_line(one, ref, *_imported(store, one, ref, children)))
             if not args.json:
-                print("{state:<9} {what:<8} {digest}  {summary}".format(**told[-1]), flush=True)
+                print("{state:<9} {what:<8} {digest}  {summary}".format(**imported[-1]), flush=True)
     for note in store.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(json.dumps(told) if args.json else _section(told))
+    print(json.dumps(imported) if args.json else _section(imported))
 
 
 def _one(kind: Kind, given: str) -> Wanted:
@@ -90,20 +90,20 @@ def _of_folder(folder: Path) -> list[Wanted]:
     """What lies in a folder of published things, by their names. Raises BadInput where there is none."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: there is no such folder; name one of pair sets and checkpoints.")
-    found = []
+    wanted = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         number = re.search(r"iter_?(\d{1,2})$", inner.name)
         if not number:
             continue
         t = int(number[1])
         model = (inner / "config.json").is_file()
-        found.append(Wanted("checkpoint", t + 1, str(inner)) if model else Wanted("pairs", t, str(inner)))
-    if not found:
+        wanted.append(Wanted("checkpoint", t + 1, str(inner)) if model else Wanted("pairs", t, str(inner)))
+    if not wanted:
         raise BadInput(
             f"{folder}: no folder in it has a name that ends in iter0, iter1, …; name each with --pairs T=PLACE and "
             "--model T=PLACE."
         )
-    return found
+    return wanted
 
 
 def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[Record, str]:
@@ -126,7 +126,7 @@ def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[
 
 
 def _line(one: Wanted, ref: Ref, record: Record, state: str) -> dict[str, Any]:
-    """What is told of one import."""
+    """The line of one import."""
     made = record.facts.get("summary", {})
     if one.kind == "pairs":
         counts = f"{made['train_pairs']:,} train, {made['test_pairs']:,} test pairs"
@@ -138,10 +138,10 @@ def _line(one: Wanted, ref: Ref, record: Record, state: str) -> dict[str, Any]:
     return {**line, "digest": record.digest, "summary": f"{counts}, {origin(ref)}"}
 
 
-def _section(told: list[dict]) -> str:
+def _section(imported: list[dict]) -> str:
     """The lines of a profile that begin with what was imported."""
-    models = {line["t"]: line["digest"] for line in told if line["kind"] != "pairs"}
-    pairs = {line["t"]: line["digest"] for line in told if line["kind"] == "pairs"}
+    models = {line["t"]: line["digest"] for line in imported if line["kind"] != "pairs"}
+    pairs = {line["t"]: line["digest"] for line in imported if line["kind"] == "pairs"}
     first = max(models, default=0)
     lines = ["", "In a profile, to begin there:"]
     if first:

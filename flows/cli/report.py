@@ -34,8 +34,8 @@ def _report(args: argparse.Namespace) -> None:
     if args.compare:
         if args.run or args.preset:
             raise BadInput("--compare takes two runs and neither a third one nor --preset; leave that out.")
-        told, place = compared(store, args.compare, args.out)
-        print(told)
+        text, place = compared(store, args.compare, args.out)
+        print(text)
         print(f"\nComparison: {place}")
         return
     if args.out:
@@ -54,7 +54,7 @@ def _ledger(store: Store, folder: Path, name: str) -> str:
     from spin_core.analysis.profile_diff import differences, preset, sentence
 
     other = preset(name)
-    found = differences(report_record(store, folder).payload["config"]["profile"], other)
-    lines = [["setting", "this run", name]] + [[one.setting, one.here, one.there] for one in found]
+    changed = differences(report_record(store, folder).payload["config"]["profile"], other)
+    lines = [["setting", "this run", name]] + [[one.setting, one.here, one.there] for one in changed]
     table = table_text([[markdown_text(cell, 140) for cell in line] for line in lines])
-    return sentence(found, name) + (f"\n\n{table}" if found else "")
+    return sentence(changed, name) + (f"\n\n{table}" if changed else "")

@@ -56,11 +56,11 @@ def _open(args: argparse.Namespace) -> Store:
 
 
 def _find(store: Store, key: str) -> Record:
-    found = [record for record in store.records() if record.key.startswith(key)]
-    if len(found) == 1:
-        return found[0]
-    some = ", ".join(f"{r.stage} {r.key[:12]}" for r in found[:5]) or "nothing"
-    raise BadInput(f"{key}: names {len(found)} records ({some}); give a key of `spinloop store ls`, or more of it.")
+    matches = [record for record in store.records() if record.key.startswith(key)]
+    if len(matches) == 1:
+        return matches[0]
+    some = ", ".join(f"{r.stage} {r.key[:12]}" for r in matches[:5]) or "nothing"
+    raise BadInput(f"{key}: names {len(matches)} records ({some}); give a key of `spinloop store ls`, or more of it.")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -113,15 +113,15 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _du(args: argparse.Namespace) -> None:
     store = _open(args)
-    found = remote_verify.usage(store, args.run) if isinstance(store, RemoteStore) else usage(store, args.run)
-    if args.run and not found.runs:
+    used = remote_verify.usage(store, args.run) if isinstance(store, RemoteStore) else usage(store, args.run)
+    if args.run and not used.runs:
         raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
-    _table(("stage", "outputs", "size"), [(*_cells(line),) for line in found.stages])
-    if found.runs:
-        _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in found.runs])
-    if found.other:
-        _table(("besides", "entries", "size"), [(*_cells(line),) for line in found.other])
-    print(f"{_size(found.total)} in all; a file that several outputs share is counted once.")
+    _table(("stage", "outputs", "size"), [(*_cells(line),) for line in used.stages])
+    if used.runs:
+        _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in used.runs])
+    if used.other:
+        _table(("besides", "entries", "size"), [(*_cells(line),) for line in used.other])
+    print(f"{_size(used.total)} in all; a file that several outputs share is counted once.")
 
 
 def _cells(line: Line) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.server.status_line import differing, told
+from flows.server.status_line import differing, status_line
 from spin_core.errors import BadInput
 
 
@@ -37,24 +37,24 @@ def automate(client: SyncPrefectClient, file: Path, block: UUID | None) -> Itera
         there = next(iter(client.read_automations_by_name(wanted["name"])), None)
         if not _fill(client, wanted, block or _block_of(there)):
             remedy = "needs a saved notification block: `spinloop deploy --notify slack-webhook/team`"
-            yield told("missing", "automation", f"{wanted['name']}: {remedy}")
+            yield status_line("missing", "automation", f"{wanted['name']}: {remedy}")
             continue
         new = AutomationCore.model_validate(wanted)
         if there is None:
             client.create_automation(new)
-            yield told(
+            yield status_line(
                 "created", "automation", wanted["name"] + ("" if new.enabled else ": off; switch it on in the UI")
             )
             continue
         fields = differing(_facts(there), _facts(new))
         if fields:
             client.update_automation(there.id, new.model_copy(update={"enabled": there.enabled}))
-        yield told("changed" if fields else "same", "automation", wanted["name"], fields)
+        yield status_line("changed" if fields else "same", "automation", wanted["name"], fields)
 
 
 def _block_of(automation: Automation | None) -> UUID | None:
-    found = [getattr(action, "block_document_id", None) for action in automation.actions] if automation else []
-    return found[0] if found else None
+    blocks = [getattr(action, "block_document_id", None) for action in automation.actions] if automation else []
+    return blocks[0] if blocks else None
 
 
 def _fill(client: SyncPrefectClient, wanted: dict[str, Any], block: UUID | None) -> bool:

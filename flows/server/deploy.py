@@ -28,14 +28,14 @@ from prefect.settings import get_current_settings
 from flows.server.automations import automate, notification_block
 from flows.server.embedded import answers, configured_server
 from flows.server.errors import older, refused
-from flows.server.status_line import differing, told
+from flows.server.status_line import differing, status_line
 from spin_core.config.profile import PROFILES
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.runtime import gpus
 from spin_core.store.opening import is_remote
+from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
 FILES = PROFILES.parent
-CPU_POOL, GPU_POOL = "spin-cpu", "spin-gpu"
 CPU_LIMIT = 10
 CPU_DEFAULTS: dict[str, Any] = {"gpus": 0, "device_requests": []}  # of the templates' variables; as written: a GPU pool
 
@@ -115,7 +115,7 @@ def _pool(
         client.create_work_pool(
             WorkPoolCreate(name=name, type=kind, base_job_template=template, concurrency_limit=limit)
         )
-        return told("created", "pool", f"{name}: {kind}, {limit} runs at once")
+        return status_line("created", "pool", f"{name}: {kind}, {limit} runs at once")
     changes: dict[str, Any] = {}
     if pool.base_job_template != template:
         changes["base_job_template"] = template
@@ -124,7 +124,7 @@ def _pool(
     if changes:
         client.update_work_pool(name, WorkPoolUpdate(**changes))
     fields = differing({key: getattr(pool, key) for key in changes}, changes)
-    return told("changed" if changes else "same", "pool", name, fields)
+    return status_line("changed" if changes else "same", "pool", name, fields)
 
 
 def _deployments(client: SyncPrefectClient) -> Iterator[str]:
@@ -136,16 +136,16 @@ def _deployments(client: SyncPrefectClient) -> Iterator[str]:
         if new is None:
             raise SpinloopError(f"deployment {name}: Prefect did not create it; deployments/prefect.yaml names it.")
         if old is None:
-            yield told("created", "deployment", name)
+            yield status_line("created", "deployment", name)
             continue
         _keep_switches(client, old, new)
         fields = differing(_facts(old), _facts(_read(client, name) or new))
-        yield told("changed" if fields else "same", "deployment", name, fields)
+        yield status_line("changed" if fields else "same", "deployment", name, fields)
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["spinloop"]))
     for other in client.read_deployments(deployment_filter=ours):
         name = f"{client.read_flow(other.flow_id).name}/{other.name}"
         if name not in wanted:
-            yield told("extra", "deployment", f"{name}: not in prefect.yaml; `prefect deployment delete {name}`")
+            yield status_line("extra", "deployment", f"{name}: not in prefect.yaml; `prefect deployment delete {name}`")
 
 
 def _wanted() -> list[str]:
@@ -174,9 +174,9 @@ def _prefect_deploy() -> None:
     )
     if done.returncode:
         # The last line of a traceback or of Prefect's own message is the one that says why.
-        said = ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
+        why = ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
         raise SpinloopError(
-            f"deployments/prefect.yaml: `prefect deploy` refused it ({said.strip()}); mend it there, or the flow that "
+            f"deployments/prefect.yaml: `prefect deploy` refused it ({why.strip()}); fix it there, or the flow that "
             "it names."
         )
 

@@ -12,26 +12,28 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.execute import HOW, rows_only, run_dag
+from flows.execute import rows_only, run_dag
 from flows.plan import check, next_iteration
 from flows.server.form import Profile, Settings, given
-from flows.stages import failed, store_folder
+from flows.stages import OPTIONS, failed, store_folder
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput
-from tasks.runner.pool_run import DEFAULT
+from tasks.runner.pool_run import GPU_POOL
 
 AS_IT_IS: dict[str, Any] = {}
 
 
 def _name() -> str:
-    """`demo`, or `demo, iteration next`, from the parameters; the flow itself tells what is wrong with them."""
-    asked = flow_run.parameters
-    named = (asked.get("settings") or {}).get("name") or (Path(asked["file"]).stem if asked.get("file") else "")
-    t = asked.get("iteration")
-    return f"{named or asked['profile']}" + (f", iteration {'next' if t == -1 else t}" if t is not None else "")
+    """`demo`, or `demo, iteration next`, from the parameters; the flow itself says what is wrong with them."""
+    parameters = flow_run.parameters
+    named = (parameters.get("settings") or {}).get("name") or (
+        Path(parameters["file"]).stem if parameters.get("file") else ""
+    )
+    t = parameters.get("iteration")
+    return f"{named or parameters['profile']}" + (f", iteration {'next' if t == -1 else t}" if t is not None else "")
 
 
-@flow(name="spin", flow_run_name=_name, **HOW)
+@flow(name="spin", flow_run_name=_name, **OPTIONS)
 def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
     """Every iteration of a profile, then the report. What the store has is not computed again.
 
@@ -42,13 +44,13 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
     """
     try:
         config, base_dir = _config(profile, settings, file)
-        check(config, store_folder(), base_dir, DEFAULT)
-        return _told(run_dag(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
+        check(config, store_folder(), base_dir, GPU_POOL)
+        return _final_state(run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin()))
     except Exception as error:
         return failed(error)
 
 
-@flow(name="iteration", flow_run_name=_name, **HOW)
+@flow(name="iteration", flow_run_name=_name, **OPTIONS)
 def iteration(
     profile: Profile = "demo",  # type: ignore[valid-type]
     iteration: int = -1,
@@ -56,7 +58,7 @@ def iteration(
     settings: Settings = AS_IT_IS,
 ) -> State:
     """One iteration of a profile. Earlier ones come from the store, and are run only where they are not there. It was
-    started for this one, so `runtime.approve` asks nobody.
+    started for this one, so `runtime.approve` is not waited for.
 
     Args:
         profile: A profile that comes with spinloop.
@@ -74,16 +76,16 @@ def iteration(
             raise BadInput(
                 f"iteration: {config.name} has the iterations {first} to {config.iterations - 1}; raise `iterations`."
             )
-        check(config, store_folder(), base_dir, DEFAULT)
+        check(config, store_folder(), base_dir, GPU_POOL)
         follow = "model" if t + 1 < config.iterations else ""
-        outcome = run_dag(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
+        outcome = run_dag(config.first(t + 1), store_folder(), base_dir, GPU_POOL, origin=_origin(), follow=follow)
         everything = f"All {t + 1} iterations of {config.name} are in the store. "
-        return _told(outcome, everything if not follow and not outcome["stopped"] else "")
+        return _final_state(outcome, everything if not follow and not outcome["stopped"] else "")
     except Exception as error:
         return failed(error)
 
 
-@flow(name="dataset", flow_run_name=_name, **HOW)
+@flow(name="dataset", flow_run_name=_name, **OPTIONS)
 def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
     """A profile's dataset to rows and shards. New rows are an event that can start an iteration.
 
@@ -110,8 +112,8 @@ def _origin() -> dict:
     return {name: flow_run.parameters.get(name) for name in ("profile", "settings", "file")}
 
 
-def _told(outcome: dict, cached: str = "") -> State:
-    """The final state of a run; `cached` is said first where nothing ran."""
+def _final_state(outcome: dict, cached: str = "") -> State:
+    """The final state of a run; `cached` comes first where nothing ran."""
     for note in outcome["notes"]:
         get_run_logger().warning(note)
     get_run_logger().info("Report: %s", outcome["report"])

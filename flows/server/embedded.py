@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from spin_core.errors import BadInput, SpinloopError
+from spin_core.errors import BadInput, SpinloopError, one_line
 from spin_core.runtime.launch import python_path
 
 START_SECONDS = 120
@@ -27,7 +27,7 @@ BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve
 
 
 def answers(url: str, seconds: float = 5) -> bool:
-    """Whether a Prefect API is there; one that asks for a login is, and one that takes up to `seconds` to answer."""
+    """Whether a Prefect API is there; one that wants a login is, and one that takes up to `seconds` to answer."""
     try:
         # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
         proxies = urllib.request.ProxyHandler({} if "//127.0.0.1" in url else None)
@@ -46,8 +46,8 @@ def configured_server() -> str | None:
 
         return PREFECT_API_URL.value()
     except ValueError as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({said}); mend it.") from None
+        why = one_line(error)
+        raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({why}); fix it.") from None
 
 
 class EmbeddedServer:
@@ -65,7 +65,7 @@ class EmbeddedServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Its own session: Ctrl-C is for the run, which still has to tell the server how it ended.
+            # Its own session: Ctrl-C is for the run, which still has to report its end to the server.
             start_new_session=True,
             env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": python_path()},
         )

@@ -9,7 +9,7 @@ from prefect import __version__
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL
 
-from spin_core.errors import SpinloopError
+from spin_core.errors import SpinloopError, one_line
 
 
 def refused(error: BaseException) -> SpinloopError | None:
@@ -22,9 +22,8 @@ def refused(error: BaseException) -> SpinloopError | None:
                 f"PREFECT_API_URL {url}: the server asks for a login; set PREFECT_API_AUTH_STRING (`make server` keeps "
                 "it in .env, which is read in that folder only)."
             )
-        said = " ".join(error.response.text.split())[:300]
-        asked = f"{error.request.method} {error.request.url.path}"
-        return SpinloopError(f"PREFECT_API_URL {url}: {asked} gave {status}: {said}")
+        request = f"{error.request.method} {error.request.url.path}"
+        return SpinloopError(f"PREFECT_API_URL {url}: {request} gave {status}: {one_line(error.response.text, 300)}")
     if isinstance(error, httpx.HTTPError):
         return SpinloopError(f"PREFECT_API_URL {url}: the server stopped answering ({type(error).__name__}).")
     return None

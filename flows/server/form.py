@@ -31,7 +31,7 @@ def form(model: type[BaseModel] = Config, path: str = "") -> dict[str, Any]:
 
 def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> dict[str, Any]:
     """The fields that were filled in, as a profile would have them. `""` is how an empty text is written."""
-    found: dict[Any, Any] = {}
+    changes: dict[Any, Any] = {}
     for name, value in settings.items():
         field = model.model_fields.get(name) if model else None
         inner = section(field) if field else None
@@ -40,10 +40,10 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
         elif isinstance(value, dict):
             value = given(value, inner)
         elif value is None and inner:
-            found[name] = None  # a section that is left out
+            changes[name] = None  # a section that is left out
         if value is not None and value not in ("", {}, []):  # 0 and False are values
-            found[name] = "" if value == '""' else value
-    return found
+            changes[name] = "" if value == '""' else value
+    return changes
 
 
 def section(field: FieldInfo) -> type[BaseModel] | None:
@@ -86,8 +86,8 @@ def _box(schema: dict[str, Any], field: FieldInfo, path: str) -> dict[str, Any]:
     if options:
         schema = options[0] if len(options) == 1 else {"anyOf": options}
     json_only = "As JSON, with every name in quotes." if schema.get("type") == "object" else ""
-    told = " ".join(part for part in (field.description, json_only, _in_profiles(field, path)) if part)
-    return {**schema, "title": path, "description": told}
+    text = " ".join(part for part in (field.description, json_only, _in_profiles(field, path)) if part)
+    return {**schema, "title": path, "description": text}
 
 
 def _choice(option: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def _in_profiles(field: FieldInfo, path: str) -> str:
             default = _shown(field.get_default(call_default_factory=True))
         elif _shown(value) not in ("", name):
             having[_shown(value)].append(name)
-    told = [f"{value} ({', '.join(names)})" for value, names in having.items()]
+    texts = [f"{value} ({', '.join(names)})" for value, names in having.items()]
     if [len(names) for names in having.values()] == [len(CONFIGS)]:
-        told = list(having)
-    return " ".join([f"In the profiles: {', '.join(told)}."] * bool(told) + [f"Default: {default}."] * bool(default))
+        texts = list(having)
+    return " ".join([f"In the profiles: {', '.join(texts)}."] * bool(texts) + [f"Default: {default}."] * bool(default))
 
 
 def _shown(value: Any) -> str:

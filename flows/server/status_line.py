@@ -7,7 +7,7 @@ from typing import Any
 SHOWN = 4  # names of changed fields in one line
 
 
-def told(state: str, what: str, name: str, fields: list[str] | None = None) -> str:
+def status_line(state: str, what: str, name: str, fields: list[str] | None = None) -> str:
     """One line: what became of a thing, and the fields that changed."""
     fields = fields or []
     more = f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else ""

@@ -2,7 +2,7 @@
 not computed again, though an earlier try of the same run may have computed it.
 
 Is not: a clock. Times are those of the records, of when a step was computed; steps side by side count each their own.
-A GPU that several steps shared counts for each by its share. Steps on CPU have no GPU hours; their time is told.
+A GPU that several steps shared counts for each by its share. Steps on CPU have no GPU hours; their time is shown.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ def _line(stage: str) -> dict:
 def _figures(step: Entry, fact: Mapping, per_pair: Mapping[int | None, float]) -> dict[str, float]:
     summary, device = step.summary or {}, fact.get("device")
     seconds = number(step.seconds) or 0.0
-    found = {"seconds": seconds}
+    figures = {"seconds": seconds}
     if isinstance(device, dict):
         gpus, shared = number(device.get("gpus")) or 0.0, number(device.get("shared")) or 1.0
-        found["gpu_hours" if gpus else "cpu_hours"] = seconds / 3600 * (gpus / max(shared, 1.0) if gpus else 1.0)
+        figures["gpu_hours" if gpus else "cpu_hours"] = seconds / 3600 * (gpus / max(shared, 1.0) if gpus else 1.0)
     tokens = number(summary.get("tokens")) or 0.0
     if step.stage == "generate":
-        found["generated"] = tokens
+        figures["generated"] = tokens
     elif step.stage == "score":
-        found["scored"] = tokens
+        figures["scored"] = tokens
     elif step.stage == "sft":
-        found["trained"] = tokens * _passes(summary, fact)
+        figures["trained"] = tokens * _passes(summary, fact)
     elif step.stage == "finetune":
-        found["trained"] = (number(summary.get("pairs")) or 0.0) * per_pair.get(step.place.iteration, 0.0)
-        found["trained"] *= _passes(summary, fact)
-    return found
+        figures["trained"] = (number(summary.get("pairs")) or 0.0) * per_pair.get(step.place.iteration, 0.0)
+        figures["trained"] *= _passes(summary, fact)
+    return figures
 
 
 def _passes(summary: Mapping, fact: Mapping) -> float:

@@ -114,7 +114,7 @@ def measured(tree: Path, train: int, test: int) -> Data:
 
 
 def assumed(config: Config) -> Data:
-    """Without the rows: what is known of a published dataset, cut to the profile's limits; else a guess, said so."""
+    """Without the rows: what is known of a published dataset, cut to the profile's limits; else a guess, named so."""
     part = config.dataset
     listed = yaml_reader.read_file(KNOWN)
     train, test, prompt, answer = listed.get(part.path, ANYWHERE)

@@ -65,12 +65,12 @@ def graph(
             if (group[0], reads) == ("gather", "rows"):
                 continue  # the same rows as of its answers; two lines through the whole diagram
             for digest in [value] if isinstance(value, str) else value:
-                known = rows if reads == "prompts" else owners.get(digest, "")
-                if not known and digest not in hidden:
-                    known = owners[digest] = f"o{len(nodes)}"
-                    nodes[known] = Node(reads.replace("_", " "), digest[:7], "outside", digest)
-                if known and known != name:
-                    edges[known, name] = None
+                source = rows if reads == "prompts" else owners.get(digest, "")
+                if not source and digest not in hidden:
+                    source = owners[digest] = f"o{len(nodes)}"
+                    nodes[source] = Node(reads.replace("_", " "), digest[:7], "outside", digest)
+                if source and source != name:
+                    edges[source, name] = None
         nodes[name] = node
     return nodes, list(edges)
 
@@ -94,10 +94,10 @@ def _node(made: Sequence[Entry]) -> Node:
         "evaluate": f"held-out answers, {first.label}",
     }[first.stage]
     cached = sum(step.state == "Cached" for step in made)
-    told = "Cached" if cached == len(made) else f"{cached:,} Cached" if cached else "ran"
+    state = "Cached" if cached == len(made) else f"{cached:,} Cached" if cached else "ran"
     many = first.stage == "generate"
     style = "cached" if cached == len(made) else "ran"
-    return Node(title, f"{shards if many else first.digest[:7]} · {told}", style, "" if many else first.digest)
+    return Node(title, f"{shards if many else first.digest[:7]} · {state}", style, "" if many else first.digest)
 
 
 def _iteration(step: Entry) -> int:

@@ -41,14 +41,14 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
     made = run.models[k]
     tree = run.store.tree(made.digest)
     chain = model_card.parse(tree / model_card.FILE).get("spinloop") or {}
-    found = measures(run, k)
+    metrics = measures(run, k)
     models, data = hub_ids(run, "model"), hub_ids(run, "dataset")
     block = {**chain, "run": run.name, "model": made.digest}
     metadata = ModelCardData(
         base_model=models[0] if models else None,
         datasets=data or None,
         model_name=f"{run.name} θ_{k}",
-        eval_results=[one.result(data) for one in found] or None,
+        eval_results=[one.result(data) for one in metrics] or None,
         ignore_metadata_errors=False,
         **model_card.HUB,
         spinloop=block,
@@ -56,7 +56,7 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
     metadata.pop("model_name", None)
     parts = [
         f"# {run.name}, θ_{k}: {_what(chain, k)}\n\n{_sentence(run, k)}\n\n{_provenance(run, made)}",
-        f"## Held-out figures\n\n{_measures_text(found)}",
+        f"## Held-out figures\n\n{_measures_text(metrics)}",
         *_decision(run, k),
         f"## Training\n\n{model_card.steps_text(chain)}\nSettings of the last step:\n\n{_settings(run, k, chain)}"
         if chain
@@ -102,11 +102,11 @@ def _provenance(run: RunFacts, made: Entry) -> str:
     return "\n".join(lines)
 
 
-def _measures_text(found: list[Measure]) -> str:
-    if not found:
+def _measures_text(metrics: list[Measure]) -> str:
+    if not metrics:
         return "None: this run evaluated nothing."
     lines = ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
-    return "\n".join(lines + [one.line() for one in found])
+    return "\n".join(lines + [one.line() for one in metrics])
 
 
 def _decision(run: RunFacts, k: int) -> list[str]:

@@ -111,8 +111,8 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     try:
         steps = read_steps(folder / STEPS)
     except (OSError, ValueError):
-        found = sorted(path.name for path in (store.root / "runs").iterdir() if path.is_dir())
-        there = ", ".join(found) or "none"
+        names = sorted(path.name for path in (store.root / "runs").iterdir() if path.is_dir())
+        there = ", ".join(names) or "none"
         raise BadInput(
             f"{name or 'latest'}: there is no such run in {store.root.parent}; runs there: {there}."
         ) from None

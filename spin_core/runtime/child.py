@@ -31,7 +31,7 @@ from spin_core.runtime.launch import RANKS, python_path
 LAST_LINES = 20
 GROUP_SECONDS = 5.0
 ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
-RUBBISH = 100  # characters of it that are told
+RUBBISH = 100  # characters of it that are shown
 
 
 def launched(runtime: dict) -> Launch:
@@ -52,9 +52,9 @@ class Launch:
     command: list[str]
     environment: dict[str, str]
     call: Callable[[Callable[[str], None], Callable[[str], None]], None] | None = None
-    """Calls the other nodes, where there are some: what to tell while it waits, and when one is lost."""
+    """Calls the other nodes, where there are some: what to show while it waits, and when one is lost."""
     release: Callable[[], None] = lambda: None
-    """Tells them that it is over."""
+    """Lets them know that it is over."""
 
 
 class Child:

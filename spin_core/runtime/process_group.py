@@ -52,30 +52,30 @@ def _control() -> dist.ProcessGroup:
     return group
 
 
-def tell(message: Any) -> Any:
-    """What process 0 says (any JSON), in all."""
+def broadcast(message: Any) -> Any:
+    """The message of process 0 (any JSON), in all."""
     if world() == 1:
         return message
-    said = _bytes(message) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
-    length = torch.tensor([len(said)])
+    data = _bytes(message) if rank() == 0 else torch.empty(0, dtype=torch.uint8)
+    length = torch.tensor([len(data)])
     dist.broadcast(length, 0, group=_control())
     if rank() != 0:
-        said = torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(said, 0, group=_control())
-    return json.loads(said.numpy().tobytes())
+        data = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, 0, group=_control())
+    return json.loads(data.numpy().tobytes())
 
 
 def gather(message: Any) -> list[Any]:
-    """What each process says (any JSON), by its number, in all."""
+    """The message of each process (any JSON), by its number, in all."""
     if world() == 1:
         return [message]
-    said = _bytes(message)
+    data = _bytes(message)
     lengths = [torch.tensor([0]) for _ in range(world())]
-    dist.all_gather(lengths, torch.tensor([len(said)]), group=_control())
+    dist.all_gather(lengths, torch.tensor([len(data)]), group=_control())
     longest = max(int(n) for n in lengths)
     parts = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
     padded = torch.zeros(longest, dtype=torch.uint8)
-    padded[: len(said)] = said
+    padded[: len(data)] = data
     dist.all_gather(parts, padded, group=_control())
     return [json.loads(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, lengths, strict=True)]
 

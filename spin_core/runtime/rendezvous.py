@@ -1,4 +1,4 @@
-"""How the nodes of one stage meet: the first starts it and says so at a known port, the others start their part.
+"""How the nodes of one stage meet: the first starts it and announces it at a known port, the others start their part.
 
 `leader` is the first node's side, `join` (`spinloop join`) every other's. All that is sent is settings: how many
 processes and nodes, the device, and the port where torch's processes meet. What it is *not*: no shell on other
@@ -30,7 +30,7 @@ LEADER = ("SPINLOOP_LEADER", "MASTER_ADDR")
 PORT = ("SPINLOOP_JOIN_PORT", "MASTER_PORT")
 DEFAULT_PORT = 29400
 MEETING_SECONDS = 600.0
-"""Until all nodes have asked: those of a cluster start minutes apart."""
+"""Until all nodes have called: those of a cluster start minutes apart."""
 LOST_SECONDS = 60.0
 """Without an answer of a node 0 that was there: its run has ended."""
 AGAIN_SECONDS = 1.0
@@ -59,8 +59,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         except ValueError:
             value = -1
         if not 0 <= value < 65536:
-            said = f"{name}={environment[name]!r} is no number of a node or port" if name else "it is not set"
-            raise BadInput(f"{names[0]}: {said}; set it to this node's number from 0, as {', '.join(names[1:])} would.")
+            problem = f"{name}={environment[name]!r} is no number of a node or port" if name else "it is not set"
+            raise BadInput(
+                f"{names[0]}: {problem}; set it to this node's number from 0, as {', '.join(names[1:])} would."
+            )
         return value
 
     leader = next((environment[name] for name in LEADER if environment.get(name)), "")
@@ -70,7 +72,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 class Leader:
-    """Node 0: keeps those that come waiting, all through a run, and tells each launch to as many as it needs."""
+    """Node 0: keeps those that come waiting, all through a run, and announces each launch to as many as it needs."""
 
     def __init__(self, here: Place) -> None:
         self.here = here
@@ -115,8 +117,8 @@ class Leader:
     def call(
         self, compute: Compute, device: str, port: int, say: Callable[[str], None], lost: Callable[[str], None]
     ) -> None:
-        """Tells the nodes 1 to n−1 that a launch begins whose processes meet at `port`; `lost` is called when one of
-        them is gone before `release`. Raises StageFailed where one does not come in time."""
+        """Announces a launch to the nodes 1 to n−1, whose processes meet at `port`; `lost` is called when one of them
+        is gone before `release`. Raises StageFailed where one does not come in time."""
         needed, until = set(range(1, compute.nodes)), time.monotonic() + MEETING_SECONDS
         with self._came:
             while missing := sorted(needed - {rank for rank, node in self._waiting.items() if not _gone(node)}):
@@ -194,13 +196,13 @@ def join(here: Place, say: Callable[[str], None], python: str = sys.executable) 
             with suppress(OSError):
                 _send(line, {"node": here.rank})
             line.settimeout(None)  # between two launches there may be hours of vLLM
-            told = _receive(line)
-            if "refused" in told:
-                raise BadInput(f"node {here.rank} is not wanted: {told['refused']}; look at {RANK[0]}.")
-            if "compute" in told:
+            order = _receive(line)
+            if "refused" in order:
+                raise BadInput(f"node {here.rank} is not wanted: {order['refused']}; look at {RANK[0]}.")
+            if "compute" in order:
                 try:
-                    how = Runtime.model_validate({"compute": told["compute"], "device": told["device"]})
-                    port = int(told["port"])
+                    how = Runtime.model_validate({"compute": order["compute"], "device": order["device"]})
+                    port = int(order["port"])
                 except (ValueError, KeyError, TypeError):
                     raise BadInput(
                         f"{here.leader}:{here.port}: what answers there is no node 0 of this version of spinloop; look "
@@ -277,14 +279,14 @@ def _send(to: socket.socket, message: dict) -> None:
 
 def _receive(of: socket.socket, until: float = float("inf")) -> dict:
     """One line of JSON, if it is there in time; {} for anything else."""
-    said = b""
+    data = b""
     with suppress(OSError):
-        while not said.endswith(b"\n") and len(said) < LONGEST and time.monotonic() < until:
+        while not data.endswith(b"\n") and len(data) < LONGEST and time.monotonic() < until:
             if not (piece := of.recv(LONGEST)):
                 break
-            said += piece
+            data += piece
     try:
-        message = json.loads(said)
+        message = json.loads(data)
     except ValueError:
         return {}
     return message if isinstance(message, dict) else {}

@@ -42,8 +42,8 @@ _CODE = threading.Lock()
 
 
 def _code(module: str) -> str:
-    """The digest of a stage's code as it was when first asked: what runs is what was imported then. Parsing its modules
-    takes 0.2 s; one thread does it, where forty that find the cache empty took 8 s of a run with 300 cached shards."""
+    """The digest of a stage's code as it was at the first call: what runs is what was imported then. Parsing its
+    modules takes 0.2 s; one thread does it: forty with an empty cache took 8 s of a run with 300 cached shards."""
     with _CODE:
         return _code_digest(module)
 
@@ -152,8 +152,8 @@ def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> 
     """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may give a kind
     of process and another interpreter; a process of that is kept for one model. Raises BadInput where there is no such
     interpreter."""
-    environment_of = getattr(step.module, "environment", None)
-    own = environment_of(step.config, runtime) if environment_of else None
+    choose = getattr(step.module, "environment", None)
+    own = choose(step.config, runtime) if choose else None
     if own is None:
         # Training leaves an optimiser's parts in the libraries' hands: its processes are not used again.
         once = f" {uuid.uuid4().hex}" if step.stage in TRAINING else ""
@@ -218,12 +218,12 @@ def _each(value, of):
 
 def _downloaded(inputs: RefInputs) -> dict:
     """`{"sources": {input name: org/name@commit}}` of the inputs that came from the hub; {} where none did."""
-    found = {
+    from_the_hub = {
         name: from_hub
         for name, value in inputs.items()
         if (from_hub := [ref.hub for ref in ([value] if isinstance(value, Ref) else value) if ref.hub])
     }
-    return {"sources": found} if found else {}
+    return {"sources": from_the_hub} if from_the_hub else {}
 
 
 def _digests(inputs: RefInputs) -> dict[str, str | list[str]]:

@@ -22,7 +22,7 @@ def place(setting: str) -> Path:
 
 
 def interpreter(setting: str) -> str:
-    """That interpreter. Raises BadInput, with the remedy, where there is none. Does not ask whether vLLM works."""
+    """That interpreter. Raises BadInput, with the remedy, where there is none. Does not try whether vLLM works."""
     path = place(setting)
     if not (path.is_file() and os.access(path, os.X_OK)):
         raise BadInput(
@@ -33,7 +33,7 @@ def interpreter(setting: str) -> str:
 
 
 def version(setting: str) -> str:
-    """vLLM's version there. Starts it (5 to 20 s). Raises BadInput with the last line of what it said."""
+    """vLLM's version there. Starts it (5 to 20 s). Raises BadInput with the last line of its output."""
     return _ask(interpreter(setting), ASK).splitlines()[-1]
 
 
@@ -44,10 +44,10 @@ def lm_eval(setting: str) -> str:
 
 def _ask(path: str, code: str) -> str:
     try:
-        asked = subprocess.run([path, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run([path, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"{path}: does not start ({error}); run `make vllm-env` again") from error
-    if asked.returncode:
-        last = (asked.stderr.strip().splitlines() or ["no output"])[-1]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise BadInput(f"{path}: vLLM does not import there ({last}); run `make vllm-env` again")
-    return asked.stdout.strip()
+    return done.stdout.strip()

@@ -72,7 +72,7 @@ def _serve_together(jobs: queue.Queue[str], events: TextIO) -> None:
     from spin_core.runtime import process_group
 
     while True:
-        spec = process_group.tell(json.loads(jobs.get()) if RANK == 0 else None)
+        spec = process_group.broadcast(json.loads(jobs.get()) if RANK == 0 else None)
         if not _serve(spec, events):
             os._exit(1)  # the launcher ends the others
 
@@ -110,7 +110,7 @@ def _read(jobs: queue.Queue[str]) -> None:
 
 
 def _serve(spec: dict, events: TextIO) -> bool:
-    """Run a job and say how it went; whether it went well. Of several processes the first tells progress and the
+    """Run a job and say how it went; whether it went well. Of several processes the first reports progress and the
     result, and each its own error: the parent takes the first that comes."""
 
     def send(event: dict) -> None:
@@ -137,12 +137,12 @@ def _of_another(error: BaseException) -> bool:
 
 
 def _short(message: str) -> str:
-    """Several processes write to one pipe: up to 4096 bytes a line is written whole (PIPE_BUF)."""
+    """Several processes write to one pipe: up to 4096 bytes a line is written at once (PIPE_BUF)."""
     return message.encode()[:LONGEST].decode(errors="ignore") if LAUNCHED else message
 
 
 def _sentence(spec: dict, error: BaseException) -> str:
-    """What an unforeseen exception comes down to. Running out of memory or disk is foreseen: it has a remedy."""
+    """An unexpected error in a sentence. Running out of memory or disk has one with a remedy."""
     stage = spec["stage"]
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
@@ -150,8 +150,8 @@ def _sentence(spec: dict, error: BaseException) -> str:
             "vLLM, runtime.requests_in_flight or vllm_kv_gib."
         )
     if LAUNCHED and _of_another(error):
-        said = str(error).strip().splitlines()[0][:200]
-        return f"{stage}: another of its processes ended without an answer (often: out of memory; here: {said})."
+        why = str(error).strip().splitlines()[0][:200]
+        return f"{stage}: another of its processes ended without an answer (often: out of memory; here: {why})."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{stage}: the disk is full ({spec['out']}); free space or name another --store, and run again."
     if isinstance(error, OSError):

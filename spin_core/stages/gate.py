@@ -79,6 +79,11 @@ class Player:
     values: Mapping[str, Mapping[str, float]]
 
 
+def console_note(summary: dict[str, Any]) -> str:
+    """What the console shows below the finished step."""
+    return str(summary.get("reason", ""))
+
+
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
     evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")

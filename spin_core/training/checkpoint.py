@@ -42,7 +42,7 @@ def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict
     leads = not sharded or process_group.rank() == 0
     try:
         made = _new_folder(scratch) if leads else None
-        draft = Path(process_group.tell(str(made))) if sharded else Path(str(made))
+        draft = Path(process_group.broadcast(str(made))) if sharded else Path(str(made))
         hashes = {}
         for name, tensors in zip(_files(sharded), (weights, optimizer), strict=True):
             save_file(tensors, draft / name)

@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from spin_core.analysis.figures import Model
+from spin_core.errors import one_line
 from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.lineage import lineage
@@ -93,5 +94,5 @@ def _key(run: Run, kind: str) -> str:
 
 
 def _warn(error: Exception) -> None:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    get_run_logger().warning(f"The UI does not have all of this run's pages ({said}); its report is whole.")
+    why = one_line(error, kind=True)
+    get_run_logger().warning(f"The UI does not have all of this run's pages ({why}); its report is whole.")

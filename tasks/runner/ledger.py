@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 
 from spin_core.config.profile import Config
+from spin_core.errors import one_line
 from spin_core.job import Entry
 from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
@@ -57,20 +58,21 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
         downloaded: list[dict] = []
         with suppress(OSError, ValueError):
             downloaded = list(json.loads((store.root / "runs" / name / "sources.json").read_text()))
-        told = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
-        page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, told)
+        run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+        page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
         store.write_run_file(name, "report.html", page.encode())
         store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
     return store.root / "runs" / name
 
 
 def card(store: Store, name: str) -> None:
-    """The model card of runs/<name>/. Without it the run is whole: whatever fails is a warning in its log."""
+    """The model card of runs/<name>/. Without it the run is complete: whatever fails is a warning in its log."""
     try:
         run_card.write(store, name)
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        get_run_logger().warning(f"This run has no model card ({said}); its report and models are whole.")
+        get_run_logger().warning(
+            f"This run has no model card ({one_line(error, 300, kind=True)}); its report and models are whole."
+        )
 
 
 def _slug(label: str) -> str:

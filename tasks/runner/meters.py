@@ -16,6 +16,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
+from spin_core.errors import one_line
 from spin_core.report.ui_pages import told
 
 EVERY = 5.0  # seconds: a shorter step has no artifact, and one is changed no more often
@@ -89,7 +90,7 @@ class Meters:
                         client.update_artifact(meter.id, ArtifactUpdate(data=now.data, description=now.description))
                 except Exception as error:  # the step goes on without, and the next one may come through
                     if not failed:
-                        get_run_logger().warning("The UI does not show all progress (%s).", str(error)[:200])
+                        get_run_logger().warning("The UI does not show all progress (%s).", one_line(error))
                     failed = True
         meter.set()
 

@@ -13,7 +13,7 @@ from spin_core.store.store import Record
 from tasks.runner.pools import Batch
 from tasks.runner.steps import Steps
 
-RETRIES = 2  # of a step whose process died; a shard may be hit twice before its machine is at fault
+RETRIES = 2  # of a step whose process died; a shard may lose its process twice before its machine is at fault
 
 
 def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tuple[Ref, bool]:

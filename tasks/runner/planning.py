@@ -65,14 +65,14 @@ class Planner:
         return store
 
     def _why(self, store: Store, payload: dict) -> str:
-        """What differs from the nearest stored step. Asked once for all shards of an iteration, which differ in their
-        prompts only, the last that can differ: it reads every record of the stage (a plan of 455 shards of another
-        temperature: 9 s, and over 6 minutes when asked for each)."""
+        """What differs from the nearest stored step. Looked up once for all shards of an iteration, which differ in
+        their prompts only, the last that can differ: it reads every record of the stage (a plan of 455 shards of
+        another temperature: 9 s, and over 6 minutes when looked up for each)."""
         shared = {name: digest for name, digest in payload["inputs"].items() if name != "prompts"}
-        asked = keys.key_of({**payload, "inputs": shared})
-        if asked not in self._whys:
-            self._whys[asked] = explain(store, payload)
-        return self._whys[asked]
+        family = keys.key_of({**payload, "inputs": shared})
+        if family not in self._whys:
+            self._whys[family] = explain(store, payload)
+        return self._whys[family]
 
     def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
         """The rows that the step would write, and its counts."""

@@ -29,10 +29,10 @@ from spin_core.runtime.step import KeyedStep
 from spin_core.sources.references import Ref
 from spin_core.store.store import Store
 
-DEFAULT = "spin-gpu"  # pool of the stages that need a GPU, in runs of deployments
+CPU_POOL, GPU_POOL = "spin-cpu", "spin-gpu"  # in runs of deployments GPU_POOL is that of the stages that need a GPU
 TRIES = 3  # flow runs for one batch: the first, and two more where a machine or its worker died
 ATTEMPTS = 200  # of all runs ever; Prefect's answer has no more lines
-LOOK_SECONDS = 0.4  # between looks at the store, which cost a stat; the server is asked less and less often
+LOOK_SECONDS = 0.4  # between looks at the store, which cost a stat; the server less and less often
 POLL_SECONDS = (0.3, 3.0)  # of a flow run's state: at first, and after a while
 UNCLAIMED_SECONDS = 60
 SILENT_SECONDS = 600  # without an answer of the server; then a flow run is given up, while what computes goes on
@@ -61,12 +61,12 @@ class PoolRun:
         self._lock = threading.Lock()
         self._run: FlowRun | None = None
         self._error: SpinloopError | None = None
-        self._tries, self._next, self._told = 0, 0, False
-        self._asked = self._since = self._ended = self._silent = 0.0
+        self._tries, self._next, self._noted = 0, 0, False
+        self._looked = self._since = self._ended = self._silent = 0.0
 
     def look(self, send: Send, ending: threading.Event) -> FlowRun | None:
-        """The flow run as it is now: found, or else started; None while the server does not answer. It is asked no more
-        often than every `pause`."""
+        """The flow run as it is now: found, or else started; None while the server does not answer. It is looked at no
+        more often than every `pause`."""
         with self._lock:
             if self._error:
                 raise self._error
@@ -74,28 +74,29 @@ class PoolRun:
                 raise StageFailed(f"{self.title}: the run is being ended.")
             now = time.monotonic()
             if self._run is None:
-                if self._silent and now - self._asked < POLL_SECONDS[1]:
+                if self._silent and now - self._looked < POLL_SECONDS[1]:
                     return None
                 try:
                     self._run = self._find() or self._start()  # safe to try again: the key names the run
                 except httpx.HTTPError as error:
                     self._bear(error, now)
                     return None
-                self._asked, self._since, self._told, self.pause = now, now, False, POLL_SECONDS[0]
+                self._looked, self._since, self._noted, self.pause = now, now, False, POLL_SECONDS[0]
                 self._ended = self._silent = 0.0
                 how = "runs" if self.ours else "is being computed for another run, and waited for,"
                 send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
-            elif now - self._asked >= self.pause and self._run.state_type not in FINAL:
+            elif now - self._looked >= self.pause and self._run.state_type not in FINAL:
                 try:
                     self._run = self.client.read_flow_run(self._run.id)
                 except ObjectNotFound:
-                    said = f"{self.title}: its run {self._run.name} was deleted; start this run again."
-                    self._error = StageFailed(said)
+                    self._error = StageFailed(
+                        f"{self.title}: its run {self._run.name} was deleted; start this run again."
+                    )
                     raise self._error from None
                 except httpx.HTTPError:
                     pass  # a server that is restarted: what is at work goes on meanwhile
-                self._asked, self.pause = now, min(POLL_SECONDS[1], self.pause * 1.1)
-            self._tell_unclaimed(self._run, send, now)
+                self._looked, self.pause = now, min(POLL_SECONDS[1], self.pause * 1.1)
+            self._note_unclaimed(self._run, send, now)
             return self._run
 
     def judge(self, ended: FlowRun) -> None:
@@ -123,7 +124,7 @@ class PoolRun:
 
     def _bear(self, error: httpx.HTTPError, now: float) -> None:
         """Raise `error` if the server means it, or has been busy or away for SILENT_SECONDS."""
-        self._silent, self._asked = self._silent or now, now
+        self._silent, self._looked = self._silent or now, now
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
         if (status < 500 and status not in (408, 429)) or now - self._silent > SILENT_SECONDS:
             self._error = StageFailed(f"{self.title}: Prefect's server does not take it: {error}")
@@ -142,17 +143,17 @@ class PoolRun:
     def _find(self) -> FlowRun | None:
         """The flow run that is at work on this batch, whoever started it; or the one that has just finished it."""
         names = [f"{self._name}:{n}" for n in range(ATTEMPTS)]
-        known = self.client.read_flow_runs(
+        earlier = self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
         )
         # Not their number: a person may have deleted some.
-        self._next = 1 + max((int((run.idempotency_key or "").rpartition(":")[2]) for run in known), default=-1)
+        self._next = 1 + max((int((run.idempotency_key or "").rpartition(":")[2]) for run in earlier), default=-1)
         self.ours = False
-        for run in known:
+        for run in earlier:
             if run.state_type not in FINAL | CANCELLED:
                 self.ours = self._is_ours(run)
                 return run
-        done = [run for run in known if run.state_type is StateType.COMPLETED]
+        done = [run for run in earlier if run.state_type is StateType.COMPLETED]
         return done[0] if done and all(self.store.recorded(self.stage, key) for key in self.steps) else None
 
     def _start(self) -> FlowRun:
@@ -172,7 +173,7 @@ class PoolRun:
             "store": self.store.identity(),
         }
         try:
-            found = run_deployment(
+            started = run_deployment(
                 deployment,
                 parameters=parameters,
                 idempotency_key=f"{self._name}:{self._next}",
@@ -186,7 +187,7 @@ class PoolRun:
                 f"runtime.pools.{self.stage}: the server has no deployment {deployment}; add it to "
                 "deployments/prefect.yaml and run `spinloop deploy`, or name another pool."
             ) from None
-        run = cast(FlowRun, found)
+        run = cast(FlowRun, started)
         self.ours = self._is_ours(run)  # not where another run was quicker by a moment
         return run
 
@@ -206,7 +207,10 @@ class PoolRun:
 
     def _why(self, ended: FlowRun) -> SpinloopError:
         """What became of a flow run that left a step undone, as the error to raise or to try again after."""
-        said, place = (ended.state and ended.state.message) or "", f"{self.title}: its run {ended.name} on {self.pool}"
+        message, place = (
+            (ended.state and ended.state.message) or "",
+            f"{self.title}: its run {ended.name} on {self.pool}",
+        )
         if ended.state_type is StateType.COMPLETED:
             return StoreError(
                 f"{place} ended well, but its output is not in {self.store.root}; every worker must see this store."
@@ -215,15 +219,15 @@ class PoolRun:
             if self._parent(ended)[1] in CANCELLED:
                 return SpinloopError(f"{place} was cancelled together with the run that had started it.")
             return StageFailed(f"{place} was cancelled, by a person or the time-out; start this run again to go on.")
-        kind, _, sentence = said.partition(": ")
-        if ended.state_type is StateType.FAILED and (known := getattr(errors, kind, None)):
-            return (StageFailed if known is ChildDied else known)(f"{sentence} (on {self.pool})")
-        return SpinloopError(f"{place} ended {ended.state_type.value.lower() if ended.state_type else ''}: {said}")
+        kind, _, sentence = message.partition(": ")
+        if ended.state_type is StateType.FAILED and (error := getattr(errors, kind, None)):
+            return (StageFailed if error is ChildDied else error)(f"{sentence} (on {self.pool})")
+        return SpinloopError(f"{place} ended {ended.state_type.value.lower() if ended.state_type else ''}: {message}")
 
-    def _tell_unclaimed(self, run: FlowRun, send: Send, now: float) -> None:
+    def _note_unclaimed(self, run: FlowRun, send: Send, now: float) -> None:
         waiting = run.state_type in (StateType.SCHEDULED, StateType.PENDING)
-        if waiting and not self._told and now - self._since > UNCLAIMED_SECONDS:
-            self._told = True
+        if waiting and not self._noted and now - self._since > UNCLAIMED_SECONDS:
+            self._noted = True
             send(
                 {
                     "note": f"no worker of {self.pool} has begun it for {UNCLAIMED_SECONDS} s: the pool's limit is "
@@ -234,12 +238,12 @@ class PoolRun:
 
 def machines(stage: str, runtime: Runtime) -> dict[str, int]:
     """Job variables of a stage that several nodes share, for pools that have these (deployments/pools)."""
-    asked = {"nodes": runtime.compute.nodes, "gpus": runtime.compute.processes * (runtime.device != "cpu")}
-    return asked if runtime.compute.nodes > 1 and launch.wanted(stage, runtime) else {}
+    wanted = {"nodes": runtime.compute.nodes, "gpus": runtime.compute.processes * (runtime.device != "cpu")}
+    return wanted if runtime.compute.nodes > 1 and launch.wanted(stage, runtime) else {}
 
 
 def batch_key(every: Iterable[str]) -> str:
-    """The key of steps that one flow run computes: of the whole batch, so that it stays the same while they finish."""
+    """The key of steps that one flow run computes: of all of the batch, so that it stays the same while they finish."""
     listed = list(every)
     return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 

@@ -66,7 +66,7 @@ class Pools:
             )
             self._shared[shared.key] = shared
         while True:
-            # Before the flow run is asked: what is published stays true, whatever became of the rest of the batch.
+            # Before the flow run is looked at: what is published stays true, whatever became of the rest of the batch.
             if self.store.recorded(stage, keyed.key) and (record := look_up(self.store, keyed)):
                 return record, not shared.ours
             run = shared.look(send, self.ending)

@@ -68,13 +68,13 @@ class Progress:
                 del self._bars[name]
 
     def _note(self, title: str, text: str) -> None:
-        """At once, whatever else was said lately: to the task run's log, and to whoever watches the command; but what
-        one shard of hundreds has said of all, once."""
-        said = (title.partition("[")[0], text)
+        """At once, whatever else was written lately: to the task run's log, and to whoever watches the command; but
+        what one shard of hundreds noted of all, once."""
+        note = (title.partition("[")[0], text)
         with self._lock:
-            if said in self._noted:
+            if note in self._noted:
                 return
-            self._noted.add(said)
+            self._noted.add(note)
         _logger().warning(f"{title}: {text}")
         self._write(f"note: {title}: {text}")
 

@@ -52,9 +52,9 @@ class Run(Steps):
 
     def source(self, path: str, kind: resolve.Kind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
-        found = references.find(self.store, path, kind, revision, self.base_dir, split)
-        self.sources.append((kind, found, revision))
-        return found
+        ref = references.find(self.store, path, kind, revision, self.base_dir, split)
+        self.sources.append((kind, ref, revision))
+        return ref
 
     def shards(self, rows: Any) -> list[Any]:
         """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
@@ -76,7 +76,7 @@ class Run(Steps):
             self.failures.append(error)
         except Exception as error:
             if not self.failures:
-                self.failures.append(self.unforeseen(error))
+                self.failures.append(self.unexpected(error))
         self.settle()
         if ref is None:
             with suppress(StoreError):  # the first failure is what is raised; often it is this one

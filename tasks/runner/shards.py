@@ -26,7 +26,7 @@ from tasks.runner.run import Run
 
 ALONE = 500  # shards up to which each has a task
 TASKS = 250  # that more shards are dealt out to: few enough to see, many enough that the last ones end together
-TOLD = 20  # lines of the terminal for all shards of an iteration
+REPORTS = 20  # lines of the terminal for all shards of an iteration
 
 
 def per_task(shards: int) -> int:
@@ -35,20 +35,20 @@ def per_task(shards: int) -> int:
 
 
 class Tally:
-    """Tells now and then how many shards are there. Not a dataclass: Prefect would walk through such a parameter."""
+    """Shows now and then how many shards are there. Not a dataclass: Prefect would walk through such a parameter."""
 
     def __init__(self, run: Run, name: str, total: int):
         self._run, self._name, self._total = run, name, total
-        self._done = self._cached = self._told = 0
+        self._done = self._cached = self._shown = 0
         self._lock = threading.Lock()
 
     def add(self, cached: bool) -> None:
         with self._lock:
             self._done += 1
             self._cached += cached
-            if self._told == (part := TOLD * self._done // self._total):
+            if self._shown == (part := REPORTS * self._done // self._total):
                 return
-            self._told = part
+            self._shown = part
             line = f"        {self._name}: {self._done:,} of {self._total:,} shards, {self._cached:,} of them cached"
         self._run.progress.step(line, None)
 
@@ -81,7 +81,7 @@ def _task(module: ModuleType) -> Any:
 
 def _perform_all(run: Run, step: Step, inputs: dict, steps: Sequence[Step], batch: Batch, tally: Tally) -> Any:
     """The shards of one task in turn. A process that died is tried again here: as a task, all of them would be."""
-    refs, hits = [], 0
+    refs, cached_shards = [], 0
     for own, prompts in zip(steps, inputs["prompts"], strict=True):
         keyed = KeyedStep(own, {**inputs, "prompts": prompts})
         for attempt in range(RETRIES + 1):
@@ -93,7 +93,7 @@ def _perform_all(run: Run, step: Step, inputs: dict, steps: Sequence[Step], batc
                     raise
                 get_run_logger().warning("%s: tried again: %s", own.title, error)
         refs.append(ref)
-        hits += cached
+        cached_shards += cached
         tally.add(cached)
-    get_run_logger().info("%s: %d of %d were cached", step.title, hits, len(refs))
-    return Completed(name="Cached", data=refs) if hits == len(refs) else refs
+    get_run_logger().info("%s: %d of %d were cached", step.title, cached_shards, len(refs))
+    return Completed(name="Cached", data=refs) if cached_shards == len(refs) else refs

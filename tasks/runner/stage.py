@@ -49,7 +49,7 @@ def task_of(module: ModuleType) -> Task:
         retries=RETRIES,
         retry_condition_fn=_worth_a_retry,
         persist_result=False,
-        cache_policy=NO_CACHE,  # and no tags: each asks the server for a concurrency slot, 12 s of a 20 s cached run
+        cache_policy=NO_CACHE,  # and no tags: each takes a request for a concurrency slot, 12 s of a 20 s cached run
     )(_perform)
 
 

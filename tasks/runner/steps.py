@@ -33,7 +33,7 @@ class Steps:
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
-        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which tells of them
+        self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which reports on them
         self.progress = Progress()
         store.tell = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
@@ -46,8 +46,8 @@ class Steps:
         return self.futures[-1]
 
     def keyed(self, step: Step, inputs: dict[str, Any]) -> KeyedStep:
-        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect asks for
-        the name of a task, and then for its work: both have the same key, made once."""
+        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect
+        wants the name of a task, and then its work: both have the same key, made once."""
         reads = {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
         keyed = KeyedStep(step, reads)
         # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
@@ -68,8 +68,8 @@ class Steps:
         self.throughput.add(step, record, cached)
         if step.stage == "gather" and (line := self.throughput.line(step.place.iteration)):
             self.progress.step(line, None)
-        if step.stage == "gate":
-            self.progress.step(f"        {summary.get('reason', '')}", None)
+        if console_note := getattr(step.module, "console_note", None):
+            self.progress.step(f"        {console_note(summary)}", None)
         return Ref(digest=record.digest)
 
     def settle(self) -> None:
@@ -83,13 +83,13 @@ class Steps:
         ran = sum(entry.state == "ran" for entry in self.ledger)
         return {"ran": ran, "cached": len(self.ledger) - ran}
 
-    def unforeseen(self, error: Exception) -> SpinloopError:
+    def unexpected(self, error: Exception) -> SpinloopError:
         """What Prefect says of the first task that failed outside of its step; later ones are only not ready."""
-        get_run_logger().error("This was not foreseen.", exc_info=error)
+        get_run_logger().error("Unexpected error.", exc_info=error)
         self.settle()
         failed = (future.state for future in self.futures if not future.state.is_completed())
-        said = next((state.message for state in failed if state.is_final()), None)
-        return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")
+        message = next((state.message for state in failed if state.is_final()), None)
+        return StageFailed(message or f"{type(error).__name__}: {error}")
 
 
 def _listed(value: Any) -> list:

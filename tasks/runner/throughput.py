@@ -43,14 +43,14 @@ class Throughput:
         """By iteration (`iter 0`): `shards`, `cached` of them; of those that ran `answers`, `tokens`, `seconds` from
         the first one's start to the last one's end, `tokens_per_second`, and `first_shard_seconds` until one was in the
         store. Iterations of which nothing ran are left out."""
-        found = {}
+        figures = {}
         for t, shards in sorted(self._shards.items(), key=lambda one: -1 if one[0] is None else one[0]):
             ran = [shard for shard in shards if not shard.cached]
             if not ran:
                 continue
             began, tokens = min(shard.began for shard in ran), sum(shard.tokens for shard in ran)
             seconds = max(shard.ended for shard in ran) - began
-            found[_name(t)] = {
+            figures[_name(t)] = {
                 "shards": len(shards),
                 "cached": len(shards) - len(ran),
                 "answers": sum(shard.answers for shard in ran),
@@ -59,7 +59,7 @@ class Throughput:
                 "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
                 "first_shard_seconds": round(min(shard.ended for shard in ran) - began, 3),
             }
-        return found
+        return figures
 
     def line(self, iteration: int | None) -> str:
         """The figures of an iteration for people; empty where nothing ran."""

@@ -9,6 +9,7 @@ import inspect
 import pytest
 from pydantic import BaseModel
 
+from flows import stages as pool_flows
 from spin_core.config.runtime import Pools
 from spin_core.config.stage_table import ORDER, POOLED
 from spin_core.estimate.needs import NEEDS
@@ -74,6 +75,7 @@ def test_stage_names_are_unique_and_all_in_the_table():
     assert len(modules()) == len(files), "two stages have one NAME"
     assert sorted(ORDER) == stages(), "spin_core/config/stage_table.py has a line for each stage"
     assert set(Pools.model_fields) == set(POOLED) == set(NEEDS)
+    assert all(pool_flows.__dict__[name].name == name for name in POOLED), "flows/stages.py has a flow for each"
 
 
 def test_stage_in_a_renamed_file_keeps_its_key(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flows.ending import known, watched
+from flows.ending import outcome_known, watched
 
 
 def told(outcome: object, what: str) -> int:
@@ -18,7 +18,7 @@ def told(outcome: object, what: str) -> int:
 def test_run_that_ended_well_is_told_and_its_server_noted(capsys) -> None:
     """Catches exit code 1 for a finished run whose server fell silent."""
     with pytest.raises(SystemExit) as left, watched(told):
-        known({"run": "x"})
+        outcome_known({"run": "x"})
         raise ConnectionError("gone")
     assert left.value.code == 7
     assert capsys.readouterr().out == "{'run': 'x'} did not take the end of this run (ConnectionError: gone)\n"
@@ -27,8 +27,8 @@ def test_run_that_ended_well_is_told_and_its_server_noted(capsys) -> None:
 def test_what_goes_wrong_behind_a_runs_end_is_no_silent_server() -> None:
     """Catches a defect of ours that is told as the server's, with exit code 0."""
     with pytest.raises(ValueError, match="ours"), watched(told):
-        known({"run": "x"})
-        known(ValueError("ours"))
+        outcome_known({"run": "x"})
+        outcome_known(ValueError("ours"))
         raise RuntimeError("what Prefect makes of it")
 
 

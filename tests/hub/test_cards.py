@@ -165,7 +165,7 @@ def test_run_laid_out_by_an_older_version_is_one_sentence(tmp_path):
         del entry["place"]
     run.store.write_run_file("made", "steps.json", json.dumps(entries).encode())
     with pytest.raises(
-        BadInput, match="older version of spinloop.*run the same profile again: all its steps are cached"
+        BadInput, match=r"older version of spinloop.*run the same profile again: all its steps are cached"
     ):
         read_run(run.store, "made")
 
