@@ -11,11 +11,12 @@ from flows.sheet import Costs, costs, refusal, rows
 from flows.spin import dag, sources
 from spin_core.config.profile import Config
 from spin_core.engines.harness.calls import check_here as check_harness
+from spin_core.engines.table import ENGINES
 from spin_core.errors import BadInput, Unreachable
 from spin_core.estimate import hardware
 from spin_core.estimate.todo import Data
 from spin_core.job import Entry
-from spin_core.runtime import gpus, vllm_env
+from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.sources.resolve import resolve
 from spin_core.store.opening import exists, open_store
@@ -82,14 +83,11 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
             "runtime.approve: only a run of a deployment can wait for a person; start one (README: Run it on a "
             "server), or leave it out."
         )
-    engines = {config.at(t).generate.engine for t in range(config.iterations)}
-    if "vllm" in engines and config.runtime.pools.of("generate", pool) == "here":
-        vllm_env.interpreter(config.runtime.vllm_python)
-        gpus.check_unshared(config.runtime, len(gpus.visible()))
+    if config.runtime.pools.of("generate", pool) == "here":
+        for engine in sorted({config.at(t).generate.engine for t in range(config.iterations)}):
+            ENGINES[engine].check(config.runtime)
     if config.harness and config.runtime.pools.of("harness", pool) == "here":
         check_harness(config.harness, config.runtime)
-        if config.harness.backend == "vllm":
-            gpus.check_unshared(config.runtime, len(gpus.visible()))
     if config.harness and config.harness.include_path:
         resolve(config.harness.include_path, "tasks", "", base_dir)
     if config.runtime.pools.any_here(pool):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from flows.cli.doctor_versions import compare_versions
 from spin_core.config.harness import LM_EVAL
+from spin_core.engines.table import ENGINES
 from spin_core.errors import SpinloopError
-from spin_core.runtime import gpus, vllm_env
+from spin_core.runtime import gpus
 from spin_core.store.opening import exists, is_remote, open_store
 
 NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
@@ -32,7 +33,7 @@ Line = tuple[str, str, str]
 def diagnose(store: str) -> list[Line]:
     """Look at the interpreter, the packages, GPUs, vLLM's environment and the store. Starts vLLM's interpreter (5 to
     20 s) where there is one; writes nothing but a file that it takes away again."""
-    return [_python(), *_packages(), *compare_versions(), _gpus(), _vllm(), _store(store)]
+    return [_python(), *_packages(), *compare_versions(), _gpus(), *_engines(), _store(store)]
 
 
 def _python() -> Line:
@@ -62,16 +63,8 @@ def _gpus() -> Line:
     return "-", "GPUs", f"none (no nvidia-smi, or CUDA_VISIBLE_DEVICES is empty); {os.cpu_count()} CPU cores are used"
 
 
-def _vllm() -> Line:
-    place = vllm_env.place("")
-    if not place.exists():
-        return "-", "vllm", f"no {place}; only for generate.engine: vllm: `make vllm-env`"
-    try:
-        version, lm_eval = vllm_env.version(""), vllm_env.lm_eval("")
-        lacks = "" if lm_eval == LM_EVAL else f"; no lm_eval {LM_EVAL} for harness.backend: vllm: `make vllm-env`"
-        return "ok", "vllm", f"{version} {place}{lacks}"
-    except SpinloopError as error:
-        return "missing", "vllm", str(error)
+def _engines() -> list[Line]:
+    return [(line[0], name, line[1]) for name, engine in ENGINES.items() if (line := engine.doctor())]
 
 
 def _store(folder: str) -> Line:

@@ -57,34 +57,34 @@ def text_and_finish(answer: Answer, chat: Chat, sampling: Sampling) -> tuple[str
     return text[: min(ends, default=len(text))].lstrip(), "stop" if ends else answer.finish
 
 
-def check(answers: Sequence[Answer], requests: Sequence[Request], sampling: Sampling, chat: Chat, words: int,
+def check(answers: Sequence[Answer], requests: Sequence[Request], sampling: Sampling, chat: Chat, vocab_size: int,
           engine: str) -> None:  # fmt: skip
     """Raise StageFailed, naming row and engine, unless `answers` are those of `requests`, in their order, and each is
-    one that `sampling` allows. `words`: how many tokens the model has."""
-    given, asked = [answer.id for answer in answers], [request.id for request in requests]
-    if given != asked:
-        pairs = zip([*given, None], [*asked, None], strict=False)
+    one that `sampling` allows. `vocab_size`: tokens that the model has."""
+    given, expected = [answer.id for answer in answers], [request.id for request in requests]
+    if given != expected:
+        pairs = zip([*given, None], [*expected, None], strict=False)
         got, row = next(pair for pair in pairs if pair[0] != pair[1])
         raise StageFailed(
-            f"The {engine} engine gave {len(given)} answers to {len(asked)} prompts, the first that is out of place "
+            f"The {engine} engine gave {len(given)} answers to {len(expected)} prompts, the first that is out of place "
             f"for row {got} instead of {row}; run again, and if it stays so take the other engine."
         )
     for answer in answers:
-        if why := _wrong(answer, sampling, chat, words):
+        if why := _wrong(answer, sampling, chat, vocab_size):
             raise StageFailed(
                 f"row {answer.id}: the {engine} engine's answer {why}; nothing was kept of this shard. Run again, and "
                 "if it stays so take the other engine."
             )
 
 
-def _wrong(answer: Answer, sampling: Sampling, chat: Chat, words: int) -> str:
+def _wrong(answer: Answer, sampling: Sampling, chat: Chat, vocab_size: int) -> str:
     """What is wrong with one answer; empty where nothing is."""
     ids = answer.token_ids
-    strange = [token for token in ids if type(token) is not int or not 0 <= token < words]
+    strange = [token for token in ids if type(token) is not int or not 0 <= token < vocab_size]
     if strange:
-        return f"has the token {strange[0]!r}, which is none of the model's {words:,}"
+        return f"has the token {strange[0]!r}, which is none of the model's {vocab_size:,}"
     if len(ids) > sampling.max_new_tokens:
-        return f"has {len(ids)} tokens, more than the {sampling.max_new_tokens} that were asked for"
+        return f"has {len(ids)} tokens, more than the {sampling.max_new_tokens} that were requested"
     if answer.finish not in ("stop", "length"):
         return f"ended with {answer.finish!r}, which is neither stop nor length"
     if any(token in sampling.stop_ids for token in ids[:-1]):

@@ -21,7 +21,7 @@ from spin_core.job import Bar
 
 
 @dataclass
-class Row:
+class OpenRow:
     """One answer at work. `uniform`: its own random numbers in [0, 1), one per token, float64."""
 
     request: Request
@@ -48,12 +48,12 @@ class Sampler:
         self.tail = max((len(text.encode()) for text in sampling.stop), default=0) + 4
         self.special = frozenset(tokenizer.all_special_ids) if tokenizer else frozenset()
 
-    def row(self, request: Request) -> Row:
+    def row(self, request: Request) -> OpenRow:
         """The request before its first token."""
-        return Row(request, uniforms(request.seed, self.sampling.max_new_tokens))
+        return OpenRow(request, uniforms(request.seed, self.sampling.max_new_tokens))
 
-    def draw(self, rows: Sequence[Row], logits: Tensor) -> None:
-        """Gives each row one more token from its logits [rows, words], and `finish` where that was its last.
+    def draw(self, rows: Sequence[OpenRow], logits: Tensor) -> None:
+        """Gives each row one more token from its logits [rows, vocab_size], and `finish` where that was its last.
 
         `logits` is overwritten.
         """

@@ -24,7 +24,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from spin_core.engines import Request
-from spin_core.engines.decoding import Rate, Row, Sampler
+from spin_core.engines.decoding import OpenRow, Rate, Sampler
+from spin_core.errors import one_line
 from spin_core.modeling import attention
 from spin_core.modeling.logprobs import FINE, ROUGH
 
@@ -132,7 +133,7 @@ class Slots(Cache):
         )  # fmt: skip
 
     def step(self, tokens: list[int], places: list[int]) -> Tensor:
-        """Logits [rows, words] behind each row's `tokens`, which are put at `places`."""
+        """Logits [rows, vocab_size] behind each row's `tokens`, which are put at `places`."""
         device, self.rows, self.width = self.model.device, slice(0, len(tokens)), max(places) + 1
         self.every = torch.arange(len(tokens), device=device)
         self.written = torch.tensor(places, device=device)
@@ -176,14 +177,14 @@ def _try(model: PreTrainedModel) -> str:
         if why := _keeps_other(model, 0):
             return why
         with _attention(model):
-            found = _probe(model)
+            tried = _probe(model)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         # Whatever an architecture does with arguments that it was not written for.
-        return f"it fails with {type(error).__name__} ({str(error).strip().splitlines()[0][:120]})"
+        return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
     plain = torch.stack([model(torch.tensor([row], device=model.device)).logits[0, -1] for row in _PROBE])
-    difference = (found.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs()
+    difference = (tried.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs()
     rough = model.dtype in (torch.bfloat16, torch.float16)
     off = float(difference.mean() if rough else difference.max())
     return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
@@ -216,8 +217,8 @@ def _probe(model: PreTrainedModel) -> Tensor:
     slots.step([row[-2] for row in (_PROBE[0], *_PROBE)], [len(row) - 2 for row in (_PROBE[0], *_PROBE)])
     slots.move([3], [0])
     order = [_PROBE[2], _PROBE[0], _PROBE[1]]
-    found = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
-    return found[[1, 2, 0]]
+    logits = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
+    return logits[[1, 2, 0]]
 
 
 @contextmanager
@@ -234,12 +235,12 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 
 def answers(
     model: PreTrainedModel, requests: Sequence[Request], sampler: Sampler, size: int, rate: Rate
-) -> list[Row]:  # fmt: skip
+) -> list[OpenRow]:  # fmt: skip
     """The finished row of each request, in their order; the first enter first, at most `size` at once."""
     rows = [sampler.row(request) for request in requests]
     longest = max(len(request.prompt) for request in requests)
     slots = Slots(model, min(size, len(rows)), longest + sampler.sampling.max_new_tokens - 1)
-    waiting, at_work = list(rows[::-1]), list[Row]()
+    waiting, at_work = list(rows[::-1]), list[OpenRow]()
     with _attention(model):
         if shared := _beginning([request.prompt[:-1] for request in requests]):
             slots.share(shared)
@@ -264,7 +265,7 @@ def _beginning(prompts: Sequence[list[int]]) -> list[int]:
     return low[: next(differs, len(low))]
 
 
-def _leave(slots: Slots, rows: list[Row]) -> list[Row]:
+def _leave(slots: Slots, rows: list[OpenRow]) -> list[OpenRow]:
     """The rows that go on, moved together: the last ones into the slots of those that ended."""
     left = sum(not row.finish for row in rows)
     target = [i for i, row in enumerate(rows[:left]) if row.finish]

@@ -1,4 +1,4 @@
-"""Sampling with vLLM: continuous batching, paged attention, one engine for all shards of its process.
+"""The engine `vllm`: continuous batching, paged attention, one engine for all shards of its process.
 
 Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own
 (`draws`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
@@ -12,15 +12,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spin_core.config.harness import LM_EVAL
 from spin_core.config.runtime import Runtime
-from spin_core.engines import Answer, Request, Sampling
-from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
+from spin_core.engines import Answer, Footprint, Request, Sampling, versions
+from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, one_line
 from spin_core.job import Job
-from spin_core.runtime import gpus
+from spin_core.runtime import gpus, vllm_env
+
+PACKAGES: tuple[str, ...] = ("vllm", "torch", "transformers")
+LAYER_SECONDS = 5e-5  # it replays CUDA graphs
+SPREADS = True
 
 SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -31,9 +36,44 @@ SETTINGS = {
 }
 
 
-def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: Job, label: str) -> list[Answer]:
-    """One answer for each request, in the order of the requests. Raises BadInput for a model or setting that vLLM
-    refuses, ChildDied when its engine died."""
+def interpreter(runtime: Runtime) -> str:
+    """That of `make vllm-env`, or the one that is named. Raises BadInput where there is none."""
+    return vllm_env.interpreter(runtime.vllm_python)
+
+
+def process(max_tokens: int, has_stop_strings: bool) -> str:
+    """A process has one engine, for one longest sequence, and decodes or not."""
+    return f"vllm {max_tokens}{' decoding' if has_stop_strings else ''}"
+
+
+def check(runtime: Runtime) -> None:
+    """Raise BadInput where its interpreter is not there, or two engines would share a GPU."""
+    interpreter(runtime)
+    gpus.check_unshared(runtime, len(gpus.visible()))
+
+
+def footprint(runtime: Runtime) -> Footprint:
+    """Each worker has an engine over `tensor_parallel` GPUs, of which it takes `gpu_memory`."""
+    return Footprint(runtime.workers, runtime.requests_in_flight, runtime.tensor_parallel, runtime.gpu_memory)
+
+
+def doctor() -> tuple[str, str]:
+    """Its version, and whether lm_eval is there too. Starts the interpreter (5 to 20 s) where there is one."""
+    place = vllm_env.place("")
+    if not place.exists():
+        return "-", f"no {place}; only for generate.engine: vllm: `make vllm-env`"
+    try:
+        version, lm_eval = vllm_env.version(""), vllm_env.lm_eval("")
+    except SpinloopError as error:
+        return "missing", str(error)
+    lacks = "" if lm_eval == LM_EVAL else f"; no lm_eval {LM_EVAL} for harness.backend: vllm: `make vllm-env`"
+    return "ok", f"{version} {place}{lacks}"
+
+
+def sample(
+    model_path: Path, requests: Sequence[Request], sampling: Sampling, job: Job, label: str
+) -> list[Answer]:  # fmt: skip
+    """See `Engine`. Raises BadInput for a model or setting that vLLM refuses, ChildDied when its engine died."""
     began = time.monotonic()
     shared, loaded = _shared(model_path, sampling, job.runtime)
     ready = time.monotonic()
@@ -49,10 +89,7 @@ def sample(model_path: Path, requests: list[Request], sampling: Sampling, job: J
             flying.append(shared.step(mine))
             ended = sum(bool(row.finish) for row in mine)
             bar.advance(ended - bar.done, **{"tokens/s": rate(), "in flight": shared.flying})
-    import vllm
-
-    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    job.engine = f"vllm {vllm.__version__}, {others}"
+    job.engine = versions(PACKAGES)
     job.figures |= {
         "tokens_per_second": rate(),
         "in_flight_mean": sum(flying) / max(len(flying), 1),
@@ -74,7 +111,7 @@ class _Row:
         """What one step added."""
         self.tokens += output.token_ids
         if self.sampling.logprobs:
-            self.logps += [found[token].logprob for token, found in zip(output.token_ids, output.logprobs, strict=True)]
+            self.logps += [each[token].logprob for token, each in zip(output.token_ids, output.logprobs, strict=True)]
         self.finish = output.finish_reason or ""
 
     def answer(self) -> Answer:
@@ -147,7 +184,7 @@ _starting = threading.Lock()
 
 def _shared(model_path: Path, sampling: Sampling, runtime: Runtime) -> tuple[_Shared, bool]:
     """The engine of this model, and whether it was started for this call. A process has one, for one model and one
-    longest sequence: the parent sends it no other jobs (`generate.environment`), and here they end it."""
+    longest sequence: the parent sends it no other jobs (`process`), and here they end it."""
     global _engine
     key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
     with _starting:
@@ -201,10 +238,10 @@ def refused(model_path: Path, error: Exception, cpu: bool) -> SpinloopError:
     """What to raise where an engine did not start."""
     import vllm
 
-    said = " ".join(str(error).split())[:300]
-    if not cpu and "memory" in said.lower():  # perhaps of a process that has just been ended: worth another try
-        return ChildDied(f"vLLM did not start ({said}); lower runtime.gpu_memory or runtime.workers")
-    return BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({said})")
+    message = one_line(error, 300)
+    if not cpu and "memory" in message.lower():  # perhaps of a process that has just been ended: worth another try
+        return ChildDied(f"vLLM did not start ({message}); lower runtime.gpu_memory or runtime.workers")
+    return BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({message})")
 
 
 def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:

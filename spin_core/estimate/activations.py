@@ -20,13 +20,13 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
 @dataclass(frozen=True)
-class Batch:
+class PassShape:
     """The groups of one packed pass: (tokens of the prompt, tokens of each answer behind it)."""
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> Batch:
+    def of(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> PassShape:
         """From any sequences."""
         return cls(tuple((prompt, tuple(answers)) for prompt, answers in groups))
 
@@ -57,7 +57,7 @@ class Form:
         return 2 if self.precision == "bfloat16" else 4
 
 
-def saved_by_attention(a: Architecture, b: Batch, form: Form) -> int:
+def saved_by_attention(a: Architecture, b: PassShape, form: Form) -> int:
     """What a layer's attention keeps: queries, keys, values, outputs and log-sums of its calls (trunks: prompts with
     their first answers; branches: the other answers), the branches' mask, and the output in the order of the pass."""
     e, one = form.width, len(b.groups) == 1
@@ -76,17 +76,17 @@ def saved_by_attention(a: Architecture, b: Batch, form: Form) -> int:
     return kept
 
 
-def saved_by_layer(a: Architecture, b: Batch, form: Form) -> int:
+def saved_by_layer(a: Architecture, b: PassShape, form: Form) -> int:
     """All that a layer keeps for its backward pass, its input included."""
-    t, e, whole = b.tokens, form.width, form.rank == 0
-    norms = 2 * t * (4 * a.hidden * (2 if whole else 1) + 4)  # input, and what the norm's weight is multiplied with
+    t, e, all_weights = b.tokens, form.width, form.rank == 0
+    norms = 2 * t * (4 * a.hidden * (2 if all_weights else 1) + 4)  # input, and the factor of the norm's weight
     inputs = t * a.hidden * e * (5 if e == 2 else 2)  # of q, k, v and of gate, up: autocast casts for each
     mlp = 4 * t * a.intermediate * e
     adapters = 7 * t * form.rank * e
     return norms + inputs + saved_by_attention(a, b, form) + mlp + adapters
 
 
-def work_of_layer(a: Architecture, b: Batch, form: Form) -> int:
+def work_of_layer(a: Architecture, b: PassShape, form: Form) -> int:
     """For a moment in a layer's backward pass: gradients of the MLP's two factors, of the residual stream, and of its
     widest matrix."""
     t, e = b.tokens, form.width
@@ -102,7 +102,7 @@ def chunks(a: Architecture, labels: int, form: Form) -> tuple[int, int]:
     return rows, 4 * a.vocab * max(2 * rows, rows + 2 * second)
 
 
-def head(a: Architecture, b: Batch, form: Form, gradients: bool) -> tuple[int, int]:
+def head(a: Architecture, b: PassShape, form: Form, gradients: bool) -> tuple[int, int]:
     """(in the forward pass, in the backward pass) beyond what the layers keep: the last norm, the hidden states of the
     labels, chunks of logits, and the weight's gradient where it is not added to one that is there (`gradients`)."""
     t, n, e = b.tokens, b.labels, form.width
@@ -122,7 +122,7 @@ def head(a: Architecture, b: Batch, form: Form, gradients: bool) -> tuple[int, i
     return forward, backward
 
 
-def work_of_reading(a: Architecture, b: Batch, form: Form) -> int:
+def work_of_reading(a: Architecture, b: PassShape, form: Form) -> int:
     """The most that a pass without backward holds: in the MLP of a layer, in its attention, or at the output layer."""
     t, n, e = b.tokens, b.labels, form.width
     cast = 2 * a.hidden * a.intermediate if e == 2 else 0

@@ -1,7 +1,7 @@
 """The sizes of a decoder, from its config.json or from a list of known ones, and how many weights that makes.
 
 Is not: a loader, and no guess. Dense decoders with a gated MLP (Llama, Mistral, Qwen, Gemma, Phi 3, …) are known; of
-others (mixtures of experts, GPT-2) nothing is said.
+others (mixtures of experts, GPT-2) nothing is known.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Architecture:
 
     @property
     def weights(self) -> int:
-        """Of the whole model."""
+        """Of the model."""
         return self.layers * self.layer + self.hidden + self.embeddings * (1 if self.tied else 2)
 
     @property
@@ -105,8 +105,8 @@ def of_known(hub_id: str) -> Architecture | None:
     """The sizes of a published model, which need not be here; None for one that the list lacks."""
     listed = yaml_reader.read_file(KNOWN)
     same: Mapping[str, str] = listed["same_as"]
-    found = listed["models"].get(same.get(hub_id, hub_id))
-    if found is None:
+    sizes = listed["models"].get(same.get(hub_id, hub_id))
+    if sizes is None:
         return None
-    layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, tied = found
+    layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, tied = sizes
     return Architecture(layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, bool(tied))

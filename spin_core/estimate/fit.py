@@ -11,6 +11,9 @@ from typing import Any
 
 from spin_core.config.finetune import Lora
 from spin_core.config.profile import Config
+from spin_core.engines import Engine
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
 from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
 
@@ -21,23 +24,23 @@ Change = dict[str, Any]
 def misfit(s: Setting, config: Config, stages: list[str]) -> str:
     """Empty, or what does not fit (of several stages the largest) and the setting that would, in one sentence.
     `stages`: those that would run."""
-    asked = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
-    if not s.hardware.gpu or not asked:
+    chosen = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
+    if not s.hardware.gpu or not chosen:
         return ""
-    needed = {stage: NEEDS[stage](s, config).gpu for stage in asked}
-    worst = max(asked, key=needed.__getitem__)
-    return _told(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
+    needed = {stage: NEEDS[stage](s, config).gpu for stage in chosen}
+    worst = max(chosen, key=needed.__getitem__)
+    return _describe(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
 
 
-def _told(s: Setting, config: Config, stage: str) -> str:
+def _describe(s: Setting, config: Config, stage: str) -> str:
     gpu = s.hardware.gpu
     assert gpu is not None
     needed = NEEDS[stage](s, config).gpu / GIB
     begin = f"{stage} needs about {needed:,.0f} GiB per GPU, and {gpu.name} has {gpu.gib:,.0f}"
-    found = remedy(s, config, stage)
-    if found is None:
+    fitting = remedy(s, config, stage)
+    if fitting is None:
         return f"{begin}; no setting of one to {MOST} nodes makes it fit: take a larger GPU or a smaller model."
-    change, need = found
+    change, need = fitting
     settings = ", ".join(f"{name}: {_value(value)}" for name, value in change.items())
     world = changed(config, change).runtime.compute.world
     many = f" with {world} GPU{'s' * (world > 1)}" if "sharding" in settings or "compute" in settings else ""
@@ -68,7 +71,7 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
         "evaluate": "runtime.score_tokens", "generate": "runtime.generate_batch", "harness": "runtime.harness_batch",
     }  # fmt: skip
     smaller = [{budgets[stage]: value} for value in _halves(config, budgets[stage])]
-    if stage in ("generate", "harness") and _engine(config, stage) == "vllm":
+    if stage in ("generate", "harness") and _engine(config, stage).SPREADS:
         yield from ({"runtime.tensor_parallel": 2**n} for n in range(1, 7) if 2**n > runtime.tensor_parallel)
         return
     yield from smaller
@@ -81,7 +84,7 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
             again = {"runtime.gradient_checkpointing": True}
             yield again
             yield from (again | one for one in smaller)
-        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on a whole model
+        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on an unsharded model
             if config.finetune.precision == "bfloat16":
                 quantized = config.finetune.lora.model_copy(update={"quantize": "nf4"})
                 yield {"finetune.lora": quantized}
@@ -92,11 +95,14 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
             yield {"finetune.lora": Lora()}
             yield {"finetune.lora": Lora()} | again | least
     elif stage == "harness":
-        yield from ({"harness.backend": "vllm", "runtime.tensor_parallel": 2**n} for n in range(0, 7))
+        spread = [name for name, backend in BACKENDS.items() if backend.engine.SPREADS]
+        yield from ({"harness.backend": name, "runtime.tensor_parallel": 2**n} for name in spread for n in range(0, 7))
         return
     else:
         if stage == "generate":
-            yield from ({"generate.engine": "vllm", "runtime.tensor_parallel": 2**n} for n in range(1, 4))
+            spread = [name for name, engine in ENGINES.items() if engine.SPREADS]
+            sizes = [2**n for n in range(1, 4)]
+            yield from ({"generate.engine": name, "runtime.tensor_parallel": n} for name in spread for n in sizes)
         for parts in _worlds(s, config, 1):
             yield parts | {"runtime.compute.sharding": "zero3"}
             yield parts | {"runtime.compute.sharding": "zero3"} | least
@@ -114,18 +120,20 @@ MOST = 32
 OFFLOADED = {"runtime.compute.sharding": "zero3", "runtime.compute.offload": "optimizer"}
 
 
-def _engine(config: Config, stage: str) -> str:
-    return config.generate.engine if stage == "generate" else (config.harness.backend if config.harness else "")
+def _engine(config: Config, stage: str) -> Engine:
+    if stage == "generate" or config.harness is None:
+        return ENGINES[config.generate.engine]
+    return BACKENDS[config.harness.backend].engine
 
 
 def _halves(config: Config, field: str) -> list[int]:
     """Smaller values of a budget, largest first; tokens down to 512, below which a pass is one pair in any case."""
     value, least = getattr(config.runtime, field.rpartition(".")[2]), 512 if field.endswith("tokens") else 1
-    found = []
+    halves = []
     while value > least:
         value = max(least, value // 2)
-        found.append(value)
-    return found
+        halves.append(value)
+    return halves
 
 
 def _worlds(s: Setting, config: Config, nodes: int) -> Iterator[Change]:

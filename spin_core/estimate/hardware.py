@@ -20,7 +20,7 @@ ASSUMED = "h100-80gb"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Speeds of 0 are unknown: then no time is told. `bandwidth`, `link`: GB/s."""
+    """One GPU. Speeds of 0 are unknown: then no time is estimated. `bandwidth`, `link`: GB/s."""
 
     name: str
     gib: float
@@ -36,13 +36,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """`count` GPUs a node (0: as many as the profile asks for). No GPU: a CPU, of which no time is told. `certain`:
+    """`count` GPUs a node (0: as many as the profile asks for). No GPU: a CPU, without an estimate of time. `certain`:
     seen or named, so that what does not fit is refused."""
 
     gpu: Gpu | None
     count: int
     certain: bool
-    told: str
+    description: str
 
 
 def known() -> dict[str, Gpu]:
@@ -61,16 +61,16 @@ def choose(named: str, count: int, small: bool) -> Hardware:
     if count:
         raise BadInput("--gpus: says how many of --gpu there are on a node; name that too, such as --gpu h100-80gb.")
     visible = gpus.visible()
-    if visible and (found := _seen()):
-        return Hardware(found, len(visible), True, f"{_many(len(visible), found.name)}, as the driver shows")
+    if visible and (gpu := _seen()):
+        return Hardware(gpu, len(visible), True, f"{_many(len(visible), gpu.name)}, as the driver shows")
     if small:
-        return Hardware(None, 0, False, "this machine's CPU, of which no time is told (--gpu NAME for a GPU)")
+        return Hardware(None, 0, False, "this machine's CPU, for which no time is estimated (--gpu NAME for a GPU)")
     return Hardware(known()[ASSUMED], 0, False, f"{ASSUMED}, assumed as no GPU is seen here (--gpu NAME --gpus N)")
 
 
 def cpu() -> Hardware:
     """A run that the profile puts on the CPU."""
-    return Hardware(None, 0, False, "a CPU (runtime.device: cpu), of which no time is told")
+    return Hardware(None, 0, False, "a CPU (runtime.device: cpu), for which no time is estimated")
 
 
 def _many(count: int, name: str) -> str:
@@ -81,20 +81,20 @@ def _seen() -> Gpu | None:
     """The first visible GPU by the driver's name and memory; its speeds where it is listed."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return of_driver(told)
+    return of_driver(output)
 
 
-def of_driver(told: str) -> Gpu | None:
+def of_driver(output: str) -> Gpu | None:
     """What nvidia-smi's line `name, MiB` says; None where it is none."""
-    name, _, mib = (told.splitlines() or [""])[0].rpartition(",")
+    name, _, mib = (output.splitlines() or [""])[0].rpartition(",")
     if not re.fullmatch(r"\s*\d+\s*", mib):
         return None
-    words = re.split(r"[^A-Za-z0-9]+", name)
-    for listed, (*_, asked) in yaml_reader.read_file(KNOWN).items():
-        found = known()[listed]
-        if all(word in words for word in asked) and abs(int(mib) / 1024 - found.gib) < 0.15 * found.gib:
-            return Gpu(listed, int(mib) / 1024, found.bfloat16, found.float32, found.bandwidth, found.link)
+    parts = re.split(r"[^A-Za-z0-9]+", name)
+    for listed, (*_, needed) in yaml_reader.read_file(KNOWN).items():
+        gpu = known()[listed]
+        if all(part in parts for part in needed) and abs(int(mib) / 1024 - gpu.gib) < 0.15 * gpu.gib:
+            return Gpu(listed, int(mib) / 1024, gpu.bfloat16, gpu.float32, gpu.bandwidth, gpu.link)
     return Gpu(name.strip()[:60], int(mib) / 1024)

@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spin_core.config.choices import Optimizer
-from spin_core.estimate.activations import (
-    Batch,
-    Form,
-    head,
-    saved_by_layer,
-    work_of_layer,
-    work_of_reading,
-)
+from spin_core.estimate.activations import Form, PassShape, head, saved_by_layer, work_of_layer, work_of_reading
 from spin_core.estimate.architecture import Architecture
 
 STATES = {"rmsprop": 1, "adamw": 2}
@@ -26,8 +19,8 @@ PLAIN = Form()
 SHARDED = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}
 """How much is divided: 1 the optimiser's state, 2 gradients too, 3 weights too."""
 ZERO_BUCKET, ZERO_LIVE = 500_000_000, 1_000_000_000
-"""DeepSpeed's defaults: numbers in the bucket that gradients are reduced in, which is allocated whole however small the
-model (twice where it reduces one while the other is filled), and gathered weights that ZeRO-3 keeps."""
+"""DeepSpeed's defaults: numbers in the bucket that gradients are reduced in, which is allocated in full however small
+the model (twice where it reduces one while the other is filled), and gathered weights that ZeRO-3 keeps."""
 PREFILL_TOKENS = 2048
 """As in `spin_core/engines/slots.py`, which loads torch; a test compares them."""
 
@@ -36,7 +29,7 @@ PREFILL_TOKENS = 2048
 class Training:
     """What decides over the memory of a training process. `passes`: micro-batches of a step in one process."""
 
-    batch: Batch
+    batch: PassShape
     form: Form = PLAIN
     optimizer: Optimizer = "rmsprop"
     checkpointing: bool = False
@@ -69,9 +62,9 @@ def training(a: Architecture, how: Training) -> Peak:
     Moments: the output layer forward and backward, each layer's backward pass (with `checkpointing` after it was
     computed again), the embeddings' gradient, and the optimiser's step.
     """
-    stage, world, whole = SHARDED[how.sharding], how.world, how.form.rank == 0
-    trained = a.weights if whole else a.adapter(how.form.rank)
-    held = (_base(a, how.nf4) + (0 if whole else 4 * trained)) // (world if stage >= 3 else 1)
+    stage, world, all_weights = SHARDED[how.sharding], how.world, how.form.rank == 0
+    trained = a.weights if all_weights else a.adapter(how.form.rank)
+    held = (_base(a, how.nf4) + (0 if all_weights else 4 * trained)) // (world if stage >= 3 else 1)
     gathered, buckets = _of_processes(a, how, trained)
     gradients = 4 * trained // (world if stage >= 2 else 1)
     state = 4 * trained * STATES[how.optimizer] // (world if stage >= 1 else 1)
@@ -137,31 +130,31 @@ def _of_step(a: Architecture, how: Training, trained: int) -> int:
 
 def _moments(a: Architecture, how: Training, full: bool) -> list[tuple[str, int, int]]:
     """(phase, bytes of gradients that there are by then in a step's first pass, bytes alive besides)."""
-    batch, form, whole = how.batch, how.form, how.form.rank == 0
+    batch, form, all_weights = how.batch, how.form, how.form.rank == 0
     layer, work = saved_by_layer(a, batch, form), work_of_layer(a, batch, form)
     stream = batch.tokens * 4 * a.hidden
     kept = stream if how.checkpointing else layer
-    # Autocast keeps the bfloat16 copy of a weight that is trained, where the weights are whole; else the graph does.
-    cached = whole and SHARDED[how.sharding] < 3
+    # Autocast keeps the bfloat16 copy of a weight that is trained, where weights are unsharded; else the graph does.
+    cached = all_weights and SHARDED[how.sharding] < 3
     casts = 2 * a.matrices if form.width == 2 and (cached or not how.checkpointing) else 0
     one_cast = 2 * a.layer if form.width == 2 and not casts else 0
     forward, backward = head(a, batch, form, full)
-    logits = 4 * a.embeddings if whole else 0
-    found = [
+    logits = 4 * a.embeddings if all_weights else 0
+    moments = [
         ("output layer, forward", 0, casts + a.layers * kept + forward),
         ("output layer, backward", 0, casts + a.layers * kept + backward),
     ]
-    each = 4 * a.layer if whole else 4 * a.adapter(form.rank) // a.layers
+    each = 4 * a.layer if all_weights else 4 * a.adapter(form.rank) // a.layers
     for left in range(a.layers, 0, -1):
         again = layer if how.checkpointing else 0
         live = casts + left * kept + again + work + one_cast
-        found.append(("layers, backward", logits + (a.layers - left) * each, live))
-    if whole:
-        found.append(("embeddings, backward", logits + a.layers * each, casts + 4 * a.embeddings + stream))
-    return found
+        moments.append(("layers, backward", logits + (a.layers - left) * each, live))
+    if all_weights:
+        moments.append(("embeddings, backward", logits + a.layers * each, casts + 4 * a.embeddings + stream))
+    return moments
 
 
-def scoring(a: Architecture, batch: Batch, form: Form, sharded: int = 1, nf4: bool = False) -> Peak:
+def scoring(a: Architecture, batch: PassShape, form: Form, sharded: int = 1, nf4: bool = False) -> Peak:
     """A pass of score or evaluate: float32 weights (or `nf4`), of which a process holds 1/`sharded`."""
     gathered = 4 * _in_use(a) if sharded > 1 else 0
     return Peak(_base(a, nf4) // sharded + gathered, 0, 0, work_of_reading(a, batch, replace(form, rank=0)), "a pass")

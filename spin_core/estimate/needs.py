@@ -12,8 +12,11 @@ from typing import Literal
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
 from spin_core.config.sft import Sft
+from spin_core.engines import Footprint
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
-from spin_core.estimate.activations import Batch, Form
+from spin_core.estimate.activations import Form, PassShape
 from spin_core.estimate.architecture import Architecture
 from spin_core.estimate.hardware import Gpu, Hardware
 from spin_core.estimate.todo import Data
@@ -37,7 +40,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all needs are asked with."""
+    """What all needs are computed with."""
 
     model: Architecture
     data: Data
@@ -55,19 +58,19 @@ def lengths(data: Data, prompt: int, most: int, new: int) -> tuple[int, int, int
     return shown, max(1, min(round(data.answer), most - shown)), max(1, min(round(data.answer), new, most - shown))
 
 
-def passes(budget: int, mean: tuple[int, ...], most: int, new: int, prompt: int) -> list[Batch]:
+def passes(budget: int, mean: tuple[int, ...], most: int, new: int, prompt: int) -> list[PassShape]:
     """The passes that could be fullest: mean groups that fill `budget`, and the longest group that settings allow.
     `mean`: prompt and answers of a group."""
     shown, *answers = mean
     count = max(1, budget // sum(mean))
     least = max(1, min(prompt, most - new))
     longest = [most - least, min(new, most - least)][: len(answers)]
-    return [Batch.of([(shown, answers)] * count), Batch.of([(least, longest)])]
+    return [PassShape.of([(shown, answers)] * count), PassShape.of([(least, longest)])]
 
 
 def finetune(s: Setting, config: Config) -> Need:
     """Of the iteration that needs most."""
-    return max((_finetune(s, config.at(t)) for t in range(config.iterations)), key=_whole, default=Need(0, 0))
+    return max((_finetune(s, config.at(t)) for t in range(config.iterations)), key=_size, default=Need(0, 0))
 
 
 def _finetune(s: Setting, config: Config) -> Need:
@@ -81,7 +84,7 @@ def sft(s: Setting, config: Config) -> Need:
     """Of `sft` and `control`."""
     parts = [part for part in (config.sft, config.control) if part]
     means = [lengths(s.data, config.chat.max_prompt_length, part.max_length, 1)[:2] for part in parts]
-    return max((_trained(s, config, *both, 0) for both in zip(parts, means, strict=True)), key=_whole)
+    return max((_trained(s, config, *both, 0) for both in zip(parts, means, strict=True)), key=_size)
 
 
 def _trained(s: Setting, config: Config, part: Finetune | Sft, mean: tuple[int, ...], new: int) -> Need:
@@ -118,14 +121,17 @@ def score(s: Setting, config: Config) -> Need:
 
 
 def generate(s: Setting, config: Config) -> Need:
-    """Of one sampling process, or of vLLM: what it takes, or more where its weights alone are more."""
-    part, runtime = config.generate, config.runtime
-    if part.engine == "vllm" and s.hardware.gpu:
-        least = s.model.weights * s.model.bytes_on_disk / runtime.tensor_parallel + 3 * GIB
-        taken = s.hardware.gpu.gib * GIB * runtime.gpu_memory
-        host = runtime.workers * runtime.tensor_parallel * PROCESS["cuda"]
-        return Need(taken if least <= taken else least / runtime.gpu_memory, host)
-    return sampled(s, config, part.max_new_tokens, part.logprobs)
+    """Of one sampling process."""
+    return _of_sampling(s, config, ENGINES[config.generate.engine].footprint(config.runtime))
+
+
+def _of_sampling(s: Setting, config: Config, use: Footprint) -> Need:
+    """Of an engine that takes a share of each GPU: that, or more where its weights alone are more."""
+    if not (use.gpu_share and s.hardware.gpu):
+        return sampled(s, config, config.generate.max_new_tokens, config.generate.logprobs)
+    least = s.model.weights * s.model.bytes_on_disk / use.gpus + 3 * GIB
+    taken = s.hardware.gpu.gib * GIB * use.gpu_share
+    return Need(taken if least <= taken else least / use.gpu_share, use.processes * use.gpus * PROCESS["cuda"])
 
 
 def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Need:
@@ -138,19 +144,18 @@ def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Nee
 
 def evaluate(s: Setting, config: Config) -> Need:
     """Likelihoods as score, answers as generate by transformers: one after the other."""
-    found = [score(s, config)]
+    both = [score(s, config)]
     if config.evaluate.answers:
-        found.append(sampled(s, config, config.evaluate.max_new_tokens))
-    return max(found, key=_whole)
+        both.append(sampled(s, config, config.evaluate.max_new_tokens))
+    return max(both, key=_size)
 
 
 def harness(s: Setting, config: Config) -> Need:
     """lm-evaluation-harness with transformers: weights as on disk, all logits of a batch and their log-softmax. On one
     GPU, or one engine of vLLM's."""
-    if config.harness and config.harness.backend == "vllm":
-        return generate(
-            s, config.model_copy(update={"generate": config.generate.model_copy(update={"engine": "vllm"})})
-        )
+    use = BACKENDS[config.harness.backend].engine.footprint(config.runtime) if config.harness else None
+    if use and use.gpu_share:
+        return _of_sampling(s, config, use)
     width, tokens = s.model.bytes_on_disk if s.hardware.gpu else 4, config.runtime.harness_batch * 1024
     each = 4 * s.model.hidden * width + 3 * s.model.intermediate * width + 2 * s.model.vocab * width
     return _need(s, s.model.weights * width + tokens * each, PROCESS[s.device] + s.model.weights * width)
@@ -184,7 +189,7 @@ def _need(s: Setting, peak: float, host: float) -> Need:
     return Need(0, host + peak * SPARE)
 
 
-def _whole(need: Need) -> tuple[float, float]:
+def _size(need: Need) -> tuple[float, float]:
     return need.gpu, need.host
 
 

@@ -1,6 +1,6 @@
 """Where the sizes of a profile's model are read: its folder, the hub client's cache, or the list of known models.
 
-Is not: a download. Nothing is asked of the hub.
+Is not: a download. The hub is not called.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def sizes(path: str, revision: str, base_dir: Path) -> Architecture | str:
         )
     folder = _folder(path, base_dir) or _cached(path, revision)
     if folder is not None:
-        found = of_folder(folder)
-        return f"No estimate: the model {path} {found}." if isinstance(found, str) else found
+        known = of_folder(folder)
+        return f"No estimate: the model {path} {known}." if isinstance(known, str) else known
     return of_known(path) or (
         f"No estimate: the sizes of the model {path} are not known here; give the path of a local copy as model.path."
     )
@@ -43,7 +43,7 @@ def _cached(path: str, revision: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(path, "config.json", revision=revision or None)
+        file = try_to_load_from_cache(path, "config.json", revision=revision or None)
     except (HFValidationError, OSError):
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(file).parent if isinstance(file, str) else None

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from spin_core.config.profile import Config
 from spin_core.estimate import needs, sheet, work
 from spin_core.estimate.needs import GIB, Setting
-from spin_core.estimate.sheet import Line
+from spin_core.estimate.sheet import StageCost
 
 HEAD = ("stage", "steps", "GPUs", "GPU-hours", "wall", "memory/GPU", "host memory", "store", "scratch")
 WIDE = (10, 6, 6, 11, 10, 12, 13, 11, 11)
 
 
-def table(found: Sequence[Line]) -> list[str]:
+def table(costs: Sequence[StageCost]) -> list[str]:
     """Head, a line for each stage, and the total."""
-    rows = [HEAD, *(_cells(line) for line in found), _cells(sheet.total(list(found)))]
+    rows = [HEAD, *(_cells(line) for line in costs), _cells(sheet.total(list(costs)))]
     return [_aligned(cells).rstrip() for cells in rows]
 
 
@@ -23,7 +23,7 @@ def _aligned(cells: tuple[str, ...]) -> str:
     return cells[0].ljust(WIDE[0]) + "".join(cell.rjust(wide) for cell, wide in zip(cells[1:], WIDE[1:], strict=True))
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: StageCost) -> tuple[str, ...]:
     hours = "–" if line.gpu_hours is None else f"{line.gpu_hours:,.1f}" if line.gpu_hours else ""
     sizes = (line.need.gpu, line.need.host, line.store, line.scratch)
     return (
@@ -32,7 +32,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def span(seconds: float | None) -> str:
-    """A time as people say it; – for one that is not told."""
+    """A time as people say it; – for an unknown one."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -63,7 +63,7 @@ def basis(s: Setting, config: Config, nothing_cached: bool) -> list[str]:
         s.data, config.chat.max_prompt_length, config.finetune.max_length, config.generate.max_new_tokens
     )
     lines = [
-        f"GPU: {s.hardware.told}." if s.hardware.gpu else f"For {s.hardware.told}.",
+        f"GPU: {s.hardware.description}." if s.hardware.gpu else f"For {s.hardware.description}.",
         f"Model: {weights(s.model.weights)} weights. Rows: {s.data.train:,} to train, {s.data.test:,} held out.",
         f"Tokens: prompt {prompt:,}, real answer {real:,}, generated {new:,} ({s.data.told}).",
     ]

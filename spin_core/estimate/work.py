@@ -1,13 +1,13 @@
 """How long the stages take on a GPU: operations over its peak, bytes over its bandwidth, each times what is usually
 reached of it.
 
-Is not: a benchmark. The shares below are assumptions, said in the sheet's last lines; what steps took is in their
+Is not: a benchmark. The shares below are assumptions, listed in the sheet's last lines; what steps took is in their
 records. Times are seconds of one GPU-filling process; `sheet` divides by processes.
 """
 
 from __future__ import annotations
 
-from spin_core.estimate.activations import Batch
+from spin_core.estimate.activations import PassShape
 from spin_core.estimate.architecture import Architecture
 from spin_core.estimate.hardware import Gpu
 
@@ -17,28 +17,26 @@ ACROSS = 50.0
 """GB/s between nodes, for each GPU (400 Gb/s adapters)."""
 HOST = 25.0
 """GB/s between a GPU and the host's memory."""
-LAYER_SECONDS = {"transformers": 8e-4, "vllm": 5e-5}
-"""Of one layer in one sampling step, however few rows: Python and kernel launches; vLLM replays CUDA graphs."""
 
 
-def reading_flops(a: Architecture, batch: Batch) -> float:
+def reading_flops(a: Architecture, batch: PassShape) -> float:
     """Of a forward pass: two per weight and token, the output layer for labels, attention for what is seen."""
     seen = sum(p * p / 2 + sum(n * p + n * n / 2 for n in answers) for p, answers in batch.groups)
     return 2.0 * a.matrices * batch.tokens + 2.0 * a.embeddings * batch.labels + 4.0 * a.layers * a.queries * seen
 
 
-def training_flops(a: Architecture, batch: Batch, checkpointing: bool, adapter: bool) -> float:
+def training_flops(a: Architecture, batch: PassShape, checkpointing: bool, adapter: bool) -> float:
     """Forward, backward (twice as much; with an adapter no gradients of the weights), and forward once more."""
     return reading_flops(a, batch) * (2 + (not adapter) + checkpointing)
 
 
-def reading_seconds(a: Architecture, batch: Batch, gpu: Gpu, precision: str) -> float:
+def reading_seconds(a: Architecture, batch: PassShape, gpu: Gpu, precision: str) -> float:
     """Of a scoring pass."""
     return reading_flops(a, batch) / (gpu.tflops(precision) * 1e12 * SCORING)
 
 
 def training_seconds(
-    a: Architecture, batch: Batch, gpu: Gpu, precision: str, checkpointing: bool, adapter: bool
+    a: Architecture, batch: PassShape, gpu: Gpu, precision: str, checkpointing: bool, adapter: bool
 ) -> float:
     """Of a training pass."""
     flops = training_flops(a, batch, checkpointing, adapter)
@@ -58,10 +56,18 @@ def offload_seconds(a: Architecture, world: int) -> float:
 
 
 def sampling_seconds(
-    a: Architecture, gpu: Gpu, rows: int, prompt: float, new: float, flight: int, width: int, engine: str, gpus: int = 1
+    a: Architecture,
+    gpu: Gpu,
+    rows: int,
+    prompt: float,
+    new: float,
+    flight: int,
+    width: int,
+    layer_seconds: float,
+    gpus: int = 1,
 ) -> float:
     """Of sampling `new` tokens behind prompts of `prompt` tokens for `rows` rows, `flight` of them at once, on `gpus`
-    that share a model: weights, keys and values are read in each step."""
+    that share a model: weights, keys and values are read in each step. `layer_seconds`: see `Engine`."""
     if not rows:
         return 0.0
     peak, speed = gpu.bfloat16 * 1e12 * SCORING * gpus, gpu.bandwidth * 1e9 * BANDWIDTH * gpus
@@ -70,5 +76,5 @@ def sampling_seconds(
     cache = 2 * a.layers * a.keys * width * (prompt + new / 2) * flight
     reading = (a.matrices + a.embeddings) * width + cache
     computing = 2.0 * (a.matrices + a.embeddings) * flight / peak
-    each = max(reading / speed, computing) + a.layers * LAYER_SECONDS[engine]
+    each = max(reading / speed, computing) + a.layers * layer_seconds
     return steps * each + 2.0 * a.matrices * prompt * rows / peak

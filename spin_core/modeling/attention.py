@@ -36,11 +36,11 @@ PLAIN = frozenset(
 
 
 class CannotPack(Exception):
-    """The model's attention is more than softmax over causal keys. Says what it asked for."""
+    """The model's attention is more than softmax over causal keys. Says what it takes."""
 
 
 def require(kernel: Kernel, device: torch.device, train: bool, precision: str) -> None:
-    """Raises BadInput where the kernel's package or device is absent, or it cannot do what is asked there."""
+    """Raises BadInput where the kernel's package or device is absent, or it cannot run there."""
     if kernel == "flex_attention" and train and device.type == "cpu":
         raise BadInput(
             "runtime.attn_implementation: flex_attention has no backward pass on CPU, so it can only score there; use "
@@ -252,8 +252,8 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     if sliding_window and layout.longest > sliding_window:  # one that no config says; `policy` knows the others
         raise CannotPack(f"its sliding window of {sliding_window} is shorter than a sequence of {layout.longest}")
-    if asked := sorted(name for name, given in more.items() if given is not None and name not in PLAIN):
-        raise CannotPack(f"its attention takes {', '.join(asked)}")
+    if taken := sorted(name for name, given in more.items() if given is not None and name not in PLAIN):
+        raise CannotPack(f"its attention takes {', '.join(taken)}")
     if softcap and layout.kernel != "sdpa":
         raise CannotPack(f"{layout.kernel} has no soft-cap of scores here, sdpa has")
     capped = {"softcap": softcap} if softcap else {}

@@ -16,7 +16,7 @@ from typing import Any
 from spin_core.config.chat import ChatSection
 from spin_core.data.rows import Messages
 from spin_core.data.sandbox import templates
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
 
 PROBE: Messages = [{"role": "user", "content": "What is two plus two?"}]
 SENTINEL = "spinloop sentinel answer"
@@ -60,7 +60,7 @@ class Chat:
         """Token ids of answer `text` as the template renders it behind `prompt(messages)`.
 
         Up to and including the end-of-turn token when `finished`, and not the newline that many templates put after it;
-        without that token for an answer that was cut at `max_new_tokens` (the model never said that it had ended).
+        without that token for an answer that was cut at `max_new_tokens` (the model did not end it).
         """
         rendered = self._behind_prompt(messages, text)
         tail, end = self._tail
@@ -80,7 +80,7 @@ class Chat:
     def clean(self, token_ids: Iterable[int]) -> str:
         """The answer's text: ids up to the first end, without the tokenizer's special tokens, left-stripped.
 
-        The reference strips on the left too, but removes only the literal `</s>` (`paper_postprocess`).
+        The reference strips on the left too, but removes only the literal `</s>`.
         """
         kept = []
         for token in token_ids:
@@ -90,7 +90,7 @@ class Chat:
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).lstrip()
 
     def preflight(self, messages: Messages) -> None:
-        """Raise BadInput unless this prompt can be rendered, keeps its text, and is a prefix of the whole conversation.
+        """Raise BadInput unless this prompt can be rendered, keeps its text, and is a prefix of the conversation.
 
         Cheap (three renderings): run it on every prompt before the first forward pass.
         """
@@ -108,19 +108,19 @@ class Chat:
     def _behind_prompt(self, messages: Messages, text: str) -> str:
         """What the template puts behind the prompt when the answer is `text`."""
         prompt = self.prompt(messages)
-        whole = render(self.tokenizer, [*messages, {"role": "assistant", "content": text}], self.where)
-        if not whole.startswith(prompt):
+        rendered = render(self.tokenizer, [*messages, {"role": "assistant", "content": text}], self.where)
+        if not rendered.startswith(prompt):
             raise BadInput(
                 f"Model {self.where}: its chat template renders the prompt differently once an answer follows, so what "
                 "is sampled would not be what is scored; use a template whose prompt is a prefix of the conversation."
             )
-        return whole[len(prompt) :]
+        return rendered[len(prompt) :]
 
     @cached_property
     def _tail(self) -> tuple[str, list[int]]:
         """The text that the template puts behind an answer, and the ids that end a finished answer."""
-        _, found, tail = self._behind_prompt(PROBE, SENTINEL).rpartition(SENTINEL)
-        if not found:
+        _, answer, tail = self._behind_prompt(PROBE, SENTINEL).rpartition(SENTINEL)
+        if not answer:
             raise BadInput(f"Model {self.where}: its chat template drops the answer's text; use one that renders it.")
         ids = self._encode(tail)
         special = self.stop_ids | set(self.tokenizer.all_special_ids)
@@ -160,12 +160,12 @@ def render(tokenizer: Any, messages: Messages, where: str, answer_header: bool =
     try:
         return templates.render(tokenizer.get_chat_template(), variables)
     except (templates.TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
-        said = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         if any(m["role"] == "system" for m in messages):
-            said += "; if it refuses a system turn, put that text at the head of the user's"
+            text += "; if it refuses a system turn, put that text at the head of the user's"
         raise BadInput(
-            f"Model {where}: its chat template fails on the turns {_roles(messages)} ({said}); "
-            "mend the template or use another model."
+            f"Model {where}: its chat template fails on the turns {_roles(messages)} ({text}); "
+            "correct the template or use another model."
         ) from error
 
 
@@ -180,11 +180,6 @@ def paper_prompt(text: str) -> str:
     return f"### Instruction: {text}\n\n### Response: "
 
 
-def paper_postprocess(decoded: str) -> str:
-    """What the reference keeps of a decoded answer: without the literal `</s>` and without whitespace on the left."""
-    return decoded.replace("</s>", "").lstrip()
-
-
 def reference_texts(row: dict, tokenizer: Any, assistant_prefix: str = "<|assistant|>\n") -> dict[str, str]:
     """The texts that the reference's run_spin.apply_chat_template makes of a record, for `collation: reference`.
 
@@ -196,14 +191,14 @@ def reference_texts(row: dict, tokenizer: Any, assistant_prefix: str = "<|assist
     if "real" not in row or "generated" not in row:
         raise BadInput(f"A record for the reference's collation needs `real` and `generated`, not {sorted(row)}.")
     real, generated = row["real"], row["generated"]
-    asked = next((m for m in real if m["role"] == "user"), None)
-    if asked is None:
+    question = next((m for m in real if m["role"] == "user"), None)
+    if question is None:
         raise BadInput("A record for the reference's collation needs a user turn in `real`, and this has none.")
     system = real[0] if real[0]["role"] == "system" else {"role": "system", "content": ""}
     where = str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
     head = re.compile("^" + re.escape(assistant_prefix))
     return {
-        "text_prompt": render(tokenizer, [system, asked], where, answer_header=True),
+        "text_prompt": render(tokenizer, [system, question], where, answer_header=True),
         "text_real": head.sub("", render(tokenizer, real[1:], where)),
         "text_generated": head.sub("", render(tokenizer, generated[1:], where)),
     }

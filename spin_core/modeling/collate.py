@@ -22,7 +22,7 @@ from spin_core.job import Job
 from spin_core.modeling.chat import Chat, reference_texts
 from spin_core.modeling.loss import IGNORE
 
-Batch = dict[str, Tensor]
+PaddedBatch = dict[str, Tensor]
 """`input_ids`, `attention_mask`, `labels`: int64 [B, W], padded on the right; labels −100 outside the answers."""
 
 
@@ -41,7 +41,7 @@ class Tokens:
 
     @property
     def targets(self) -> int:
-        """How many labels a causal model can be asked for: the very first token has nothing before it."""
+        """How many labels a causal model can predict: the very first token has nothing before it."""
         return len(self.ids) - max(self.prompt, 1) if len(self.ids) else 0
 
     def mask(self) -> np.ndarray:
@@ -135,7 +135,7 @@ def _kept(length: int, max_length: int, mode: str) -> range:
     raise ValueError(f"truncation_mode must be keep_end or keep_start, not {mode!r}")
 
 
-def pad(sequences: Sequence[Tokens], pad_id: int) -> Batch:
+def pad(sequences: Sequence[Tokens], pad_id: int) -> PaddedBatch:
     """A batch of `sequences`, as wide as the longest; `pad_id` under attention 0 behind each."""
     shape = (len(sequences), max(len(s) for s in sequences))
     ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)

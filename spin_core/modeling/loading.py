@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Quantize
 from spin_core.config.runtime import Runtime
-from spin_core.errors import BadInput, StageFailed
+from spin_core.errors import BadInput, StageFailed, one_line
 from spin_core.modeling.chat import Chat
 from spin_core.runtime import process_group
 from spin_core.sources import remote_code
@@ -52,9 +52,9 @@ def pick_device(runtime: Runtime) -> torch.device:
     except RuntimeError:
         raise BadInput(f"runtime.device {runtime.device!r} is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+        count = torch.cuda.device_count()
         raise BadInput(
-            f"runtime.device {runtime.device!r}: this machine has {found} CUDA devices; use auto, cpu or one of them"
+            f"runtime.device {runtime.device!r}: this machine has {count} CUDA devices; use auto, cpu or one of them"
         )
     return device
 
@@ -86,7 +86,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the library raises OSError, ValueError, KeyError or bare Exception, by file and format
         raise BadInput(
-            f"{path}: no usable tokenizer ({_first_line(error)}); save one there with save_pretrained"
+            f"{path}: no usable tokenizer ({one_line(error)}); save one there with save_pretrained"
         ) from error
     if not tokenizer.chat_template:
         raise BadInput(f"{path}: the tokenizer has no chat template; put a chat_template.jinja beside it")
@@ -124,19 +124,14 @@ def load_model(
         )
     if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
         pickled = sorted(p.name for p in path.glob("*.bin")) + sorted(p.name for p in path.glob("*.pt*"))
-        found = f"only pickled weights ({pickled[0]})" if pickled else "no model.safetensors"
-        raise BadInput(f"{path}: {found}; convert the model to safetensors (save_pretrained) and use that directory")
+        weights = f"only pickled weights ({pickled[0]})" if pickled else "no model.safetensors"
+        raise BadInput(f"{path}: {weights}; convert the model to safetensors (save_pretrained) and use that directory")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            **how,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
+            path, **how, trust_remote_code=False, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BadInput(f"{path}: the model does not load ({_first_line(error)}); check or download it again") from error
+        raise BadInput(f"{path}: the model does not load ({one_line(error)}); check or download it again") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise BadInput(
@@ -148,7 +143,7 @@ def load_model(
 
 
 def architecture(path: Path) -> dict[str, Any]:
-    """What transformers must be told to build the model in `path`. Raises BadInput where there is none, or one that
+    """Arguments for transformers to build the model in `path`. Raises BadInput where there is none, or one that
     brings code of its own."""
     # Gemma 2: transformers' SDPA silently leaves the cap out.
     return {"attn_implementation": "eager"} if _read_config(path).get("attn_logit_softcapping") else {}
@@ -201,7 +196,7 @@ def source_dtype(path: Path) -> torch.dtype:
 
 def save_model(model: PreTrainedModel, source: Path, out: Path, weights: dict[str, Any] | None = None) -> None:
     """Writes `model` (trained from the one in `source`) to `out`: safetensors, in the dtype that `source` has on disk.
-    `weights`, in that dtype: those of a model that is in parts.
+    `weights`, in that dtype: those of a sharded model.
 
     Config, tokenizer, chat template and generation config are `source`'s own files, byte for byte, so that nothing but
     the weights changes between iterations and no path, host or library version gets into the bytes. The one exception
@@ -238,14 +233,12 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((path / name).read_text()) if (path / name).is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{path / name}: not readable as JSON ({_first_line(error)}); download the model again"
-        ) from error
+        raise BadInput(f"{path / name}: not readable as JSON ({one_line(error)}); download the model again") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path / name}: not a JSON object; download the model again")
-    if asked := remote_code.code_setting(content):
+    if named := remote_code.code_setting(content):
         raise BadInput(
-            f"{path / name}: `{asked}` asks to run the model's own code; use a model that transformers knows by itself"
+            f"{path / name}: `{named}` asks to run the model's own code; use a model that transformers knows by itself"
         )
     return content
 
@@ -259,7 +252,3 @@ def no_dropout(model: PreTrainedModel) -> None:
         for name, value in vars(module).items():
             if ("dropout" in name or "jitter_noise" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

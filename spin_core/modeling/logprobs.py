@@ -1,4 +1,4 @@
-"""A model as what SPIN needs of it: log p(answer | prompt) of whole groups of sequences (torch module).
+"""A model as what SPIN needs of it: log p(answer | prompt) of groups of sequences (torch module).
 
 Scoring and training share this one forward pass. It is *packed* (each prompt once, no padding) and takes logits only
 where a label is, for every model that allows it; whether a model does is not looked up in a list but tried, on the
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from spin_core.config.choices import Precision
 from spin_core.config.runtime import Runtime
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
 from spin_core.modeling import attention
 from spin_core.modeling.chunked_logps import Head, head_of, label_logps
 from spin_core.modeling.collate import Tokens
@@ -64,11 +64,11 @@ class Policy(torch.nn.Module):
         return tokens_of(group) if self.packed else len(group) * max(map(len, group))
 
     def autocast(self) -> Any:
-        """The precision's autocast. Around several passes it casts each weight that is trained only once; of a model in
-        parts it must not, or each process would hold all weights in bfloat16."""
+        """The precision's autocast. Around several passes it casts each weight that is trained only once; of a
+        sharded model it must not, or each process would hold all weights in bfloat16."""
         if self.precision == "float32":
             return nullcontext()
-        kept = not getattr(self.model, "in_parts", False)
+        kept = not getattr(self.model, "sharded", False)
         return torch.autocast(self.model.device.type, torch.bfloat16, cache_enabled=kept)
 
     def forward(self, batch: Batch, per_label: bool = False) -> Tensor:
@@ -122,7 +122,7 @@ class Policy(torch.nn.Module):
         try:
             model.set_attn_implementation(attention.NAME)
         except (ValueError, ImportError, KeyError) as error:
-            return f"it does not take another attention ({str(error).splitlines()[0]})"
+            return f"it does not take another attention ({one_line(error)})"
         why = self._differs(batch, plain)
         if why:
             model.set_attn_implementation(before)
@@ -134,23 +134,23 @@ class Policy(torch.nn.Module):
 
     def _differs_here(self, batch: Batch, plain: Tensor) -> str:
         try:
-            found = self._probe(batch)
+            tried = self._probe(batch)
         except attention.CannotPack as error:
             return str(error)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
             # Whatever an architecture does with arguments that it was not written for: it is then run without them.
-            return f"it fails with {type(error).__name__} ({str(error).strip().splitlines()[0][:120]})"
+            return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
         flash = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
         rough = flash or self.model.dtype in (torch.bfloat16, torch.float16)
-        difference = (found - plain).abs()
+        difference = (tried - plain).abs()
         off = float(difference.mean() if rough else difference.max())
         return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
 
     @torch.no_grad()
     def _probe(self, batch: Batch) -> Tensor:
-        logps: Tensor = self(batch, True)  # called, not `forward`: hooks gather weights that are in parts
+        logps: Tensor = self(batch, True)  # called, not `forward`: hooks gather weights that are sharded
         return logps
 
 
@@ -177,7 +177,7 @@ def make_policy(
 ) -> Policy:  # fmt: skip
     """The policy of `model` for sequences of at most `longest` tokens; says by `note` where it cannot be packed.
 
-    Raises BadInput where `longest` is beyond the model's context, or the asked-for attention cannot run.
+    Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
     """
     policy = Policy(model, pad_id, precision, None, None)
     policy.settle(longest, runtime, note)
@@ -187,10 +187,10 @@ def make_policy(
 def _probe_groups(model: PreTrainedModel) -> list[list[Tokens]]:
     """Two prompts with two answers each, of random tokens, the same every time."""
     draws, groups = np.random.default_rng(0), []
-    words: Any = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    size: Any = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
     for prompt, answers in PROBE:
-        shared = draws.integers(0, words, prompt)
-        groups.append([Tokens(np.r_[shared, draws.integers(0, words, n)].astype(np.int32), prompt) for n in answers])
+        shared = draws.integers(0, size, prompt)
+        groups.append([Tokens(np.r_[shared, draws.integers(0, size, n)].astype(np.int32), prompt) for n in answers])
     return groups
 
 
@@ -201,7 +201,7 @@ def _plain_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _inside(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:
-    """`_head_logps`, for a model in parts run as its forward pass, as only that gathers what it reads."""
+    """`_head_logps`, for a sharded model run as its forward pass, as only that gathers what it reads."""
     if getattr(model, "runs_inside", False):
         result: Tensor = model(inside=lambda: _head_logps(model, batch, head))
         return result

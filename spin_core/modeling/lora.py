@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) by peft: put on a loaded model, and merged into a whole one (torch module).
+"""Low-rank adapters (LoRA) by peft: put on a loaded model, and merged into a plain one (torch module).
 
 Only the adapter's weights ask for gradients; otherwise the model is trained as any other. What it is *not*: no
 training loop, no adapter on disk, no stack of adapters. Each iteration trains a fresh one on θ_t (B = 0, so the policy
@@ -84,8 +84,8 @@ def _check_targets(model: PreTrainedModel, part: Lora) -> None:
         return
     for target in part.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in known):
-            found = ", ".join(sorted({name.rpartition(".")[2] for name in known})[:12])
+            some = ", ".join(sorted({name.rpartition(".")[2] for name in known})[:12])
             raise BadInput(
                 f"finetune.lora.target_modules: {type(model).__name__} has no linear layer {target!r} that takes an "
-                f"adapter; name some of {found}, or give all-linear"
+                f"adapter; name some of {some}, or give all-linear"
             )

@@ -5,6 +5,8 @@ What it is *not*: no model, no tokens, no reduction over the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,36 +17,39 @@ IGNORE = -100
 """Label of a position that is not part of an answer (the default `ignore_index` of cross-entropy)."""
 
 
+def sigmoid(z: Tensor) -> Tensor:
+    """−log σ(z): the paper's choice."""
+    return -F.logsigmoid(z)
+
+
+def hinge(z: Tensor) -> Tensor:
+    """max(0, 1 − z)."""
+    return torch.relu(1 - z)
+
+
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hinge": hinge}
+"""ℓ by the name that `finetune.loss` has for it: of z [B], the loss of each pair. A new one is its function, a line
+here and its name in `choices.Loss` (a test compares the two)."""
+
+
 def spin_loss(
-    policy_real: Tensor,
-    policy_generated: Tensor,
-    opponent_real: Tensor,
-    opponent_generated: Tensor,
-    beta: float,
+    policy_real: Tensor, policy_generated: Tensor, opponent_real: Tensor, opponent_generated: Tensor, beta: float,
     loss: Loss = "sigmoid",
-    reference_free: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss of each pair (paper, arXiv 2401.01335, eq. 4.7).
 
-        z = β·[ (log p_θ(y|x) − log p_θt(y|x)) − (log p_θ(y′|x) − log p_θt(y′|x)) ]
-        sigmoid: ℓ(z) = −log σ(z)        hinge: ℓ(z) = max(0, 1 − z)
+        z = β·[ (log p_θ(y|x) − log p_θt(y|x)) − (log p_θ(y′|x) − log p_θt(y′|x)) ],    ℓ(z): see LOSSES
 
     Shapes: four [B] tensors of summed answer log-probs in nats (y: real answer, y′: the opponent's own) → `losses` [B]
     with graph, `real_rewards` [B] = β·(log p_θ(y|x) − log p_θt(y|x)) and `generated_rewards` [B] alike, both detached.
-    `reference_free` takes the opponent's log-ratio as 0 in the loss; the rewards keep it. Raises ValueError on another
-    `loss`.
+    Raises ValueError on another `loss`.
     """
-    opponent_ratio = 0.0 if reference_free else opponent_real - opponent_generated
-    z = beta * ((policy_real - policy_generated) - opponent_ratio)
-    if loss == "sigmoid":
-        losses = -F.logsigmoid(z)
-    elif loss == "hinge":
-        losses = torch.relu(1 - z)
-    else:
-        raise ValueError(f"loss must be 'sigmoid' or 'hinge', not {loss!r}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    z = beta * ((policy_real - policy_generated) - (opponent_real - opponent_generated))
     real_rewards = beta * (policy_real - opponent_real).detach()
     generated_rewards = beta * (policy_generated - opponent_generated).detach()
-    return losses, real_rewards, generated_rewards
+    return LOSSES[loss](z), real_rewards, generated_rewards
 
 
 def per_label(logps: Tensor, labels: Tensor) -> Tensor:
@@ -59,20 +64,9 @@ def per_label(logps: Tensor, labels: Tensor) -> Tensor:
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is −100.
 
-    Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by whole nats.
+    Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by nats.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return -nll.view(targets.shape)
-
-
-def sequence_logps(logits: Tensor, labels: Tensor, average: bool = False) -> Tensor:
-    """log p(answer | prompt) of each sequence: logits [B, T, V], labels [B, T] → [B], in nats.
-
-    Position t predicts label t+1; labels of −100 do not count. The *sum* over the answer is SPIN's log p; `average`
-    divides by the number of labels (nan where there is none).
-    """
-    targets = labels[:, 1:]
-    sums = token_logps(logits[:, :-1], targets).sum(-1)
-    return sums / (targets != IGNORE).sum(-1) if average else sums

@@ -7,9 +7,7 @@ import gc
 from pathlib import Path
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from spin_core.config.choices import Quantize
 from spin_core.modeling.loading import load_model
@@ -20,17 +18,17 @@ _opponent: dict[tuple[Path, str, torch.dtype, Quantize, bool], PreTrainedModel] 
 
 def opponent(
     path: Path, device: torch.device | str, dtype: torch.dtype = torch.float32, quantize: Quantize = "none",
-    parts: bool = False,
+    sharded: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """`load_model` for reading, remembered: shards of one iteration that run in one process load it once. With `parts`
+    """`load_model` for reading, remembered: steps of one iteration that run in one process load it once. With `sharded`
     each of several processes holds a part of it (FSDP2), and all must run the same passes.
 
     One model is kept; another key frees it first. Paths are store trees, whose content never changes.
     """
-    key = (Path(path).resolve(), str(device), dtype, quantize, parts)
+    key = (Path(path).resolve(), str(device), dtype, quantize, sharded)
     if key not in _opponent:
         release_opponent()
-        if parts:
+        if sharded:
             _opponent[key] = load_sharded(path, torch.device(device), dtype)
         else:
             _opponent[key] = load_model(path, device, dtype, quantize=quantize)

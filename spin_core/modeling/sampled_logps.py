@@ -1,5 +1,5 @@
-"""The log-probs that the engine found while it sampled, in the place of score's own: for which pairs, and whether they
-are right.
+"""The log-probs that the engine computed while it sampled, in the place of score's own: for which pairs, and whether
+they are right.
 
 Not a computation: numbers are taken over where they are of the same model, the same prompt and the same tokens, and
 where a sample of them that is computed as well agrees. gather writes FILE into a pairs tree, from answers that have
@@ -37,10 +37,10 @@ def usable(
 
     Raises BadInput naming the file where it is absent or damaged.
     """
-    found = _read(tree / FILE, model)
+    sampled = _read(tree / FILE, model)
     taken = {}
     for i, ((split, pair), (_, generated)) in enumerate(zip(pairs, encoded, strict=True)):
-        ids, logps = found.get((split, pair.id), ([], 0.0))
+        ids, logps = sampled.get((split, pair.id), ([], 0.0))
         if ids and ids == generated.ids[generated.prompt :].tolist():
             taken[i] = logps
     return taken
@@ -61,7 +61,7 @@ def _read(path: Path, model: str) -> dict[tuple[str, str], tuple[list[int], floa
             f"{path}: not readable ({error.strerror}); finetune.engine_logps needs pairs that were made with "
             "`generate.logprobs: true`"
         ) from None
-    found = {}
+    sampled = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -69,7 +69,7 @@ def _read(path: Path, model: str) -> dict[tuple[str, str], tuple[list[int], floa
             if not math.isfinite(value[1]):
                 raise ValueError("a log-prob that is not finite")
             if row["model"] == model:
-                found[key] = value
+                sampled[key] = value
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path}, line {number}: not readable ({error}); gather these pairs again") from None
-    return found
+    return sampled

@@ -1,7 +1,6 @@
-"""A model that no process holds whole: built without its weights, which process 0 then reads and hands out (torch
-module).
+"""A sharded model: built without its weights, which process 0 then reads and hands out (torch module).
 
-Not here: how the parts are made and put together (`zero`, `fsdp`).
+Not here: training (`training.zero`, `training.fsdp`).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def empty_model(path: Path) -> PreTrainedModel:
 
 
 def fill(model: PreTrainedModel, path: Path, put: Put, train: bool, device: torch.device) -> PreTrainedModel:
-    """Puts the weights in `path` into the parts of `model`, and its buffers on `device`. Process 0 holds them whole
+    """Puts the weights in `path` into the shards of `model`, and its buffers on `device`. Process 0 holds all of them
     meanwhile, in the host's memory and in the dtype of its files; the others wait."""
     source: Any = loading.load_model(path, "cpu", loading.source_dtype(path)) if process_group.rank() == 0 else None
     values = dict(source.named_parameters()) if source else {}
@@ -54,12 +53,12 @@ def fill(model: PreTrainedModel, path: Path, put: Put, train: bool, device: torc
     if source is not None and hasattr(source, "_weight_conversions"):
         model._weight_conversions = source._weight_conversions  # type: ignore[assignment]
     loading.no_dropout(model)
-    model.in_parts = True  # type: ignore[assignment]
+    model.sharded = True  # type: ignore[assignment]
     return model.requires_grad_(train).train(train)
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False) -> PreTrainedModel:
-    """The model in `path`, of which each process has a part, on `device`; `dtype` is that of the parts."""
+    """The model in `path`, sharded over the processes by FSDP2, on `device`; `dtype` is that of the shards."""
     process_group.begin()
     with init_empty_weights(include_buffers=False):
         model = empty_model(path)
@@ -81,7 +80,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, t
             setattr(model.get_submodule(owner), last, own)
 
     fill(model, path, put, train, device)
-    model.load_state_dict({}, strict=False)  # tells FSDP that its parameters are others now
+    model.load_state_dict({}, strict=False)  # shows FSDP that its parameters are others now
     _run_inside(model)
     return model
 

@@ -25,7 +25,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.config.stage_table import TRAINING
 from spin_core.errors import StageFailed
 from spin_core.job import NOWHERE, Place, title
-from spin_core.runtime import gpus, launch, vllm_env
+from spin_core.runtime import gpus, launch
 from spin_core.runtime.child import Children
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref, RefInputs
@@ -149,16 +149,18 @@ def compute(
 
 
 def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> dict:
-    """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may name another
-    interpreter; a process of that is kept for one model. Raises BadInput where there is no such interpreter."""
+    """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may give a kind
+    of process and another interpreter; a process of that is kept for one model. Raises BadInput where there is no such
+    interpreter."""
     choose = getattr(step.module, "environment", None)
-    if choose is None or not (name := choose(step.config, runtime)):
+    own = choose(step.config, runtime) if choose else None
+    if own is None:
         # Training leaves an optimiser's parts in the libraries' hands: its processes are not used again.
         once = f" {uuid.uuid4().hex}" if step.stage in TRAINING else ""
         if not launch.wanted(step.stage, runtime):
             return {"process": f"alone{once}"} if once and runtime.compute.sharding != "none" else {}
         return {"process": f"together{once}", "together": runtime.model_dump()}
-    python = vllm_env.interpreter(runtime.vllm_python)
+    name, python = own
     return {"process": f"{name} {digests['model']}", "python": python, "share": SHARE}
 
 

@@ -1,1 +1,7 @@
-"""The eight stages: one file each, one shape (docstring, VERSION, section, Config, run, helpers)."""
+"""The stages: one file each, fourteen with the two that make the demo's model and rows. Each has one shape: docstring,
+NAME, VERSION, Config, `run(inputs, config, job)`, helpers.
+
+A stage reads its inputs, writes into `job.out` and gives a summary; what it depends on is in its Config and its inputs,
+as both are its key. Not here: sections of a profile (config), the order of stages (flows), looking up and publishing
+(runtime.step). May import everything in spin_core but estimate; at its top nothing that loads torch.
+"""

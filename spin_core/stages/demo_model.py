@@ -8,6 +8,8 @@ outputs  a Hugging Face model directory (safetensors, tokenizer, chat template)
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from spin_core.config.base import Section
@@ -33,7 +35,7 @@ class Config(Section):
     context: int = 128
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the model directory; give its size."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -55,14 +57,16 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         eos_token_id=end,
     )
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(shape).float()
-    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=end)
+    model: Any = LlamaForCausalLM(shape)  # type: ignore[no-untyped-call]
+    model.float().generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=pad, eos_token_id=end
+    )
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)
     return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
 
 
-def _tokenizer(context: int):
+def _tokenizer(context: int) -> Any:
     """One token a character: byte-pair encoding without merges."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +74,7 @@ def _tokenizer(context: int):
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
     core = Tokenizer(models.BPE(vocabulary, []))
     core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         pad_token="<pad>",
         eos_token="<|end|>",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
@@ -30,7 +30,7 @@ class Config(Section):
     test_rows: int = 1000
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write rows.jsonl; give the count."""
     rows = make_rows(config.seed, config.train_rows + config.test_rows)
     kept = rows[: config.test_rows] if config.split == "test" else rows[config.test_rows :]

@@ -36,6 +36,7 @@ from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.score import Score
 from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
+from spin_core.engines import transformers_engine
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 VERSION = 2
+
+Lines = dict[str, dict[str, Any]]
+"""Row id → its line of rows.jsonl."""
 
 
 class Config(Section):
@@ -70,7 +74,7 @@ class Config(Section):
         return value.model_copy(update={"engine_logps": False})
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write metrics.json and rows.jsonl; give the metrics. Raises BadInput where rows, pairs and scores do not belong
     together."""
     from spin_core.modeling.loading import load_chat
@@ -78,9 +82,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     model = cast(Path, inputs["model"])
     rows = read_rows(cast(Path, inputs["rows"]) / TEST_FILE)
     chat = load_chat(model, config.chat)
-    lines: dict[str, dict[str, Any]] = {
-        row.id: {"id": row.id, "prompt": row.prompt[-1]["content"], "real": row.answer} for row in rows
-    }
+    lines: Lines = {row.id: {"id": row.id, "prompt": row.prompt[-1]["content"], "real": row.answer} for row in rows}
     metrics: dict[str, float] = {"rows": len(rows)}
     metrics |= _likelihood(model, rows, chat, config, job, lines)
     if config.evaluate.answers:
@@ -93,7 +95,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     return metrics
 
 
-def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
+def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: Lines) -> dict[str, float]:
     from spin_core.modeling.collate import encode_answer
 
     length = config.score.max_length
@@ -105,9 +107,7 @@ def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: J
     return {"nll/real": -sum(logps) / max(sum(t.targets for t in tokens), 1), "logps/real": fmean(logps)}
 
 
-def _answers(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: dict) -> dict[str, float]:
-    from spin_core.engines.transformers_engine import sample
-
+def _answers(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: Lines) -> dict[str, float]:
     part, metrics = config.evaluate, dict[str, float]()
     requests = [request(chat, row.id, row.prompt, config.seed, "evaluate") for row in rows]
     context = Limits.of(model).context
@@ -120,7 +120,7 @@ def _answers(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job,
         )
     for name, temperature in [("greedy", 0.0)] + [("sampled", 1.0)] * part.sampled:
         how = sampling(chat, temperature, 1.0, part.max_new_tokens)
-        answers = {answer.id: answer for answer in sample(model, fitting, how, job, name)}
+        answers = {answer.id: answer for answer in transformers_engine.sample(model, fitting, how, job, name)}
         for row in rows:
             tokens = answers[row.id].token_ids if row.id in answers else []
             lines[row.id] |= {name: chat.clean(tokens), f"{name}_tokens": len(tokens)}
@@ -145,14 +145,14 @@ def _equal(rule: str, real: str, text: str) -> bool:
     expected, got = re.search(rule, real), re.search(rule, text)
     if expected is None:
         raise BadInput(
-            f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; mend the "
-            "expression, or leave it out for rows that have no one right answer."
+            f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; correct "
+            "the expression, or leave it out for rows that have no one right answer."
         )
     return got is not None and got.group(1).strip() == expected.group(1).strip()
 
 
 def _against_opponent(
-    model: Path, chat: Chat, inputs: Inputs, config: Config, job: Job, lines: dict
+    model: Path, chat: Chat, inputs: Inputs, config: Config, job: Job, lines: Lines
 ) -> dict[str, float]:
     """SPIN's own measures: log-ratios of the new model to its opponent on held-out pairs (paper, eq. 4.7).
 

@@ -1,8 +1,8 @@
 """One SPIN iteration: weights in, weights out (paper, eq. 4.7).
 
-What it is *not*: no generation, no evaluation, no opponent in memory (its log-probs come from score). Trains on the
-train split of all pairs trees together. With `lora` an adapter is trained
-on θ_t and merged into it, so that θ_{t+1} is a whole model, and the next iteration's opponent, in either case.
+What it is *not*: no generation, no evaluation, no opponent in memory (the reference log-probs come from score).
+Trains on the train split of all pairs trees together. With `lora` an adapter is trained on θ_t and merged into it, so
+that θ_{t+1} is a plain model, and the next iteration's opponent, in either case.
 
 inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
 outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -29,7 +29,7 @@ from spin_core.store.keys import config_payload
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from spin_core.training.loop import Plan
+    from spin_core.modeling.collate import Tokens
     from spin_core.training.objectives import SpinPairs
 
 NAME = "finetune"
@@ -37,21 +37,21 @@ VERSION = 2
 
 
 class Config(Section):
-    """What θ_{t+1} depends on besides θ_t, the pairs and the opponent's log-probs."""
+    """What θ_{t+1} depends on besides θ_t, the pairs and the reference log-probs."""
 
     finetune: Finetune
     chat: ChatSection
     seed: int
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
     from spin_core.modeling.collate import encode_pairs
     from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
-    from spin_core.training.loop import train, write_results
+    from spin_core.training.loop import TrainingPlan, train, write_results
 
     loading.apply_threads(job.runtime)
     source, settings = cast(Path, inputs["model"]), score_settings(config.finetune)
@@ -62,10 +62,10 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
-    plan, precision = _plan(config, len(pairs)), config.finetune.precision
+    plan, precision = TrainingPlan.of(config.finetune, config.seed, len(pairs)), config.finetune.precision
     watching = watch(plan.stop_step, job.note)
     history, resumed_at, strategy = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
-    write_results(_whole(model, source, config.finetune), history, source, job.out, strategy)
+    write_results(_merged(model, source, config.finetune), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
     return {
@@ -97,7 +97,7 @@ def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
     return model
 
 
-def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
+def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedModel:
     """The trained model without an adapter. Of several processes only the first merges, as it writes."""
     from spin_core.runtime import process_group
 
@@ -108,7 +108,7 @@ def _whole(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedMo
     return merged(model, source, part.lora)
 
 
-def _objective(encoded: list, opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
+def _objective(encoded: list[tuple[Tokens, Tokens]], opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
     import torch
 
     from spin_core.training.objectives import SpinPairs
@@ -117,19 +117,8 @@ def _objective(encoded: list, opponent: list[tuple[float, float]], part: Finetun
     return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
 
 
-def _plan(config: Config, examples: int) -> Plan:
-    from spin_core.training.loop import Plan
-
-    part = config.finetune
-    return Plan(
-        lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
-        schedule_epochs=part.schedule_epochs, stop_epoch=part.stop_epoch, global_batch=part.global_batch,
-        max_grad_norm=part.max_grad_norm, seed=config.seed, examples=examples,
-    )  # fmt: skip
-
-
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:
-    """The train pairs of all trees and the opponent's log-probs (real, generated) of each.
+    """The train pairs of all trees and the reference log-probs (real, generated) of each.
 
     Raises BadInput where scores are not those of these pairs under this model with these settings.
     """
@@ -152,16 +141,16 @@ def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pa
     return pairs, opponent
 
 
-def _check_scores(path: Path, expected: dict) -> None:
+def _check_scores(path: Path, expected: dict[str, Any]) -> None:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: a JSON object is needed; run score on these pairs again")
     for name, value in expected.items():
-        if found.get(name) != value:
+        if content.get(name) != value:
             raise BadInput(
-                f"{path}: `{name}` is {found.get(name)}, this finetune has {value}; these log-probs are of other "
+                f"{path}: `{name}` is {content.get(name)}, this finetune has {value}; these log-probs are of other "
                 "pairs, another model or other settings, so run score again with this profile"
             )

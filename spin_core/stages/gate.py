@@ -84,7 +84,7 @@ def console_note(summary: dict[str, Any]) -> str:
     return str(summary.get("reason", ""))
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
     evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")
     decision = decide(
@@ -95,7 +95,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     return {name: decision[name] for name in ("outcome", "best", "reason")}
 
 
-def decide(players: list[Player], config: Config) -> dict:
+def decide(players: list[Player], config: Config) -> dict[str, Any]:
     """The decision after the last of `players`."""
     how, metric = config.gate, _metric(players, config.gate)
     best, change = 0, None

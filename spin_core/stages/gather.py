@@ -37,7 +37,7 @@ class Config(Section):
     gather: Gather
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the pairs tree; give counts. Raises StageFailed unless answers and rows match one to one."""
     import numpy
 
@@ -102,7 +102,7 @@ class _JsonLines:
     def __init__(self, path: Path):
         self.path, self._file = path, cast(TextIO | None, None)
 
-    def add(self, line: dict) -> None:
+    def add(self, line: dict[str, Any]) -> None:
         self._file = self._file or self.path.open("w", encoding="utf-8")
         self._file.write(json.dumps(line) + "\n")
 

@@ -5,7 +5,7 @@ none, so that editing an answer regenerates nothing).
 
 inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a rows tree, JSON lines {id, prompt}
 outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; with `attempts` where there
-         were several, and where asked for with `logps` (nats, of each token) under `model` (its content digest)
+         were several, and where requested with `logps` (nats, of each token) under `model` (its content digest)
 rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
 Assumes that ids are unique in the shard. The draws of a row depend on (seed, row id) alone, so its answer depends
 neither on its batch nor on its shard (what exactly holds: engines/transformers_engine.py), and a model that did not
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Messages
 from spin_core.engines import Answer, Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
+from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 
@@ -43,26 +43,7 @@ class Config(Section):
     seed: int
 
 
-def environment(config: Config, runtime: Runtime) -> str:
-    """Which kind of process the stage needs: one of vLLM's interpreter, started for these sequences, or (empty) one of
-    the interpreter that asks."""
-    part = config.generate
-    if part.engine != "vllm":
-        return ""
-    return f"vllm {config.chat.max_prompt_length + part.max_new_tokens}{' decoding' if part.stop else ''}"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
-
-    answer: Answer
-    text: str
-    finish: str
-    attempts: int
-
-
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
     StageFailed where the engine did not give one allowed answer for each."""
     from spin_core.modeling.loading import load_chat
@@ -87,6 +68,24 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     return job.figures | _counts(drawn) | {"rejected": len(rejected), "engine": job.engine}
 
 
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
+    part, engine = config.generate, ENGINES[config.generate.engine]
+    if not (python := engine.interpreter(runtime)):
+        return None
+    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
+
+    answer: Answer
+    text: str
+    finish: str
+    attempts: int
+
+
 def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job) -> list[Drawn]:
     """The answers of the requests, the empty ones drawn again while attempts are left."""
     part, drawn, figures = config.generate, dict[str, Drawn](), dict[str, float]()
@@ -96,14 +95,14 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
     )  # fmt: skip
     if limits.context is not None:
         how = replace(how, max_prompt=min(how.max_prompt, limits.context - part.max_new_tokens))
-    words = limits.vocabulary or len(chat.tokenizer)
+    vocab_size = limits.vocabulary or len(chat.tokenizer)
     for attempt in range(1, part.attempts + 1):
         if not requests:
             break
         label = "generate" if attempt == 1 else f"generate, attempt {attempt}"
-        answers = _engine(part.engine)(model, requests, how, job, label)
+        answers = ENGINES[part.engine].sample(model, requests, how, job, label)
         figures = figures or dict(job.figures)  # of the first draw: the others are too few to say how fast it is
-        check(answers, requests, how, chat, words, part.engine)
+        check(answers, requests, how, chat, vocab_size, part.engine)
         for answer in answers:
             drawn[answer.id] = Drawn(answer, *text_and_finish(answer, chat, how), attempt)
         stream = f"generate/{attempt + 1}"
@@ -113,17 +112,7 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
     return list(drawn.values())
 
 
-def _engine(name: str) -> Callable[[Path, list[Request], Sampling, Job, str], list[Answer]]:
-    if name == "vllm":
-        from spin_core.engines import vllm_engine
-
-        return vllm_engine.sample
-    from spin_core.engines import transformers_engine
-
-    return transformers_engine.sample
-
-
-def _line(drawn: Drawn, model: dict) -> dict[str, Any]:
+def _line(drawn: Drawn, model: dict[str, Any]) -> dict[str, Any]:
     """One line of answers.jsonl; with `model` the log-probs under it."""
     answer = drawn.answer
     line: dict[str, Any] = {"id": answer.id, "text": drawn.text, "finish": drawn.finish}

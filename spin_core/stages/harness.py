@@ -2,7 +2,7 @@
 
 Is *not*: our held-out rows (evaluate), nor a decision (gate). The numbers are those of `lm_eval` called by hand with
 the same model, precision and batch size: each entry of `tasks` is one call of it, with the seeds set anew, so a task's
-numbers do not depend on its neighbours in the list. A hub task's data is what the hub has when it is first asked: its
+numbers do not depend on its neighbours in the list. A hub task's data is what the hub has when it is first read: its
 revision is written down, and is not in the key.
 
 inputs   `model`: a model directory · where there is a folder of local tasks also `tasks`: that folder (YAML and data)
@@ -24,6 +24,7 @@ from pydantic import field_validator
 from spin_core.config.base import Section
 from spin_core.config.harness import Harness, HarnessTask
 from spin_core.config.runtime import Runtime
+from spin_core.engines.harness.backends import BACKENDS, load
 from spin_core.job import Inputs, Job
 from spin_core.store.keys import canonical, config_payload
 
@@ -45,19 +46,10 @@ class Config(Section):
         )
 
 
-def environment(config: Config, runtime: Runtime) -> str:
-    """A process of vLLM's interpreter for each list of tasks, or (empty) one of the interpreter that asks."""
-    part = config.harness
-    if part.backend != "vllm":
-        return ""
-    return f"vllm harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}"
-
-
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write results.json, rows.jsonl and samples/; give the tasks' values. Raises BadInput for another lm_eval, an
     unknown task, a task file that cannot be used and data that cannot be had."""
     from spin_core.engines.harness import calls, tables
-    from spin_core.engines.harness.backends import backend
     from spin_core.sources import task_folder
 
     part, local = config.harness, cast(Path | None, inputs.get("tasks"))
@@ -65,34 +57,42 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
         task_folder.files(local)
     calls.check_version(part, calls.installed())
     known = calls.Calls(part, local, job.scratch)
-    lm = backend(part.backend, cast(Path, inputs["model"]), part.max_length, job)
+    lm = load(part.backend, cast(Path, inputs["model"]), part.max_length, job)
     samples = job.out / "samples"
     samples.mkdir()
-    told: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         for entry in part.tasks:
-            found = known.run(lm, entry)
-            lines = tables.lines(found, entry, local, cast(str, job.digests.get("tasks", "")))
-            told |= lines
-            out.writelines(json.dumps(row) + "\n" for row in tables.rows(found, lines))
-            tables.write_samples(found, samples)
-            _note_shots(entry, lines, job)
-    values = {name: line["value"] for name, line in told.items()}
+            results = known.run(lm, entry)
+            own = tables.lines(results, entry, local, cast(str, job.digests.get("tasks", "")))
+            lines |= own
+            out.writelines(json.dumps(row) + "\n" for row in tables.rows(results, own))
+            tables.write_samples(results, samples)
+            _note_shots(entry, own, job)
+    values = {name: line["value"] for name, line in lines.items()}
     average = fmean(values.values()) if values else None
     head = {"lm_eval": part.lm_eval, "preset": part.preset, "backend": part.backend, "average": average}
-    (job.out / "results.json").write_text(json.dumps({**head, "tasks": told}, indent=1) + "\n", encoding="utf-8")
-    asked = "; ".join(
+    (job.out / "results.json").write_text(json.dumps({**head, "tasks": lines}, indent=1) + "\n", encoding="utf-8")
+    settings = "; ".join(
         f"{name} version {line['version']}, {_shots(line)} shots, prompts {line['prompts_sha256'][:12]}"
-        for name, line in told.items()
+        for name, line in lines.items()
     )
     return {
         "average": average,
         **values,
         "lm_eval": part.lm_eval,
-        "asked": asked,
-        "items": sum(line["rows"] for line in told.values()),
+        "asked": settings,
+        "items": sum(line["rows"] for line in lines.values()),
         "engine": job.engine,
     }
+
+
+def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+    """A process for each list of tasks and its interpreter, where the back end has one of its own."""
+    backend = config.harness.backend
+    if not (python := BACKENDS[backend].engine.interpreter(runtime)):
+        return None
+    return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
 
 
 def _shots(line: dict[str, Any]) -> object:
@@ -103,6 +103,6 @@ def _note_shots(entry: HarnessTask, lines: dict[str, dict[str, Any]], job: Job) 
     for name, line in lines.items():
         if entry.num_fewshot not in (None, line["num_fewshot"]):
             job.note(
-                f"harness: {name} was asked with {line['num_fewshot']} examples, not {entry.num_fewshot}, as its own "
+                f"harness: {name} was run with {line['num_fewshot']} examples, not {entry.num_fewshot}, as its own "
                 "file says so."
             )

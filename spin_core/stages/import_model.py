@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
@@ -23,7 +23,7 @@ class Config(Section):
     """Nothing: the output is the input's content."""
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Copy the files; give their number and size in bytes. Raises BadInput for what is no whole safetensors model."""
     from spin_core.sources.resolve import check_model, model_files
 

@@ -43,7 +43,7 @@ class Config(Section):
     """Nothing: pairs depend on the source and the rows alone."""
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the pairs tree; give counts. Raises BadInput where the source is no pair set, or leaves no pair of a
     split."""
     source = cast(Path, inputs["source"])
@@ -78,8 +78,8 @@ class _PairSet:
     """What the files hold: pairs with the split they come from, and the rows that are none."""
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[str, dict, Pair]] = []
-        self.rejects: list[dict] = []
+        self.pairs: list[tuple[str, dict[str, Any], Pair]] = []
+        self.rejects: list[dict[str, Any]] = []
         self.total = 0
         self._given: dict[tuple[str, str], str] = {}
 
@@ -93,7 +93,7 @@ class _PairSet:
             if number % 500 == 0:
                 bar.advance(500)
 
-    def _take(self, fields: dict, split: str, place: dict) -> Reject | None:
+    def _take(self, fields: dict[str, Any], split: str, place: dict[str, Any]) -> Reject | None:
         """Keep a row, or say why not."""
         sides = []
         for name in ("real", "generated"):
@@ -138,7 +138,7 @@ class _PairSet:
                 kept[now].append(Pair(id, pair.prompt, pair.real, pair.generated, pair.finish))
         return {split: sorted(part, key=lambda pair: pair.id) for split, part in kept.items()}
 
-    def _reject(self, place: dict, why: Reject) -> None:
+    def _reject(self, place: dict[str, Any], why: Reject) -> None:
         self.rejects.append({**place, "reason": why.reason, "detail": why.detail[:200]})
 
     def _ids(self, known: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
@@ -162,7 +162,7 @@ def _again(pair: Pair, seen: str) -> Reject:
     return Reject("answered twice", f"prompt {pair.id} has another generated answer to the same real one")
 
 
-def _rows_of(path: Path) -> Iterator[dict]:
+def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Every row's fields. Raises BadInput for what is no readable parquet file with the two columns."""
     from spin_core.data.arrow_reader import read_parquet
 
@@ -175,7 +175,7 @@ def _rows_of(path: Path) -> Iterator[dict]:
         yield record.fields
 
 
-def _conversation(value: Any, name: str) -> tuple[list, str] | Reject:
+def _conversation(value: Any, name: str) -> tuple[list[Any], str] | Reject:
     """(prompt, answer) of one side; the answer may be empty."""
     if not isinstance(value, list) or len(value) < 2 or not isinstance(value[-1], dict):
         return Reject("no conversation", f"{name} is no list of at least two messages")
@@ -225,7 +225,7 @@ def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pa
     return True
 
 
-def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict]) -> None:
+def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]]) -> None:
     quality = {}
     for split, part in pairs.items():
         write_pairs(out / FILES[split], part)

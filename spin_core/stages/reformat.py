@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
@@ -43,7 +44,7 @@ def anonymous(dataset: Dataset) -> Dataset:
     return dataset.model_copy(update={"path": "", "test_path": "", "revision": ""})
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)

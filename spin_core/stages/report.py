@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -57,11 +57,11 @@ class Config(Section):
     """What the report depends on besides the trees it reads."""
 
     name: str
-    profile: dict
+    profile: dict[str, Any]
     rows: list[Row]
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Writes report.html, report.md and report.json. Raises BadInput for an index without an input and for a damaged
     line."""
     from spin_core.analysis.summary import measured
@@ -130,7 +130,7 @@ def _pick(inputs: Inputs, name: str, index: int, label: str) -> Path | None:
     return trees[index]
 
 
-def _markdown(figures: dict) -> str:
+def _markdown(figures: dict[str, Any]) -> str:
     """The main table, sentence, decision, notes; then the other tables."""
     from spin_core.analysis.figures import markdown_text, table_text, text_table
     from spin_core.report.tables import tables

@@ -1,9 +1,9 @@
-"""The opponent's log-probs of both answers of every pair, computed once, so that training holds no second model.
+"""The reference log-probs (the opponent's) of both answers of every pair, so that training holds no second model.
 
 What it is *not*: no loss, no judgement of the pairs. The forward pass is the one that finetune trains with, so that
 policy = opponent gives a log-ratio of 0 up to the rounding of another batch shape (CPU, float32: one last bit,
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
-engine found while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
+engine computed while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
 inputs   `model`: a model directory (θ_t) · `pairs`: a pairs tree
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -43,7 +43,7 @@ class Config(Section):
     chat: ChatSection
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
     from spin_core.modeling.collate import encode_pairs
     from spin_core.modeling.loading import load_chat
@@ -84,27 +84,27 @@ def _with_engines(
 
     A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
     """
-    path, found = cast(Path, inputs["model"]), {}
+    path, sampled = cast(Path, inputs["model"]), {}
     if why := engine_logps_unusable(settings, chat.section):
         job.note(f"score: no log-prob is taken from the engine: {why}.")
     else:
-        found = sampled_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
-    checked = sampled_logps.sample(pairs, list(found))
+        sampled = sampled_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
+    checked = sampled_logps.sample(pairs, list(sampled))
     own = logps_of(path, [encoded[i] for i in checked], chat, settings, job, "score to compare")
     logps = dict(zip(checked, zip(own[::2], own[1::2], strict=True), strict=True))
-    off = {i: abs(logps[i][1] - found[i]) for i in checked}
+    off = {i: abs(logps[i][1] - sampled[i]) for i in checked}
     worst = max(checked, key=off.__getitem__, default=0)
     if checked and not off[worst] <= sampled_logps.TOLERANCE:
-        found = {}
+        sampled = {}
         job.note(
             f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1].id} is {off[worst]:.2g} "
             f"nats from the model's own (at most {sampled_logps.TOLERANCE:g} is allowed)."
         )
     rest = [i for i in range(len(pairs)) if i not in logps]
-    taken = [i for i in rest if i in found]
-    values = iter(logps_of(path, [encoded[i][: 1 if i in found else 2] for i in rest], chat, settings, job, "score"))
+    taken = [i for i in rest if i in sampled]
+    values = iter(logps_of(path, [encoded[i][: 1 if i in sampled else 2] for i in rest], chat, settings, job, "score"))
     for i in rest:
-        logps[i] = (next(values), found[i] if i in found else next(values))
+        logps[i] = (next(values), sampled[i] if i in sampled else next(values))
     return [value for i in range(len(pairs)) for value in logps[i]], len(taken)
 
 
@@ -124,16 +124,16 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     if not groups:
         return []
     apply_threads(job.runtime)
-    parts = job.runtime.compute.in_parts
-    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, parts=parts)
+    sharded = job.runtime.compute.in_parts
+    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, sharded=sharded)
     pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
     policy = make_policy(model, pad_id, settings.precision, longest, job.runtime, job.note)
     costs = [policy.cost(group) for group in groups]
     order = sorted(range(len(groups)), key=lambda i: (-costs[i], i))
-    found: list[tuple[int, list[float]]] = []
-    with torch.inference_mode(not parts), torch.no_grad(), policy.autocast():
-        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, parts)
+    own_logps: list[tuple[int, list[float]]] = []
+    with torch.inference_mode(not sharded), torch.no_grad(), policy.autocast():
+        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, sharded)
         own = sum(len(part) for part, counts in passes if counts)
         with job.progress(label, own, "groups") as bar:
             for part, counts in passes:
@@ -148,16 +148,16 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
                 if not counts:
                     continue
                 for i in batch:
-                    found.append((i, values[: len(groups[i])]))
+                    own_logps.append((i, values[: len(groups[i])]))
                     values = values[len(groups[i]) :]
                 bar.advance(len(batch))
-    logps = dict(pair for process in process_group.gather(found) for pair in process)
+    logps = dict(pair for process in process_group.gather(own_logps) for pair in process)
     return [value for i in range(len(groups)) for value in logps[i]]
 
 
-def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tuple[list[int], bool]]:
+def _passes(costs: list[int], budget: int, packed: bool, sharded: bool) -> list[tuple[list[int], bool]]:
     """This process's forward passes over groups of the given costs, longest first, and whether each counts. Where the
-    weights are in parts, a process that has nothing left repeats a pass for the others' sake."""
+    weights are sharded, a process that has nothing left repeats a pass for the others' sake."""
     from spin_core.modeling.logprobs import micro_batches
     from spin_core.runtime import process_group
 
@@ -166,11 +166,11 @@ def _passes(costs: list[int], budget: int, packed: bool, parts: bool) -> list[tu
         for hand in process_group.deal(costs, process_group.world())
     ]
     own = [(part, True) for part in cuts[process_group.rank()]]
-    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if parts else 0)
+    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if sharded else 0)
 
 
 def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:
-    """The opponent's log-probs (real, generated) of a split's pairs, in nats.
+    """The reference log-probs (real, generated) of a split's pairs, in nats.
 
     Raises BadInput naming the file where it is unreadable, has not just these ids in this order, or a log-prob that is
     not finite.

@@ -11,7 +11,7 @@ optimiser step, and a model card (README.md)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -20,6 +20,9 @@ from spin_core.data.rows import TRAIN_FILE, read_rows
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
+
+if TYPE_CHECKING:
+    from spin_core.modeling.collate import Tokens
 
 NAME = "sft"
 VERSION = 2
@@ -33,12 +36,12 @@ class Config(Section):
     seed: int
 
 
-def run(inputs: Inputs, config: Config, job: Job) -> dict:
+def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train rows; give headline figures. Raises BadInput where nothing would be trained."""
     from spin_core.modeling import loading
     from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
-    from spin_core.training.loop import Plan, load_trainable, train, write_results
+    from spin_core.training.loop import TrainingPlan, load_trainable, train, write_results
     from spin_core.training.objectives import AnswerRows
 
     loading.apply_threads(job.runtime)
@@ -47,11 +50,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
     release_opponent()
     model = load_trainable(source, job)
-    plan = Plan(
-        lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
-        schedule_epochs=part.epochs, stop_epoch=0.0, global_batch=part.global_batch,
-        max_grad_norm=part.max_grad_norm, seed=config.seed, examples=len(rows),
-    )  # fmt: skip
+    plan = TrainingPlan.of(part, config.seed, len(rows))
     pad_id = chat.tokenizer.pad_token_id
     history, resumed_at, strategy = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
     write_results(model, history, source, job.out, strategy)
@@ -66,7 +65,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict:
     }
 
 
-def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list:
+def _encode(tree: Path, chat: Chat, max_length: int, job: Job) -> list[Tokens]:
     from spin_core.modeling.collate import encode_answer
 
     rows = read_rows(tree / TRAIN_FILE)

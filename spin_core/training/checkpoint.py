@@ -1,7 +1,7 @@
 """Resumable training state on disk: safetensors and JSON, atomic, hashed (torch module).
 
-`checkpoint-<step>/{model.safetensors, optimizer.safetensors, state.json}`; where each process holds a part of the
-weights, `model-00002-of-00008.safetensors` and so on, all in one folder. What it is *not*: not a model directory, not
+`checkpoint-<step>/{model.safetensors, optimizer.safetensors, state.json}`; where the weights are
+sharded, `model-00002-of-00008.safetensors` and so on, all in one folder. What it is *not*: not a model directory, not
 an artifact of the store, never pickle.
 """
 
@@ -31,27 +31,27 @@ Tensors = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
 
 
-def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict], parts: bool = False) -> Path:
-    """Writes the state after `len(history)` optimiser steps and keeps the newest two. With `parts` every process calls
-    it with its own tensors, else one process with all.
+def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict], sharded: bool = False) -> Path:
+    """Writes the state after `len(history)` optimiser steps and keeps the newest two. Where it is `sharded` every
+    process calls it with its own tensors, else one process with all.
 
     Complete and durable before it has its name, so a kill at any moment leaves the older one. Raises StageFailed when
     the disk is full.
     """
     final = scratch / f"checkpoint-{len(history):08d}"
-    leads = not parts or process_group.rank() == 0
+    leads = not sharded or process_group.rank() == 0
     try:
         made = _new_folder(scratch) if leads else None
-        part = Path(process_group.broadcast(str(made))) if parts else Path(str(made))
+        draft = Path(process_group.broadcast(str(made))) if sharded else Path(str(made))
         hashes = {}
-        for name, tensors in zip(_files(parts), (weights, optimizer), strict=True):
-            save_file(tensors, part / name)
-            _fsync(part / name)
-            hashes[name] = _sha256(part / name)
-        for other in process_group.gather(hashes) if parts else ():
+        for name, tensors in zip(_files(sharded), (weights, optimizer), strict=True):
+            save_file(tensors, draft / name)
+            _fsync(draft / name)
+            hashes[name] = _sha256(draft / name)
+        for other in process_group.gather(hashes) if sharded else ():
             hashes |= other
         if leads:
-            _finish(part, final, hashes, history, process_group.world() if parts else 1)
+            _finish(draft, final, hashes, history, process_group.world() if sharded else 1)
     except (OSError, SafetensorError) as error:
         raise StageFailed(
             f"no checkpoint could be written to {scratch} ({error}); free disk space or set checkpoint_every: 0"
@@ -59,7 +59,7 @@ def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict
     return final
 
 
-def newest(scratch: Path, parts: bool = False) -> Path | None:
+def newest(scratch: Path, sharded: bool = False) -> Path | None:
     """The newest checkpoint whose files have the hashes that it says, in the eyes of every process (each looks at the
     files that it will read); a damaged one is logged and passed over.
 
@@ -67,12 +67,12 @@ def newest(scratch: Path, parts: bool = False) -> Path | None:
     processes.
     """
     there = sorted(scratch.glob("checkpoint-*"))
-    sound = [path.name for path in there if _sound(path, parts)]
+    sound = [path.name for path in there if _sound(path, sharded)]
     seen = process_group.gather([[path.name for path in there], sound])
     if any(names != seen[0][0] for names, _ in seen):
-        found = [names[-1:] for names, _ in seen]
+        newest_of_each = [names[-1:] for names, _ in seen]
         raise StageFailed(
-            f"{scratch}: the processes found different checkpoints {found}; put the store on a shared disk"
+            f"{scratch}: the processes see different checkpoints {newest_of_each}; put the store on a shared disk"
         )
     common = set(sound).intersection(*(names for _, names in seen))
     return scratch / max(common) if common else None
@@ -84,9 +84,9 @@ def history_of(path: Path) -> list[dict]:
     return history
 
 
-def tensors_of(path: Path, parts: bool = False) -> tuple[Tensors, Tensors]:
-    """A checkpoint's weights and optimiser state, or this process's part of them, on CPU."""
-    weights, optimizer = (load_file(path / name) for name in _files(parts))
+def tensors_of(path: Path, sharded: bool = False) -> tuple[Tensors, Tensors]:
+    """A checkpoint's weights and optimiser state, or this process's shard of them, on CPU."""
+    weights, optimizer = (load_file(path / name) for name in _files(sharded))
     return weights, optimizer
 
 
@@ -116,7 +116,7 @@ def numbered(tensors: Tensors) -> dict[int, dict[str, Any]]:
 
 
 def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Puts a whole checkpoint's weights and optimiser state in place and returns the metrics of the steps so far."""
+    """Puts an unsharded checkpoint's weights and optimiser state in place; the metrics of the steps so far."""
     weights, state = tensors_of(path)
     with torch.no_grad():
         for name, parameter in _trained(model):
@@ -129,8 +129,8 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _files(parts: bool) -> list[str]:
-    mine = f"-{process_group.rank() + 1:05d}-of-{process_group.world():05d}" if parts else ""
+def _files(sharded: bool) -> list[str]:
+    mine = f"-{process_group.rank() + 1:05d}-of-{process_group.world():05d}" if sharded else ""
     return [f"{kind}{mine}.safetensors" for kind in KINDS]
 
 
@@ -141,27 +141,27 @@ def _new_folder(scratch: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
 
 
-def _finish(part: Path, final: Path, hashes: dict[str, str], history: list[dict], parts: int) -> None:
+def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[dict], parts: int) -> None:
     state = {"step": len(history), "parts": parts, "sha256": {**hashes, "history": _digest(history)}}
-    (part / "state.json").write_text(json.dumps(state | {"history": history}))
-    _fsync(part / "state.json")
-    _fsync(part)
+    (draft / "state.json").write_text(json.dumps(state | {"history": history}))
+    _fsync(draft / "state.json")
+    _fsync(draft)
     if final.exists():  # a damaged one of the same step, from before the resume
         shutil.rmtree(final)
-    os.rename(part, final)
+    os.rename(draft, final)
     _fsync(final.parent)
     for old in sorted(final.parent.glob("checkpoint-*"))[:-KEPT]:
         shutil.rmtree(old)
 
 
-def _sound(path: Path, parts: bool) -> bool:
-    expected = process_group.world() if parts else 1
+def _sound(path: Path, sharded: bool) -> bool:
+    expected = process_group.world() if sharded else 1
     try:
         state = json.loads((path / "state.json").read_text())
         made = state.get("parts", 1)
         if made == expected:
-            found = {name: _sha256(path / name) for name in _files(parts)} | {"history": _digest(state["history"])}
-            if all(state["sha256"][name] == value for name, value in found.items()):
+            hashes = {name: _sha256(path / name) for name in _files(sharded)} | {"history": _digest(state["history"])}
+            if all(state["sha256"][name] == value for name, value in hashes.items()):
                 return True
             log.warning("%s is damaged (a hash does not fit); going on from an older one", path)
             return False

@@ -1,7 +1,7 @@
 """The training loop of finetune and sft, on accelerate: exact global batches, resumable (torch module).
 
 What it is *not*: no loss of its own (an `Objective` has it), no evaluation, no second model in memory. How the weights
-are spread over processes is the `Strategy`'s: whole in each (DDP), or in parts (spin_core/processes).
+are spread over processes is the `Strategy`'s: all in each (DDP), or sharded (ZeRO, FSDP2).
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.choices import Optimizer, Precision
+from spin_core.config.finetune import Finetune
+from spin_core.config.sft import Sft
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
 from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loading import load_model, pick_device, save_model, source_dtype, use_liger
 from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.runtime import process_group
-from spin_core.training.ddp import Metrics, Strategy, Whole
+from spin_core.training.ddp import Ddp
+from spin_core.training.strategy import Metrics, Strategy
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long, how fast, in which order: what finetune and sft have in common. Epochs may be fractions."""
 
     lr: float
@@ -44,6 +47,16 @@ class Plan:
     max_grad_norm: float
     seed: int
     examples: int
+
+    @classmethod
+    def of(cls, part: Finetune | Sft, seed: int, examples: int) -> TrainingPlan:
+        """As the section of a profile has it."""
+        epochs, stop = (part.epochs, 0.0) if isinstance(part, Sft) else (part.schedule_epochs, part.stop_epoch)
+        return cls(
+            lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
+            schedule_epochs=epochs, stop_epoch=stop, global_batch=part.global_batch,
+            max_grad_norm=part.max_grad_norm, seed=seed, examples=examples,
+        )  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,7 +143,7 @@ class Learner:
 
 
 def load_trainable(source: Path, job: Job) -> PreTrainedModel:
-    """The model in `source`, of which all weights ask for gradients: whole, or this process's part of it."""
+    """The model in `source`, of which all weights ask for gradients; where it is sharded, this process's shard."""
     compute = job.runtime.compute
     if compute.sharding == "zero3":
         from spin_core.training import zero
@@ -143,7 +156,7 @@ def load_trainable(source: Path, job: Job) -> PreTrainedModel:
     return load_model(source, "cpu", train=True)  # accelerate knows which GPU is this process's
 
 
-def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator) -> Learner:
+def make_learner(policy: Policy, plan: TrainingPlan, job: Job, accelerator: Accelerator) -> Learner:
     """The policy (float32 weights, train mode) and its optimiser, on the accelerator's device."""
     model, compute = policy.model, job.runtime.compute
     if job.runtime.gradient_checkpointing:
@@ -159,11 +172,11 @@ def make_learner(policy: Policy, plan: Plan, job: Job, accelerator: Accelerator)
 
         strategy = Zero(policy, optimizer, compute, plan.max_grad_norm)
     elif compute.sharding == "fsdp2":
-        from spin_core.training.fsdp import Fsdp
+        from spin_core.training.fsdp import Fsdp2
 
-        strategy = Fsdp(policy, optimizer, plan.max_grad_norm)
+        strategy = Fsdp2(policy, optimizer, plan.max_grad_norm)
     else:
-        strategy = Whole(policy, optimizer, accelerator, plan.max_grad_norm)
+        strategy = Ddp(policy, optimizer, accelerator, plan.max_grad_norm)
     return Learner(strategy, job.runtime.micro_tokens)
 
 
@@ -185,8 +198,8 @@ def make_accelerator(job: Job) -> Accelerator:
 
 
 def train(
-    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: Plan, job: Job, label: str,
-    watch: Callable[[list[Metrics]], None] = lambda history: None,
+    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: TrainingPlan, job: Job,
+    label: str, watch: Callable[[list[Metrics]], None] = lambda history: None,
 ) -> tuple[list[Metrics], int, Strategy]:  # fmt: skip
     """Trains the weights of `model` that ask for gradients, in place, to `plan.stop_step`.
 
@@ -238,14 +251,14 @@ def train(
 
 def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path, strategy: Strategy) -> None:
     """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes, the
-    others give it their parts."""
-    weights = strategy.whole(source_dtype(source))
+    others give it their shards."""
+    weights = strategy.full_weights(source_dtype(source))
     if process_group.rank() == 0:
         save_model(model, source, out, weights)
         (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))
 
 
-def _step(learner: Learner, objective: Objective, plan: Plan, step: int, bar: Bar) -> Metrics:
+def _step(learner: Learner, objective: Objective, plan: TrainingPlan, step: int, bar: Bar) -> Metrics:
     batch, lr, begin = plan.examples_of(step), plan.lr_at(step), time.monotonic()
     try:
         metrics = learner.step(objective, batch, lr)

@@ -1,6 +1,6 @@
-"""Training with DeepSpeed's ZeRO (arXiv 1910.02054): optimiser state, gradients and weights in parts (torch module).
+"""Training with DeepSpeed's ZeRO (arXiv 1910.02054): optimiser state, gradients and weights sharded (torch module).
 
-Stage 1 divides the optimiser's state, 2 the gradients too, 3 the weights too; with `offload` the state, or the weights
+Stage 1 shards the optimiser's state, 2 the gradients too, 3 the weights too; with `offload` the state, or the weights
 too, are in the host's memory. The optimiser is torch's own and the weights are float32: the numbers are those of one
 process but for the order of sums. What it is *not*: no DeepSpeed checkpoints (they are pickled), no mixed precision of
 its own (the policy's autocast is the same for scoring and training).
@@ -22,7 +22,7 @@ from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.sharded_loading import empty_model, fill
 from spin_core.runtime import process_group
 from spin_core.training import checkpoint
-from spin_core.training.ddp import Metrics, check_norm
+from spin_core.training.strategy import Metrics, check_norm
 
 FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}
 """Where DeepSpeed's optimiser of a stage has this process's float32 weights, one flat tensor a group."""
@@ -64,8 +64,8 @@ def begin(device: torch.device) -> Any:
 
 
 def load(path: Path, compute: Compute, device: torch.device) -> PreTrainedModel:
-    """The model in `path` for training, of which each process has a part: process 0 reads it, and no other ever holds
-    more than one weight of it whole."""
+    """The model in `path` for training, sharded over the processes: process 0 reads it, and no other ever holds
+    more than one full weight of it."""
     deepspeed = begin(device)
     # Without a dtype: DeepSpeed 0.19 takes float32 for "not half precision, so bfloat16".
     with deepspeed.zero.Init(config_dict_or_path=settings(compute, 0.0, device.type)):
@@ -80,14 +80,14 @@ def load(path: Path, compute: Compute, device: torch.device) -> PreTrainedModel:
 
 
 class Zero:
-    """A `Strategy`, see `whole`."""
+    """A `Strategy`. The model is one of `load` (stage 3), or has all weights in each process."""
 
     def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, compute: Compute, max_norm: float):
         device = policy.model.device
         deepspeed = begin(device)
         self.policy, self.stage = policy, int(compute.sharding[-1])
         output: Any = policy.model.get_output_embeddings()
-        if self.stage == 3 and output is not None:  # read outside of its layer's forward, see policy
+        if self.stage == 3 and output is not None:  # read outside of its layer's forward, see `Policy`
             deepspeed.zero.register_external_parameter(policy, output.weight)
         conf = settings(compute, max_norm, device.type)
         self.engine, self.optimizer, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=conf)
@@ -111,24 +111,24 @@ class Zero:
         return norm
 
     def save(self, scratch: Path, history: list[Metrics]) -> None:
-        weights = {str(i): part.detach().cpu() for i, part in enumerate(self._flat())}
+        weights = {str(i): shard.detach().cpu() for i, shard in enumerate(self._flat())}
         state = self.optimizer.optimizer.state
-        moments = checkpoint.flat((i, state[part]) for i, part in enumerate(self._flat()))
-        checkpoint.save(scratch, weights, moments, history, parts=True)
+        moments = checkpoint.flat((i, state[shard]) for i, shard in enumerate(self._flat()))
+        checkpoint.save(scratch, weights, moments, history, sharded=True)
 
     @torch.no_grad()
     def restore(self, scratch: Path) -> list[Metrics]:
-        found = checkpoint.newest(scratch, parts=True)
-        if found is None:
+        newest = checkpoint.newest(scratch, sharded=True)
+        if newest is None:
             return []
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
-        weights, moments = checkpoint.tensors_of(found, parts=True)
+        weights, moments = checkpoint.tensors_of(newest, sharded=True)
         state = checkpoint.numbered(moments)
-        for i, part in enumerate(self._flat()):
-            part.data.copy_(weights[str(i)])
-            at = {name: value if name == "step" else value.to(part.device) for name, value in state[i].items()}
-            self.optimizer.optimizer.state[part] = at
+        for i, shard in enumerate(self._flat()):
+            shard.data.copy_(weights[str(i)])
+            at = {name: value if name == "step" else value.to(shard.device) for name, value in state[i].items()}
+            self.optimizer.optimizer.state[shard] = at
         trained: Any = self.policy.parameters()
         for parameter in trained:
             if parameter.requires_grad and self.stage == 3:
@@ -137,13 +137,13 @@ class Zero:
                 parameter.data.copy_(safe_get_full_fp32_param(parameter))
         if self.stage == 3 and (kept := self.optimizer.persistent_parameters):  # small ones that stay gathered
             kept[0].partition(kept)
-        return checkpoint.history_of(found)
+        return checkpoint.history_of(newest)
 
     def _flat(self) -> list[Tensor]:
-        parts: list[Tensor] = getattr(self.optimizer, FLAT[self.stage])
-        return parts
+        shards: list[Tensor] = getattr(self.optimizer, FLAT[self.stage])
+        return shards
 
-    def whole(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    def full_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
         if self.stage < 3:
             return None
         import deepspeed

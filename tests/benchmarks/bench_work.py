@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from spin_core.modeling.collate import Tokens
-from spin_core.training.loop import Plan
+from spin_core.training.loop import TrainingPlan
 
 Pair = tuple[Tokens, Tokens]
 
@@ -71,9 +71,9 @@ class Work:
         return sum(len(r) + len(g) for _, r, g in self.rows)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> TrainingPlan:
         """RMSprop, linear decay to 0 without warm-up; the order of the pairs comes from `seed`."""
-        return Plan(
+        return TrainingPlan(
             lr=self.lr, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=self.epochs,
             stop_epoch=0.0, global_batch=self.batch, max_grad_norm=self.max_grad_norm, seed=self.seed,
             examples=len(self.rows),

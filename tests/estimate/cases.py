@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spin_core.estimate import memory
-from spin_core.estimate.activations import Batch, Form
+from spin_core.estimate.activations import Form, PassShape
 from spin_core.estimate.architecture import Architecture
 from spin_core.modeling.logprobs import micro_batches
 from spin_core.runtime.process_group import deal
@@ -90,7 +90,7 @@ def predicted(case: Case) -> memory.Peak:
     groups = sorted(case.groups, key=size, reverse=True)
     groups = [groups[i] for i in deal([size(group) for group in groups], case.processes)[0]]
     cuts = micro_batches([size(group) for group in groups], case.tokens, packed=True)
-    batches = [Batch.of([groups[i] for i in cut]) for cut in cuts]
+    batches = [PassShape.of([groups[i] for i in cut]) for cut in cuts]
     form = Form(case.precision, "cpu", case.lora, case.processes == 1)  # type: ignore[arg-type]
     if case.stage == "score":
         return max((memory.scoring(case.shape, batch, form) for batch in batches), key=lambda peak: peak.total)
@@ -98,5 +98,5 @@ def predicted(case: Case) -> memory.Peak:
         batches[0], form, case.optimizer, case.checkpointing, len(batches),  # type: ignore[arg-type]
         case.sharding, case.offload, case.processes,
     )  # fmt: skip
-    found = (memory.training(case.shape, replace(how, batch=batch)) for batch in batches)
-    return max(found, key=lambda peak: peak.total)
+    result = (memory.training(case.shape, replace(how, batch=batch)) for batch in batches)
+    return max(result, key=lambda peak: peak.total)

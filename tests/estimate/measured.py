@@ -63,14 +63,14 @@ def measure(case: Case) -> dict[str, float]:
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running.append(subprocess.Popen(command, cwd=ROOT, env=own, **piped))
     try:
-        said = [process.communicate(timeout=280) for process in running]
+        message = [process.communicate(timeout=280) for process in running]
     finally:
         for process in running:
             process.kill()
-    for process, (_, problem) in zip(running, said, strict=True):
+    for process, (_, problem) in zip(running, message, strict=True):
         if process.returncode:
             raise RuntimeError(f"{case.name}: the measurement failed:\n{problem[-3000:]}")
-    return json.loads(said[0][0].splitlines()[-1])
+    return json.loads(message[0][0].splitlines()[-1])
 
 
 def peak_of(work: Callable[[], Any]) -> tuple[int, list[int]]:
@@ -122,7 +122,7 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
     from spin_core.config.finetune import Lora
     from spin_core.config.runtime import Compute, Runtime
     from spin_core.job import Job
-    from spin_core.training.loop import Plan, load_trainable, train
+    from spin_core.training.loop import TrainingPlan, load_trainable, train
     from spin_core.training.objectives import AnswerRows, SpinPairs
 
     pairs = _examples(case)
@@ -143,7 +143,7 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
         add_adapter(model, Lora(rank=case.lora), 0)
     rows = [group[0] for group in pairs if len(group) == 1]
     objective = AnswerRows(rows) if rows else SpinPairs(pairs, torch.zeros(len(pairs), 2), 0.1)
-    plan = Plan(
+    plan = TrainingPlan(
         lr=1e-6, optimizer=case.optimizer, weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=2.0, stop_epoch=2.0,
         global_batch=len(pairs), max_grad_norm=1.0, seed=0, examples=len(pairs),
     )  # fmt: skip

@@ -25,8 +25,8 @@ FACTS = {
 @pytest.mark.parametrize(("hub_id", "weights"), FACTS.items())
 def test_known_models_have_their_published_number_of_weights(hub_id: str, weights: int) -> None:
     """Catches a wrong number in the list, heads that are not grouped, and an output layer that is counted twice."""
-    found = of_known(hub_id)
-    assert found is not None and found.weights == weights
+    result = of_known(hub_id)
+    assert result is not None and result.weights == weights
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -41,9 +41,9 @@ def test_weights_are_those_of_the_model_that_the_config_makes(tied: bool) -> Non
     )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    found = from_config(json.loads(config.to_json_string()))
-    assert isinstance(found, Architecture)
-    assert found.weights == sum(weight.numel() for weight in model.parameters())
+    result = from_config(json.loads(config.to_json_string()))
+    assert isinstance(result, Architecture)
+    assert result.weights == sum(weight.numel() for weight in model.parameters())
 
 
 def test_adapter_has_the_weights_that_peft_makes() -> None:
@@ -62,13 +62,13 @@ def test_builtin_model_is_estimated_as_it_is_made(tmp_path: Path) -> None:
     """Catches a demo model that grew, with a sheet of the old one."""
     (tmp_path / "out").mkdir()
     made = demo_model.run({}, demo_model.Config(seed=0), Job(out=tmp_path / "out", scratch=tmp_path))
-    found = sizes("builtin:tiny-llama", "", tmp_path)
-    assert isinstance(found, Architecture) and found.weights == made["parameters"]
-    assert sizes(str(tmp_path / "out"), "", Path()) == found
+    result = sizes("builtin:tiny-llama", "", tmp_path)
+    assert isinstance(result, Architecture) and result.weights == made["parameters"]
+    assert sizes(str(tmp_path / "out"), "", Path()) == result
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ({"num_local_experts": 8}, "mixture of experts"),
         ({"n_embd": 768}, "num_hidden_layers"),
@@ -76,10 +76,10 @@ def test_builtin_model_is_estimated_as_it_is_made(tmp_path: Path) -> None:
         ("{", "readable config.json"),
     ],
 )
-def test_model_that_is_not_known_is_one_sentence(tmp_path: Path, content: object, told: str) -> None:
+def test_model_that_is_not_known_is_one_sentence(tmp_path: Path, content: object, message: str) -> None:
     """Catches a traceback, and numbers for a model whose sizes mean something else."""
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "config.json").write_text(text)
-    found = sizes(str(tmp_path), "", tmp_path)
-    assert isinstance(found, str) and found.startswith("No estimate: ") and told in found
+    result = sizes(str(tmp_path), "", tmp_path)
+    assert isinstance(result, str) and result.startswith("No estimate: ") and message in result
     assert "no/such-model" in str(sizes("no/such-model", "", tmp_path))

@@ -29,9 +29,9 @@ CHOSEN = [
 def test_prediction_is_within_its_bound_of_what_was_allocated(case: Case) -> None:
     """Catches an activation that is counted twice or not at all, states of the other optimiser, gradients of frozen
     weights, and a change of training that needs more memory than the sheet says."""
-    found, _ = peak_of(lambda: WAYS[case.stage](case))
+    result, _ = peak_of(lambda: WAYS[case.stage](case))
     peak = predicted(case)
-    assert abs(peak.total / found - 1) < CLOSE, f"predicted {peak.total:,} bytes ({peak}), measured {found:,}"
+    assert abs(peak.total / result - 1) < CLOSE, f"predicted {peak.total:,} bytes ({peak}), measured {result:,}"
 
 
 def test_cases_are_dominated_by_what_they_are_named_for() -> None:

@@ -55,9 +55,9 @@ def test_plan_without_a_hub_still_tells_the_costs(tmp_path: Path) -> None:
 def test_big_profiles_fit_the_machines_that_they_are_for(name: str) -> None:
     """Catches a shipped profile that would be refused, or whose sheet lacks a stage."""
     config, base = load_profile(name)
-    found = costs(config, base, None, None, "h100-80gb", COUNTS[name])
-    assert not found.misfit and found.certain
-    stages = [line.split()[0] for line in found.lines[1:]]
+    result = costs(config, base, None, None, "h100-80gb", COUNTS[name])
+    assert not result.misfit and result.certain
+    stages = [line.split()[0] for line in result.lines[1:]]
     assert stages[:8] == ["reformat", "generate", "gather", "score", "finetune", "evaluate", "harness", "total"]
 
 
@@ -65,10 +65,10 @@ def test_hours_of_a_7b_model_are_those_of_the_floor() -> None:
     """Catches a factor of two in operations: a pair of 122 + 150 + 150 tokens is 18 TFLOP in training and 6 in scoring
     (the project's own arithmetic, made before this model)."""
     from spin_core.estimate import work
-    from spin_core.estimate.activations import Batch
+    from spin_core.estimate.activations import PassShape
 
     setting, _ = _setting("zephyr-7b")
-    pair = Batch.of([(122, (150, 150))])
+    pair = PassShape.of([(122, (150, 150))])
     assert work.training_flops(setting.model, pair, False, False) == pytest.approx(18e12, rel=0.05)
     assert work.reading_flops(setting.model, pair) == pytest.approx(6e12, rel=0.05)
     again = work.training_flops(setting.model, pair, True, False) / work.training_flops(
@@ -92,20 +92,20 @@ def test_remedy_is_the_first_that_fits() -> None:
     """Catches a remedy that does not fit either, and a dear one where a cheap one does."""
     setting, config = _setting("zephyr-7b", *WHOLE)
     assert setting.hardware.gpu is not None
-    found = fit.remedy(setting, config, "finetune")
-    assert found is not None and found[1].gpu <= room(setting.hardware.gpu)
-    assert found[0] == {"runtime.compute.processes": 8, "runtime.compute.sharding": "zero2"}
+    result = fit.remedy(setting, config, "finetune")
+    assert result is not None and result[1].gpu <= room(setting.hardware.gpu)
+    assert result[0] == {"runtime.compute.processes": 8, "runtime.compute.sharding": "zero2"}
     for change in fit.candidates(setting, config, "finetune"):
-        if change == found[0]:
+        if change == result[0]:
             break
         assert NEEDS["finetune"](setting, fit.changed(config, change)).gpu > room(setting.hardware.gpu), change
     setting, config = _setting("zephyr-7b-lora", "runtime.gradient_checkpointing=false", "runtime.micro_tokens=32768")
-    found = fit.remedy(setting, config, "finetune")
-    assert found is not None and list(found[0]) == ["runtime.micro_tokens"]
+    result = fit.remedy(setting, config, "finetune")
+    assert result is not None and list(result[0]) == ["runtime.micro_tokens"]
 
 
 @pytest.mark.parametrize(
-    ("name", "sets", "gpu", "count", "told"),
+    ("name", "sets", "gpu", "count", "message"),
     [
         ("zephyr-7b", WHOLE, "h100-80gb", 1, "runtime.compute.offload: optimizer"),
         ("zephyr-7b-lora", [], "rtx4090", 1, "quantize: nf4"),
@@ -114,12 +114,12 @@ def test_remedy_is_the_first_that_fits() -> None:
         ("tulu-70b", ["runtime.compute.offload=none"], "l40s", 8, "runtime.compute"),
     ],
 )
-def test_refusal_names_the_setting_that_would_fit(name, sets, gpu, count, told) -> None:
+def test_refusal_names_the_setting_that_would_fit(name, sets, gpu, count, message) -> None:
     """Catches a refusal without a way out, or with one that this stage does not read."""
     setting, config = _setting(name, *sets, gpu=gpu, count=count)
     stages = [line.stage for line in sheet.lines(setting, config, todo.everything(config, setting.data))]
-    said = fit.misfit(setting, config, stages)
-    assert told in said and "would be" in said, said
+    sentence = fit.misfit(setting, config, stages)
+    assert message in sentence and "would be" in sentence, sentence
 
 
 def test_cached_steps_cost_nothing() -> None:
@@ -156,9 +156,9 @@ def test_driver_names_are_known_gpus() -> None:
         "NVIDIA H100 80GB HBM3, 81559": "h100-80gb", "NVIDIA A100-SXM4-40GB, 40960": "a100-40gb",
         "NVIDIA A100 80GB PCIe, 81920": "a100-80gb", "NVIDIA GeForce RTX 4090, 24564": "rtx4090",
     }  # fmt: skip
-    for told, name in named.items():
-        found = hardware.of_driver(told)
-        assert found is not None and found.name == name and found.bfloat16
+    for message, name in named.items():
+        result = hardware.of_driver(message)
+        assert result is not None and result.name == name and result.bfloat16
     other = hardware.of_driver("Some GPU, 16384")
     assert other is not None and (other.gib, other.bfloat16) == (16.0, 0.0)
     larger = hardware.of_driver("NVIDIA H100 NVL, 95830")

@@ -105,11 +105,11 @@ def by_hand(model: Path, folder: Path) -> dict:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    found, here = {}, Path.cwd()
+    result, here = {}, Path.cwd()
     os.chdir(folder)
     try:
         for task, shots, limit in (("sums_choice", 2, None), ("sums_write", None, 12)):
-            found[task] = simple_evaluate(
+            result[task] = simple_evaluate(
                 model="hf",
                 model_args={"pretrained": str(model), "dtype": "float32"},
                 device="cpu",
@@ -122,4 +122,4 @@ def by_hand(model: Path, folder: Path) -> dict:
     finally:
         os.chdir(here)
     kept = ("results", "n-shot", "versions")
-    return {t: {k: one[k] for k in kept} | {"samples": one["samples"][t]} for t, one in found.items()}
+    return {t: {k: one[k] for k in kept} | {"samples": one["samples"][t]} for t, one in result.items()}

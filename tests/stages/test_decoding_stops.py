@@ -62,8 +62,8 @@ def test_answer_ends_at_the_token_that_completes_a_stop_string(model: Path, batc
     for answer, before in zip(stopped, plain, strict=True):
         end = _first_end(tokenizer, before.token_ids, stop)
         assert answer.token_ids == before.token_ids[:end]
-        found = any(text in _text(tokenizer, answer.token_ids) for text in stop)
-        assert answer.finish == ("stop" if found else before.finish)
+        result = any(text in _text(tokenizer, answer.token_ids) for text in stop)
+        assert answer.finish == ("stop" if result else before.finish)
     assert len({len(answer.token_ids) for answer in stopped}) > 3
 
 

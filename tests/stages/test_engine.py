@@ -38,8 +38,8 @@ def ask(model):
     chat = load_chat(model, ChatSection(max_prompt_length=48))
 
     def make(temperature: float = 1.0, top_p: float = 1.0, new: int = 10) -> tuple[list[Request], Sampling]:
-        asked = [request(chat, f"row{i}", prompt, seed=7) for i, prompt in enumerate(PROMPTS)]
-        return asked, sampling(chat, temperature, top_p, new)
+        requested = [request(chat, f"row{i}", prompt, seed=7) for i, prompt in enumerate(PROMPTS)]
+        return requested, sampling(chat, temperature, top_p, new)
 
     return make
 
@@ -72,7 +72,7 @@ def test_seed_and_stream_decide_the_draws(model, ask) -> None:
     """Catches a seed that is not used, and evaluation that draws what generation drew."""
     requests, how = ask()
     again = [Request(r.id, r.prompt, row_seed(8, r.id, "generate")) for r in requests]
-    first, second = (sample(model, asked, how, _job(), "x") for asked in (requests, again))
+    first, second = (sample(model, requested, how, _job(), "x") for requested in (requests, again))
     assert [a.token_ids for a in first] != [a.token_ids for a in second]
     assert row_seed(7, "row1", "generate") != row_seed(7, "row1", "evaluate") != row_seed(7, "row2", "evaluate")
 
@@ -88,9 +88,9 @@ def test_sampler_draws_the_tempered_distribution() -> None:
     """Catches a temperature that multiplies, and an inversion of the distribution that is off by one token."""
     logits, draws = [2.0, 0.0, -torch.inf, 1.0, -1.0], 20000
     expected = torch.softmax(torch.tensor(logits) / 0.7, -1)
-    found = _counts(logits, Sampling(0.7, 1.0, 1, frozenset(), 0), draws)
-    assert found[2] == 0
-    assert (found - expected).abs().max() < 4 * 0.5 / draws**0.5  # four standard deviations
+    result = _counts(logits, Sampling(0.7, 1.0, 1, frozenset(), 0), draws)
+    assert result[2] == 0
+    assert (result - expected).abs().max() < 4 * 0.5 / draws**0.5  # four standard deviations
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:

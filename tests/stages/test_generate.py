@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +201,9 @@ def test_new_settings_leave_old_keys_and_name_the_interpreter() -> None:
     assert config_payload(Generate()) == old
     assert config_payload(Generate(stop=["\n"], attempts=2)) == {**old, "stop": ["\n"], "attempts": 2}
     configs = [generate.Config(generate=Generate(engine=name), chat=CHAT, seed=1) for name in ("transformers", "vllm")]
-    assert [environment(config, Runtime()) for config in configs] == ["", f"vllm {CHAT.max_prompt_length + 256}"]
+    runtime = Runtime(vllm_python=sys.executable)
+    own = f"vllm {CHAT.max_prompt_length + 256}", sys.executable
+    assert [environment(config, runtime) for config in configs] == [None, own]
 
 
 # --- what an engine may not give ----------------------------------------------------------
@@ -268,10 +271,10 @@ def test_text_is_cut_at_the_first_stop_string_before_it_is_stripped(chat) -> Non
     """Catches a cut behind the wrong string, and one that stripping the left has hidden."""
     how = replace(HOW, stop=("no", " b", "ye"))
     made = {"ab no ye": "ab ", "yes no": "", " b": "", "abc": "abc", "  a no": "a ", "a no no": "a "}
-    for said, text in made.items():
-        ids = chat.tokenizer(said)["input_ids"]
-        finish = "length" if text == said else "stop"
-        assert text_and_finish(Answer("a", ids, finish), chat, how) == (text, finish), said
+    for sentence, text in made.items():
+        ids = chat.tokenizer(sentence)["input_ids"]
+        finish = "length" if text == sentence else "stop"
+        assert text_and_finish(Answer("a", ids, finish), chat, how) == (text, finish), sentence
     cut = Answer("a", chat.tokenizer("a no x")["input_ids"], "length")
     assert text_and_finish(cut, chat, how) == ("a ", "stop")  # before min_new_tokens an engine may go on
 
@@ -291,11 +294,11 @@ def test_stop_string_that_begins_with_a_dropped_space_is_seen(model) -> None:
 
 def test_limits_are_found_where_models_keep_them(tmp_path) -> None:
     """Catches a long prompt that is not seen for a model whose config has another shape."""
-    for config, found in (
+    for config, result in (
         ({"max_position_embeddings": 64, "vocab_size": 9}, Limits(64, 9)),
         ({"n_positions": 32, "vocab_size": 9}, Limits(32, 9)),
         ({"text_config": {"max_position_embeddings": 16, "vocab_size": 8}}, Limits(16, 8)),
         ({"max_position_embeddings": None}, Limits(None, None)),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert Limits.of(tmp_path) == found
+        assert Limits.of(tmp_path) == result

@@ -109,8 +109,8 @@ def test_place_of_the_items_is_the_folder_or_the_hub(tmp_path) -> None:
     here, url = str(tmp_path.resolve() / "a.jsonl"), "hf://datasets/a/b.jsonl"
     files: list[dict] = [{"x": [here]}, {"x": url}, {"x": here, "y": "/else/a.csv"}, {"x": "a.csv"}]
     given = [SimpleNamespace(dataset_kwargs={"data_files": f}, dataset_path="json", dataset_name="") for f in files]
-    told = [tables._dataset(SimpleNamespace(config=one), tmp_path, "d" * 64) for one in given]
-    assert told == [{"path": "a.jsonl", "revision": "d" * 64}, *[{"path": "json", "revision": ""}] * 3]
+    datasets = [tables._dataset(SimpleNamespace(config=one), tmp_path, "d" * 64) for one in given]
+    assert datasets == [{"path": "a.jsonl", "revision": "d" * 64}, *[{"path": "json", "revision": ""}] * 3]
 
 
 @pytest.mark.parametrize(("stage", "shared"), [("harness", 1), ("generate", SHARE)])
@@ -118,9 +118,9 @@ def test_engine_over_four_gpus_holds_four(monkeypatch, stage, shared) -> None:
     """Catches a benchmark in vLLM that counts one GPU of its four, by half; and four for transformers' one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     gpus._visible.cache_clear()
-    found = [gpus.held(stage, Runtime(tensor_parallel=4), share) for share in (SHARE, 1)]
+    result = [gpus.held(stage, Runtime(tensor_parallel=4), share) for share in (SHARE, 1)]
     gpus._visible.cache_clear()
-    assert [(one["gpus"], one["shared"]) for one in found] == [(4, shared), (1, 1)]
+    assert [(one["gpus"], one["shared"]) for one in result] == [(4, shared), (1, 1)]
 
 
 def _key(world: Path, folder: Path, tasks: list, **section) -> str:
@@ -232,11 +232,11 @@ def test_presets_name_tasks_and_metrics_that_lm_eval_has() -> None:
     """Catches a name or filter that only a run with the hub's data would find wrong, hours later."""
     index = calls._shipped()
     for entry in (entry for preset in PRESETS.values() for entry in preset):
-        found = index[entry["task"]].cfg
+        result = index[entry["task"]].cfg
         metric, _, filter_name = entry["metric"].partition(",")
-        listed = {one["metric"] for one in found.get("metric_list") or found["aggregate_metric_list"]}
+        listed = {one["metric"] for one in result.get("metric_list") or result["aggregate_metric_list"]}
         assert metric in listed, entry
-        assert not filter_name or filter_name in {one["name"] for one in found["filter_list"]}
+        assert not filter_name or filter_name in {one["name"] for one in result["filter_list"]}
         assert (entry.get("mean") == "subtasks") == (index[entry["task"]].kind.name == "GROUP")
 
 
@@ -247,18 +247,18 @@ def test_work_pool_takes_a_folder_of_tasks_by_name(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        (["harness.lm_eval=0.4.12"], "0.4.12 is asked for and lm_eval 0.4.13 is installed"),
+        (["harness.lm_eval=0.4.12"], "0.4.12 is requested and lm_eval 0.4.13 is installed"),
         (["harness.backend=vllm"], "there is no interpreter"),
         (["harness.include_path=absent/tasks"], "there is no folder absent/tasks"),
     ],
 )
-def test_run_that_cannot_evaluate_is_refused_before_it_begins(tmp_path, monkeypatch, settings, told) -> None:
+def test_run_that_cannot_evaluate_is_refused_before_it_begins(tmp_path, monkeypatch, settings, message) -> None:
     """Catches a run that trains for a day and then finds that its benchmarks cannot be computed here."""
     monkeypatch.setenv("SPINLOOP_VLLM_PYTHON", str(tmp_path / "absent"))
     config, base = load_profile("demo", ["harness.tasks=[sciq]", *settings])
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         check(config, str(tmp_path / "store"), base)
 
 

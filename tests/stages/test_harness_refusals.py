@@ -61,13 +61,13 @@ BAD_FILES = {
 def test_folder_that_asks_for_code_or_data_elsewhere_is_refused(world: Path, tmp_path, case) -> None:
     """Catches code run because a data folder asked for it, and data that no key has; refused when it is hashed, before
     anything runs."""
-    name, content, told = BAD_FILES[case]
+    name, content, message = BAD_FILES[case]
     folder = _with(world, tmp_path, name, content)
     (tmp_path / "o.jsonl").write_text("{}\n")
-    with pytest.raises(BadInput, match=told) as refused:
+    with pytest.raises(BadInput, match=message) as refused:
         source(str(folder), "tasks", "", Path(), "")
     assert "\n" not in str(refused.value)
-    with pytest.raises(BadInput, match=told):  # by hand, without its digest
+    with pytest.raises(BadInput, match=message):  # by hand, without its digest
         run_stage(world, tmp_path / "out", ["sums_choice"], folder)
 
 
@@ -89,9 +89,9 @@ def test_metric_that_lm_eval_has_not_is_refused(world: Path, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "section", "told"),
+    ("tasks", "section", "message"),
     [
-        (["sums_choice"], {"lm_eval": "0.4.12"}, r"0\.4\.12 is asked for and lm_eval 0\.4\.13 is installed; `pip inst"),
+        (["sums_choice"], {"lm_eval": "0.4.12"}, r"0\.4\.12 is requested and lm_eval 0\.4\.13 is installed; `pip inst"),
         (["sums_chioce"], {}, r"no task sums_chioce in lm_eval 0\.4\.13; did you mean sums_choice\?"),
         (
             ["sums_write", {"task": "sums_choice", "metric": "f1"}],
@@ -106,11 +106,11 @@ def test_metric_that_lm_eval_has_not_is_refused(world: Path, tmp_path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_computed_is_one_sentence(world: Path, tmp_path, tasks, section, told) -> None:
+def test_what_cannot_be_computed_is_one_sentence(world: Path, tmp_path, tasks, section, message) -> None:
     """Catches numbers of another release of lm_eval, its tracebacks, and an hour of the first task before the second
     one is looked at."""
     events: list[dict] = []
-    with pytest.raises(BadInput, match=told) as refused:
+    with pytest.raises(BadInput, match=message) as refused:
         run_stage(world, tmp_path / "out", tasks, events=events, **section)
     assert "\n" not in str(refused.value) and not events
 
@@ -139,7 +139,7 @@ def test_missing_folder_and_folder_without_tasks_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ({}, "name at least one task in tasks, or a preset"),
         ({"tasks": ["a", {"task": "a", "limit": 3}]}, "the task a is listed twice"),
@@ -149,7 +149,7 @@ def test_missing_folder_and_folder_without_tasks_are_refused(tmp_path) -> None:
         ({"tasks": ["a"], "seeds": [1]}, "at least 4"),
     ],
 )
-def test_section_refuses_what_means_nothing(section, told) -> None:
+def test_section_refuses_what_means_nothing(section, message) -> None:
     """Catches a run of hours that then has nothing to evaluate, or evaluates a task twice."""
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         harness.Harness(**section)

@@ -8,7 +8,7 @@ import pytest
 
 from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
-from spin_core.modeling.chat import Chat, paper_postprocess, paper_prompt, reference_texts
+from spin_core.modeling.chat import Chat, paper_prompt, reference_texts
 
 ASK = [{"role": "user", "content": "Tell me something about the orchard."}]
 GEMMA = (
@@ -49,6 +49,11 @@ def test_paper_prompt_golden_rows_equal_the_reference(golden):
     for case in golden("chat.json")["cases"]:
         if "generation_prompt" in case:
             assert paper_prompt(case["generation_fields"]["user_content_used"]) == case["generation_prompt"], case["id"]
+
+
+def paper_postprocess(decoded: str) -> str:
+    """What the reference keeps of a decoded answer: without the literal `</s>` and without whitespace on the left."""
+    return decoded.replace("</s>", "").lstrip()
 
 
 def test_paper_postprocess_golden_texts_equal_the_reference(golden):

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from training_data import sequence_logps
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spin_core.modeling.chunked_logps import head_of
 from spin_core.modeling.collate import Tokens, pad
 from spin_core.modeling.logprobs import Policy
-from spin_core.modeling.loss import sequence_logps
 from spin_core.modeling.packing import Group
 
 WORDS = 61
@@ -101,8 +101,8 @@ def gradients(model: PreTrainedModel, logps: Tensor) -> dict[str, Tensor]:
     return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
 
 
-def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+def apart(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest difference of one parameter's gradient by norm, over the norm of the whole expected gradient."""
     whole = torch.stack([grad.norm() for grad in expected.values()]).norm()
-    most = max(float((found[name] - expected[name]).norm()) for name in expected)
+    most = max(float((result[name] - expected[name]).norm()) for name in expected)
     return most / max(float(whole), 1e-30) if most else 0.0

@@ -112,13 +112,13 @@ def test_watch_says_what_the_whole_history_says_and_once() -> None:
     lines = history(100, lambda part: -part, lambda part: -4 * part, accuracy=1.0)
     whole = alarms(lines, 100)
     assert len(whole) == 2
-    said: list[tuple[int, str]] = []
+    message: list[tuple[int, str]] = []
     now = 0
-    look = watch(100, lambda text: said.append((now, text)))
+    look = watch(100, lambda text: message.append((now, text)))
     for now in range(1, 101):
         look(lines[:now])
         assert alarms(lines[:now], 100) == [alarm for alarm in whole if alarm["step"] <= now]
-    assert said == [(alarm["step"], alarm["text"]) for alarm in whole]
+    assert message == [(alarm["step"], alarm["text"]) for alarm in whole]
 
 
 class Stopped(Exception):
@@ -133,18 +133,18 @@ def test_finetune_says_and_keeps_its_alarms_also_when_resumed(tmp_path, theta) -
     inputs = {"model": theta, "pairs": [tree], "logps": [scored(tmp_path / "score", theta, tree, config)]}
     events: list[dict] = []
     summary = finetune.run(inputs, config, job_at(tmp_path / "whole", DIGESTS, events))
-    found = summary["alarms"]
-    assert found
-    assert [event["note"] for event in events if "note" in event] == [alarm["text"] for alarm in found]
-    assert found == alarms(metrics_of(tmp_path / "whole" / "out"), 40)
+    result = summary["alarms"]
+    assert result
+    assert [event["note"] for event in events if "note" in event] == [alarm["text"] for alarm in result]
+    assert result == alarms(metrics_of(tmp_path / "whole" / "out"), 40)
     place = next(n for n, event in enumerate(events) if "note" in event)
-    assert events[place - 1]["done"] == found[0]["step"], "as soon as it is known"
+    assert events[place - 1]["done"] == result[0]["step"], "as soon as it is known"
 
     again: list[dict] = []
 
     def stop(event: dict) -> None:
         again.append(event)
-        if event.get("done") == found[0]["step"] + 2 and event["label"] == "finetune":
+        if event.get("done") == result[0]["step"] + 2 and event["label"] == "finetune":
             raise Stopped
 
     job = job_at(tmp_path / "stopped", DIGESTS, checkpoint_every=1)
@@ -153,6 +153,6 @@ def test_finetune_says_and_keeps_its_alarms_also_when_resumed(tmp_path, theta) -
         finetune.run(inputs, config, job)
     resumed = job_at(tmp_path / "stopped", DIGESTS, again, checkpoint_every=1)
     second = finetune.run(inputs, config, resumed)
-    assert second["resumed_at"] == found[0]["step"] + 1
-    assert second["alarms"] == found
-    assert [event["note"] for event in again if "note" in event] == [found[0]["text"], *[a["text"] for a in found]]
+    assert second["resumed_at"] == result[0]["step"] + 1
+    assert second["alarms"] == result
+    assert [event["note"] for event in again if "note" in event] == [result[0]["text"], *[a["text"] for a in result]]

@@ -130,6 +130,6 @@ def test_policy_architecture_gives_its_own_logps_packed_or_padded(saved, name) -
     assert ("layout" in batch.inputs) is policy.packed is not expected
     plain = eager(saved)
     wanted = padded(plain, GROUPS)
-    found = policy(batch)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
-    assert apart(gradients(model, found), gradients(plain, wanted)) < 1e-5
+    result = policy(batch)
+    torch.testing.assert_close(result, wanted, rtol=0, atol=1e-4)
+    assert apart(gradients(model, result), gradients(plain, wanted)) < 1e-5

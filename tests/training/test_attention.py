@@ -53,8 +53,8 @@ def test_kernel_any_layout_equals_one_dense_mask(kernel, groups) -> None:
     layout = pack(groups, kernel).inputs["layout"]
     states = states_of(layout)
     with torch.no_grad():
-        found = attention.KERNELS[kernel](layout, *states, None)
-    torch.testing.assert_close(found, dense(layout, *states), rtol=0, atol=1e-12)
+        result = attention.KERNELS[kernel](layout, *states, None)
+    torch.testing.assert_close(result, dense(layout, *states), rtol=0, atol=1e-12)
 
 
 @few
@@ -69,8 +69,8 @@ def test_flash_index_preparation_any_layout_equals_one_dense_mask(groups) -> Non
         assert q_ends.dtype == k_ends.dtype == torch.int32
         assert np.diff(q_ends).max() == max(call.q_lengths) and np.diff(k_ends).max() == max(call.k_lengths)
         outputs.append(ragged(query[q_rows], key[k_rows], value[k_rows], q_ends, k_ends))
-    found = attention._restore(layout, outputs)
-    torch.testing.assert_close(found, dense(layout, *states_of(layout)), rtol=0, atol=1e-12)
+    result = attention._restore(layout, outputs)
+    torch.testing.assert_close(result, dense(layout, *states_of(layout)), rtol=0, atol=1e-12)
 
 
 def ragged(q: Tensor, k: Tensor, v: Tensor, q_ends: Tensor, k_ends: Tensor, scale: float | None = None) -> Tensor:
@@ -133,16 +133,16 @@ def test_flex_scores_on_cpu_as_sdpa_does(precision) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "precision", "train", "said"),
+    ("kernel", "precision", "train", "message"),
     [
         ("flex_attention", "float32", True, "flex_attention has no backward pass on CPU"),
         ("flash_attention_2", "bfloat16", False, "needs the package flash-attn"),
     ],
 )
-def test_make_policy_kernel_that_cannot_run_refused(kernel, precision, train, said) -> None:
+def test_make_policy_kernel_that_cannot_run_refused(kernel, precision, train, message) -> None:
     """Catches a traceback from inside a kernel after the data is made, or a run that quietly takes another kernel."""
     model = tiny_llama(torch.float32, "sdpa").requires_grad_(train)
-    with pytest.raises(BadInput, match=rf"^runtime\.attn_implementation: .*{said}.*use sdpa$"):
+    with pytest.raises(BadInput, match=rf"^runtime\.attn_implementation: .*{message}.*use sdpa$"):
         make_policy(model, 3, precision, 64, Runtime(device="cpu", attn_implementation=kernel))
 
 
@@ -168,8 +168,8 @@ def test_flash_hidden_tokens_go_through_sdpa(flash_attn) -> None:
 
 
 def kernels_here() -> list[str]:
-    found = ["sdpa", "flex_attention"]
-    return found + ["flash_attention_2"] * (attention.find_spec("flash_attn") is not None)
+    result = ["sdpa", "flex_attention"]
+    return result + ["flash_attention_2"] * (attention.find_spec("flash_attn") is not None)
 
 
 @pytest.mark.gpu
@@ -193,6 +193,6 @@ def test_kernels_on_cuda_agree(precision) -> None:
         logps = one(one.batch(GROUPS))
         exact = precision == "float32"
         torch.testing.assert_close(logps.cpu(), expected, rtol=0 if exact else 0.02, atol=2e-3 if exact else 0.3)
-        found = gradients(model, logps)
-        off = max(float((found[name].cpu() - wanted[name]).norm()) for name in wanted)
+        result = gradients(model, logps)
+        off = max(float((result[name].cpu() - wanted[name]).norm()) for name in wanted)
         assert off <= (1e-3 if exact else 0.1) * float(norm)

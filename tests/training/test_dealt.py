@@ -70,7 +70,7 @@ def test_generate_each_process_half_of_the_prompts(tmp_path, two, theta, shardin
     assert answers(tmp_path / "two") == answers(tmp_path / "one")
     assert len({line["text"] for line in answers(tmp_path / "one")}) > 1
     assert dealt(events, "generate") == 4
-    assert any("the model is in parts" in event.get("note", "") for event in events) == (sharding != "none")
+    assert any("the model is sharded" in event.get("note", "") for event in events) == (sharding != "none")
 
 
 def answers(place: Path) -> list[dict]:

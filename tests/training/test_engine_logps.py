@@ -16,7 +16,7 @@ from training_data import job_at
 from spin_core.config.chat import ChatSection
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import parse
-from spin_core.config.score import score_settings, unusable
+from spin_core.config.score import engine_logps_unusable, score_settings
 from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Job
@@ -202,7 +202,7 @@ def test_settings_under_which_the_numbers_differ_fall_back(world, model, tmp_pat
     assert summary["engine_logps"] == 0
     assert any(note.startswith("score: no log-prob is taken from the engine") and why in note for note in notes)
     nf4 = score.Score(max_length=9, precision="float32", collation="exact", quantize="nf4", engine_logps=True)
-    assert "nf4" in unusable(nf4, CHAT)
+    assert "nf4" in engine_logps_unusable(nf4, CHAT)
 
 
 def test_sample_is_a_twentieth_and_no_fewer_than_32() -> None:

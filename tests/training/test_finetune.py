@@ -19,13 +19,13 @@ from training_data import (
     pairs_tree,
     score_config,
     scored,
+    sequence_logps,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_core.errors import BadInput, StageFailed
 from spin_core.modeling.collate import encode_answer
 from spin_core.modeling.loading import load_chat, load_model
-from spin_core.modeling.loss import sequence_logps
 from spin_core.stages import finetune, score
 
 KEYS = {

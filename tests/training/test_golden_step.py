@@ -16,7 +16,7 @@ from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
 from spin_core.modeling.logprobs import make_policy
 from spin_core.stages.score import logps_of
-from spin_core.training.loop import Learner, Plan, make_learner
+from spin_core.training.loop import Learner, TrainingPlan, make_learner
 from spin_core.training.objectives import SpinPairs
 from tests.benchmarks.reference_way import pad_reference
 
@@ -76,7 +76,7 @@ def learner_of(
     model = load_model(path, "cpu", train=True)
     job = job_at(tmp_path, micro_tokens=budget, **form)
     policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
-    plan = Plan(
+    plan = TrainingPlan(
         lr=1e-3, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=1.0, stop_epoch=0.0,
         global_batch=4, max_grad_norm=clip, seed=0, examples=4,
     )  # fmt: skip
@@ -109,8 +109,8 @@ def test_reference_batch_golden_messages_same_tokens(step_data) -> None:
 def test_packing_golden_batches_hide_tokens(step_data) -> None:
     """Catches golden data that has lost what makes packing hard: hidden keys inside prompts and answers."""
     for batch in step_data["batches"]:
-        found = [tokens.masked for pair in batch["pairs"] for tokens in pair]
-        assert any(masked is not None and len(masked) > 1 for masked in found)
+        result = [tokens.masked for pair in batch["pairs"] for tokens in pair]
+        assert any(masked is not None and len(masked) > 1 for masked in result)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -141,10 +141,10 @@ def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tm
     learner, _, _ = learner_of(paths["policy"], tmp_path, form)
     for batch in step_data["batches"]:
         with torch.no_grad():
-            found = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
+            result = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
         for column, side in enumerate(SIDES):
             expected = torch.tensor(batch[f"policy_{side}_logps"])
-            torch.testing.assert_close(found[:, column], expected, rtol=0, atol=2e-4)
+            torch.testing.assert_close(result[:, column], expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -140,11 +140,11 @@ def test_lora_merged_model_is_the_trained_one(tmp_path, groups, kind) -> None:
     assert set(weights_of(out)) == set(weights_of(source))
     assert [name for name, _ in whole.named_parameters()] == [name for name, _ in plain.named_parameters()]
     with torch.no_grad():
-        found, expected, before = (
+        result, expected, before = (
             policy(policy.batch(groups)) for policy in (policy_of(load_model(out, "cpu")), trained, policy_of(plain))
         )
-    torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
-    assert (found - before).abs().max() > 0.3
+    torch.testing.assert_close(result, expected, rtol=0, atol=5e-4)
+    assert (result - before).abs().max() > 0.3
 
 
 def test_lora_is_trained_packed_without_all_logits(tmp_path, inputs, policy_calls) -> None:
@@ -295,13 +295,13 @@ def test_evaluate_nf4_likelihood_is_of_the_unquantised_model(tmp_path, theta) ->
     """Catches figures of a quantised model beside answers that the whole one gave: without pairs, no GPU is needed."""
     tree = rows_tree(tmp_path / "rows", [])
     write_rows(tree / "test_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in made_up_pairs(4)])
-    found = []
+    result = []
     for quantize in ("none", "nf4"):
         part = finetune_config(lora={"quantize": quantize}, precision="bfloat16")
         settings = evaluate.Evaluate(exact_match="")
         config = evaluate.Config(evaluate=settings, chat=part.chat, score=score_settings(part.finetune), seed=1)
-        found.append(evaluate.run({"model": theta, "rows": tree}, config, job_at(tmp_path / quantize)))
-    assert found[0] == found[1]
+        result.append(evaluate.run({"model": theta, "rows": tree}, config, job_at(tmp_path / quantize)))
+    assert result[0] == result[1]
 
 
 def test_load_model_adapter_directory_refused(tmp_path) -> None:

@@ -59,13 +59,13 @@ def test_finetune_on_two_nodes_same_curve_as_one_process(tmp_path, inputs, meeti
     finetune.run(inputs, finetune_config(**SETTINGS), alone)
     how = runtime(1).model_copy(update={"compute": runtime(1).compute.model_copy(update={"nodes": 2})})
     log = tmp_path / "node1.log"
-    node, told = second_node(meeting, log), []
+    node, message = second_node(meeting, log), []
     try:
         for number in ("first", "second"):  # as in a run: each training has processes of its own
             child = Child(launch=launched(how.model_dump()))
             try:
                 job = spec("finetune", finetune_config(**SETTINGS), inputs, DIGESTS, tmp_path / number, how)
-                child.run(job, told.append, timeout=280)
+                child.run(job, message.append, timeout=280)
             finally:
                 child.kill()
             for a, b in zip(metrics_of(alone.out), metrics_of(tmp_path / number / "out"), strict=True):
@@ -89,11 +89,11 @@ def processes_of(parent: int) -> list[str]:
 def test_nodes_that_do_not_come_are_named(tmp_path, meeting, monkeypatch) -> None:
     """Catches a stage that waits forever, or tells nobody what it waits for."""
     monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.5)
-    told: list[str] = []
+    message: list[str] = []
     compute = Runtime(compute={"nodes": 3}).compute  # type: ignore[arg-type]
     with pytest.raises(StageFailed, match=r"runtime\.compute\.nodes is 3, and nodes 1, 2 did not join within 0\.5 s"):
-        rendezvous.leader().call(compute, "cpu", 1, told.append, pytest.fail)
-    assert told[0] == "waiting for nodes 1, 2 to join"
+        rendezvous.leader().call(compute, "cpu", 1, message.append, pytest.fail)
+    assert message[0] == "waiting for nodes 1, 2 to join"
 
 
 def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
@@ -117,7 +117,7 @@ def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "sentence"),
     [
         ({}, "SPINLOOP_LEADER: it is not set"),
         ({"SPINLOOP_LEADER": "a"}, "SPINLOOP_NODE_RANK: it is not set"),
@@ -125,9 +125,9 @@ def test_line_that_closes_is_a_node_that_is_gone(meeting) -> None:
         ({"MASTER_ADDR": "a", "GROUP_RANK": "1", "MASTER_PORT": "99999"}, "MASTER_PORT='99999' is no number"),
     ],
 )
-def test_environment_that_does_not_say_is_refused(environment, said) -> None:
+def test_environment_that_does_not_say_is_refused(environment, sentence) -> None:
     """Catches a traceback, and a node that takes itself for node 0."""
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=sentence):
         rendezvous.place(environment)
 
 

@@ -33,15 +33,15 @@ from spin_core.sources import resolve
 from spin_core.sources.references import Ref
 from spin_core.stages import finetune, score
 from spin_core.store.store import Record, Store
-from spin_core.training.ddp import move
+from spin_core.training.strategy import apply_gradients
 
 RUNTIME = Runtime(device="cpu", threads=1, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
 def children() -> Iterator[Children]:
-    with Children(1) as found:
-        yield found
+    with Children(1) as result:
+        yield result
 
 
 def ref(path: Path, digest: str) -> Ref:
@@ -157,10 +157,10 @@ def test_damaged_scores_are_refused_with_file_and_remedy(world, damaged, name) -
     """Catches scores that are joined by position, NaN that shows up as a diverging run ("lower lr") hours later, and a
     bug report (KeyError, TypeError) in place of what to do."""
     change, file, what = DAMAGES[name]
-    said = world().fails(BadInput, damaged("one", change))
-    assert f"damaged/one/{file}: " in said
-    assert what in said
-    assert "run score on these pairs again" in said
+    message = world().fails(BadInput, damaged("one", change))
+    assert f"damaged/one/{file}: " in message
+    assert what in message
+    assert "run score on these pairs again" in message
 
 
 def other_chat(**changes) -> finetune.Config:
@@ -190,10 +190,10 @@ def test_stale_scores_are_refused_with_file_and_remedy(world, scored_once, name)
     if "pairs" in digests:
         given["pairs"] = [dataclasses.replace(here.pairs, digest="d" * 64)]
     config = other_chat(**changes["chat"]) if "chat" in changes else finetune_config(**changes)
-    said = here.fails(BadInput, scored_once, config, **given)
-    assert "scores.json: " in said
-    assert f"`{field}` is" in said
-    assert "run score again" in said
+    message = here.fails(BadInput, scored_once, config, **given)
+    assert "scores.json: " in message
+    assert f"`{field}` is" in message
+    assert "run score again" in message
 
 
 def test_one_pair_trains_one_step_an_epoch(world) -> None:
@@ -212,9 +212,9 @@ def test_one_pair_whose_only_step_is_warm_up_is_refused(world) -> None:
     """Catches θ_{t+1} = θ_t published as trained."""
     here = world(train=1)
     config = finetune_config(schedule_epochs=1.0, warmup_ratio=0.1)
-    said = here.fails(BadInput, here.score(), config)
-    assert "its 1 optimiser step(s) all have the warm-up's learning rate 0" in said
-    assert "set warmup_ratio to 0" in said
+    message = here.fails(BadInput, here.score(), config)
+    assert "its 1 optimiser step(s) all have the warm-up's learning rate 0" in message
+    assert "set warmup_ratio to 0" in message
 
 
 def test_no_pairs_are_refused(world) -> None:
@@ -231,14 +231,14 @@ def test_nan_loss_names_the_step_and_leaves_nothing_behind(world, scored_once) -
     same command fails alike, from its own checkpoint, and the mended one gives what it gives in a fresh store."""
     here = world()
     for _ in range(2):
-        said = here.fails(StageFailed, scored_once, finetune_config(lr=1e30))
+        message = here.fails(StageFailed, scored_once, finetune_config(lr=1e30))
         # Which of the two is the first depends on the processor: 1e30 squared may be no number, or its gradient.
-        assert re.match("finetune: step 2 of 2: (loss|the gradient norm) is .*nan; lower lr", said), said
+        assert re.match("finetune: step 2 of 2: (loss|the gradient norm) is .*nan; lower lr", message), message
     assert [path.name for path in here.store.root.rglob("checkpoint-*")] == ["checkpoint-00000001"]
-    mended = here.finetune(scored_once)
-    assert mended.facts["summary"]["resumed_at"] == 0
-    assert mended.digest == world(name="fresh").finetune(scored_once).digest
-    assert json.loads(next((here.store.root / "records" / "finetune").iterdir()).read_text())["key"] == mended.key
+    fixed = here.finetune(scored_once)
+    assert fixed.facts["summary"]["resumed_at"] == 0
+    assert fixed.digest == world(name="fresh").finetune(scored_once).digest
+    assert json.loads(next((here.store.root / "records" / "finetune").iterdir()).read_text())["key"] == fixed.key
 
 
 def test_loss_that_is_no_number_is_told_as_such(tmp_path, theta) -> None:
@@ -260,7 +260,7 @@ def test_gradient_that_is_no_number_moves_no_weight(norm) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
     with pytest.raises(StageFailed, match=f"the gradient norm is {norm}"):
-        move(torch.optim.SGD([weight]), 1.0, norm)
+        apply_gradients(torch.optim.SGD([weight]), 1.0, norm)
     assert weight.tolist() == [1.0, 1.0]
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from spin_core.training.loop import Plan
+from spin_core.training.loop import TrainingPlan
 
 
-def plan(**changes) -> Plan:
+def plan(**changes) -> TrainingPlan:
     defaults = {
         "lr": 5e-7, "optimizer": "rmsprop", "weight_decay": 0.0, "warmup_ratio": 0.1, "schedule_epochs": 6.0,
         "stop_epoch": 2.0, "global_batch": 4, "max_grad_norm": 1.0, "seed": 3, "examples": 10,
     }  # fmt: skip
-    return Plan(**{**defaults, **changes})
+    return TrainingPlan(**{**defaults, **changes})
 
 
 @pytest.mark.parametrize("changes", [{}, {"warmup_ratio": 0.0}, {"schedule_epochs": 0.5}, {"warmup_ratio": 0.99}])

@@ -151,13 +151,13 @@ def test_stages_sequence_beyond_the_context_refused(tmp_path, packing) -> None:
     pairs = pairs_tree(tmp_path / "pairs", made_up_pairs(4), [])
     logps = scored(tmp_path / "score", model, pairs, finetune_config())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60}))
-    said = r"the longest prompt and answer have 61 tokens, the model's context is 60; lower max_length"
+    message = r"the longest prompt and answer have 61 tokens, the model's context is 60; lower max_length"
     other = copy_model(tmp_path / "other")  # the opponent is remembered by its path
     (other / "config.json").write_text((model / "config.json").read_text())
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         job = job_at(tmp_path / "again", packing=packing)
         score.run({"model": other, "pairs": pairs}, score_config(finetune_config()), job)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         inputs = {"model": model, "pairs": [pairs], "logps": [logps]}
         finetune.run(inputs, finetune_config(), job_at(tmp_path / "run", DIGESTS, packing=packing))
     exactly = copy_model(tmp_path / "exactly")

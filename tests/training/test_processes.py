@@ -48,11 +48,11 @@ def two(tmp_path_factory, inputs) -> Path:
         for rank in ("0", "1")
     ]
     try:
-        said = [child.communicate(timeout=120)[1] for child in children]
+        message = [child.communicate(timeout=120)[1] for child in children]
     finally:
         for child in children:
             child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
+    assert [child.returncode for child in children] == [0, 0], message
     return place
 
 

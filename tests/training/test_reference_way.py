@@ -96,13 +96,13 @@ def test_reference_way_three_rmsprop_steps_golden_weights_equal(step_data, polic
 def test_reference_way_micro_batches_same_step(policy_path, opponent) -> None:
     """Catches micro-batches whose gradients are summed and not averaged."""
     rows = [([5, 6 + i], [7 + i] * (i + 2), [30 + i] * 4) for i in range(4)]
-    found = []
+    result = []
     for micro in (4, 2):
         policy, work = load_model(policy_path, "cpu", train=True), work_of(policy_path, rows=rows, batch=4, micro=micro)
         optimizer = torch.optim.RMSprop(policy.parameters(), lr=0.0)
         loss, metrics = step(policy, opponent, optimizer, batches_of(work.pairs, range(4), work), work)
-        found.append((loss, metrics["grad_norm"]))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+        result.append((loss, metrics["grad_norm"]))
+    assert result[1] == pytest.approx(result[0], rel=1e-5)
 
 
 def test_reference_way_run_learns_from_ln_2(policy_path) -> None:

@@ -101,9 +101,9 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
 
     Five pairs in batches of 4: the second global batch has one pair, so one process has none of its own.
     """
-    (inputs, alone), told = made(tied), list[dict]()
-    out, _ = train(two, inputs, tmp_path, sharding, told.append)
-    assert not [event["note"] for event in told if "padded" in event.get("note", "")]
+    (inputs, alone), message = made(tied), list[dict]()
+    out, _ = train(two, inputs, tmp_path, sharding, message.append)
+    assert not [event["note"] for event in message if "padded" in event.get("note", "")]
     ours, theirs = metrics_of(out), metrics_of(alone)
     assert len(ours) == len(theirs) == 6
     for a, b in zip(theirs, ours, strict=True):
@@ -148,8 +148,8 @@ def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, tw
 
 def ranks(child: Child) -> list[int]:
     """The launcher's processes, in the order of their numbers."""
-    found = Path(f"/proc/{child.process.pid}/task/{child.process.pid}/children").read_text().split()
-    number = {int(pid): environment_of(int(pid)).get("RANK") for pid in found}
+    result = Path(f"/proc/{child.process.pid}/task/{child.process.pid}/children").read_text().split()
+    number = {int(pid): environment_of(int(pid)).get("RANK") for pid in result}
     return sorted((pid for pid, rank in number.items() if rank), key=lambda pid: int(number[pid] or 0))
 
 

@@ -7,15 +7,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Pair, Row, write_pairs, write_rows
 from spin_core.job import Bar, Job
+from spin_core.modeling.loss import IGNORE, token_logps
 from spin_core.stages import finetune, score, sft
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def sequence_logps(logits: Tensor, labels: Tensor, average: bool = False) -> Tensor:
+    """log p(answer | prompt) of each sequence by `token_logps`: logits [B, T, V], labels [B, T] → [B], in nats.
+
+    Position t predicts label t+1; labels of −100 do not count; `average` divides by their number.
+    """
+    targets = labels[:, 1:]
+    sums = token_logps(logits[:, :-1], targets).sum(-1)
+    return sums / (targets != IGNORE).sum(-1) if average else sums
 
 
 def copy_model(to: Path, weights: str = "step_weights.safetensors") -> Path:
@@ -76,8 +88,8 @@ def job_at(path: Path, digests: dict | None = None, events: list | None = None, 
     (path / "out").mkdir(parents=True, exist_ok=True)
     (path / "scratch").mkdir(exist_ok=True)
     settings = Runtime(**{"device": "cpu", "threads": 1, **runtime})
-    found = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
-    return LoudJob(path / "out", path / "scratch", settings, found, (events if events is not None else []).append)
+    result = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
+    return LoudJob(path / "out", path / "scratch", settings, result, (events if events is not None else []).append)
 
 
 CHAT = ChatSection(max_prompt_length=64)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_core.config.runtime import Runtime
-from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
+from spin_core.engines.harness.backends import BACKENDS
+from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, one_line
 from spin_core.runtime import vllm_env
 from spin_core.sources import hub, task_folder
 
@@ -34,11 +35,12 @@ BOOTSTRAP = 1000  # resamples for the error of what is no mean: lm_eval's 100,00
 
 
 def check_here(part: Harness, runtime: Runtime) -> None:
-    """Raise BadInput unless this machine can run the section: lm_eval, and for vLLM its interpreter, are there."""
-    if part.backend == "vllm":
-        check_version(part, vllm_env.lm_eval(runtime.vllm_python))
-    else:
-        check_version(part, installed())
+    """Raise BadInput unless this machine can run the section: the back end's interpreter has lm_eval, and each of its
+    processes a GPU."""
+    engine = BACKENDS[part.backend].engine
+    python = engine.interpreter(runtime)
+    check_version(part, vllm_env.lm_eval(python) if python else installed())
+    engine.check(runtime)
 
 
 def installed() -> str:
@@ -49,14 +51,14 @@ def installed() -> str:
         return ""
 
 
-def check_version(part: Harness, found: str) -> None:
-    """Raise BadInput unless `found` is the release of lm_eval that the section asks for."""
-    wanted, backend = part.lm_eval, part.backend
-    if found != wanted:
-        said = f"lm_eval {found} is installed" if found else "lm_eval is not installed"
-        fix = "run `make vllm-env` again" if backend == "vllm" else "`pip install 'spinloop[eval]'`"
-        other = "" if found == "" else f", or set harness.lm_eval: {found}, which is another result"
-        raise BadInput(f"harness.lm_eval: {wanted} is asked for and {said}; {fix}{other}.")
+def check_version(part: Harness, release: str) -> None:
+    """Raise BadInput unless `release` (empty: none) is that of lm_eval that the section requests."""
+    wanted = part.lm_eval
+    if release != wanted:
+        state = f"lm_eval {release} is installed" if release else "lm_eval is not installed"
+        fix = "`pip install 'spinloop[eval]'`" if part.backend == "hf" else "run `make vllm-env` again"
+        other = f", or set harness.lm_eval: {release}, which is another result" if release else ""
+        raise BadInput(f"harness.lm_eval: {wanted} is requested and {state}; {fix}{other}.")
 
 
 class Calls:
@@ -137,7 +139,7 @@ class Calls:
         torch.set_rng_state(states[2])
         lm.cache_hook.label = entry.task
         with _errors(entry.task):
-            found: dict[str, Any] = evaluator.evaluate(
+            results: dict[str, Any] = evaluator.evaluate(
                 lm,
                 loaded,
                 limit=entry.limit,
@@ -145,7 +147,7 @@ class Calls:
                 apply_chat_template=self.part.chat_template,
                 fewshot_as_multiturn=True,  # simple_evaluate's default; matters with a chat template only
             )
-        return {**found, "loaded": loaded}
+        return {**results, "loaded": loaded}
 
 
 def _check_metric(name: str, task: Any, wanted: str) -> None:
@@ -174,7 +176,7 @@ def _errors(task: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _told(task, error) from error
+        raise _rejected(task, error) from error
 
 
 @cache
@@ -207,20 +209,20 @@ def _resolve(index: dict[str, Any], local: Path, scratch: Path) -> dict[str, Any
     return dict(index)
 
 
-def _told(task: str, error: Exception) -> SpinloopError:
+def _rejected(task: str, error: Exception) -> SpinloopError:
     """What lm_eval raised, as one sentence with the remedy."""
-    said = hub.masked(f"{type(error).__name__}: {' '.join(str(error).split())}")[:240]  # a hub's error has addresses
-    if "EngineDead" in said:
-        return ChildDied(f"harness: vLLM's engine died in the task {task} ({said})")
-    if "offline" in said.lower() or "reach" in said or isinstance(error, ConnectionError):
+    text = one_line(hub.masked(one_line(error, 100_000, kind=True)), 240)  # a hub's error has addresses
+    if "EngineDead" in text:
+        return ChildDied(f"harness: vLLM's engine died in the task {task} ({text})")
+    if "offline" in text.lower() or "reach" in text or isinstance(error, ConnectionError):
         return BadInput(
-            f"harness: the data of task {task} is not on this machine and the hub cannot be reached ({said}); go "
+            f"harness: the data of task {task} is not on this machine and the hub cannot be reached ({text}); go "
             "online once, or use local task files (harness.include_path)."
         )
     if type(error).__name__ == "SecurityError":
-        return BadInput(f"harness: a template of the task {task} reaches for Python ({said}); mend its file.")
-    if "marked as unsafe" in said:
+        return BadInput(f"harness: a template of the task {task} reaches for Python ({text}); correct its file.")
+    if "marked as unsafe" in text:
         return BadInput(
             f"harness: the task {task} runs code that the model writes, which is not done here; leave it out."
         )
-    return BadInput(f"harness: lm_eval cannot run the task {task} ({said}); check its files and settings.")
+    return BadInput(f"harness: lm_eval cannot run the task {task} ({text}); check its files and settings.")

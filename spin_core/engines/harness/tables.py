@@ -1,4 +1,4 @@
-"""What lm_eval found, as the stage's files: one line per task and group, one row per item, its own log of samples."""
+"""What lm_eval gave, as the stage's files: one line per task and group, one row per item, its own log of samples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 REVISION = re.compile(r"@([0-9a-f]{40})(?:/|$)")
 
 
-def lines(found: dict[str, Any], entry: HarnessTask, folder: Path | None, digest: str) -> dict[str, dict[str, Any]]:
+def lines(results: dict[str, Any], entry: HarnessTask, folder: Path | None, digest: str) -> dict[str, dict[str, Any]]:
     """The entry's part of `results.json`: its task, or its group with `subtasks`, or each task of a tag.
 
     `folder` and `digest`: of the local tasks, whose data has its path in that folder and that digest as revision.
     """
-    tasks = {name: _task(found, name, entry, folder, digest) for name in found["loaded"]["tasks"]}
-    if entry.task not in found["loaded"].get("groups", {}):
+    tasks = {name: _task(results, name, entry, folder, digest) for name in results["loaded"]["tasks"]}
+    if entry.task not in results["loaded"].get("groups", {}):
         return tasks
     weights = [1 if entry.mean == "subtasks" else line["rows"] for line in tasks.values()]
     shots = {line["num_fewshot"] for line in tasks.values()}
@@ -37,7 +37,7 @@ def lines(found: dict[str, Any], entry: HarnessTask, folder: Path | None, digest
         "rows": sum(line["rows"] for line in tasks.values()),
         "of": sum(line["of"] for line in tasks.values()),
         "num_fewshot": shots.pop() if len(shots) == 1 else None,
-        "version": found["versions"].get(entry.task),
+        "version": results["versions"].get(entry.task),
         "higher_is_better": first["higher_is_better"],
         "prompts_sha256": _sha256(line["prompts_sha256"] for line in tasks.values()),
         "dataset": first["dataset"],
@@ -52,25 +52,25 @@ def _error_of_mean(weights: list[int], errors: list[float]) -> float:
     return math.sqrt(sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))) / sum(weights)
 
 
-def _task(found: dict[str, Any], name: str, entry: HarnessTask, folder: Path | None, digest: str) -> dict[str, Any]:
-    results, metric = found["results"][name], _metric(found["results"][name], name, entry.metric)
+def _task(results: dict[str, Any], name: str, entry: HarnessTask, folder: Path | None, digest: str) -> dict[str, Any]:
+    values, metric = results["results"][name], _metric(results["results"][name], name, entry.metric)
     measure, _, filter_name = metric.partition(",")
     return {
         "metric": metric,
-        "value": float(results[metric]),
-        "stderr": _number(results.get(f"{measure}_stderr,{filter_name}")),
-        "rows": found["n-samples"][name]["effective"],
-        "of": found["n-samples"][name]["original"],
-        "num_fewshot": found["n-shot"][name],
-        "version": found["versions"][name],
-        "higher_is_better": bool(found["higher_is_better"][name].get(measure, True)),
-        "prompts_sha256": _sha256(one["prompt_hash"] for one in _samples(found, name, filter_name)),
-        "dataset": _dataset(found["loaded"]["tasks"][name], folder, digest),
+        "value": float(values[metric]),
+        "stderr": _number(values.get(f"{measure}_stderr,{filter_name}")),
+        "rows": results["n-samples"][name]["effective"],
+        "of": results["n-samples"][name]["original"],
+        "num_fewshot": results["n-shot"][name],
+        "version": results["versions"][name],
+        "higher_is_better": bool(results["higher_is_better"][name].get(measure, True)),
+        "prompts_sha256": _sha256(one["prompt_hash"] for one in _samples(results, name, filter_name)),
+        "dataset": _dataset(results["loaded"]["tasks"][name], folder, digest),
     }
 
 
 def _metric(results: dict[str, Any], name: str, wanted: str) -> str:
-    """The `metric,filter` of a task that is told, by name or the first. Raises BadInput where there is none."""
+    """The `metric,filter` of a task that is reported, by name or the first. Raises BadInput where there is none."""
     known = [key for key in results if "," in key and not key.partition(",")[0].endswith("_stderr")]
     fitting = [key for key in known if wanted in ("", key, key.partition(",")[0])]
     if not fitting:
@@ -88,29 +88,29 @@ def _number(value: Any) -> float | None:
     return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
-def _samples(found: dict[str, Any], name: str, filter_name: str) -> list[dict[str, Any]]:
-    chosen = [one for one in found["samples"][name] if one["filter"] == filter_name]
+def _samples(results: dict[str, Any], name: str, filter_name: str) -> list[dict[str, Any]]:
+    chosen = [one for one in results["samples"][name] if one["filter"] == filter_name]
     return sorted(chosen, key=lambda one: one["doc_id"])
 
 
-def rows(found: dict[str, Any], told: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row per item of the tasks in `told`, with the value of the task's metric. A metric without a number per item
+def rows(results: dict[str, Any], lines: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per item of the tasks in `lines`, with the value of the task's metric. A metric without a number per item
     (a corpus BLEU) gives none."""
-    for name, line in told.items():
+    for name, line in lines.items():
         if "subtasks" in line:
-            yield from rows(found, line["subtasks"])
+            yield from rows(results, line["subtasks"])
             continue
         metric, _, filter_name = line["metric"].partition(",")
-        for one in _samples(found, name, filter_name):
+        for one in _samples(results, name, filter_name):
             if (value := _number(one.get(metric))) is not None:
                 yield {"id": f"{name}/{one['doc_id']}", "task": name, "value": value}
 
 
-def write_samples(found: dict[str, Any], out: Path) -> None:
+def write_samples(results: dict[str, Any], out: Path) -> None:
     """lm_eval's log of every item, one file per task, in the form in which its command line writes them."""
     from lm_eval.utils import handle_non_serializable, sanitize_list
 
-    for name, samples in found["samples"].items():
+    for name, samples in results["samples"].items():
         with (out / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', name)}.jsonl").open("w", encoding="utf-8") as file:
             for one in samples:
                 given = {
