@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spin_core.analysis.figures import number
+from spin_core.analysis.results import number
 
 ORDER = (
     "demo_rows", "demo_model", "reformat", "sft", "generate", "gather", "score", "finetune", "evaluate", "harness",

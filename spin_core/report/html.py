@@ -96,7 +96,7 @@ PAGE = (
 <p>{{ samples.text }}</p>
 <div class="find" id="find" role="search" hidden>
 <input type="search" aria-label="Find in samples" placeholder="find in prompts and answers" autocomplete="off">
-<span class="chips"><button type="button" data-tag="" aria-pressed="true">all</button>{% for tag, said in samples.tags %}<button type="button" data-tag="{{ tag }}" aria-pressed="false">{{ said }}</button>{% endfor %}</span>
+<span class="chips"><button type="button" data-tag="" aria-pressed="true">all</button>{% for tag, label in samples.tags %}<button type="button" data-tag="{{ tag }}" aria-pressed="false">{{ label }}</button>{% endfor %}</span>
 <output aria-live="polite"></output>
 </div>
 {% for sample in samples.rows %}
@@ -104,7 +104,7 @@ PAGE = (
 <details id="more" class="more"><summary>{{ samples.rows | length - folded }} more samples</summary>
 {% endif %}
 <details class="sample" data-tag="{{ sample.tag }}"{% if loop.index <= open %} open{% endif %}>
-<summary><span class="tag {{ sample.tag }}">{{ sample.said }}</span> <bdi>{{ sample.head }}</bdi></summary>
+<summary><span class="tag {{ sample.tag }}">{{ sample.label }}</span> <bdi>{{ sample.head }}</bdi></summary>
 <div class="texts">
 <div class="real"><h3>prompt <i>row <code>{{ sample.id }}</code></i></h3><pre dir="auto">{{ sample.prompt }}</pre></div>
 <div class="real"><h3>real answer</h3><pre dir="auto">{{ sample.real }}</pre></div>

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from spin_core.analysis.figures import markdown_text
+from spin_core.analysis.format import escape_markdown
 from spin_core.report import model_card
 from spin_core.report.card_metrics import Measure, measures
 from spin_core.report.run_facts import RunFacts, _record, _repo, hub_ids, read_run
@@ -91,7 +91,7 @@ def _provenance(run: RunFacts, made: Mapping) -> str:
         for one in (source for source in run.sources if source["kind"] == kind):
             place = f"[{one['hub']}](https://huggingface.co/{'datasets/' * (kind == 'dataset')}{_repo(one['hub'])})"
             named = f"{place} at commit `{one['commit']}`" if one["hub"] else f"a local {kind}"
-            split = f", split {markdown_text(one['split'], 60)}" if one["split"] else ""
+            split = f", split {escape_markdown(one['split'], 60)}" if one["split"] else ""
             lines.append(f"| {what} | {named}{split} | `{one['digest']}` |")
         for step in (step for step in run.steps if step["stage"] == stage and step["digest"]):
             lines.append(f"| {what} | {builtin} {step['label']} | `{step['digest']}` |")
@@ -116,8 +116,8 @@ def _decision(run: RunFacts, k: int) -> list[str]:
         return []
     lines = []
     if own:
-        lines.append(f"When it was new: **{own.get('outcome')}**. {markdown_text(str(own.get('reason', '')), 1000)}")
-        lines += [f"- {markdown_text(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
+        lines.append(f"When it was new: **{own.get('outcome')}**. {escape_markdown(str(own.get('reason', '')), 1000)}")
+        lines += [f"- {escape_markdown(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
     best = run.decision.get("best")
     if isinstance(best, int) and run.ended:
         best += run.first
@@ -146,7 +146,7 @@ def _lineage(run: RunFacts, k: int) -> str:
         if step["stage"] == "generate":
             shards += 1
             continue
-        name = markdown_text(f"{step['stage']} {step['label']}".strip(), 80)
+        name = escape_markdown(f"{step['stage']} {step['label']}".strip(), 80)
         lines.append(f"| {name} | `{step['key']}` | `{step['digest']}` |")
     told = f"\n\nThe answers came from {shards} generate shards, which the gather steps read." if shards else ""
     return "\n".join(lines) + told

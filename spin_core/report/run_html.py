@@ -70,7 +70,7 @@ STEPS = """<section id="steps">
 <summary>{{ steps | length }} steps</summary>
 <div class="wide" tabindex="0" role="region" aria-label="Steps of this run">
 <table class="steps">
-<thead><tr><th scope="col">step</th><th scope="col">state</th><th scope="col">took</th><th scope="col">key</th><th scope="col">output</th></tr></thead>
+<thead><tr><th scope="col">step</th><th scope="col">state</th><th scope="col">took</th><th scope="col">key</th><th scope="col">artifact</th></tr></thead>
 <tbody>
 {% for step in steps %}
 <tr><th scope="row">{{ step.label }}{% if step.stage %}<small>{{ step.stage }}</small>{% endif %}</th><td><span class="tag {{ 'cached' if step.cached else 'ran' }}">{{ step.state }}</span></td><td>{{ step.time }}</td><td><code>{{ step.key }}</code></td><td><code>{{ step.digest }}</code></td></tr>

@@ -177,12 +177,12 @@ def whole_run(
             inputs["gather"].append(pairs_tree(root / f"p{t}", 4000, 380 // t, 12, 1))
         label = "θ_0" if t == 0 else f"iteration {t - 1} (θ_{t})"
         kind: Literal["start", "iteration"] = "start" if t == 0 else "iteration"
-        rows.append(report.Row(label=label, kind=kind, iteration=t - 1, evaluate=t, finetune=t - 1, gather=t - 1))
+        rows.append(report.RowInputs(label=label, kind=kind, iteration=t - 1, evaluate=t, finetune=t - 1, gather=t - 1))
     for c, right in enumerate(controls):
         inputs["evaluate"].append(evaluate_tree(root / f"c{c}", matches(count, right, 7), 2.0 - 0.02 * c))
         inputs["finetune"].append(model_tree(root / f"s{c}", 240 * (c + 1), spin=False))
         place = {"evaluate": len(inputs["evaluate"]) - 1, "finetune": len(inputs["finetune"]) - 1}
-        rows.append(report.Row(label=f"SFT instead, {c + 1}×", kind="control", **place))
+        rows.append(report.RowInputs(label=f"SFT instead, {c + 1}×", kind="control", **place))
     profile = {"model": {"path": "builtin:tiny"}, "iterations": len(rates) - 1, "finetune": {"beta": 0.1, "lr": 5e-7}}
     return inputs, report.Config(name="demo", profile=profile, rows=rows)
 

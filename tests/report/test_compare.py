@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from spin_core.analysis.costs import costs
-from spin_core.analysis.figures import Model
 from spin_core.analysis.profile_diff import preset
-from spin_core.analysis.run_comparison import Asked, Comparison, Side, compare, harness_items
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.run_comparison import Comparison, HarnessItems, Side, compare, harness_items
 from spin_core.errors import BadInput
 from spin_core.report.compare_page import page, text
 from tests.report.test_page import HOSTILE, Tags, fetched, steps
 
 
-def model(label: str, values: dict[str, float], **more) -> Model:
+def model(label: str, values: dict[str, float], **more) -> ModelResults:
     """A model that is right where a row's value is 1."""
     answers = {key: {"id": key, "greedy_match": bool(value), **more} for key, value in values.items()}
-    return Model(label, "iteration", 0, answers=answers)
+    return ModelResults(label, "iteration", 0, answers=answers)
 
 
-def side(name: str, *models: Model, best: str = "", items: dict | None = None, **settings: object) -> Side:
+def side(name: str, *models: ModelResults, best: str = "", items: dict | None = None, **settings: object) -> Side:
     made = costs(steps(), lambda entry: {"device": {"gpus": 1, "name": "H100"}})
     return Side(name, preset() | settings, list(models), best or models[-1].label, made, items or {})
 
@@ -61,7 +61,7 @@ def test_equal_runs_are_not_better() -> None:
 def test_nll_counts_tokens_and_falls_are_better() -> None:
     """Catches a lower NLL called worse, and rows of one token that weigh as much as rows of a hundred."""
     old, new = (
-        Model(
+        ModelResults(
             "θ_1", "iteration", 0, answers={str(i): {"nll": nll[i % 2], "tokens": 1 + 98 * (i % 2)} for i in range(80)}
         )
         for nll in ((1.0, 2.0), (2.0, 1.9))
@@ -71,7 +71,7 @@ def test_nll_counts_tokens_and_falls_are_better() -> None:
     assert change.better == 1
 
 
-def asked(root: Path, lines: dict[str, dict], right: dict[str, list[float]]) -> Asked:
+def asked(root: Path, lines: dict[str, dict], right: dict[str, list[float]]) -> HarnessItems:
     """What a harness tree with these lines of results.json and these values of each leaf's items says."""
     root.mkdir()
     (root / "results.json").write_text(json.dumps({"tasks": lines}))
@@ -88,8 +88,8 @@ def line(**more: object) -> dict:
     return {"metric": "acc,none", "version": 1.0, "prompts_sha256": "ab", "higher_is_better": True, **more}
 
 
-def of_harness(old: Asked, new: Asked) -> Comparison:
-    models = [Model("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
+def of_harness(old: HarnessItems, new: HarnessItems) -> Comparison:
+    models = [ModelResults("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
     return compare(side("a", models[0], items={"θ_1": old}), side("b", models[1], items={"θ_1": new}))
 
 
@@ -104,7 +104,7 @@ def test_harness_averages_tasks_over_the_items_both_were_asked(tmp_path) -> None
         (tmp_path / "b" / "rows.jsonl").write_text(damaged + "\n")
         with pytest.raises(BadInput, match=r"not what harness wrote|name a task nobody"):
             harness_items(tmp_path / "b")
-    assert harness_items(None) == Asked()
+    assert harness_items(None) == HarnessItems()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_harness_tasks_that_were_asked_differently_are_not_paired(tmp_path, fiel
     assert page(made).count(made.note) == text(made).replace("\\", "").count(made.note) == 1
     assert of_harness(old, old).note == ""
     with pytest.raises(BadInput, match=r"leaves out 2 tasks"):
-        of_harness(old, Asked({"law": line(**{field: "x"}), "art": line(**{field: "x"})}, new.values))
+        of_harness(old, HarnessItems({"law": line(**{field: "x"}), "art": line(**{field: "x"})}, new.values))
 
 
 def test_runs_without_shared_rows_are_refused() -> None:
@@ -192,8 +192,8 @@ def test_page_and_text_say_the_same_and_fetch_nothing() -> None:
     assert "EM greedy ▲ +0.200" in shown and "seed 42 7" in shown
     for title in ("Best models: θ_1", "Settings that differ", "Costs"):
         assert f"{title}:\n\n|" in told and title in shown
-    assert "GPU hours 1.35 1.34 from the store (not computed again)" in shown and "| GPU hours " in told
-    assert "from the store (not computed again" in told and "cache" not in told
+    assert "GPU hours 1.35 1.34 cached (not computed again)" in shown and "| GPU hours " in told
+    assert "cached (not computed again" in told and "from the store" not in told
 
 
 def test_hostile_names_and_settings_are_text() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from spin_core.analysis.costs import costs
+from spin_core.analysis.format import count_text, hours_text, time_text
 from spin_core.analysis.profile_diff import differences, preset, sentence
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.report.run import count_text, hours_text, sections, time_text
+from spin_core.report.run import sections
 from spin_core.runtime import gpus
 from spin_core.store.record import Record
 from tasks.runner.ledger import Entry
@@ -88,12 +89,12 @@ def test_record_has_the_gpus_that_its_step_held(monkeypatch, stage, runtime, the
     assert {name: value for name, value in found.items() if name != "name"} == held
 
 
-def test_cost_section_tells_what_came_from_the_store() -> None:
-    """Catches "saved" for what an earlier try of the same run computed, figures of the store that include what ran
+def test_cost_section_shows_what_was_cached() -> None:
+    """Catches "saved" for what an earlier try of the same run computed, cached figures that include what ran
     now, and key or label columns swapped."""
     text = " ".join(Tags(sections(steps(), lambda entry: None)).text.split())
-    assert "2 of 3 steps were cached: 1 h 21 min from the store (not computed again; an earlier try" in text
-    assert "may have computed it); the others took 2.5 s." in text and "saved" not in text
+    assert "2 of 3 steps were cached: 1 h 21 min that were not computed again (an earlier try of this run" in text
+    assert "may have computed them); the others took 2.5 s." in text and "saved" not in text
     assert "iter 0, shard 1/2 generate Cached 1 h 0 min abababababab cdcdcdcdcdcd" in text
     assert "1 of 1 steps" not in text
     ran = " ".join(Tags(sections(steps()[2:], lambda entry: None)).text.split())

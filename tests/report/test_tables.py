@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from spin_core.analysis.figures import Model
-from spin_core.analysis.summary import mean, measured, nll_change
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.summary import mean, model_row, nll_change
 from spin_core.report.charts import draw_all
 from spin_core.report.page import overrides
 from spin_core.report.samples import samples
@@ -108,7 +108,7 @@ def test_interval_of_the_nll_covers_a_change_by_tokens():
         rows = {str(i): (draw.randint(1, 60), draw.gauss(0, 1)) for i in range(200)}
         old = {key: {"nll": 2.0, "tokens": tokens} for key, (tokens, _) in rows.items()}
         new = {k: {"nll": 2.0 + 0.01 * tokens + noise / 3, "tokens": tokens} for k, (tokens, noise) in rows.items()}
-        made = nll_change(Model("a", "start", -1, answers=old), Model("b", "iteration", 0, answers=new))
+        made = nll_change(ModelResults("a", "start", -1, answers=old), ModelResults("b", "iteration", 0, answers=new))
         total = sum(tokens for tokens, _ in rows.values())
         assert made is not None
         true = 0.01 * sum(tokens * tokens for tokens, _ in rows.values()) / total
@@ -120,8 +120,8 @@ def test_change_of_lengths_is_of_the_same_rows(tmp_path):
     """Catches a change of length between different rows, and one against the model before instead of the start."""
     old = {str(i): {"greedy_tokens": 10 + i} for i in range(5)}
     new = {str(i): {"greedy_tokens": 12 + i} for i in range(3, 9)}
-    start, model = Model("a", "start", -1, answers=old), Model("b", "iteration", 0, answers=new)
-    assert measured(model, start)["style"]["greedy"]["change"] == {"value": 2, "low": 2, "high": 2, "rows": 2}
+    start, model = ModelResults("a", "start", -1, answers=old), ModelResults("b", "iteration", 0, answers=new)
+    assert model_row(model, start)["style"]["greedy"]["change"] == {"value": 2, "low": 2, "high": 2, "rows": 2}
 
 
 def test_charts_of_lengths_margins_and_harness_are_drawn(tmp_path):
@@ -155,7 +155,9 @@ def test_samples_are_the_start_the_best_and_the_last_two(tmp_path):
     _, config = whole_run(tmp_path, rates=(50, 60, 55, 58, 52, 57), controls=(53, 54), count=100)
     answers = {f"{i:x}": {"greedy": "a", "greedy_match": True} for i in range(3)}
     models = [
-        Model(row.label, row.kind, row.iteration, answers=answers, decision={"best": 2} if row.iteration == 4 else {})
+        ModelResults(
+            row.label, row.kind, row.iteration, answers=answers, decision={"best": 2} if row.iteration == 4 else {}
+        )
         for row in config.rows
     ]
     shown = [answer["label"] for answer in samples(models)["rows"][0]["answers"]]

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from spin_core.analysis.figures import read_model, table_row
+from spin_core.analysis.results import read_model
+from spin_core.analysis.summary import model_row
 from spin_core.analysis.verdict import verdict
 from spin_core.stages import report
 from tests.report.made_up import evaluate_tree, judged_run, render, whole_run
@@ -22,7 +23,7 @@ def sentence(inputs: dict, config: report.Config) -> str:
             for name in ("evaluate", "finetune", "gather")
         ]
         models.append(read_model(row.label, row.kind, row.iteration, *trees))
-    return verdict([table_row(model, models[0]) for model in models])
+    return verdict([model_row(model, models[0]) for model in models])
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,8 @@ def test_sentence_without_exact_match_uses_nll(tmp_path, nll, said):
     """Catches a sentence about exact match that nobody measured, and NLL read as if more were better."""
     inputs = {"evaluate": [evaluate_tree(tmp_path / "a", None, 2.0), evaluate_tree(tmp_path / "b", None, nll)]}
     rows = [
-        report.Row(label="θ_0", kind="start", evaluate=0),
-        report.Row(label="i", kind="iteration", iteration=0, evaluate=1),
+        report.RowInputs(label="θ_0", kind="start", evaluate=0),
+        report.RowInputs(label="i", kind="iteration", iteration=0, evaluate=1),
     ]
     text = sentence(inputs, report.Config(name="n", profile={}, rows=rows))
     assert (
@@ -132,7 +133,7 @@ def test_sentence_change_of_the_harness_within_its_errors_says_so(tmp_path, gain
     task = {"value": 0.5, "stderr": 0.01, "higher_is_better": True}
     rows = []
     for i, kind in enumerate(("start", "iteration")):
-        row = table_row(read_model(f"θ_{i}", kind, i - 1, None, None, None), None)
+        row = model_row(read_model(f"θ_{i}", kind, i - 1, None, None, None), None)
         rows.append(row | {"harness": {"average": 0.5 + gain * i, "tasks": {"a": task, "b": task}}})
     said = f"rose from 0.500 to {0.5 + gain:.3f} over one iteration (2 tasks; higher is better)"
     assert verdict(rows) == f"The harness's average {said}{doubt}"

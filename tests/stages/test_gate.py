@@ -88,9 +88,9 @@ def test_equal_models_are_seldom_called_better() -> None:
 
 
 def _player(metric: str, values: np.ndarray) -> gate.Player:
-    from spin_core.analysis.figures import Model
+    from spin_core.analysis.results import ModelResults
 
-    return gate.Player(Model("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
+    return gate.Player(ModelResults("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
 
 
 def test_clearly_better_model_is_best(world) -> None:
