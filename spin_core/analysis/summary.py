@@ -8,7 +8,7 @@ cut here, so that report.json and what is made of it stay small.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 from spin_core.analysis import statistics
 from spin_core.analysis.format import plain, short
@@ -129,33 +129,28 @@ def _pair_shares(quality: Mapping[str, Any]) -> PairShares | None:
     return shares
 
 
-class _Against(TypedDict):
-    margin: Estimate | None
-    accuracy: Estimate | None
-
-
 def _opponents(model: ModelResults) -> Opponents:
-    previous, start = _against(model, ""), _against(model, "_start")
+    (margin, accuracy), (margin_start, accuracy_start) = _against(model, ""), _against(model, "_start")
     return {
         "real": model.metrics.get("rewards/real"),
         "generated": model.metrics.get("rewards/generated"),
         "loss": model.metrics.get("spin/loss"),
-        "margin": previous["margin"],
-        "margin_start": start["margin"],
-        "accuracy": previous["accuracy"],
-        "accuracy_start": start["accuracy"],
+        "margin": margin,
+        "margin_start": margin_start,
+        "accuracy": accuracy,
+        "accuracy_start": accuracy_start,
         "identical": number(model.decision.get("identical_to_previous")),
     }
 
 
-def _against(model: ModelResults, end: str) -> _Against:
+def _against(model: ModelResults, end: str) -> tuple[Estimate | None, Estimate | None]:
     """Margin and accuracy, with the intervals of their rows."""
     values = [*model.column(f"margin{end}").values()]
     accuracy = model.metrics.get(f"spin/accuracy{end}")
     seen = None
     if accuracy is not None and values and 0 <= accuracy <= 1:
         seen = estimate(statistics.rate(accuracy, len(values)))
-    return {"margin": _with(model.metrics.get(f"spin/margin{end}"), mean(values)), "accuracy": _with(accuracy, seen)}
+    return _with(model.metrics.get(f"spin/margin{end}"), mean(values)), _with(accuracy, seen)
 
 
 def _style(model: ModelResults, start: ModelResults | None) -> Style:

@@ -1,5 +1,5 @@
-"""The tables of the report, one for each question, each narrow enough for a phone: is it better, does it win its game,
-how does it write, what did it learn from, what does the harness say.
+"""The tables of the report, one for each question, each narrow enough for a phone: is it better, does it beat its
+opponent, how does it write, what did it learn from, what did the harness measure.
 
 Text only: every figure comes from `summary.model_row`. A column without any figure is left out.
 """
@@ -36,7 +36,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table under a heading; `head` names the first column, `key` says what the columns mean."""
+    """A table under a heading; `head` names the first column, `key` explains the columns."""
 
     id: str
     title: str
@@ -53,22 +53,22 @@ def tables(rows: Sequence[ModelRow]) -> list[ReportTable]:
     return [table for i, table in enumerate(made) if i == 0 or table.lines]
 
 
-def figure_cells(row: ModelRow) -> list[tuple[str, str, str]]:
-    """The first table's columns of one model where all stand in a single line: (title, figure, small print)."""
+def figure_cells(row: ModelRow) -> list[Cell]:
+    """One model's figures under TITLES, where all stand in a single line."""
     delta = row["delta"]
     change, pairs = delta["greedy"] or delta["sampled"], row["pairs"]
     rejected = pairs.get("rejected") if pairs else None
     return [
-        ("EM greedy", *_rate(row["greedy"])),
-        ("EM sampled", *_rate(row["sampled"])),
-        ("Δ EM", show(change["value"] if change else None, signed=True), _moved(row)),
-        ("NLL", show(row["nll"]), ""),
-        ("Δ NLL", show(delta["nll"], signed=True), ""),
-        ("margin", show(row["margin"]), ""),
-        ("accuracy", show(row["accuracy"]), ""),
-        ("identical", percent(pairs["identical"] if pairs else None), ""),
-        ("truncated", percent(pairs["truncated"] if pairs else None), ""),
-        ("empty", percent(pairs["empty"] if pairs else None), f"{rejected:,} rejected" if rejected else ""),
+        _rate(row["greedy"]),
+        _rate(row["sampled"]),
+        (show(change["value"] if change else None, signed=True), _moved(row)),
+        (show(row["nll"]), ""),
+        (show(delta["nll"], signed=True), ""),
+        (show(row["margin"]), ""),
+        (show(row["accuracy"]), ""),
+        (percent(pairs["identical"] if pairs else None), ""),
+        (percent(pairs["truncated"] if pairs else None), ""),
+        (percent(pairs["empty"] if pairs else None), f"{rejected:,} rejected" if rejected else ""),
     ]
 
 
@@ -76,10 +76,8 @@ def text_table(rows: Sequence[ModelRow]) -> str:
     """The models as one Markdown table with padded columns, so that it reads in a terminal too."""
     lines = [["model", *TITLES]]
     for row in rows:
-        figures = [
-            f"{figure} ({small})" if small and title.startswith("EM") else figure
-            for title, figure, small in figure_cells(row)
-        ]
+        greedy, sampled, *others = figure_cells(row)
+        figures = [with_small(greedy), with_small(sampled), *(figure for figure, _ in others)]
         lines.append([escape_markdown(starred(row), 80), *figures])
     return markdown_table(lines)
 

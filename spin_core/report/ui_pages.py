@@ -16,7 +16,7 @@ from spin_core.analysis.format import ALL_MARKUP, NONE, count, escape_markdown, 
 from spin_core.analysis.results import ModelResults, number, read_model, train_part
 from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.report.charts import Chart
-from spin_core.report.tables import Cell, figure_cells, starred, tables
+from spin_core.report.tables import TITLES, Cell, figure_cells, starred, tables
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 
@@ -73,13 +73,10 @@ def iterations(figures: Figures, report: str, run: str = "") -> str:
 
 def table(rows: Sequence[ModelRow], columns: int = 7) -> str:
     """A line for each model; figures that no model has are left out."""
-    cells = [figure_cells(row)[:columns] for row in _ends(rows)]
-    kept = [i for i in range(columns) if any(line[i][1] != NONE for line in cells)]
-    titles = ["model", *(cells[0][i][0] for i in kept)]
-    lines = [
-        [escape(starred(row), 50), *(_figure(line[i][1:]) for i in kept)]
-        for row, line in zip(_ends(rows), cells, strict=True)
-    ]
+    shown = [(escape(starred(row), 50), figure_cells(row)[:columns]) for row in _ends(rows)]
+    kept = [i for i in range(columns) if any(cells[i][0] != NONE for _, cells in shown)]
+    titles = ["model", *(TITLES[i] for i in kept)]
+    lines = [[label, *(_figure(cells[i]) for i in kept)] for label, cells in shown]
     return _drawn(titles, lines)
 
 

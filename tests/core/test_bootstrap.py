@@ -16,9 +16,9 @@ def test_holds_the_true_mean_as_often_as_it_says() -> None:
     """Catches an interval of single rows (too wide) and one without the square root of n or of 68 % (too narrow)."""
     draws = np.random.default_rng(0)
     for rows in (30, 200):
-        found = [bootstrap(draws.normal(0.3, 1, rows), 0.95, RESAMPLES, seed) for seed in range(400)]
-        assert all(one and one.low < one.value < one.high and one.rows == rows for one in found)
-        held = np.mean([one.low <= 0.3 <= one.high for one in found if one])
+        results = [bootstrap(draws.normal(0.3, 1, rows), 0.95, RESAMPLES, seed) for seed in range(400)]
+        assert all(one and one.low < one.value < one.high and one.rows == rows for one in results)
+        held = np.mean([one.low <= 0.3 <= one.high for one in results if one])
         assert 0.92 < held < 0.985, (rows, held)
 
 
@@ -34,18 +34,18 @@ def test_is_a_function_of_its_arguments() -> None:
 def test_resamples_in_blocks_are_as_many(monkeypatch) -> None:
     """Catches a last block that is lost: with blocks of 64 draws the bounds are those of as many resamples."""
     data = list(np.random.default_rng(1).normal(size=50))
-    whole = bootstrap(data, 0.95, RESAMPLES, 7)
+    at_once = bootstrap(data, 0.95, RESAMPLES, 7)
     monkeypatch.setattr("spin_core.analysis.statistics.BLOCK", 64 * 50)
     parts = bootstrap(data, 0.95, RESAMPLES, 7)
-    assert whole and parts and parts.low == pytest.approx(whole.low, abs=0.05)
-    assert (parts.low, parts.high) == (whole.low, whole.high)  # one stream of draws, whatever the block
+    assert at_once and parts and parts.low == pytest.approx(at_once.low, abs=0.05)
+    assert (parts.low, parts.high) == (at_once.low, at_once.high)  # one stream of draws, whatever the block
 
 
 @pytest.mark.parametrize(("gained", "lost", "clear"), [(4, 0, False), (5, 0, False), (6, 0, True), (9, 1, True)])
 def test_few_rows_that_changed_say_nothing(gained: int, lost: int, clear: bool) -> None:
     """Catches a bootstrap of a few coin flips: four rows gained and none lost are one of eight (McNemar, two-sided)."""
-    found = bootstrap([1.0] * gained + [-1.0] * lost + [0.0] * 190, 0.95, 2000, 1)
-    assert found and (found.low > 0) == clear
+    result = bootstrap([1.0] * gained + [-1.0] * lost + [0.0] * 190, 0.95, 2000, 1)
+    assert result and (result.low > 0) == clear
 
 
 def test_edges() -> None:
@@ -80,11 +80,11 @@ def test_student_t_falls_to_the_normal_without_a_jump() -> None:
 def test_bounds_over_few_rows_are_those_of_student_t() -> None:
     """Catches tails of the series: at five rows they let 1 in 450 resamples outside, and t (2.776) 1 in 1,052."""
     data, (t, z) = [0.1, 0.5, 0.6, 1.0, 1.7], (2.776, 1.959964)
-    found = bootstrap(data, 0.95, 20_000, 3)
+    result = bootstrap(data, 0.95, 20_000, 3)
     draws = np.random.Generator(np.random.Philox(3)).integers(0, 5, size=(20_000, 5))
     tail = NormalDist().cdf(-((5 / 4) ** 0.5) * t)
     low, high = np.quantile(np.asarray(data)[draws].mean(axis=1), (tail, 1 - tail))
-    assert found and (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+    assert result and (result.low, result.high) == pytest.approx((low, high), abs=1e-3)
     assert tail < NormalDist().cdf(-((5 / 4) ** 0.5) * 2.7295) < NormalDist().cdf(-z)
 
 

@@ -1,5 +1,5 @@
-"""Made-up evaluate, model and pairs trees with the files that the stages write, for the report's tests and for looking
-at it by eye."""
+"""Made-up evaluate, model and pair-set artifacts with the files that the stages write, for the report's tests and for
+looking at it by eye."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def harness_tree(root: Path, values: dict[str, float], rows: int = 100) -> Path:
         for name, value in values.items()
     }  # fmt: skip
     average = sum(values.values()) / len(values)
-    told = {"lm_eval": "0.4.13", "preset": "open-llm-leaderboard-v1", "backend": "hf"}
-    (root / "results.json").write_text(json.dumps({**told, "average": average, "tasks": tasks}))
+    about = {"lm_eval": "0.4.13", "preset": "open-llm-leaderboard-v1", "backend": "hf"}
+    (root / "results.json").write_text(json.dumps({**about, "average": average, "tasks": tasks}))
     items = [
         {"id": f"{name}/{i}", "task": name, "value": float(i < round(value * rows))}
         for name, value in values.items()

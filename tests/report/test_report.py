@@ -107,9 +107,9 @@ def test_rows_without_any_tree_still_make_a_report(tmp_path):
     assert "does not show whether the model became better" in figures["sentence"] and "<figure" not in html
 
 
-def test_not_a_number_is_missing_and_is_told(tmp_path):
-    """Catches NaN drawn, compared or written to report.json (not JSON), and a diverged training that nobody is told
-    of."""
+def test_not_a_number_is_missing_and_is_reported(tmp_path):
+    """Catches NaN drawn, compared or written to report.json (not JSON), and a diverged training that nothing reports
+    ."""
     inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
     tree = inputs["evaluate"][1]
     (tree / "metrics.json").write_text(

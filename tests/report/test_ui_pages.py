@@ -91,7 +91,7 @@ def sample(prompt: str, real: str, old: str, new: str, tag: str = "gained", labe
 @given(texts, texts, texts, texts)
 def test_answers_are_shown_as_they_are(prompt: str, real: str, old: str, new: str) -> None:
     """Catches a text that becomes a link, an image, HTML or emphasis, that breaks the table, or that is not what the
-    model said."""
+    model answered."""
     page = ui_pages.answers({"text": "2 rows.", "rows": [sample(prompt, real, old, new)] * 2})
     assert_text_only(page)
     shown = [one_line(text, ui_pages.CELL) or "(empty)" for text in (prompt, real, old, new)]
@@ -118,10 +118,10 @@ def figures(label: str = "θ_1", note: str = "n", sentence: str = "s", **values:
 @given(texts, texts, texts, texts)
 def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: str) -> None:
     """Catches a label, a note, a sentence or a path that is markup on the pages with figures, and in the form."""
-    told = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
-    assert_text_only(ui_pages.iterations(told, path, path))
+    made = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
+    assert_text_only(ui_pages.iterations(made, path, path))
     assert_text_only(ui_pages.pairs([("x" + label, {})]))
-    assert_text_only(ui_pages.decision(told, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
+    assert_text_only(ui_pages.decision(made, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
 
 
 @settings(deadline=None)
@@ -138,8 +138,8 @@ def test_decision_of_the_gate_is_shown_as_text(outcome: str, best: str, reason: 
 
 def test_other_tables_are_on_the_page(tmp_path) -> None:
     """Catches measures that the report shows and the UI does not, and a page too large for its server."""
-    told = render(tmp_path / "out", *judged_run(tmp_path))[2]
-    page = ui_pages.iterations(told, "r", "n")
+    made = render(tmp_path / "out", *judged_run(tmp_path))[2]
+    page = ui_pages.iterations(made, "r", "n")
     for title in ("Against the opponents", "Style of the answers", "Harness"):
         assert f"### {title}" in page
     assert "### Pair quality" not in page and len(page) < 20_000
@@ -267,7 +267,7 @@ def test_lineage_has_the_edges_of_the_records() -> None:
 
 
 def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
-    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not told."""
+    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not drawn."""
     steps, reads = ledger(100, shards=30)
     nodes, edges = drawn(lineage(steps, lambda step: reads[step.key]))
     assert len(nodes) == 4 + 5 * 3 + 1 and len(edges) < 60
