@@ -18,9 +18,8 @@ def page(made: Comparison) -> str:
     settings = _settings(made)
     name = f"{here} and {there}"
     parts = {"best": tables[0], "others": tables[1:], "settings": settings, "costs": _costs(made)}
-    return rendered(
-        COMPARE, name=name, sentence=plain(made.verdict, 2000), note=plain(made.note, 1000), css=CSS, **parts
-    )
+    texts = {"name": name, "sentence": plain(made.verdict, 2000), "note": plain(made.note, 1000)}
+    return rendered(COMPARE, kind="comparison", hash="", css=CSS, **texts, **parts)
 
 
 def text(made: Comparison) -> str:

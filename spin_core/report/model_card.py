@@ -61,8 +61,8 @@ def read_chain(folder: Path, digest: str) -> dict[str, Any]:
     """`{format, base, steps}`: the training steps behind the model in `folder`, whose content digest is `digest`.
 
     Only the README.md of a store's own artifact is believed: its folder is named by the digest of all that is in it.
-    That of any other folder is in no key, so two users of one key could read different things there; then, as where it is
-    missing or not of this form, the chain begins here, with `digest` as its base.
+    That of any other folder is in no key, so two users of one key could read different things there; then, as where it
+    is missing or not of this form, the chain begins here, with `digest` as its base.
     """
     new: dict[str, Any] = {"format": FORMAT, "base": digest, "steps": []}
     if not DIGEST.fullmatch(digest) or Path(folder).name != digest:

@@ -10,7 +10,7 @@ from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.analysis.verdict import value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import CSS, PAGE
-from spin_core.report.samples import SCRIPT, SCRIPT_HASH
+from spin_core.report.samples import SCRIPT, SCRIPT_HASH, Samples
 from spin_core.report.tables import ReportTable, TableLine, starred, tables
 
 OPEN = 3  # samples that are unfolded at first
@@ -23,7 +23,7 @@ TILES = (
 )
 
 
-def page(figures: Figures, charts: Sequence[Chart], shown: dict, profile: Mapping, mark: str) -> str:
+def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Mapping, mark: str) -> str:
     """The file's text. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the sections about
     the run itself belong."""
     import yaml
@@ -31,6 +31,7 @@ def page(figures: Figures, charts: Sequence[Chart], shown: dict, profile: Mappin
     rows = figures["rows"]
     return rendered(
         PAGE,
+        kind="report",
         name=plain(figures["name"], 120),
         sentence=plain(figures["sentence"], 2000),
         decision=figures.get("decision") or {},

@@ -1,18 +1,15 @@
 # ruff: noqa: E501 (markup reads better whole)
 """Templates of `spin_core.report.run`; their style is the report's own sheet (`spin_core.report.html.CSS`)."""
 
-from spin_core.report.html import WIDE
+from spin_core.report.html import TILES, WIDE
 
 COST = (
     """<section id="cost">
 <h2>What ran and what it cost</h2>
 <p>{{ text }}</p>
-<ul class="tiles">
-{% for tile in tiles %}
-<li><span>{{ tile[0] }}</span><strong>{{ tile[1] }}</strong><small>{{ tile[2] }}</small></li>
-{% endfor %}
-</ul>
-<details class="more">
+"""
+    + TILES
+    + """<details class="more">
 <summary>By stage</summary>
 """
     + WIDE

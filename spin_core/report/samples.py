@@ -11,6 +11,7 @@ import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TypedDict
 
 from spin_core.analysis.format import plain, plural, short, show
 from spin_core.analysis.results import ModelResults, number
@@ -21,7 +22,39 @@ SAMPLES = 200
 BYTES = 1_000_000  # of all texts, as they stand in the page: with charts and tables it stays below 2 MB
 MODELS = 5  # side by side
 
+Digests = Mapping[str, Mapping[str, str]]
 TAGS = {"gained": "became right", "lost": "became wrong", "changed": "answer changed", "same": "same answer"}
+
+
+class ShownAnswer(TypedDict):
+    """What one model answered. `mark`: right, wrong, or empty where nobody judged it; `made`: what it is traced by."""
+
+    label: str
+    text: str | None
+    mark: str
+    small: str
+    made: Mapping[str, str]
+
+
+class ShownRow(TypedDict):
+    """One held-out row. `tag` is one of TAGS, `label` what a reader sees of it; `head` begins the prompt."""
+
+    tag: str
+    label: str
+    id: str
+    head: str
+    prompt: str
+    real: str
+    answers: list[ShownAnswer]
+
+
+class Samples(TypedDict):
+    """The rows, with a sentence about them and the tags that occur."""
+
+    text: str
+    rows: list[ShownRow]
+    tags: list[tuple[str, str]]
+
 
 # The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
 SCRIPT = """
@@ -57,8 +90,8 @@ SCRIPT = """
 SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
-def samples(models: Sequence[ModelResults], most: int = SAMPLES, digests: Mapping[str, Mapping] | None = None) -> dict:
-    """{text, rows, tags}: at most `most` rows, with the answers of the start, the best, the previous and the new model
+def samples(models: Sequence[ModelResults], most: int = SAMPLES, digests: Digests | None = None) -> Samples:
+    """At most `most` rows, with the answers of the start, the best, the previous and the new model
     and of controls. `digests`: label → {evaluate, model}, what an answer is traced by."""
     shown = _side_by_side([model for model in models if model.answers])
     if not shown:
@@ -115,8 +148,8 @@ def _describe(groups: Mapping[str, list], before: ModelResults, after: ModelResu
     return f"{text} Shown: {count:,}."
 
 
-def _bounded(picked: list, shown: Sequence[ModelResults], before: ModelResults, digests: Mapping) -> list[dict]:
-    rows: list[dict] = []
+def _bounded(picked: list, shown: Sequence[ModelResults], before: ModelResults, digests: Digests) -> list[ShownRow]:
+    rows: list[ShownRow] = []
     size = 0
     for key, tag in picked:
         row = _sample(key, tag, shown, before, digests)
@@ -142,9 +175,9 @@ def _answer(row: Mapping) -> object:
     return row.get("greedy", row.get("sampled"))
 
 
-def _sample(key: str, tag: str, models: Sequence[ModelResults], start: ModelResults, digests: Mapping) -> dict:
+def _sample(key: str, tag: str, models: Sequence[ModelResults], start: ModelResults, digests: Digests) -> ShownRow:
     first = start.answers[key]
-    answers = []
+    answers: list[ShownAnswer] = []
     for model in models:
         row = model.answers.get(key, {})
         text, match = _answer(row), row.get("greedy_match" if "greedy" in row else "sampled_match")

@@ -16,6 +16,7 @@ from spin_core.analysis.format import ALL_MARKUP, NONE, count, escape_markdown, 
 from spin_core.analysis.results import ModelResults, number, read_model, train_part
 from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.report.charts import Chart
+from spin_core.report.samples import Samples, ShownAnswer
 from spin_core.report.tables import TITLES, Cell, figure_cells, starred, tables
 from spin_core.store.record import Record
 from spin_core.store.store import Store
@@ -99,7 +100,7 @@ def pairs(sets: Sequence[tuple[str, Mapping]]) -> str:
     return f"{_drawn(titles, lines)}\n\n{text}"
 
 
-def answers(shown: Mapping, most: int = SAMPLES, limit: int = CELL) -> str:
+def answers(shown: Samples, most: int = SAMPLES, limit: int = CELL) -> str:
     """`samples` of two models as a table: prompt, real answer, and what each model answered."""
     answered = [row for row in shown["rows"] if any(answer["text"] is not None for answer in row["answers"])]
     if not answered:
@@ -134,7 +135,7 @@ def curves(charts: Sequence[Chart]) -> str:
     return "\n\n".join(parts)
 
 
-def decision(figures: Figures, shown: Mapping, t: int, total: int) -> str:
+def decision(figures: Figures, shown: Samples, t: int, total: int) -> str:
     """What a person needs to say whether iteration `t` of `total` is to be run."""
     models = [row for row in figures["rows"] if row["kind"] != "control"]
     label = escape(models[-1]["label"], 48) if models else f"θ\\_{t}"
@@ -200,7 +201,7 @@ def _small(cell: Cell) -> str:
     return f"{figure}<br>({small})" if small else figure
 
 
-def _answer(answer: Mapping, limit: int) -> str:
+def _answer(answer: ShownAnswer, limit: int) -> str:
     if answer["text"] is None:
         return NONE
     mark = {"right": "✓ ", "wrong": "✗ "}.get(answer["mark"], "")
