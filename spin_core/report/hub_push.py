@@ -2,7 +2,7 @@
 
 Is not: the choice of what is pushed (`flows/cli/push.py`). A file of the repository that is not given stays as it is,
 but for the weights and settings of a former model: beside the new ones they would be read as part of it. The token is
-given or the client's own ($HF_TOKEN, `hf auth login`); no message shows it.
+given or the client's own ($HF_TOKEN, `hf auth login`); no message tells it.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ def check(target: Target, field: str) -> None:
         raise BadInput(f"--revision {target.revision}: no name of a branch; give one such as main or v2.")
 
 
-def push(target: Target, files: Files, title: str, text: str, say: Callable[[str], None]) -> Pushed:
-    """Make the branch hold `files`; `title` and `text` are the commit's message, `say` gets a line before an upload.
+def push(target: Target, files: Files, title: str, told: str, say: Callable[[str], None]) -> Pushed:
+    """Make the branch hold `files`; `title` and `told` are the commit's message, `say` gets a line before an upload.
 
     Raises BadInput or SpinloopError, one sentence with the remedy.
     """
     try:
-        return _push(target, files, title, text, say)
+        return _push(target, files, title, told, say)
     except SpinloopError:
         raise
     except Exception as error:  # httpx, the hub's own, xet's and operating system errors, of unrelated families
         raise _refusal(target, error) from None
 
 
-def _push(target: Target, files: Files, title: str, text: str, say: Callable[[str], None]) -> Pushed:
+def _push(target: Target, files: Files, title: str, told: str, say: Callable[[str], None]) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if not target.token and not get_token():
@@ -99,11 +99,11 @@ def _push(target: Target, files: Files, title: str, text: str, say: Callable[[st
     if stale:
         gone = f"Deleted, as this {target.kind} has no such files: {', '.join(stale)}"
         say(f"{target.repo}: {gone[0].lower()}{gone[1:]}")
-        text = f"{text}\n{gone}"
+        told = f"{told}\n{gone}"
     adds = [CommitOperationAdd(name, data if isinstance(data, bytes) else str(data)) for name, data in new.items()]
     drops = [CommitOperationDelete(name) for name in stale]
     made = api.create_commit(
-        **where, operations=[*adds, *drops], commit_message=title, commit_description=text, revision=branch,
+        **where, operations=[*adds, *drops], commit_message=title, commit_description=told, revision=branch,
         parent_commit=head,
     )  # fmt: skip
     return Pushed(made.oid, url, len(new) + len(stale))
@@ -182,12 +182,12 @@ def _refusal(target: Target, error: Exception) -> SpinloopError:
         return BadInput(f"{target.repo}: the hub shows no such {target.kind} to the token of {place}; check the name.")
     if status in (409, 412):
         return SpinloopError(f"{target.repo}: somebody else changed it during the push; look there and push again.")
-    reason = hub.said(cause, target.token)
+    said = hub.said(cause, target.token)
     if hub.unreachable(cause) and not isinstance(cause, ValueError):
         return SpinloopError(
-            f"{target.repo}: the hub cannot be reached ({reason}); the run stays in the store, so push again later."
+            f"{target.repo}: the hub cannot be reached ({said}); the run stays in the store, so push again later."
         )
-    return SpinloopError(f"{target.repo}: the push failed ({reason}); look there, and push again.")
+    return SpinloopError(f"{target.repo}: the push failed ({said}); look there, and push again.")
 
 
 def _answer(error: BaseException) -> Exception:
