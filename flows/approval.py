@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
@@ -13,12 +13,10 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.table import Table
 from tasks.report import report
 from tasks.runner import artifacts
-
-if TYPE_CHECKING:
-    from flows.table import Table
-    from tasks.runner.run import Run
+from tasks.runner.run import Run
 
 WAIT_SECONDS = 30 * 24 * 3600
 

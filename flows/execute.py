@@ -18,6 +18,7 @@ from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.store.opening import open_store
 from tasks.reformat import reformat
+from tasks.runner import artifacts
 from tasks.runner.pools import Pools
 from tasks.runner.run import Run
 
@@ -32,31 +33,36 @@ HOW: dict[str, Any] = {
 def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict | State:
     """Run every iteration of a profile. What the store already has is not computed again."""
     try:
-        return play(config, store, Path(base_dir), "here")
+        return run_dag(config, store, Path(base_dir), "here")
     except Exception as error:
         known(error)
         return failed(error)
 
 
-def play(config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = "") -> dict:
-    """Inside a flow: run the DAG and lay out its results. `pool`: of the stages that `runtime.pools` does not name;
-    `origin`, `follow`: see Run."""
-    artifacts = open_store(store)
+def run_dag(
+    config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = ""
+) -> dict:
+    """Inside a flow: run the DAG, lay out its results and show them in the UI. `pool`: of the stages that
+    `runtime.pools` does not name; `origin`, `follow`: see Run."""
+    opened = open_store(store)
     seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
     with (
-        artifacts.using(),
+        opened.using(),
         Children(config.runtime.workers, seen) as children,
-        Pools(artifacts, config.runtime, pool) as pools,
+        Pools(opened, config.runtime, pool) as pools,
     ):
-        run = Run(config, artifacts, children, base_dir, pools=pools, origin=origin, follow=follow)
-        return run.finish(lambda: dag(run).result(), known)
+        run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
+        outcome = run.finish(lambda: dag(run).result())
+        known(outcome)  # only the server is left to be told
+        artifacts.show(run, run.report, Path(outcome["folder"]))
+        return outcome
 
 
 def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[str, int]:
     """Inside a flow: the first step alone. How many steps ran, and how many were cached."""
-    artifacts = open_store(store)
-    with artifacts.using(), Children(1) as children:
-        run = Run(config, artifacts, children, base_dir, origin=origin, follow="dataset")
+    opened = open_store(store)
+    with opened.using(), Children(1) as children:
+        run = Run(config, opened, children, base_dir, origin=origin, follow="dataset")
         reformat(run, *sources(run)[0])
         run.settle()
         if run.failures:

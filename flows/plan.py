@@ -14,12 +14,12 @@ from spin_core.engines.harness.calls import check_here as check_harness
 from spin_core.errors import BadInput, Unreachable
 from spin_core.estimate import hardware
 from spin_core.estimate.todo import Data
+from spin_core.job import Entry
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.sources.resolve import resolve
 from spin_core.store.opening import exists, open_store
 from spin_core.store.store import Store
-from tasks.runner.ledger import Entry
 from tasks.runner.planning import Planner
 from tasks.runner.run import Run
 
@@ -69,8 +69,8 @@ def next_iteration(config: Config, store: str, base_dir: Path) -> int:
     """The first iteration whose evaluated model the store does not have; `config.iterations` where it has them all."""
     ledger, _ = plan(config, store, base_dir)
     first = config.start.iteration
-    there = {entry.title for entry in ledger if entry.state == "cached"}
-    wanted = ({f"finetune[iter {t}]", f"evaluate[θ_{t + 1}]"} for t in range(first, config.iterations))
+    there = {(entry.stage, entry.place.model) for entry in ledger if entry.state == "cached"}
+    wanted = ({("finetune", t + 1), ("evaluate", t + 1)} for t in range(first, config.iterations))
     return next((t for t, steps in enumerate(wanted, first) if not steps <= there), config.iterations)
 
 

@@ -13,7 +13,7 @@ from spin_core.config.profile import Config
 from spin_core.estimate import fit, hardware, sheet, text, todo
 from spin_core.estimate.needs import NEEDS, Setting
 from spin_core.estimate.places import sizes
-from tasks.runner.ledger import Entry
+from spin_core.job import Entry
 from tasks.runner.run import Run
 
 SMALL = 1_000_000_000
@@ -55,7 +55,7 @@ def costs(
     if ledger is None:
         counted = todo.everything(config, setting.data)
     else:
-        counted = todo.of_ledger(ledger, setting.data, config.start.iteration)
+        counted = todo.of_ledger(ledger, setting.data)
     found = sheet.lines(setting, config, counted)
     if not found:
         return Costs([])

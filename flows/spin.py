@@ -20,6 +20,7 @@ from typing import Any
 
 from flows.approval import approved
 from flows.table import Table
+from spin_core.job import Place
 from tasks.demo_model import demo_model
 from tasks.demo_rows import demo_rows
 from tasks.evaluate import evaluate
@@ -45,7 +46,7 @@ def dag(run: Run):
     rows = reformat(run, *dataset)
     theta = start = import_model(run, first, model) if first else sft(run, model, rows) if cfg.sft else model
     table = Table()
-    begun = measured(run, f"θ_{first}", theta, rows)
+    begun = measured(run, f"θ_{first}", Place("start", model=first), theta, rows)
     table.add(f"θ_{first}", "start", **begun, finetune=start if cfg.sft else None)
     pairs = {t: import_pairs(run, t, source, rows) for t, source in published.items()}
     controls: list = []
@@ -56,8 +57,8 @@ def dag(run: Run):
             controls.append(sft_instead(run, start, rows, t + 1))
         theta = iteration(run, t, theta, rows, pairs, table, start)
     for n, instead in enumerate(controls, 1):
-        label = f"SFT instead of {n} iter"
-        table.add(label, "control", **measured(run, label, instead, rows), finetune=instead)
+        label, place = f"SFT instead of {n} iter", Place("control", first + n - 1)
+        table.add(label, "control", **measured(run, label, place, instead, rows), finetune=instead)
     return report(run, table.lines, table.inputs)
 
 
@@ -71,16 +72,16 @@ def iteration(run: Run, t: int, opponent, rows, pairs: dict, table: Table, start
     logps = [score(run, t, opponent, pairs[i], of=i) for i in seen]
     theta = finetune(run, t, opponent, recent, logps)
     game = {"pairs": recent[-1], "logps": logps[-1], "start": start if t > run.config.start.iteration else None}
-    made = measured(run, f"θ_{t + 1}", theta, rows, t, **game)
+    made = measured(run, f"θ_{t + 1}", Place("iteration", t, model=t + 1), theta, rows, t, **game)
     decision = gate(run, t, table.players(**made))
     table.add(f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=recent[-1], gate=decision, iteration=t)
     return theta
 
 
-def measured(run: Run, label: str, model, rows, t: int = 0, **game) -> dict:
+def measured(run: Run, label: str, place: Place, model, rows, t: int = 0, **game) -> dict:
     """A model on the held-out rows, and on the harness's tasks if the profile has some."""
-    made = {"evaluate": evaluate(run, label, model, rows, t, **game)}
-    return made | ({"harness": harness(run, label, model)} if run.config.harness else {})
+    made = {"evaluate": evaluate(run, label, place, model, rows, t, **game)}
+    return made | ({"harness": harness(run, label, place, model)} if run.config.harness else {})
 
 
 def sources(run: Run) -> tuple[list, Any, dict]:

@@ -23,9 +23,10 @@ from pydantic import BaseModel, Field
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError
+from spin_core.job import Place
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref, source
 from spin_core.stages import evaluate as evaluate_stage
@@ -34,7 +35,6 @@ from spin_core.stages import generate as generate_stage
 from spin_core.stages import harness as harness_stage
 from spin_core.stages import score as score_stage
 from spin_core.stages import sft as sft_stage
-from spin_core.store import keys
 from spin_core.store.keys import DIGEST
 from spin_core.store.opening import named, open_store
 from tasks.runner.stage import task_of
@@ -45,6 +45,7 @@ class Work(BaseModel):
     """One step of a stage."""
 
     label: str = Field("", description="What people read beside the stage's name, e.g. `iter 0, shard 1/8`.")
+    place: dict[str, Any] = Field({}, description="Where it stands in a run (spin_core.job.Place); empty by hand.")
     inputs: dict[str, Any] = Field(
         description="Name → a digest of the store, a folder or a hub id (a list of them where the stage reads many)."
     )
@@ -121,9 +122,9 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
         with artifacts.using(), Children(runtime.workers, gpus.groups(runtime, gpus.visible())) as children:
             steps = Steps(artifacts, children, runtime)
             for one in work:
-                step = Step(module, one.label, config)
+                step = Step(module, one.label, config, _place(one.place))
                 inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
-                _check(step, inputs, one.key)
+                _check(steps.keyed(step, inputs), one.key)
                 steps.submit(task_of(module), step, inputs)
             steps.settle()
     except Exception as error:
@@ -164,9 +165,16 @@ def _seen_here(name: str, ref: Ref) -> None:
         raise BadInput(f"{name}: {place} is another on this worker; put one copy where every worker sees it.")
 
 
-def _check(step: Step, inputs: dict, key: str) -> None:
-    if key and keys.key_of(step.payload(inputs)) != key:
+def _place(fields: dict[str, Any]) -> Place:
+    try:
+        return Place.from_json(fields)
+    except TypeError:
+        raise BadInput(f"place: {fields!r} has fields that this spinloop does not know; leave it out.") from None
+
+
+def _check(keyed: KeyedStep, key: str) -> None:
+    if key and keyed.key != key:
         raise BadInput(
-            f"{step.title}: this worker's spinloop gives the step another key than the run that asks; install the same "
-            "version on both."
+            f"{keyed.step.title}: this worker's spinloop gives the step another key than the run that asks; install "
+            "the same version on both."
         )

@@ -23,6 +23,13 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
 
 
+def one_line(error: object, limit: int = 200, kind: bool = False) -> str:
+    """An error (or its text) as one line of at most `limit` characters, to be part of a sentence; with `kind` its
+    class is named first, `ValueError: …`."""
+    text = f"{type(error).__name__}: {error}" if kind else str(error)
+    return " ".join(text.split())[:limit]
+
+
 class BadInput(SpinloopError):
     """The profile, dataset or model cannot be used as it is. Names the file, line or field and the remedy. Exit code
     2."""

@@ -2,23 +2,22 @@
 
 import json
 
+from spin_core.job import Place
+from spin_core.runtime.step import Step
 from spin_core.stages import gate as core
 from tasks.runner.ledger import Pending
 from tasks.runner.run import Run
 from tasks.runner.stage import stage
 
 
-@stage(core)
+@stage
 def gate(run: Run, t: int, players: dict[str, list]):
-    return (
-        f"iter {t}",
-        core.Config(gate=run.config.gate, seed=run.config.seed, first=run.config.start.iteration),
-        players,
-    )
+    config = core.Config(gate=run.config.gate, seed=run.config.seed, first=run.config.start.iteration)
+    return Step(core, f"iter {t}", config, Place("iteration", t)), players
 
 
 def goes_on(run: Run, decision) -> bool:
-    """Whether the next iteration is to be played. Waits for the decision only if there is a policy that stops."""
+    """Whether the next iteration is to run. Waits for the decision only if there is a policy that stops."""
     how = run.config.gate
     if "stop" not in (how.fixed_point, how.worse, how.alarm) or isinstance(decision, Pending):
         return True

@@ -1,5 +1,7 @@
 """generate: shards of prompts to the opponent's answers."""
 
+from spin_core.job import Place
+from spin_core.runtime.step import Step
 from spin_core.sources.references import Ref
 from spin_core.stages import generate as core
 from tasks.runner.pools import Batch
@@ -7,29 +9,28 @@ from tasks.runner.run import Run
 from tasks.runner.shards import per_task, submit
 from tasks.runner.stage import stage
 
-BATCH = 1000  # shards of one flow run at most: Prefect takes 512 kB of parameters, and a shard is 350 bytes of them
+BATCH = 1000  # shards of one flow run at most: Prefect takes 512 kB of parameters, and a shard is 400 bytes of them
 
 
 def generate(run: Run, t: int, opponent, prompts: list) -> list:
     """The answers to every shard. On a work pool the shards are dealt out to `runtime.generate_runs` flow runs."""
-    labels = [f"iter {t}, shard {i}/{len(prompts)}" for i in range(1, len(prompts) + 1)]
-    count = max(run.config.runtime.generate_runs, -(-len(prompts) // BATCH))
-    if per_task(len(prompts)) > 1 and not run.planning:
-        shards = list(zip(labels, prompts, strict=True))
-        return submit(run, core, config_at(run, t), f"iter {t}", opponent, shards, count)
-    known = all(isinstance(shard, Ref) for shard in prompts)
-    batches = [Batch(list(zip(labels, prompts, strict=True))[i::count]) for i in range(count)] if known else [None]
+    cfg, n = run.config.at(t), len(prompts)
+    config = core.Config(generate=cfg.generate, chat=cfg.chat, seed=cfg.seed)
+    every = Step(core, f"iter {t}", config, Place("iteration", t))
+    steps = [
+        Step(core, f"iter {t}, shard {i}/{n}", config, Place("iteration", t, shard=(i, n))) for i in range(1, n + 1)
+    ]
+    shards = list(zip(steps, prompts, strict=True))
+    count = max(run.config.runtime.generate_runs, -(-n // BATCH))
+    if per_task(n) > 1 and not run.planning:
+        return submit(run, every, opponent, shards, count)
+    there = all(isinstance(prompt, Ref) for prompt in prompts)  # in a plan the rows may still be to be made
+    batches = [Batch(shards[i::count]) for i in range(count)] if there else [None]
     return [
-        shard(run, t, opponent, prompt, label, batch=batches[i % len(batches)])
-        for i, (label, prompt) in enumerate(zip(labels, prompts, strict=True))
+        answers(run, opponent, step, prompt, batch=batches[i % len(batches)]) for i, (step, prompt) in enumerate(shards)
     ]
 
 
-def config_at(run: Run, t: int) -> core.Config:
-    cfg = run.config.at(t)
-    return core.Config(generate=cfg.generate, chat=cfg.chat, seed=cfg.seed)
-
-
-@stage(core)
-def shard(run: Run, t: int, opponent, prompt, label: str):
-    return label, config_at(run, t), {"model": opponent, "prompts": prompt}
+@stage
+def answers(run: Run, opponent, step: Step, prompt):
+    return step, {"model": opponent, "prompts": prompt}

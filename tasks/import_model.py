@@ -1,5 +1,7 @@
 """import_model: θ_t from outside the store, for a run that begins at iteration t."""
 
+from spin_core.job import Place
+from spin_core.runtime.step import Step
 from spin_core.sources.references import Ref, origin
 from spin_core.stages import import_model as core
 from tasks.runner.run import Run
@@ -11,6 +13,6 @@ def import_model(run: Run, t: int, source: Ref):
     return copied(run, t, source) if source.path else source
 
 
-@stage(core)
+@stage
 def copied(run: Run, t: int, source: Ref):
-    return f"θ_{t}, {origin(source)}", core.Config(), {"source": source}
+    return Step(core, f"θ_{t}, {origin(source)}", core.Config(), Place("import", model=t)), {"source": source}

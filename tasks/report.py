@@ -1,5 +1,6 @@
 """report: the table of iterations, the curves and sample answers."""
 
+from spin_core.runtime.step import Step
 from spin_core.sources.references import is_here
 from spin_core.sources.resolve import is_local
 from spin_core.stages import report as core
@@ -8,7 +9,7 @@ from tasks.runner.run import Run
 from tasks.runner.stage import stage
 
 
-@stage(core)
+@stage
 def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""):
     profile = keys.config_payload(run.config)
     del profile["runtime"]
@@ -21,4 +22,4 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""
     for t, place in profile.get("start", {}).get("pairs", {}).items():
         profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place
     config = core.Config(name=run.config.name, profile=profile, rows=[core.RowInputs(**line) for line in lines])
-    return label, config, inputs
+    return Step(core, label, config), inputs

@@ -17,10 +17,8 @@ from typing import cast
 
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.runtime.step import title
+from spin_core.job import Entry, title
 from spin_core.store.opening import named
-from tasks.runner.ledger import Entry
-from tasks.runner.throughput import iteration
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -230,7 +228,7 @@ def _plan(args: argparse.Namespace) -> None:
         ledger, notes = plan(config, args.store, base_dir)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-        print(json.dumps([vars(entry) for entry in ledger]))
+        print(json.dumps([entry.as_json() for entry in ledger]))
         return
     made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
     for note in [*made.notes, *([made.why] if made.why else [])]:
@@ -268,7 +266,7 @@ def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
 
 
 def _place(entry: Entry) -> str:
-    return iteration(entry.label) if entry.stage == "generate" else entry.label
+    return f"iter {entry.place.iteration}" if entry.place.shard else entry.label
 
 
 def _shards_told(entries: list[Entry], first: Entry) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from spin_core.analysis.verdict import best_of
 from spin_core.errors import BadInput, StoreError
 from spin_core.report import compare_page
 from spin_core.report.run import facts_of
+from spin_core.report.run_facts import STEPS, read_steps
 from spin_core.store.record import Record
 from spin_core.store.runs import RUN
 from spin_core.store.store import Store
-from tasks.runner.ledger import Entry
 
 TREES = ("evaluate", "finetune", "gather", "harness", "gate")
 
@@ -53,8 +52,8 @@ def find(store: Store, name: str) -> Path:
 def side(store: Store, folder: Path) -> Side:
     """A run as its last report saw it. Raises BadInput where something of it is no longer in the store."""
     try:
-        steps = [Entry(**step) for step in json.loads((folder / "steps.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        steps = read_steps(folder / STEPS)
+    except (OSError, ValueError):
         raise BadInput(f"{folder / 'steps.json'}: not the steps of a run; run its profile again.") from None
     records = {id(step): store.record(step.stage, step.key) for step in steps if step.key}
     reports = [record for step in steps if step.stage == "report" and (record := records.get(id(step)))]
@@ -72,9 +71,8 @@ def side(store: Store, folder: Path) -> Side:
 
 def report_record(store: Store, folder: Path) -> Record:
     """The record of a run's last report. Raises BadInput where there is none."""
-    steps = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
-    found = [store.record("report", step["key"]) for step in steps if step["stage"] == "report" and step["key"]]
-    kept = [record for record in found if record]
+    steps = [step for step in read_steps(folder / STEPS) if step.stage == "report" and step.key]
+    kept = [record for step in steps if (record := store.record("report", step.key))]
     if not kept:
         raise BadInput(f"{folder.name}: the record of its report is not in the store; run its profile again.")
     return kept[-1]

@@ -8,13 +8,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
+from spin_core.job import Place
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step, compute, look_up
+from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources.references import Ref, find, origin
 from spin_core.sources.resolve import Kind
 from spin_core.stages import import_model, import_pairs
@@ -108,17 +108,20 @@ def _of_folder(folder: Path) -> list[Wanted]:
 
 def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[Record, str]:
     """The record of the import, and whether it was there."""
-    module: ModuleType = import_pairs if one.kind == "pairs" else import_model
-    label = f"{f'iter {one.t}' if one.kind == 'pairs' else one.title}, {origin(ref)}"
-    step, inputs = Step(module, label, module.Config()), {"source": ref}
-    if record := look_up(store, step, inputs):
+    step = (
+        Step(import_pairs, f"iter {one.t}, {origin(ref)}", import_pairs.Config(), Place("import", one.t))
+        if one.kind == "pairs"
+        else Step(import_model, f"{one.title}, {origin(ref)}", import_model.Config(), Place("import", model=one.t))
+    )
+    keyed = KeyedStep(step, {"source": ref})
+    if record := look_up(store, keyed):
         return record, "cached"
 
     def say(event: dict) -> None:
         if "note" in event:
             print(f"note: {one.title}: {event['note']}", file=sys.stderr)
 
-    record, cached = compute(store, step, inputs, Runtime(), children, say)
+    record, cached = compute(store, keyed, Runtime(), children, say)
     return record, "cached" if cached else "imported"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from spin_core.data.rows import FILES
 from spin_core.errors import BadInput
+from spin_core.job import Entry
 from spin_core.report import hub_push, model_card
 from spin_core.report.hub_push import Files, Target
 from spin_core.report.pairs_card import pairs_card, place
@@ -93,31 +94,31 @@ def _model_files(run: RunFacts, k: int, repo: str) -> Files:
 
 
 def _pair_files(run: RunFacts, k: int, repo: str, model: str) -> Files:
-    """The parquet files of every iteration before θ_k, and their card."""
-    found = {t: step for t in range(k) if (step := run.step("gather", f"iter {t}"))}
-    if not found:
+    """The parquet files of every iteration before θ_k, imported ones too, and their card."""
+    pairs = {t: step for t, step in run.pairs.items() if t < k}
+    if not pairs:
         raise BadInput(f"{run.name}: θ_{k} was trained on no pairs; leave --pairs out, or name another --model.")
     files: dict[str, Path | bytes] = {}
-    for t, step in found.items():
+    for t, step in pairs.items():
         tree = _tree(run, step)
         files |= {place(t, name): tree[name] for name in FILES.values() if name in tree}
-    return {**files, model_card.FILE: pairs_card(run, found, repo, model).encode()}
+    return {**files, model_card.FILE: pairs_card(run, pairs, repo, model).encode()}
 
 
-def _tree(run: RunFacts, step: dict) -> dict[str, Path | bytes]:
+def _tree(run: RunFacts, step: Entry) -> dict[str, Path | bytes]:
     """The files of a step's output, hashed just now. Raises BadInput where they are not what was published."""
-    record = run.store.lookup(step["stage"], step["key"])
-    if record is None or record.digest != step["digest"]:
+    record = run.store.lookup(step.stage, step.key)
+    if record is None or record.digest != step.digest:
         raise BadInput(
-            f"{run.name}: {step['stage']} {step['label']} is not whole in the store any more; run its profile again."
+            f"{run.name}: {step.stage} {step.label} is not whole in the store any more; run its profile again."
         )
     return {file["path"]: record.path / file["path"] for file in record.files}
 
 
 def _lineage(run: RunFacts, k: int) -> str:
     """The commit's description: the digests of the models and pairs up to θ_k."""
-    lines = [f"θ_{i}: {step['digest']}" for i, step in run.models.items() if i <= k]
-    lines += [f"pairs {t}: {step['digest']}" for t in range(k) if (step := run.step("gather", f"iter {t}"))]
+    lines = [f"θ_{i}: {step.digest}" for i, step in run.models.items() if i <= k]
+    lines += [f"pairs {t}: {step.digest}" for t, step in run.pairs.items() if t < k]
     return "\n".join(["Pushed by spinloop. Content digests:", *lines])
 
 

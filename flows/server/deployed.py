@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.execute import HOW, play, rows_only
+from flows.execute import HOW, rows_only, run_dag
 from flows.plan import check, next_iteration
 from flows.server.form import Profile, Settings, given
 from flows.stages import failed, store_folder
@@ -43,7 +43,7 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
     try:
         config, base_dir = _config(profile, settings, file)
         check(config, store_folder(), base_dir, DEFAULT)
-        return _told(play(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
+        return _told(run_dag(config, store_folder(), base_dir, DEFAULT, origin=_origin()))
     except Exception as error:
         return failed(error)
 
@@ -76,7 +76,7 @@ def iteration(
             )
         check(config, store_folder(), base_dir, DEFAULT)
         follow = "model" if t + 1 < config.iterations else ""
-        outcome = play(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
+        outcome = run_dag(config.first(t + 1), store_folder(), base_dir, DEFAULT, origin=_origin(), follow=follow)
         everything = f"All {t + 1} iterations of {config.name} are in the store. "
         return _told(outcome, everything if not follow and not outcome["stopped"] else "")
     except Exception as error:

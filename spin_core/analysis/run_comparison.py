@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spin_core.analysis.costs import Costs
 from spin_core.analysis.format import bounds, plain, plural, short, show
 from spin_core.analysis.profile_diff import Difference, differences
 from spin_core.analysis.results import ModelResults, paired
@@ -58,7 +59,7 @@ class Side:
     profile: dict[str, Any]
     models: list[ModelResults]
     best: str  # label of the gate's best model, else of the last iteration
-    costs: Mapping[str, Any]
+    costs: Costs
     items: dict[str, HarnessItems] = field(default_factory=dict)
 
 

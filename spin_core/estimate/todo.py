@@ -1,21 +1,20 @@
 """What of a run is still to be computed: rows to answer, pairs to score, models to train and to evaluate.
 
-Is not: the plan itself, which is the ledger (`tasks/runner/planning.py`); this counts its lines. A cached step costs
+Is not: the plan itself, which is the ledger (`tasks/runner/planning.py`); this counts its entries. A cached step costs
 nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from spin_core.config import yaml_reader
 from spin_core.config.profile import Config
 from spin_core.data.rows import FILES, iter_rows
+from spin_core.job import Entry
 
 KNOWN = Path(__file__).with_name("datasets.yaml")
 CHARACTERS = 4.0
@@ -59,31 +58,31 @@ class Todo:
     harness: int = 0
 
 
-def of_ledger(entries: Iterable[Any], data: Data, first: int = 0) -> Todo:
-    """Of a plan's ledger: the entries that would run. `first`: the iteration that the run begins with."""
+def of_ledger(entries: Iterable[Entry], data: Data) -> Todo:
+    """Of a plan's ledger: the entries that would run."""
     todo = Todo()
     for entry in entries:
         if entry.state == "cached":
             continue
-        numbers = [int(n) for n in re.findall(r"\d+", entry.label)]
+        place = entry.place
+        t = -1 if place.iteration is None else place.iteration
         if entry.stage == "reformat":
             todo.reformat = True
         elif entry.stage == "generate":
-            rows = entry.summary.get("rows", data.rows)
-            todo.generate[numbers[0]] = todo.generate.get(numbers[0], 0) + rows
-        elif entry.stage == "sft" and entry.label.startswith("instead"):
-            todo.controls.append(numbers[0])
+            todo.generate[t] = todo.generate.get(t, 0) + entry.summary.get("rows", data.rows)
+        elif entry.stage == "sft" and place.role == "control":
+            todo.controls.append(t + 1)
         elif entry.stage == "sft":
             todo.sft = True
         elif entry.stage == "gather":
-            todo.gather.append(numbers[0])
+            todo.gather.append(t)
         elif entry.stage == "score":
-            todo.score.append((numbers[0], numbers[1]))
+            todo.score.append((t, t if place.pairs is None else place.pairs))
         elif entry.stage == "finetune":
-            todo.finetune.append(numbers[0])
+            todo.finetune.append(t)
         elif entry.stage == "evaluate":
             todo.evaluate += 1
-            todo.games += entry.label.startswith("θ_") and numbers[0] > first
+            todo.games += place.role == "iteration"
         elif entry.stage == "harness":
             todo.harness += 1
     return todo
@@ -92,14 +91,14 @@ def of_ledger(entries: Iterable[Any], data: Data, first: int = 0) -> Todo:
 def everything(config: Config, data: Data) -> Todo:
     """A run of which nothing is cached: as `flows/spin.py` has it, for where no ledger can be made."""
     first, count = config.start.iteration, config.iterations
-    played = range(first, count)
-    made = [t for t in played if t not in config.start.pairs]
-    controls = [t + 1 for t in played] if config.control else []
-    models = 1 + len(played) + len(controls)
-    scored = [(t, of) for t in played for of in range(max(0, t + 1 - config.history), t + 1)]
+    trained = range(first, count)
+    made = [t for t in trained if t not in config.start.pairs]
+    controls = [t + 1 for t in trained] if config.control else []
+    models = 1 + len(trained) + len(controls)
+    scored = [(t, of) for t in trained for of in range(max(0, t + 1 - config.history), t + 1)]
     return Todo(
         reformat=True, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows), gather=made,
-        score=scored, finetune=list(played), controls=controls, evaluate=models, games=len(played),
+        score=scored, finetune=list(trained), controls=controls, evaluate=models, games=len(trained),
         harness=models if config.harness else 0,
     )  # fmt: skip
 

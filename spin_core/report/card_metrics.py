@@ -66,8 +66,8 @@ class Measure:
 
 def measures(run: RunFacts, k: int) -> list[Measure]:
     """What `run` measured of θ_k, in the order of a card. Raises BadInput for an artifact that is damaged."""
-    steps = run.step("evaluate", f"θ_{k}"), run.step("harness", f"θ_{k}")
-    evaluate, harness = (run.store.tree(step["digest"]) if step else None for step in steps)
+    steps = run.measured("evaluate", k), run.measured("harness", k)
+    evaluate, harness = (run.store.tree(step.digest) if step else None for step in steps)
     model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, None, None, harness)
     figures = []
     for name, label in {**RATES, **MEANS, **PLAIN}.items():

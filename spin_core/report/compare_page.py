@@ -70,7 +70,8 @@ def _costs(made: Comparison) -> ReportTable:
     for name, title, describe in COSTS:
         cells = []
         for side in (made.here, made.there):
-            used, saved = (side.costs["total"][part][name] for part in ("used", "saved"))
+            total = side.costs["total"]
+            used, saved = total["used"][name], total["saved"][name]
             small = f"{describe(saved)} cached (not computed again)"
             cells.append((describe(used + saved), small) if used + saved else (NONE, ""))
         if any(figure != NONE for figure, _ in cells):

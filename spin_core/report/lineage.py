@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-SHOWN = ("demo_rows", "demo_model", "reformat", "import_model", "import_pairs", "sft", "generate", "gather", "finetune")
+from spin_core.config.stage_table import DRAWN
+from spin_core.job import Entry
+
 FIRST, LAST = 2, 3  # iterations that are drawn of a run with more
 STYLES = {
     "ran": "fill:#dbeafe,stroke:#2563c9,color:#12305f",
@@ -20,18 +21,7 @@ STYLES = {
 }
 
 
-class Made(Protocol):
-    """A step of the ledger."""
-
-    stage: str
-    label: str
-    state: str
-    digest: str
-    summary: dict
-
-
-Step = TypeVar("Step", bound=Made)
-Inputs = Callable[[Step], Mapping[str, str | Sequence[str]]]
+Inputs = Callable[[Entry], Mapping[str, str | Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -44,23 +34,24 @@ class Node:
     digest: str = ""
 
 
-def lineage(steps: Sequence[Step], inputs: Inputs) -> str:
+def lineage(steps: Sequence[Entry], inputs: Inputs) -> str:
     """The fenced diagram and its legend. `steps` in the order of the DAG; `inputs`: the digests that a step read, by
     the names of its inputs (asked of one shard only)."""
-    shown = [step for step in steps if step.stage in SHOWN and not step.label.startswith("instead")]
+    shown = [step for step in steps if step.stage in DRAWN and step.place.role != "control"]
     last = max((_iteration(step) for step in shown), default=-1)
     nodes, edges = graph(steps, shown, inputs, range(FIRST, last - LAST + 1))
     return _drawn(nodes, edges)
 
 
 def graph(
-    steps: Sequence[Step], shown: Sequence[Step], inputs: Inputs, gap: range = range(0)
+    steps: Sequence[Entry], shown: Sequence[Entry], inputs: Inputs, gap: range = range(0)
 ) -> tuple[dict[str, Node], list[tuple[str, str]]]:
     """Nodes by name and the edges between names, of the steps `shown` among all `steps`; iterations in `gap` are one
     node."""
-    groups: dict[tuple[str, str], list[Step]] = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for step in shown:
-        groups.setdefault((step.stage, step.label.partition(", shard")[0]), []).append(step)
+        one = f"iter {step.place.iteration}" if step.place.shard else step.label
+        groups.setdefault((step.stage, one), []).append(step)
     names = {group: f"n{i}" for i, group in enumerate(groups)}
     names |= {group: "gap" for group in groups if _iteration(groups[group][0]) in gap}
     owners = {step.digest: names[group] for group, made in groups.items() for step in made}
@@ -84,7 +75,7 @@ def graph(
     return nodes, list(edges)
 
 
-def _node(made: Sequence[Made]) -> Node:
+def _node(made: Sequence[Entry]) -> Node:
     """The node of one step, or of all shards of an iteration."""
     first = made[0]
     t = _iteration(first)
@@ -94,9 +85,9 @@ def _node(made: Sequence[Made]) -> Node:
         "demo_rows": f"dataset, {first.label}",
         "demo_model": "base model",
         "reformat": f"{_count(count, 'train_rows')} rows, {_count(count, 'test_rows')} held out",
-        "import_model": f"{first.label.partition(',')[0]}, imported",
+        "import_model": f"θ_{first.place.model}, imported",
         "import_pairs": f"pairs_{t}, {_count(count, 'train_pairs')}, imported",
-        "sft": f"SFT {first.label}" if first.label.startswith("instead") else "θ_0",
+        "sft": f"SFT {first.label}" if first.place.role == "control" else "θ_0",
         "generate": f"answers of θ_{t}",
         "gather": f"pairs_{t}, {_count(count, 'train_pairs')}",
         "finetune": f"θ_{t + 1}",
@@ -109,9 +100,8 @@ def _node(made: Sequence[Made]) -> Node:
     return Node(title, f"{shards if many else first.digest[:7]} · {told}", style, "" if many else first.digest)
 
 
-def _iteration(step: Made) -> int:
-    found = re.match(r"iter (\d+)", step.label)
-    return int(found[1]) if found else -1
+def _iteration(step: Entry) -> int:
+    return -1 if step.place.iteration is None else step.place.iteration
 
 
 def _count(summary: Mapping, name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from spin_core.analysis.format import escape_markdown
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE
+from spin_core.job import Entry
 from spin_core.report import model_card
 from spin_core.report.run_facts import RunFacts, hub_ids
 
@@ -14,8 +16,9 @@ def place(t: int, file: str) -> str:
     return f"iter{t}/{file}"
 
 
-def pairs_card(run: RunFacts, pairs: Mapping[int, dict], repo: str, model: str) -> str:
-    """README.md of the repository `repo` with the pairs (t → its gather step) that `model` was trained on."""
+def pairs_card(run: RunFacts, pairs: Mapping[int, Entry], repo: str, model: str) -> str:
+    """README.md of the repository `repo` with the pairs that `model` was trained on (t → the step that made or imported
+    them)."""
     from huggingface_hub import DatasetCardData
 
     configs: list[dict] = [
@@ -34,18 +37,26 @@ def pairs_card(run: RunFacts, pairs: Mapping[int, dict], repo: str, model: str) 
         tags=model_card.HUB["tags"],
         source_datasets=hub_ids(run, "dataset") or None,
         configs=configs,
-        spinloop={"run": run.name, "pairs": {f"iter{t}": step["digest"] for t, step in pairs.items()}},
+        spinloop={"run": run.name, "pairs": {f"iter{t}": step.digest for t, step in pairs.items()}},
     ).to_dict()
     return model_card.front(data) + _body(run, pairs, repo, model)
 
 
-def _body(run: RunFacts, pairs: Mapping[int, dict], repo: str, model: str) -> str:
+def _answered_by(run: RunFacts, t: int, step: Entry) -> str:
+    """θ_t of this run, or where imported pairs are from (never a path)."""
+    if step.place.role != "import":
+        return f"θ_{t}"
+    origin = (run.facts(step).get("sources") or {}).get("source") or ["a local copy"]
+    return f"imported from {escape_markdown(str(origin[0]), 120)}"
+
+
+def _body(run: RunFacts, pairs: Mapping[int, Entry], repo: str, model: str) -> str:
     last = max(pairs)
     lines = ["| configuration | answers by | train pairs | test pairs | content digest |", "|---|---|---|---|---|"]
     for t, step in pairs.items():
-        made = step.get("summary") or {}
+        made = step.summary
         train, test = made.get("train_pairs", "–"), made.get("test_pairs", "–")
-        lines.append(f"| iter{t} | θ_{t} | {train} | {test} | `{step['digest']}` |")
+        lines.append(f"| iter{t} | {_answered_by(run, t, step)} | {train} | {test} | `{step.digest}` |")
     table = "\n".join(lines)
     return (
         f"\n# SPIN pairs of {run.name}\n\nThe pairs that `{model}` was trained on: for each prompt the real answer and "

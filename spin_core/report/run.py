@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from spin_core.analysis.costs import costs
+from spin_core.analysis.costs import Costs, StageCosts, costs
 from spin_core.analysis.format import NONE, count_text, hours_text, plain, plural, short, time_text
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
 from spin_core.analysis.results import number
+from spin_core.config.stage_table import DRAWN
 from spin_core.errors import BadInput
-from spin_core.report.lineage import SHOWN, graph
+from spin_core.job import Entry
+from spin_core.report.lineage import graph
 from spin_core.report.page import rendered
 from spin_core.report.run_html import COST, LEDGER, LINEAGE, SOFTWARE, STEPS
 from spin_core.report.tables import ReportTable, TableLine
 from spin_core.store.record import Record
 
-Records = Callable[[Any], Record | None]
+Records = Callable[[Entry], Record | None]
 COSTS = (
     ("seconds", "time of all steps", time_text),
     ("gpu_hours", "GPU hours", hours_text),
@@ -33,12 +34,12 @@ COSTS = (
 """What a run cost, by the names in `costs`: each with its title, and how a figure of it is written."""
 
 
-def sections(steps: Sequence[Any], records: Records, sources: Sequence[Mapping] = ()) -> str:
+def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping] = ()) -> str:
     """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` looks up the record of one;
     `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json)."""
     by_step = {id(step): records(step) for step in steps}
 
-    def record(step: Any) -> Record | None:
+    def record(step: Entry) -> Record | None:
         return by_step[id(step)]
 
     parts = [
@@ -51,7 +52,7 @@ def sections(steps: Sequence[Any], records: Records, sources: Sequence[Mapping] 
     return "\n".join(part for part in parts if part)
 
 
-def steps_section(steps: Sequence[Any]) -> str:
+def steps_section(steps: Sequence[Entry]) -> str:
     """Every step: what it did, how long it took, its key and its artifact."""
     shown = []
     for step in steps:
@@ -66,7 +67,7 @@ def facts_of(record: Record | None) -> dict:
     return {**record.facts, "config": record.payload.get("config")} if record else {}
 
 
-def _cost(steps: Sequence[Any], record: Records) -> str:
+def _cost(steps: Sequence[Entry], record: Records) -> str:
     made = costs(steps, lambda step: facts_of(record(step)))
     total = made["total"]
     text = f"{total['cached']:,} of {total['steps']:,} steps were cached"
@@ -77,7 +78,7 @@ def _cost(steps: Sequence[Any], record: Records) -> str:
         text += f"; the others took {time_text(total['used']['seconds'])}"
     text += "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
     columns = ["steps", "cached", "took", "time, cached", "tokens"]
-    gpu = any(line[part]["gpu_hours"] for line in made["lines"] for part in ("used", "saved"))
+    gpu = bool(total["used"]["gpu_hours"] or total["saved"]["gpu_hours"])
     columns += ["GPU hours", "GPU hours, cached"] if gpu else []
     lines = [TableLine(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
     lines.append(TableLine("all", _cost_cells(total, gpu), "total"))
@@ -85,7 +86,7 @@ def _cost(steps: Sequence[Any], record: Records) -> str:
     return rendered(COST, table=table, text=text, tiles=_tiles(made))
 
 
-def _tiles(made: Mapping) -> list[tuple[str, str, str]]:
+def _tiles(made: Costs) -> list[tuple[str, str, str]]:
     """Name, figure and small print of what a run used, and of what was cached; time is always there."""
     used, saved = made["total"]["used"], made["total"]["saved"]
     return [
@@ -95,7 +96,7 @@ def _tiles(made: Mapping) -> list[tuple[str, str, str]]:
     ]
 
 
-def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
+def _cost_cells(line: StageCosts, gpu: bool) -> list[tuple[str, str]]:
     used, saved = line["used"], line["saved"]
     done = {"generated": "generated", "trained": "trained on", "scored": "scored"}
     tokens = [(count_text(used[name] + saved[name]), word) for name, word in done.items() if used[name] + saved[name]]
@@ -112,12 +113,12 @@ def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
     return cells + ([(hours_text(used["gpu_hours"]), ""), (hours_text(saved["gpu_hours"]), "")] if gpu else [])
 
 
-def _lineage(steps: Sequence[Any], record: Records, sources: Sequence[Mapping]) -> str:
-    def inputs(step: Any) -> Mapping:
+def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]) -> str:
+    def inputs(step: Entry) -> Mapping:
         known = record(step)
         return known.payload.get("inputs", {}) if known else {}
 
-    shown = [step for step in steps if step.stage in (*SHOWN, "evaluate")]
+    shown = [step for step in steps if step.stage in (*DRAWN, "evaluate")]
     nodes, edges = graph(steps, shown, inputs)
     hub = {one.get("digest"): f"{one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
     anchors = {name: _anchor(node.digest) or f"node-{name}" for name, node in nodes.items()}

@@ -7,13 +7,14 @@ same run gives the same text. Local paths are not in it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from spin_core.analysis.format import escape_markdown
+from spin_core.config.stage_table import makers
+from spin_core.job import Entry
 from spin_core.report import model_card
 from spin_core.report.card_metrics import Measure, measures
-from spin_core.report.run_facts import RunFacts, _record, _repo, hub_ids, read_run
+from spin_core.report.run_facts import RunFacts, hub_ids, read_run, repository
 from spin_core.store.store import Store
 
 NAME = "model-card.md"
@@ -38,11 +39,11 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
     from huggingface_hub import ModelCardData
 
     made = run.models[k]
-    tree = run.store.tree(made["digest"])
+    tree = run.store.tree(made.digest)
     chain = model_card.parse(tree / model_card.FILE).get("spinloop") or {}
     found = measures(run, k)
     models, data = hub_ids(run, "model"), hub_ids(run, "dataset")
-    block = {**chain, "run": run.name, "model": made["digest"]}
+    block = {**chain, "run": run.name, "model": made.digest}
     metadata = ModelCardData(
         base_model=models[0] if models else None,
         datasets=data or None,
@@ -75,13 +76,13 @@ def _sentence(run: RunFacts, k: int) -> str:
     last = max(run.models)
     done = f"iteration {k} of the {last} that the run made" if k else f"where its {last} iterations start"
     how = f"{SPIN}, {done}." if k else f"The start of a run of {SPIN}: {done}."
-    versions = _record(run, run.models[k]).get("provenance", {})
+    versions = run.facts(run.models[k]).get("provenance", {})
     made = ", ".join(f"{name} {version}" for name, version in versions.get("versions", {}).items())
     commit = f" (spinloop at commit `{versions['commit'][:12]}`)" if versions.get("commit") else ""
     return how + (f" Trained with {made}{commit}." if made else "")
 
 
-def _provenance(run: RunFacts, made: Mapping) -> str:
+def _provenance(run: RunFacts, made: Entry) -> str:
     lines = ["| | | content digest |", "|---|---|---|"]
     for kind, stage, builtin in (
         ("model", "demo_model", "the demo's untrained model"),
@@ -89,13 +90,15 @@ def _provenance(run: RunFacts, made: Mapping) -> str:
     ):
         what = "base model" if kind == "model" else kind
         for one in (source for source in run.sources if source["kind"] == kind):
-            place = f"[{one['hub']}](https://huggingface.co/{'datasets/' * (kind == 'dataset')}{_repo(one['hub'])})"
+            place = (
+                f"[{one['hub']}](https://huggingface.co/{'datasets/' * (kind == 'dataset')}{repository(one['hub'])})"
+            )
             named = f"{place} at commit `{one['commit']}`" if one["hub"] else f"a local {kind}"
             split = f", split {escape_markdown(one['split'], 60)}" if one["split"] else ""
             lines.append(f"| {what} | {named}{split} | `{one['digest']}` |")
-        for step in (step for step in run.steps if step["stage"] == stage and step["digest"]):
-            lines.append(f"| {what} | {builtin} {step['label']} | `{step['digest']}` |")
-    lines.append(f"| this model | run {run.name} | `{made['digest']}` |")
+        for step in (step for step in run.steps if step.stage == stage and step.digest):
+            lines.append(f"| {what} | {builtin} {step.label} | `{step.digest}` |")
+    lines.append(f"| this model | run {run.name} | `{made.digest}` |")
     return "\n".join(lines)
 
 
@@ -107,12 +110,10 @@ def _measures_text(found: list[Measure]) -> str:
 
 
 def _decision(run: RunFacts, k: int) -> list[str]:
-    """What was said of this model when it was new, and which one is best in the end."""
-    gates = [step for step in run.steps if step["stage"] == "gate" and step["digest"]]
-    own = next(
-        (d for d in (run.read(gate, "decision.json") for gate in gates) if d.get("models") == k + 1 - run.first), {}
-    )
-    if not gates:
+    """The decision on this model when it was new, and which one is best in the end."""
+    decisions = [run.read(gate, "decision.json") for gate in run.gates]
+    own = next((one for one in decisions if one.get("models") == k + 1 - run.first), {})
+    if not decisions:
         return []
     lines = []
     if own:
@@ -127,9 +128,9 @@ def _decision(run: RunFacts, k: int) -> list[str]:
 
 def _settings(run: RunFacts, k: int, chain: Mapping) -> str:
     """Of the training, and of how the answers were made that it trained against."""
-    label = re.compile(rf"iter {k - 1}\b.*")
-    shard = next((s for s in run.steps if s["stage"] == "generate" and label.match(s["label"]) and s["key"]), None)
-    record = run.store.record("generate", shard["key"]) if shard else None
+    shards = (step for step in run.steps if (step.stage, step.place.iteration) == ("generate", k - 1) and step.key)
+    shard = next(shards, None)
+    record = run.store.record("generate", shard.key) if shard else None
     made = {"generate": record.payload["config"].get("generate")} if record else {}
     return model_card.settings_text({**chain["steps"][-1]["settings"], **made}) if chain.get("steps") else ""
 
@@ -138,15 +139,20 @@ def _lineage(run: RunFacts, k: int) -> str:
     lines = ["| step | key | output |", "|---|---|---|"]
     shards = 0
     for step in run.steps:
-        iteration = re.search(r"iter (\d+)", step["label"])
-        before = iteration is None or int(iteration[1]) < k
-        other = step["label"].startswith("instead") or (step["label"].startswith("θ_") and step["label"] != f"θ_{k}")
-        if not step["digest"] or not before or (other and step["stage"] != "sft") or step["stage"] == "report":
+        if not step.digest or step.stage == "report" or not _leads_to(step, k):
             continue
-        if step["stage"] == "generate":
+        if step.stage == "generate":
             shards += 1
             continue
-        name = escape_markdown(f"{step['stage']} {step['label']}".strip(), 80)
-        lines.append(f"| {name} | `{step['key']}` | `{step['digest']}` |")
-    told = f"\n\nThe answers came from {shards} generate shards, which the gather steps read." if shards else ""
-    return "\n".join(lines) + told
+        name = escape_markdown(f"{step.stage} {step.label}".strip(), 80)
+        lines.append(f"| {name} | `{step.key}` | `{step.digest}` |")
+    answers = f"\n\nThe answers came from {shards} generate shards, which the gather steps read." if shards else ""
+    return "\n".join(lines) + answers
+
+
+def _leads_to(step: Entry, k: int) -> bool:
+    """Whether θ_k was made of it, or it is what was measured of θ_k."""
+    place = step.place
+    if place.role == "control" or (place.iteration is not None and place.iteration >= k):
+        return False
+    return step.stage in makers("model") or place.model in (None, k)

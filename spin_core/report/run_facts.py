@@ -4,59 +4,62 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spin_core.analysis.verdict import best_of
-from spin_core.errors import BadInput
+from spin_core.config.stage_table import makers
+from spin_core.errors import BadInput, one_line
+from spin_core.job import Entry
 from spin_core.store.store import Store
 
 SOURCES = "sources.json"
+STEPS = "steps.json"
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What runs/<name>/ says of a run: its steps (`tasks/runner/ledger.py`) in the order of the DAG, and what it
+    """What runs/<name>/ says of a run: its steps in the order of the DAG, and what it
     started from."""
 
     store: Store
     name: str
-    steps: list[dict]
+    steps: list[Entry]
     sources: list[dict]
 
     @property
-    def models(self) -> dict[int, dict]:
-        """k → the step that made θ_k. Without θ_0 where the run started from it."""
-        made = {}
-        for step in self.steps:
-            iteration = re.fullmatch(r"iter (\d+)", step["label"])
-            if step["stage"] == "finetune" and iteration and step["digest"]:
-                made[int(iteration[1]) + 1] = step
-            elif step["stage"] == "demo_model" and step["digest"]:
-                made.setdefault(0, step)
-            elif (step["stage"], step["label"]) == ("sft", "θ_0") and step["digest"]:
-                made[0] = step
-            elif step["stage"] == "import_model" and (named := re.match(r"θ_(\d+)", step["label"])) and step["digest"]:
-                made[int(named[1])] = step
-        return dict(sorted(made.items()))
+    def models(self) -> dict[int, Entry]:
+        """k → the step that made θ_k or imported it. Without θ_0 where the run started from it."""
+        # In the order of the DAG, so that θ_0 is what SFT made of the demo's model.
+        made = {step.place.model: step for step in self.steps if step.stage in makers("model") and step.digest}
+        return {k: made[k] for k in sorted(k for k in made if k is not None)}
+
+    @property
+    def pairs(self) -> dict[int, Entry]:
+        """t → the step that made the pairs of iteration t or imported them."""
+        made = {step.place.iteration: step for step in self.steps if step.stage in makers("pairs") and step.digest}
+        return {t: made[t] for t in sorted(t for t in made if t is not None)}
 
     @property
     def ended(self) -> bool:
         """Whether it came to its report: what a run that did not has of steps may be those of an early iteration."""
-        return any(step["stage"] == "report" and step["digest"] for step in self.steps)
+        return any(step.stage == "report" and step.digest for step in self.steps)
+
+    @property
+    def gates(self) -> list[Entry]:
+        """The steps that decided, in order."""
+        return [step for step in self.steps if step.stage == "gate" and step.digest]
 
     @property
     def decision(self) -> dict:
         """What the last gate decided; {} without gates."""
-        gates = [step for step in self.steps if step["stage"] == "gate" and step["digest"]]
-        return self.read(gates[-1], "decision.json") if gates else {}
+        return self.read(self.gates[-1], "decision.json") if self.gates else {}
 
     @property
     def first(self) -> int:
         """The k of the θ_k that the run began with: the gate counts models from it."""
-        gates = [step for step in self.steps if step["stage"] == "gate" and step["digest"]]
-        record = self.store.record("gate", gates[0]["key"]) if gates else None
+        record = self.store.record("gate", self.gates[0].key) if self.gates else None
         return int(record.payload["config"].get("first", 0)) if record else 0
 
     def best(self) -> int:
@@ -79,22 +82,26 @@ class RunFacts:
         k = self.best() if which == "best" else int(named[1]) if named else max(self.models, default=-1)
         if k not in self.models:
             had = ", ".join(f"θ_{i}" for i in self.models) or "none yet"
-            told = f"its best model is θ_{k}, which" if which == "best" else f"θ_{k}" if k >= 0 else "the last model"
-            raise BadInput(f"{self.name}: {told} was not made by this run (it made {had}); name one of these.")
+            what = f"its best model is θ_{k}, which" if which == "best" else f"θ_{k}" if k >= 0 else "the last model"
+            raise BadInput(f"{self.name}: {what} was not made by this run (it made {had}); name one of these.")
         return k
 
-    def step(self, stage: str, label: str) -> dict | None:
-        """The step of this stage and label, if it has an output."""
-        found = (s for s in self.steps if (s["stage"], s["label"]) == (stage, label) and s["digest"])
-        return next(found, None)
+    def measured(self, stage: str, k: int) -> Entry | None:
+        """The step of this stage that measured θ_k, if it has an output."""
+        return next((s for s in self.steps if (s.stage, s.place.model) == (stage, k) and s.digest), None)
 
-    def read(self, step: Mapping | None, file: str) -> dict:
+    def read(self, step: Entry | None, file: str) -> dict[str, Any]:
         """A JSON object of a step's output; {} where there is none."""
         try:
-            found = json.loads((self.store.tree(step["digest"]) / file).read_text()) if step else {}
+            content = json.loads((self.store.tree(step.digest) / file).read_text()) if step else {}
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
+
+    def facts(self, step: Entry) -> dict[str, Any]:
+        """The facts of a step's record; {} where there is none."""
+        record = self.store.record(step.stage, step.key) if step.key else None
+        return record.facts if record else {}
 
 
 def read_run(store: Store, name: str = "") -> RunFacts:
@@ -102,9 +109,8 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     none."""
     folder = store.root / "latest" if name in ("", "latest") else store.root / "runs" / name
     try:
-        steps = json.loads((folder / "steps.json").read_text())
-        assert isinstance(steps, list)
-    except (OSError, ValueError, AssertionError):
+        steps = read_steps(folder / STEPS)
+    except (OSError, ValueError):
         found = sorted(path.name for path in (store.root / "runs").iterdir() if path.is_dir())
         there = ", ".join(found) or "none"
         raise BadInput(
@@ -117,30 +123,43 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     return RunFacts(store, folder.resolve().name, steps, sources)
 
 
+def read_steps(file: Path) -> list[Entry]:
+    """The ledger in runs/<name>/steps.json. Raises OSError, ValueError for what is no such file, and BadInput for one
+    of a version that did not say yet what each step was for."""
+    steps = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError("no list of steps")
+    try:
+        return [Entry.from_json(step) for step in steps]
+    except KeyError:
+        raise BadInput(
+            f"{file}: written by an older version of spinloop, which did not keep what each step was for; run the same "
+            "profile again: all its steps are cached, and this folder is laid out anew."
+        ) from None
+    except TypeError as error:
+        raise ValueError(one_line(error)) from None
+
+
 def best_tree(store: Store, name: str) -> str | None:
     """The content digest of the run's best model; None where the run did not make it (it started from it)."""
     run = read_run(store, name)
-    return run.models[run.best()]["digest"] if run.models and run.best() in run.models else None
-
-
-def _record(run: RunFacts, step: Mapping) -> dict[str, Any]:
-    record = run.store.record(step["stage"], step["key"]) if step.get("key") else None
-    return record.facts if record else {}
+    return run.models[run.best()].digest if run.models and run.best() in run.models else None
 
 
 def hub_ids(run: RunFacts, kind: str) -> list[str]:
     """The hub repositories of a kind that the run started from, each once."""
-    return list(dict.fromkeys(_repo(one["hub"]) for one in run.sources if one["kind"] == kind and one["hub"]))
+    return list(dict.fromkeys(repository(one["hub"]) for one in run.sources if one["kind"] == kind and one["hub"]))
 
 
-def _repo(path: str) -> str:
+def repository(path: str) -> str:
+    """`org/name` of a path inside a repository."""
     return "/".join(path.split("/")[:2])
 
 
-def sources_file(found: list[tuple[str, Any, str]]) -> bytes:
-    """runs/<name>/sources.json of `(kind, reference, asked revision)`: hub ids with their commits, never a path."""
+def sources_file(sources: list[tuple[str, Any, str]]) -> bytes:
+    """runs/<name>/sources.json of `(kind, reference, requested revision)`: hub ids with their commits, never a path."""
     lines = []
-    for kind, ref, revision in found:
+    for kind, ref, revision in sources:
         name, _, commit = ref.hub.rpartition("@")
         line = {"kind": kind, "hub": name, "revision": revision, "commit": commit, "split": ref.split}
         lines.append({**line, "digest": ref.digest})

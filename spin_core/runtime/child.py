@@ -150,7 +150,7 @@ class Child:
                 del self._jobs[job]
             if not answered:  # whatever ended the wait, its answer must not be taken for the next job's
                 self.kill()
-        stage = spec["module"].rpartition(".")[2]
+        stage = spec["stage"]
         if expired:
             raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
         raise ChildDied(f"{stage}: its process {how}.{self._tail()}")

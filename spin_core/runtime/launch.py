@@ -1,6 +1,7 @@
 """How a stage's process becomes several: one `accelerate launch` on each node, each of its processes a worker.
 
-Runs in the parent, so it loads no torch. Not here: the meeting of nodes (`join`), what the processes do (`team`).
+Runs in the parent, so it loads no torch. Not here: the meeting of nodes (`rendezvous`), what the processes do
+(`process_group`).
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ import socket
 from pathlib import Path
 
 from spin_core.config.runtime import Compute, Runtime
+from spin_core.config.stage_table import SHARED
 from spin_core.runtime import gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ACCELERATE_USE_CPU")
 """Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
-TRAINING = ("sft", "finetune")
 DEFAULTS = Path(__file__).with_name("accelerate.yaml")
-STAGES = ("sft", "finetune", "score", "evaluate", "generate")
-"""Stages that processes can share, where they run under the interpreter that asks (vLLM divides its work itself)."""
 
 
 def wanted(stage: str, runtime: Runtime) -> bool:
     """Whether the stage is shared by several processes. One process that shards with offload needs no launcher."""
-    return stage in STAGES and runtime.compute.world > 1
+    return stage in SHARED and runtime.compute.world > 1
 
 
 def command(python: str, compute: Compute, node: int = 0, leader: str = "127.0.0.1", port: int = 0) -> list[str]:

@@ -15,14 +15,16 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
+from spin_core.config.stage_table import TRAINING
 from spin_core.errors import StageFailed
+from spin_core.job import NOWHERE, Place, title
 from spin_core.runtime import gpus, launch, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.sources import resolve
@@ -48,15 +50,16 @@ def _code(module: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with its config. `label` is for people (`iter 1, shard 3/8`) and in no key."""
+    """A stage with its config. Neither `label` (for people: `iter 1, shard 3/8`) nor `place` is in its key."""
 
     module: ModuleType
     label: str
     config: Section
+    place: Place = NOWHERE
 
     @property
     def stage(self) -> str:
-        return self.module.__name__.rpartition(".")[2]
+        return str(self.module.NAME)
 
     @property
     def title(self) -> str:
@@ -67,9 +70,22 @@ class Step:
         return keys.payload(self.stage, self.module.VERSION, keys.config_payload(self.config), _digests(inputs))
 
 
-def title(stage: str, label: str) -> str:
-    """`finetune[iter 1]`"""
-    return f"{stage}[{label}]" if label else stage
+@dataclass(frozen=True)
+class KeyedStep:
+    """A step with what it reads, so with its key, which is made once: it takes 1 ms, more for hundreds of inputs."""
+
+    step: Step
+    inputs: RefInputs
+
+    @cached_property
+    def payload(self) -> dict:
+        """What the key is the hash of."""
+        return self.step.payload(self.inputs)
+
+    @cached_property
+    def key(self) -> str:
+        """Stage, VERSION, config and inputs as 64 hexadecimal digits."""
+        return keys.key_of(self.payload)
 
 
 def in_words(summary: Mapping[str, object]) -> str:
@@ -79,10 +95,10 @@ def in_words(summary: Mapping[str, object]) -> str:
     )
 
 
-def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
-    """The verified record of the step, or None. On a hit that other code computed, a line is left in `store.notes`."""
-    payload = step.payload(inputs)
-    record = store.lookup(step.stage, keys.key_of(payload))
+def look_up(store: Store, keyed: KeyedStep) -> Record | None:
+    """The verified record of the step, or None. If other code computed it, a line is left in `store.notes`."""
+    step = keyed.step
+    record = store.lookup(step.stage, keyed.key)
     if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
         note = (
             f"{step.stage}: results that other code than today's computed, of the same VERSION {step.module.VERSION}, "
@@ -94,20 +110,20 @@ def look_up(store: Store, step: Step, inputs: RefInputs) -> Record | None:
 
 
 def compute(
-    store: Store, step: Step, inputs: RefInputs, runtime: Runtime, children: Children, send: Callable[[dict], None]
+    store: Store, keyed: KeyedStep, runtime: Runtime, children: Children, send: Callable[[dict], None]
 ) -> tuple[Record, bool]:
     """Run the step and publish it; the record, and whether another process had published it while we waited for the
     lock."""
-    payload = step.payload(inputs)
-    key = keys.key_of(payload)
+    step, inputs, key = keyed.step, keyed.inputs, keyed.key
     store.check_writable()
     with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
-        if record := look_up(store, step, inputs):
+        if record := look_up(store, keyed):
             return record, True
         place = environment(step, runtime, _digests(inputs))
         scratch = store.scratch(step.stage, key)
         out = store.new_tree()
         spec = {
+            "stage": step.stage,
             "module": step.module.__name__,
             "config": step.config.model_dump(mode="json"),
             "inputs": {k: _each(v, lambda r: str(r.locate(store))) for k, v in inputs.items()},
@@ -127,7 +143,7 @@ def compute(
         except BaseException:
             store.discard(out)
             raise
-        record = store.publish(payload, out, made)
+        record = store.publish(keyed.payload, out, made, key)
         store.drop_scratch(step.stage, key)
         return record, False
 
@@ -138,7 +154,7 @@ def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> 
     asked = getattr(step.module, "environment", None)
     if asked is None or not (name := asked(step.config, runtime)):
         # Training leaves an optimiser's parts in the libraries' hands: its processes are not used again.
-        once = f" {uuid.uuid4().hex}" if step.stage in launch.TRAINING else ""
+        once = f" {uuid.uuid4().hex}" if step.stage in TRAINING else ""
         if not launch.wanted(step.stage, runtime):
             return {"process": f"alone{once}"} if once and runtime.compute.sharding != "none" else {}
         return {"process": f"together{once}", "together": runtime.model_dump()}
@@ -152,6 +168,7 @@ def facts(step: Step, summary: dict, seconds: float) -> dict:
         "summary": summary,
         "seconds": seconds,
         "label": step.label,
+        "place": step.place.as_json(),
         "code": _code(step.module.__name__),
         "provenance": provenance(),
     }

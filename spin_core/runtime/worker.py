@@ -143,7 +143,7 @@ def _short(message: str) -> str:
 
 def _sentence(spec: dict, error: BaseException) -> str:
     """What an unforeseen exception comes down to. Running out of memory or disk is foreseen: it has a remedy."""
-    stage = spec["module"].rpartition(".")[2]
+    stage = spec["stage"]
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
             f"{stage}: out of memory; lower runtime.micro_tokens, runtime.score_tokens, runtime.generate_batch or, for "

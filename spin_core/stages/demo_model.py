@@ -13,6 +13,7 @@ from pydantic import Field
 from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
 
+NAME = "demo_model"
 VERSION = 1
 SPECIAL = ["<pad>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 CHARACTERS = [chr(code) for code in range(32, 127)]

@@ -16,6 +16,7 @@ from typing import Literal
 from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
 
+NAME = "demo_rows"
 VERSION = 1
 LETTERS = "abcdefghijkl"
 

@@ -45,6 +45,7 @@ from spin_core.stages.score import logps_of, read_scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAME = "evaluate"
 VERSION = 2
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spin_core.training.loop import Plan
     from spin_core.training.objectives import SpinPairs
 
+NAME = "finetune"
 VERSION = 2
 
 

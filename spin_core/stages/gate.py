@@ -38,6 +38,7 @@ from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
+NAME = "gate"
 VERSION = 2
 
 Metric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]

@@ -24,6 +24,7 @@ from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
 from spin_core.modeling import sampled_logps
 
+NAME = "gather"
 VERSION = 1
 
 MAX_IDS = 300

@@ -31,6 +31,7 @@ from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 
+NAME = "generate"
 VERSION = 1
 
 

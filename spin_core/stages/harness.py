@@ -27,6 +27,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.job import Inputs, Job
 from spin_core.store.keys import canonical, config_payload
 
+NAME = "harness"
 VERSION = 1
 
 

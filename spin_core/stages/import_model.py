@@ -15,6 +15,7 @@ from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
 from spin_core.sources import published_files
 
+NAME = "import_model"
 VERSION = 1
 
 

@@ -31,6 +31,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.sources import published_files
 
+NAME = "import_pairs"
 VERSION = 1
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""

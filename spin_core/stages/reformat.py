@@ -27,6 +27,7 @@ from spin_core.data.shards import cut
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
+NAME = "reformat"
 VERSION = 1
 
 

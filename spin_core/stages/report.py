@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spin_core.analysis.results import ModelResults
     from spin_core.analysis.rows import Figures
 
+NAME = "report"
 VERSION = 3
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate")

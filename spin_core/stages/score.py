@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spin_core.modeling.collate import Tokens
     from spin_core.modeling.packing import Group
 
+NAME = "score"
 VERSION = 1
 
 

@@ -21,6 +21,7 @@ from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
 
+NAME = "sft"
 VERSION = 2
 
 

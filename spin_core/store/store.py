@@ -126,8 +126,9 @@ class Store:
                 done = "it stays where it is, as the store cannot be written"
         self.notes.append(f"{str(bad).rstrip('.')}; {done}, and counts as not there.")
 
-    def publish(self, payload: dict, tree: Path, facts: dict) -> Record:
+    def publish(self, payload: dict, tree: Path, facts: dict, key: str = "") -> Record:
         """Gives the finished folder `tree` (of `new_tree`; used up) its name and its record; durable on return.
+        `key`: the payload's, where it is known.
 
         Returns the record that stands: if another writer was first, theirs. If theirs has another output, ours is kept
         beside it as evidence (<key>.nondeterministic-<digest>.json). Raises StageFailed if the tree is empty or holds
@@ -138,7 +139,7 @@ class Store:
             with fs.boundary(tree), self.using():
                 if tree.parent != self.root / "tmp":
                     raise StoreError(f"{tree}: not a folder of this store's new_tree(), so it cannot be published.")
-                stage, key = payload["stage"], key_of(payload)
+                stage, key = payload["stage"], key or key_of(payload)
                 file, facts = self._record_file(stage, key), plain(facts, "facts")
                 share(tree, [self.tree(digest) for digest in input_digests(payload)])
                 files = seal(tree)

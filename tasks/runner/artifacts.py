@@ -10,27 +10,24 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Figures
+from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.charts import draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
-from tasks.runner.ledger import Entry
-
-if TYPE_CHECKING:
-    from tasks.runner.run import Run
+from tasks.runner.run import Run
 
 ADDRESS = re.compile(r"https?://[^\s()<>\[\]\\`]{1,300}")
 
 
 def show(run: Run, tree: Path, folder: Path) -> None:
-    """Create the artifacts of a finished run from its report."""
+    """Create the artifacts of a finished run from the tree of its report; `folder` is its `runs/<name>/`."""
     try:
         _create(run, tree, _models(run, tree), str(folder / "report.html"), folder.name)
         _link(run, folder.name)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect.logging import get_run_logger
 
 from spin_core.config.profile import Config
+from spin_core.job import Entry
 from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
-from spin_core.runtime.step import title
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Store
@@ -34,27 +34,6 @@ def waits_for(inputs: dict) -> Pending | None:
     return None
 
 
-@dataclass
-class Entry:
-    """One line of the ledger."""
-
-    stage: str
-    label: str
-    key: str
-    state: str
-    """`Cached` or `ran`; in a plan `cached` or `would run`."""
-    seconds: float | None = None
-    """What the computation took when it was computed (now or then)."""
-    digest: str = ""
-    why: str = ""
-    """In a plan: the first setting or input that makes the step miss."""
-    summary: dict = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        return title(self.stage, self.label)
-
-
 def run_name(config: Config) -> str:
     """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
     folder."""
@@ -69,7 +48,7 @@ def lay_out(store: Store, name: str, titles: list[str], ledger: list[Entry], rep
     place = {title: i for i, title in enumerate(titles, 1)}
     ledger.sort(key=lambda entry: place[entry.title])
     store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
-    steps = [vars(entry) for entry in ledger]
+    steps = [entry.as_json() for entry in ledger]
     store.write_run_file(name, "steps.json", json.dumps(steps, indent=1).encode())
     best = run_facts.best_tree(store, name)
     if best or report:

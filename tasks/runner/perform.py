@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import chain
-from typing import Any
 
 from prefect.logging import get_run_logger
 
 from spin_core.errors import ChildDied, SpinloopError, StageFailed
-from spin_core.runtime.step import Step, compute, in_words, look_up
+from spin_core.runtime.step import KeyedStep, compute, in_words, look_up
 from spin_core.sources.references import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
@@ -18,14 +16,15 @@ from tasks.runner.steps import Steps
 RETRIES = 2  # of a step whose process died; a shard may be hit twice before its machine is at fault
 
 
-def perform(run: Steps, step: Step, inputs: dict, batch: Batch | None, last: bool) -> tuple[Ref, bool]:
+def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tuple[Ref, bool]:
     """One step: look it up, else compute and publish it; and whether it was there. `last`: a process that dies now
     fails the run."""
+    step = keyed.step
     try:
-        record = look_up(run.store, step, inputs)
+        record = look_up(run.store, keyed)
         cached = record is not None
         if record is None:
-            record, cached = _missing(run, step, inputs, batch)
+            record, cached = _missing(run, keyed, batch)
             if step.title not in run.grouped:
                 get_run_logger().info("%s: %s", step.title, in_words(record.facts["summary"]))
     except SpinloopError as error:
@@ -38,23 +37,15 @@ def perform(run: Steps, step: Step, inputs: dict, batch: Batch | None, last: boo
     return run.note(step, record, cached), cached
 
 
-def flat(inputs: dict) -> dict:
-    """Inputs with one list of references where shards of one task gave a list each."""
-    return {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
-
-
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def _missing(run: Steps, step: Step, inputs: dict, batch: Batch | None) -> tuple[Record, bool]:
+def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record, bool]:
     """The record of a step that was not in the store, and whether somebody else computed it meanwhile."""
+    step = keyed.step
     if run.failures:
         raise StageFailed(f"{step.title}: not begun, because another step failed.")
 
     send = partial(run.progress, run.grouped.get(step.title, step.title))
     if run.pools and run.pools.of(step.stage):
-        return run.pools.compute(step, inputs, batch, send)
+        return run.pools.compute(keyed, batch, send)
     if step.title not in run.grouped:
         get_run_logger().info("%s runs", step.title)
-    return compute(run.store, step, inputs, run.runtime, run.children, send)
+    return compute(run.store, keyed, run.runtime, run.children, send)

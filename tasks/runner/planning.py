@@ -8,19 +8,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spin_core.runtime.step import Step, compute, look_up
+from spin_core.job import Entry
+from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref
 from spin_core.stages import reformat
 from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Store
-from tasks.runner.ledger import Entry, Pending, waits_for
-
-if TYPE_CHECKING:
-    from tasks.runner.run import Run
+from tasks.runner.ledger import Pending, waits_for
+from tasks.runner.steps import Steps
 
 
 class Planner:
@@ -34,18 +33,20 @@ class Planner:
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
-    def step(self, run: Run, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
+    def step(self, run: Steps, step: Step, inputs: dict[str, Any]) -> Ref | Pending:
         """Enter into the run's ledger what would happen to the step and why; its output, as far as it is known."""
         prompts = inputs.get("prompts")
         rows = self._shard_rows.get(prompts.digest) if isinstance(prompts, Ref) else None
-        entry = Entry(step.stage, step.label, "", "would run", summary={} if rows is None else {"rows": rows})
+        entry = Entry(step.stage, step.label, "", "would run", place=step.place)
+        entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
         if (waits := waits_for(inputs)) is not None:
             entry.why = f"reads what {waits.step} will write"
             return Pending(step.title)
-        record = look_up(run.store, step, inputs)
+        keyed = KeyedStep(step, inputs)
+        record = look_up(run.store, keyed)
         if record is None:
-            entry.why = self._why(run.store, step.payload(inputs))
+            entry.why = self._why(run.store, keyed.payload)
             if step.module is not reformat or self.drafts is None:
                 return Pending(step.title)
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
@@ -73,11 +74,11 @@ class Planner:
             self._whys[asked] = explain(store, payload)
         return self._whys[asked]
 
-    def _draft(self, run: Run, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
+    def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
         """The rows that the step would write, and its counts."""
         read = {name: _outside(run.store, ref) for name, ref in inputs.items()}
         record, _ = compute(
-            drafts, step, read, run.config.runtime, run.children, lambda event: run.progress(step.title, event)
+            drafts, KeyedStep(step, read), run.runtime, run.children, lambda event: run.progress(step.title, event)
         )
         run.progress.step(f"read    {step.title}, to see its shards; nothing is kept", record.facts["seconds"])
         return Ref(digest=record.digest), record.facts["summary"]

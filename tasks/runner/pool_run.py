@@ -23,8 +23,9 @@ from prefect.states import Cancelled, Cancelling
 from spin_core import errors
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, StoreError
+from spin_core.job import title
 from spin_core.runtime import launch
-from spin_core.runtime.step import Step, title
+from spin_core.runtime.step import KeyedStep
 from spin_core.sources.references import Ref
 from spin_core.store.store import Store
 
@@ -47,15 +48,15 @@ class PoolRun:
     """The flow run of one batch, for all of its steps that wait for it."""
 
     def __init__(
-        self, client: SyncPrefectClient, store: Store, runtime: Runtime, pool: str, steps: dict[str, tuple[Step, dict]]
+        self, client: SyncPrefectClient, store: Store, runtime: Runtime, pool: str, steps: dict[str, KeyedStep]
     ):
         """`steps`: by their keys."""
         self.client, self.store, self.runtime, self.pool, self.steps = client, store, runtime, pool, steps
         self.key = batch_key(steps)
         self._name = f"{store.identity()[:12]}:{self.key}"  # of another store's flow run nothing would be seen here
-        first = next(iter(steps.values()))[0]
-        many = f"{first.label.partition(',')[0]}, {len(steps)} shards"
-        self.stage, self.title = first.stage, title(first.stage, many) if len(steps) > 1 else first.title
+        first = next(iter(steps.values())).step
+        many = title(first.stage, f"iter {first.place.iteration}, {len(steps)} shards")
+        self.stage, self.title = first.stage, many if len(steps) > 1 else first.title
         self.ours, self.pause = False, POLL_SECONDS[0]
         self._lock = threading.Lock()
         self._run: FlowRun | None = None
@@ -155,19 +156,24 @@ class PoolRun:
         return done[0] if done and all(self.store.recorded(self.stage, key) for key in self.steps) else None
 
     def _start(self) -> FlowRun:
-        (step, _), place = next(iter(self.steps.values())), f"{self.stage}/{self.pool}"
+        step, deployment = next(iter(self.steps.values())).step, f"{self.stage}/{self.pool}"
         parameters = {
             "config": step.config.model_dump(mode="json"),
             "work": [
-                {"label": one.label, "key": key, "inputs": {name: _plain(value) for name, value in reads.items()}}
-                for key, (one, reads) in self.steps.items()
+                {
+                    "label": one.step.label,
+                    "place": one.step.place.as_json(),
+                    "key": key,
+                    "inputs": {name: _plain(value) for name, value in one.inputs.items()},
+                }
+                for key, one in self.steps.items()
             ],
             "runtime": self.runtime.model_dump(mode="json", exclude={"pools", "approve", "generate_runs"}),
             "store": self.store.identity(),
         }
         try:
             found = run_deployment(
-                place,
+                deployment,
                 parameters=parameters,
                 idempotency_key=f"{self._name}:{self._next}",
                 flow_run_name=f"{self.title} {self.key[:6]}",
@@ -177,7 +183,7 @@ class PoolRun:
             )
         except ObjectNotFound:
             raise BadInput(
-                f"runtime.pools.{self.stage}: the server has no deployment {place}; add it to "
+                f"runtime.pools.{self.stage}: the server has no deployment {deployment}; add it to "
                 "deployments/prefect.yaml and run `spinloop deploy`, or name another pool."
             ) from None
         run = cast(FlowRun, found)

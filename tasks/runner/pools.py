@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,9 +17,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as own_flow_run
 
 from spin_core.config.runtime import Runtime
-from spin_core.runtime.step import Step, look_up
-from spin_core.sources.references import Ref
-from spin_core.store import keys
+from spin_core.runtime.step import KeyedStep, Step, look_up
+from spin_core.sources.references import Ref, RefInputs
 from spin_core.store.store import Record, Store
 from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
 
@@ -29,15 +27,16 @@ class Batch:
     """Steps that differ in their prompts alone, for one flow run, so that it loads the model once. Not a dataclass:
     Prefect would walk through it as a parameter of each of them."""
 
-    def __init__(self, shards: list[tuple[str, Ref]]):
-        self.shards = shards  # label and prompts
-        self._steps: dict[str, tuple[Step, dict]] = {}
+    def __init__(self, shards: list[tuple[Step, Ref]]):
+        self.shards = shards  # each with its prompts
+        self._steps: dict[str, KeyedStep] = {}
 
-    def steps(self, step: Step, inputs: dict) -> dict[str, tuple[Step, dict]]:
-        """All of them by their keys, given one. Made once: 300 steps that each make 300 keys are a minute."""
+    def steps(self, inputs: RefInputs) -> dict[str, KeyedStep]:
+        """All of them by their keys, given what one reads. Made once: 300 steps that each make 300 keys are a
+        minute."""
         if not self._steps:
-            every = [(replace(step, label=label), {**inputs, "prompts": prompts}) for label, prompts in self.shards]
-            self._steps = {keys.key_of(one.payload(reads)): (one, reads) for one, reads in every}
+            every = [KeyedStep(step, {**inputs, "prompts": prompts}) for step, prompts in self.shards]
+            self._steps = {one.key: one for one in every}
         return self._steps
 
 
@@ -57,22 +56,22 @@ class Pools:
         name = self.runtime.pools.of(stage, self.default)
         return "" if name == "here" else name
 
-    def compute(self, step: Step, inputs: dict, batch: Batch | None, send: Send) -> tuple[Record, bool]:
+    def compute(self, keyed: KeyedStep, batch: Batch | None, send: Send) -> tuple[Record, bool]:
         """The step's record as soon as it is in the store, and whether another run had started its computation."""
-        own = keys.key_of(step.payload(inputs))
+        stage = keyed.step.stage
         with self._lock:
-            steps = batch.steps(step, inputs) if batch else {own: (step, inputs)}
+            steps = batch.steps(keyed.inputs) if batch else {keyed.key: keyed}
             shared = self._shared.get(batch_key(steps)) or PoolRun(
-                self.client, self.store, self.runtime, self.of(step.stage), steps
+                self.client, self.store, self.runtime, self.of(stage), steps
             )
             self._shared[shared.key] = shared
         while True:
             # Before the flow run is asked: what is published stays true, whatever became of the rest of the batch.
-            if self.store.recorded(step.stage, own) and (record := look_up(self.store, step, inputs)):
+            if self.store.recorded(stage, keyed.key) and (record := look_up(self.store, keyed)):
                 return record, not shared.ours
             run = shared.look(send, self.ending)
             if run and run.state_type in FINAL:
-                if record := look_up(self.store, step, inputs):
+                if record := look_up(self.store, keyed):
                     return record, not shared.ours
                 shared.judge(run)
             self.ending.wait(min(shared.pause, LOOK_SECONDS))

@@ -15,7 +15,7 @@ from spin_core.runtime.step import Step, shards
 from spin_core.sources import references, resolve
 from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
-from tasks.runner import artifacts, events
+from tasks.runner import events
 from tasks.runner.ledger import Pending, card, lay_out, run_name
 from tasks.runner.planning import Planner
 from tasks.runner.pools import Pools
@@ -42,11 +42,12 @@ class Run(Steps):
         self.config, self.base_dir, self.planning = config, base_dir, planning
         self.origin, self.follow = origin or {}, follow
         self.stopped = ""  # why the gate ended the run before its last iteration, if it did
+        self.report = Path()  # of a finished run: the tree of its report
         self.sources: list[tuple[str, Ref, str]] = []
         self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
-        events.tell(self, step, record, cached)
+        events.emit(self.config, step, record, cached, self.origin, self.follow)
         return super().note(step, record, cached)
 
     def source(self, path: str, kind: resolve.Kind, revision: str = "", split: str = "") -> Ref:
@@ -62,10 +63,9 @@ class Run(Steps):
         ref = rows if isinstance(rows, Ref) else rows.result()
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
-    def finish(self, outcome: Any, known: Callable[[dict], None] = lambda told: None) -> dict:
-        """Wait for the last step and lay out `runs/<name>/` and the UI's artifacts for people; after a failure too,
-        for what did finish. `known` is called with what came of a run that ended well as soon as only the server is
-        left to be told.
+    def finish(self, outcome: Callable[[], Ref]) -> dict:
+        """Wait for the last step (`outcome` gives its Ref) and lay out `runs/<name>/` for people; after a failure too,
+        for what did finish.
 
         Raises the first failure once every step that was already at work has ended (and is published).
         """
@@ -79,15 +79,19 @@ class Run(Steps):
                 self.failures.append(self.unforeseen(error))
         self.settle()
         if ref is None:
-            with suppress(StoreError):  # the first failure is what is told; often it is this one
+            with suppress(StoreError):  # the first failure is what is raised; often it is this one
                 self._lay_out(name, None)
             raise self.failures[0]
-        folder = self._lay_out(name, self.store.tree(ref.digest))
-        told: dict[str, Any] = {"run": name, "folder": str(folder), "report": str(folder / "report.html")}
-        told |= {"notes": self.store.notes, "stopped": self.stopped, **self.counts()}
-        known(told)
-        artifacts.show(self, self.store.tree(ref.digest), folder)
-        return told
+        self.report = self.store.tree(ref.digest)
+        folder = self._lay_out(name, self.report)
+        return {
+            "run": name,
+            "folder": str(folder),
+            "report": str(folder / "report.html"),
+            "notes": self.store.notes,
+            "stopped": self.stopped,
+            **self.counts(),
+        }
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
         self.store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))

@@ -17,9 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from spin_core.config.base import Section
 from spin_core.errors import ChildDied
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.references import Ref
 from tasks.runner.perform import RETRIES, perform
 from tasks.runner.pools import Batch
@@ -54,41 +53,40 @@ class Tally:
         self._run.progress.step(line, None)
 
 
-def submit(
-    run: Run, module: ModuleType, config: Section, name: str, model: Any, shards: list[tuple[str, Ref]], count: int
-) -> list[Any]:
-    """Futures of lists of references, in the order of the shards (label and prompts). `name`: of all of them, `iter 0`;
-    `count`: flow runs that they are dealt out to on a work pool."""
-    size, steps = per_task(len(shards)), {label: Step(module, label, config) for label, _ in shards}
-    tally = Tally(run, Step(module, name, config).title, len(shards))
-    run.titles += [step.title for step in steps.values()]
+def submit(run: Run, every: Step, model: Any, shards: list[tuple[Step, Ref]], count: int) -> list[Any]:
+    """Futures of lists of references, in the order of the shards (each with its prompts). `every`: the step that stands
+    for all of them, `generate[iter 0]`; `count`: flow runs that they are dealt out to on a work pool."""
+    size = per_task(len(shards))
+    tally = Tally(run, every.title, len(shards))
+    run.titles += [step.title for step, _ in shards]
     parts = [shards[start : start + size] for start in range(0, len(shards), size)]
     batches = [Batch([shard for part in parts[i::count] for shard in part]) for i in range(count)]
     futures = []
     for i, part in enumerate(parts):
-        labels, prompts = zip(*part, strict=True)
-        step = Step(module, f"{name}, shards {i * size + 1}-{i * size + len(part)}/{len(shards)}", config)
-        run.grouped |= dict.fromkeys((steps[label].title for label in labels), step.title)
+        steps, prompts = zip(*part, strict=True)
+        first = i * size + 1
+        together = replace(every, label=f"{every.label}, shards {first}-{first + len(part) - 1}/{len(shards)}")
+        run.grouped |= dict.fromkeys((step.title for step in steps), together.title)
         inputs = {"model": model, "prompts": list(prompts)}
-        futures.append(_task(module).submit(run, step, inputs, labels, batches[i % count], tally))
+        futures.append(_task(every.module).submit(run, together, inputs, steps, batches[i % count], tally))
     run.futures += futures
     return futures
 
 
 def _task(module: ModuleType) -> Any:
-    name = module.__name__.rpartition(".")[2]
+    name: str = module.NAME
     run_name: Any = lambda parameters: parameters["step"].title  # noqa: E731
     return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)(_perform_all)
 
 
-def _perform_all(run: Run, step: Step, inputs: dict, labels: Sequence[str], batch: Batch, tally: Tally) -> Any:
+def _perform_all(run: Run, step: Step, inputs: dict, steps: Sequence[Step], batch: Batch, tally: Tally) -> Any:
     """The shards of one task in turn. A process that died is tried again here: as a task, all of them would be."""
     refs, hits = [], 0
-    for label, prompts in zip(labels, inputs["prompts"], strict=True):
-        own, reads = replace(step, label=label), {**inputs, "prompts": prompts}
+    for own, prompts in zip(steps, inputs["prompts"], strict=True):
+        keyed = KeyedStep(own, {**inputs, "prompts": prompts})
         for attempt in range(RETRIES + 1):
             try:
-                ref, cached = perform(run, own, reads, batch, last=attempt == RETRIES)
+                ref, cached = perform(run, keyed, batch, last=attempt == RETRIES)
                 break
             except ChildDied as error:
                 if attempt == RETRIES:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
 from spin_core.config.runtime import Runtime
 from spin_core.errors import SpinloopError, StageFailed
+from spin_core.job import Entry
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
-from tasks.runner.ledger import Entry
 from tasks.runner.progress import Progress
 from tasks.runner.throughput import Throughput
 
@@ -36,6 +37,7 @@ class Steps:
         self.progress = Progress()
         store.tell = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
+        self._keyed: dict[str, KeyedStep] = {}
 
     def submit(self, task: Any, step: Step, inputs: dict[str, Any], batch: Batch | None = None) -> Any:
         """A future of the step's Ref. `batch`: the steps that share a flow run where a work pool computes them."""
@@ -43,17 +45,28 @@ class Steps:
         self.futures.append(task.submit(self, step, inputs, batch))
         return self.futures[-1]
 
+    def keyed(self, step: Step, inputs: dict[str, Any]) -> KeyedStep:
+        """The step with its inputs (one list of references where shards of one task gave a list each). Prefect asks for
+        the name of a task, and then for its work: both have the same key, made once."""
+        reads = {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
+        keyed = KeyedStep(step, reads)
+        # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
+        same = self._keyed.setdefault(step.title, keyed)
+        return same if same == keyed else keyed
+
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         """Enter a finished step into the ledger; its output as a Ref."""
         seconds, summary = record.facts.get("seconds"), record.facts.get("summary", {})
         state = "Cached" if cached else "ran"
-        entry = Entry(step.stage, step.label, record.key, state, seconds, record.digest, summary=summary)
+        entry = Entry(
+            step.stage, step.label, record.key, state, seconds, record.digest, summary=summary, place=step.place
+        )
         with self._ledger_lock:
             self.ledger.append(entry)
         if step.title not in self.grouped:
             self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
         self.throughput.add(step, record, cached)
-        if step.stage == "gather" and (line := self.throughput.line(step.label)):
+        if step.stage == "gather" and (line := self.throughput.line(step.place.iteration)):
             self.progress.step(line, None)
         if step.stage == "gate":
             self.progress.step(f"        {summary.get('reason', '')}", None)
@@ -77,3 +90,7 @@ class Steps:
         failed = (future.state for future in self.futures if not future.state.is_completed())
         said = next((state.message for state in failed if state.is_final()), None)
         return StageFailed(f"{said or f'{type(error).__name__}: {error}'}")
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]

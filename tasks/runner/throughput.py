@@ -25,10 +25,10 @@ class Shard:
 
 
 class Throughput:
-    """The shards of generate as they end, by iteration (`iter 0`). Threads may add at once."""
+    """The shards of generate as they end, by iteration. Threads may add at once."""
 
     def __init__(self) -> None:
-        self._shards: dict[str, list[Shard]] = {}
+        self._shards: dict[int | None, list[Shard]] = {}
 
     def add(self, step: Step, record: Record, cached: bool, now: float | None = None) -> None:
         """Note a step that is in the store since `now` (this moment); of other stages than generate nothing is kept."""
@@ -37,20 +37,20 @@ class Throughput:
         ended = time.monotonic() if now is None else now
         summary, seconds = record.facts.get("summary", {}), record.facts.get("seconds") or 0
         shard = Shard(cached, summary.get("answers", 0), summary.get("tokens", 0), ended - seconds, ended)
-        self._shards.setdefault(iteration(step.label), []).append(shard)
+        self._shards.setdefault(step.place.iteration, []).append(shard)
 
     def figures(self) -> dict[str, dict]:
-        """By iteration: `shards`, `cached` of them, and of those that ran `answers`, `tokens`, `seconds` from the
-        first one's start to the last one's end, `tokens_per_second`, and `first_shard_seconds` until one was in the
+        """By iteration (`iter 0`): `shards`, `cached` of them; of those that ran `answers`, `tokens`, `seconds` from
+        the first one's start to the last one's end, `tokens_per_second`, and `first_shard_seconds` until one was in the
         store. Iterations of which nothing ran are left out."""
         found = {}
-        for name, shards in sorted(self._shards.items()):
+        for t, shards in sorted(self._shards.items(), key=lambda one: -1 if one[0] is None else one[0]):
             ran = [shard for shard in shards if not shard.cached]
             if not ran:
                 continue
             began, tokens = min(shard.began for shard in ran), sum(shard.tokens for shard in ran)
             seconds = max(shard.ended for shard in ran) - began
-            found[name] = {
+            found[_name(t)] = {
                 "shards": len(shards),
                 "cached": len(shards) - len(ran),
                 "answers": sum(shard.answers for shard in ran),
@@ -61,9 +61,9 @@ class Throughput:
             }
         return found
 
-    def line(self, label: str) -> str:
-        """The figures of the iteration that a step's `label` begins with, for people; empty where nothing ran."""
-        name = iteration(label)
+    def line(self, iteration: int | None) -> str:
+        """The figures of an iteration for people; empty where nothing ran."""
+        name = _name(iteration)
         f = self.figures().get(name)
         if f is None:
             return ""
@@ -81,6 +81,6 @@ class Throughput:
         store.write_run_file(name, FILE, (json.dumps(before | self.figures(), indent=1) + "\n").encode())
 
 
-def iteration(label: str) -> str:
-    """`iter 0` of `iter 0, shard 3/8`"""
-    return label.partition(",")[0]
+def _name(iteration: int | None) -> str:
+    """`iter 0`; of shards that a person started on a pool there is no iteration."""
+    return "" if iteration is None else f"iter {iteration}"

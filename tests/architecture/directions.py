@@ -14,18 +14,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "store": set(),
     "job": {"config"},
-    "analysis": {"config"},
+    "analysis": {"config", "job"},
     "data": {"config", "job"},
     "sources": {"config", "data", "store"},
     "runtime": {"config", "job", "sources", "store"},
     "modeling": {"config", "data", "job", "runtime", "sources"},
     "training": {"config", "job", "modeling", "runtime"},
     "engines": {"config", "job", "modeling", "runtime", "sources"},
-    "report": {"analysis", "data", "job", "sources", "store"},
+    "report": {"analysis", "config", "data", "job", "sources", "store"},
     "stages": {
         "analysis", "config", "data", "engines", "job", "modeling", "report", "runtime", "sources", "store", "training",
     },
-    "estimate": {"config", "data", "runtime", "stages"},
+    "estimate": {"config", "data", "job", "runtime", "stages"},
 }  # fmt: skip
 """Package (or module) at the top of spin_core → what else of spin_core it may import. All may import errors and
 themselves."""

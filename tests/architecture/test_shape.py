@@ -9,8 +9,15 @@ import inspect
 import pytest
 from pydantic import BaseModel
 
+from spin_core.config.runtime import Pools
+from spin_core.config.stage_table import ORDER, POOLED
+from spin_core.estimate.needs import NEEDS
+from spin_core.runtime.step import KeyedStep, Step
+from spin_core.sources.references import Ref
+from spin_core.store.keys import STAGE
+from tasks.runner.stage import task_of
 from tests.architecture.scan import ROOMS, ROOT, python_files, sizes, undocumented, where
-from tests.architecture.update_code_digests import COMMAND, GOLDEN, current, recorded, stages
+from tests.architecture.update_code_digests import COMMAND, GOLDEN, current, modules, recorded, stages
 
 
 def test_python_files_and_functions_are_small():
@@ -50,7 +57,8 @@ def test_modules_and_public_names_have_docstrings():
 def test_stage_has_the_one_shape(stage):
     """Catches a stage without VERSION, with a config that can change after its key was made, or with other
     parameters."""
-    module = importlib.import_module(f"spin_core.stages.{stage}")
+    module = modules()[stage]
+    assert STAGE.fullmatch(module.NAME)
     assert type(module.VERSION) is int and module.VERSION >= 1
     assert (
         issubclass(module.Config, BaseModel)
@@ -58,6 +66,26 @@ def test_stage_has_the_one_shape(stage):
         and module.Config.model_config["extra"] == "forbid"
     )
     assert list(inspect.signature(module.run).parameters) == ["inputs", "config", "job"]
+
+
+def test_stage_names_are_unique_and_all_in_the_table():
+    """Catches two stages that share their keys, and a stage that costs, lineage and pools know nothing of."""
+    files = [file for file in python_files("spin_core/stages") if file.stem != "__init__"]
+    assert len(modules()) == len(files), "two stages have one NAME"
+    assert sorted(ORDER) == stages(), "spin_core/config/stage_table.py has a line for each stage"
+    assert set(Pools.model_fields) == set(POOLED) == set(NEEDS)
+
+
+def test_stage_in_a_renamed_file_keeps_its_key(tmp_path, monkeypatch):
+    """Catches a key, a task or a deployment that takes its name from a file: a rename would compute everything
+    again."""
+    (tmp_path / "other_name.py").write_text((ROOT / "spin_core" / "stages" / "gather.py").read_text(encoding="utf-8"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    gather, renamed = modules()["gather"], importlib.import_module("other_name")
+    inputs = {"rows": Ref(digest="a" * 64), "answers": [Ref(digest="b" * 64)]}
+    steps = [Step(module, "", module.Config.model_validate({"gather": {}})) for module in (gather, renamed)]
+    assert KeyedStep(steps[0], inputs).key == KeyedStep(steps[1], inputs).key
+    assert steps[1].title == "gather" == task_of(renamed).name
 
 
 @pytest.mark.parametrize("stage", stages())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from types import ModuleType
 
 from tests.architecture.scan import ROOT
 
@@ -16,17 +17,24 @@ GOLDEN = ROOT / "tests" / "golden" / "code_digests.json"
 COMMAND = "python -m tests.architecture.update_code_digests"
 
 
+def modules() -> dict[str, ModuleType]:
+    """The stages by their NAME."""
+    files = (file.stem for file in (ROOT / "spin_core" / "stages").glob("*.py") if file.stem != "__init__")
+    found = [importlib.import_module(f"spin_core.stages.{file}") for file in sorted(files)]
+    return {module.NAME: module for module in found}
+
+
 def stages() -> list[str]:
-    """Names of the stage files."""
-    return sorted(file.stem for file in (ROOT / "spin_core" / "stages").glob("*.py") if file.stem != "__init__")
+    """Names of the stages."""
+    return sorted(modules())
 
 
 def current(stage: str) -> dict:
     """{version, digest} of a stage as it is now."""
     from spin_core.store.code import code_digest
 
-    name = f"spin_core.stages.{stage}"
-    return {"version": importlib.import_module(name).VERSION, "digest": code_digest(name)}
+    module = modules()[stage]
+    return {"version": module.VERSION, "digest": code_digest(module.__name__)}
 
 
 def recorded() -> dict[str, dict]:

@@ -31,7 +31,7 @@ from spin_core.modeling.loading import load_chat
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.launch import python_path
-from spin_core.runtime.step import Step, compute
+from spin_core.runtime.step import KeyedStep, Step, compute
 from spin_core.sources.references import source
 from spin_core.sources.resolve import resolve
 from spin_core.stages import generate
@@ -161,7 +161,7 @@ def orchestration(args: argparse.Namespace, model: Path, questions: list[str]) -
             began = time.perf_counter()
             step = Step(generate, str(number), config)
             inputs = {"model": opponent, "prompts": source(str(file), "dataset", "", Path(), "")}
-            record, _ = compute(store, step, inputs, runtime, children, lambda event: None)
+            record, _ = compute(store, KeyedStep(step, inputs), runtime, children, lambda event: None)
             if number:
                 wall += time.perf_counter() - began
                 sampling += record.facts["summary"]["tokens"] / record.facts["summary"]["tokens_per_second"]

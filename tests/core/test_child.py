@@ -64,7 +64,16 @@ def spec(tmp_path, monkeypatch):
     def make(do: str, text: str = "", **more: object) -> dict:
         config = {"do": do, "text": text}
         places = {"out": str(tmp_path), "scratch": str(tmp_path)}
-        return {"module": "bad_stage", "config": config, "inputs": {}, "digests": {}, "runtime": {}, **places, **more}
+        return {
+            "stage": "bad_stage",
+            "module": "bad_stage",
+            "config": config,
+            "inputs": {},
+            "digests": {},
+            "runtime": {},
+            **places,
+            **more,
+        }
 
     return make
 

@@ -16,7 +16,7 @@ from spin_core.errors import BadInput
 from spin_core.estimate import fit, hardware, sheet, todo
 from spin_core.estimate.needs import NEEDS, Setting, room
 from spin_core.runtime import gpus
-from tasks.runner.ledger import Entry
+from tests.places import entry as ledger_entry
 
 BIG = ("zephyr-7b", "zephyr-7b-lora", "tulu-70b")
 WHOLE = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]
@@ -126,15 +126,15 @@ def test_cached_steps_cost_nothing() -> None:
     """Catches a sheet that lets people pay twice, and one that counts all shards where one is missing."""
     setting, config = _setting("zephyr-7b")
     entries = [
-        Entry("generate", "iter 0, shard 1/2", "", "would run", summary={"rows": 10}),
-        Entry("generate", "iter 0, shard 2/2", "k", "cached", summary={"rows": 30}),
-        Entry("finetune", "iter 0", "k", "cached"),
-        Entry("evaluate", "θ_1", "", "would run"),
+        ledger_entry("generate", "iter 0, shard 1/2", "", "would run", summary={"rows": 10}),
+        ledger_entry("generate", "iter 0, shard 2/2", "k", "cached", summary={"rows": 30}),
+        ledger_entry("finetune", "iter 0", "k", "cached"),
+        ledger_entry("evaluate", "θ_1", "", "would run"),
     ]
     left = todo.of_ledger(entries, setting.data)
     assert left.generate == {0: 10} and not left.finetune and (left.evaluate, left.games) == (1, 1)
     assert [line.stage for line in sheet.lines(setting, config, left)] == ["generate", "evaluate"]
-    assert not costs(config, Path(), [Entry("finetune", "iter 0", "k", "cached")], None, "h100-80gb", 8).lines
+    assert not costs(config, Path(), [ledger_entry("finetune", "iter 0", "k", "cached")], None, "h100-80gb", 8).lines
 
 
 @pytest.mark.parametrize("settings", [{}, {"iterations": 3, "history": 1}, {"control": {"lr": 1e-3, "max_length": 60}}])

@@ -18,12 +18,12 @@ from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from spin_core.config.profile import load_profile
-from spin_core.job import Job
+from spin_core.job import Entry, Job
 from spin_core.report import run_card
 from spin_core.runtime.child import Children
 from spin_core.store.store import Store
 from tasks.runner import artifacts, meters
-from tasks.runner.ledger import Entry, card
+from tasks.runner.ledger import card
 from tasks.runner.progress import Progress
 from tasks.runner.run import Run
 
@@ -100,7 +100,7 @@ def revived(store: Path, steps: list[dict], profile: Path) -> Run:
     """The run that left `steps` in a store, as it was before it ended."""
     config, base = load_profile(str(profile))
     run = Run(config, Store(store, create=False), Children(1), base)
-    run.ledger = [Entry(**step) for step in reversed(steps)]
+    run.ledger = [Entry.from_json(step) for step in reversed(steps)]
     run.titles = [entry.title for entry in reversed(run.ledger)]
     return run
 

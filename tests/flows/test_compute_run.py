@@ -39,7 +39,7 @@ def test_iteration_shared_by_two_processes_is_that_of_one(run, finished, tmp_pat
     work = Child.run
 
     def seen(self: Child, spec: dict, *rest) -> dict:
-        jobs.append((spec["module"].rpartition(".")[2], self.together))
+        jobs.append((spec["stage"], self.together))
         return work(self, spec, *rest)
 
     monkeypatch.setattr(Child, "run", seen)

@@ -16,6 +16,7 @@ from spin_core.runtime.step import Step
 from spin_core.stages import generate
 from spin_core.store.store import Record, Store
 from tasks.runner.throughput import Throughput
+from tests.places import place
 
 ROWS = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]
 
@@ -107,7 +108,8 @@ def counts(steps: list[dict]) -> str:
 def ended(throughput, label: str, now: float, seconds: float, cached: bool = False) -> None:
     """Note a finished shard of 10 answers and 100 tokens."""
     facts = {"summary": {"answers": 10, "tokens": 100}, "seconds": seconds}
-    step = Step(generate, label, generate.Config(generate=generate.Generate(), chat=ChatSection(), seed=1))
+    config = generate.Config(generate=generate.Generate(), chat=ChatSection(), seed=1)
+    step = Step(generate, label, config, place("generate", label))
     throughput.add(step, Record("generate", "k", {}, "d", [], facts, Path()), cached, now)
 
 
@@ -125,7 +127,7 @@ def test_throughput_is_of_the_shards_that_ran_from_first_start_to_last_end(tmp_p
     line = (
         "generate[iter 0]: 4 shards (1 cached), 30 answers, 300 tokens in 20.0 s, 15 tokens/s; first shard after 5.0 s"
     )
-    assert throughput.line("iter 0") == line and throughput.line("iter 1") == ""
+    assert throughput.line(0) == line and throughput.line(1) == ""
     store, again = Store(tmp_path), Throughput()
     throughput.write(store, "tiny")
     ended(again, "iter 0, shard 1/1", now=300, seconds=5, cached=True)

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.errors import StageFailed
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.stages import sft
 from spin_core.store.store import Store
 from tasks.runner import pool_run
@@ -57,7 +57,7 @@ def busy() -> Iterator[type]:
 def pool_of(client: SyncPrefectClient, tmp_path) -> PoolRun:
     """A step that nobody computes yet."""
     inputs = {"model": "a" * 64, "rows": "b" * 64}
-    return PoolRun(client, Store(tmp_path), Runtime(), "spin-gpu", {KEY: (STEP, inputs)})
+    return PoolRun(client, Store(tmp_path), Runtime(), "spin-gpu", {KEY: KeyedStep(STEP, inputs)})
 
 
 def test_server_that_is_busy_is_asked_again_for_a_while(busy, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from huggingface_hub import ModelCard
 
 from spin_core.analysis.results import ModelResults
 from spin_core.errors import BadInput
-from spin_core.job import Job
+from spin_core.job import Entry, Job
 from spin_core.report import model_card
 from spin_core.report.card_metrics import measures
+from spin_core.report.pairs_card import pairs_card
 from spin_core.report.run_card import full_card
-from spin_core.report.run_facts import RunFacts
+from spin_core.report.run_facts import RunFacts, read_run
 from spin_core.sources import hub
 from spin_core.store.store import Store
+from tests.places import entry as ledger_entry
 
 BASE, ROWS, PAIRS, THETA = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 HISTORY = [
@@ -93,19 +96,19 @@ def made_run(tmp_path: Path, rows: list[dict], metrics: dict) -> RunFacts:
     """A run of one evaluate step and one finetune step, laid out by hand."""
     store = Store(tmp_path / "store")
 
-    def publish(stage: str, files: dict[str, str]) -> dict:
+    def publish(stage: str, label: str, files: dict[str, str]) -> Entry:
         tree = store.new_tree()
         for name, text in files.items():
             (tree / name).write_text(text)
         payload = {"store": 1, "stage": stage, "version": 1, "config": {}, "inputs": {}}
         record = store.publish(payload, tree, {"provenance": {"versions": {"torch": "9.9"}, "commit": "e" * 40}})
-        return {"stage": stage, "key": record.key, "digest": record.digest, "summary": {}}
+        return ledger_entry(stage, label, record.key, "ran", 1.0, record.digest)
 
     text = written(tmp_path / "made", "finetune", tmp_path / "x", model=BASE, pairs=[PAIRS])
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     steps = [
-        publish("finetune", {"README.md": text, "config.json": "{}"}) | {"label": "iter 0"},
-        publish("evaluate", {"metrics.json": json.dumps(metrics), "rows.jsonl": lines}) | {"label": "θ_1"},
+        publish("finetune", "iter 0", {"README.md": text, "config.json": "{}"}),
+        publish("evaluate", "θ_1", {"metrics.json": json.dumps(metrics), "rows.jsonl": lines}),
     ]
     return RunFacts(store, "made-abc123", steps, [])
 
@@ -119,20 +122,53 @@ def test_card_of_a_run_says_no_more_than_it_knows(tmp_path):
         "| nats per token of real answers | 1.5 | – | – |" in text and "nan" not in text and "exact match" not in text
     )
     assert "## Decision" not in text and "base_model" not in data and "datasets" not in data
-    assert text == full_card(run, 1) and "torch 9.9" in text and run.models[1]["digest"] in text
+    assert text == full_card(run, 1) and "torch 9.9" in text and run.models[1].digest in text
 
 
 def test_run_that_did_not_end_has_no_best_model(tmp_path):
     """Catches: the last gate of a part of the steps taken for the run's, in a push and in the card; and a report step
     that has no output counted as the end."""
     run = made_run(tmp_path, [], {"nll/real": 1.5})
-    part = RunFacts(run.store, run.name, [*run.steps, {**run.steps[0], "stage": "report", "digest": ""}], [])
+    part = RunFacts(run.store, run.name, [*run.steps, replace(run.steps[0], stage="report", digest="")], [])
     for which in ("best", "last"):
         with pytest.raises(BadInput, match=f"{which}: the run did not end; run it again, or name a model: --model θ_1"):
             part.choose(which)
     assert part.choose("θ_1") == part.choose("1") == 1
-    whole = RunFacts(run.store, run.name, [*run.steps, {**run.steps[0], "stage": "report", "label": ""}], [])
+    whole = RunFacts(run.store, run.name, [*run.steps, replace(run.steps[0], stage="report", label="")], [])
     assert whole.choose("best") == whole.choose("last") == 1
+
+
+def test_pairs_card_says_where_imported_pairs_are_from(tmp_path):
+    """Catches: imported pairs whose answers are said to be of a model of this run; and a path of this machine."""
+    run = made_run(tmp_path, [], {})
+    made = {**run.store.record("finetune", run.steps[0].key).payload, "stage": "import_pairs"}
+    steps, commit = [], f"acme/SPIN_iter0@{'c' * 40}"
+    for t, facts in enumerate(({"sources": {"source": [commit]}}, {})):
+        tree = run.store.new_tree()
+        (tree / "train").write_text(f"{t}")
+        record = run.store.publish({**made, "version": t + 1}, tree, facts)
+        steps.append(ledger_entry("import_pairs", f"iter {t}, from x", record.key, "ran", 1.0, record.digest))
+    steps.append(ledger_entry("gather", "iter 2", "k" * 64, "ran", 1.0, "d" * 64, summary={"train_pairs": 7}))
+    part = RunFacts(run.store, run.name, steps, [])
+    assert list(part.pairs) == [0, 1, 2]
+    text = pairs_card(part, part.pairs, "acme/pairs", "acme/tiny")
+    assert f"| iter0 | imported from {commit} |" in text and "| iter1 | imported from a local copy |" in text
+    assert "| iter2 | θ_2 | 7 |" in text and str(tmp_path) not in text
+
+
+def test_run_laid_out_by_an_older_version_is_one_sentence(tmp_path):
+    """Catches: a traceback, or a run without models, where steps.json does not say what its steps were for."""
+    run = made_run(tmp_path, [], {})
+    entries = [entry.as_json() for entry in run.steps]
+    run.store.write_run_file("made", "steps.json", json.dumps(entries).encode())
+    assert list(read_run(run.store, "made").models) == [1]
+    for entry in entries:
+        del entry["place"]
+    run.store.write_run_file("made", "steps.json", json.dumps(entries).encode())
+    with pytest.raises(
+        BadInput, match="older version of spinloop.*run the same profile again: all its steps are cached"
+    ):
+        read_run(run.store, "made")
 
 
 def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):

@@ -74,10 +74,28 @@ def play(spinloop, server, tmp_path):
     return call
 
 
-def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, spinloop, tmp_path):
+@pytest.fixture
+def pushed(spinloop, tmp_path):
+    """What `push --pairs` of the run in `play`'s store would upload: file → its repository."""
+
+    def call() -> dict[str, str]:
+        push = ("push", "latest", "--to", "acme/m", "--model", "2", "--pairs", "acme/p", "--dry-run")
+        code, out, err = spinloop(*push, "--store", tmp_path / "store")
+        assert code == 0, err
+        files: dict[str, str] = {}
+        for line in out.splitlines():
+            repo = line.partition(":")[0] if "would be uploaded" in line else repo  # noqa: F821
+            if line.startswith("  "):
+                files[line.split()[1]] = repo
+        return files
+
+    return call
+
+
+def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, pushed, spinloop, tmp_path):
     """Catches: an import that is keyed by its path, or that changes a byte: the same iteration would be another one in
     every key from there on. The folder of published things is imported, then named by digests, and is gone when it
-    runs."""
+    runs. Also a push that has only those of the pairs that the run made itself."""
     folder = tmp_path / "published"
     first.copied("gather", "iter 0", folder / "SPIN_iter0")
     first.copied("finetune", "iter 0", folder / "tiny-SPIN-iter0")
@@ -95,11 +113,14 @@ def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, spinloop
         assert (steps[step]["key"], steps[step]["digest"]) == (first.steps[step]["key"], first.steps[step]["digest"])
     table = (tmp_path / "store" / ROOT / "latest" / "report.md").read_text()
     assert "| θ_1 " in table and "| θ_2 " in table and "margin, θ_1" in table and "θ_0" not in table
+    parts = {"iter0/train_prefs-00000-of-00001.parquet", "iter1/train_prefs-00000-of-00001.parquet"}
+    assert parts <= {name for name, repo in pushed().items() if repo == "acme/p"}
 
 
-def test_run_directly_at_finetune_gives_the_same_weights(first, play, tmp_path):
+def test_run_directly_at_finetune_gives_the_same_weights(first, play, pushed, tmp_path):
     """Catches: pairs in the published form that train in another order or with other ids; answers that are generated
-    although their pairs are there; an evaluation that takes the imported model for θ_0's successor."""
+    although their pairs are there; an evaluation that takes the imported model for θ_0's successor; a push that finds
+    no pairs where all of them were imported."""
     model = tmp_path / "tiny-SPIN-iter0"
     model.mkdir()
     for pattern in SETTINGS + WEIGHTS:
@@ -122,6 +143,8 @@ def test_run_directly_at_finetune_gives_the_same_weights(first, play, tmp_path):
     assert (run / "best").resolve().name == steps["import_model", "θ_1, from a local copy"]["digest"]
     page = (run / "report.html").read_text()
     assert "pairs_1, 60, imported" in page and "θ_1, imported" in page and str(tmp_path) not in page
+    parts = {"iter0/train_prefs-00000-of-00001.parquet", "iter1/train_prefs-00000-of-00001.parquet"}
+    assert parts <= {name for name, repo in pushed().items() if repo == "acme/p"}
 
 
 def test_import_from_the_hub_is_told_with_its_commit(first, tmp_path):

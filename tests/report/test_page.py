@@ -8,10 +8,11 @@ import json
 import re
 from html.parser import HTMLParser
 
+from spin_core.job import Entry
 from spin_core.report.run import sections
 from spin_core.report.samples import SAMPLES, SCRIPT
 from spin_core.stages import report
-from tasks.runner.ledger import Entry
+from tests.places import entry as ledger_entry
 from tests.report.made_up import judged_run, render, whole_run
 
 HOSTILE = (
@@ -78,7 +79,8 @@ def steps(text: str = "") -> list[Entry]:
     if text:
         made = [("reformat", text, text, 1.0), ("generate", text, text, 1.0)]
     return [
-        Entry(stage, label, text or "ab" * 32, state, took, text or "cd" * 32) for stage, label, state, took in made
+        ledger_entry(stage, label, text or "ab" * 32, state, took, text or "cd" * 32)
+        for stage, label, state, took in made
     ]
 
 

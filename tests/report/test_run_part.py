@@ -15,14 +15,14 @@ from spin_core.errors import BadInput
 from spin_core.report.run import sections
 from spin_core.runtime import gpus
 from spin_core.store.record import Record
-from tasks.runner.ledger import Entry
+from tests.places import entry as ledger_entry
 from tests.report.test_page import Tags, steps
 
 
 def step(stage: str, label: str, state: str, seconds: float, gpus: int = 0, shared: int = 1, **summary) -> tuple:
     """A ledger entry and the facts of its record."""
     device = {"gpus": gpus, "name": "NVIDIA H100", "shared": shared} if gpus else {"gpus": 0}
-    return Entry(stage, label, "k", state, seconds, "d", summary=summary), {"device": device}
+    return ledger_entry(stage, label, "k", state, seconds, "d", summary=summary), {"device": device}
 
 
 def total(made: dict, part: str, name: str) -> float:
@@ -114,7 +114,7 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
         ("sft", "θ_0", names["theta"], {"model": names["model"], "rows": names["rows"]}),
         ("evaluate", "θ_0", names["answers"], {"model": names["theta"], "rows": names["rows"]}),
     ]
-    entries = [Entry(stage, label, "k", "ran", 1.0, digest) for stage, label, digest, _ in made]
+    entries = [ledger_entry(stage, label, "k", "ran", 1.0, digest) for stage, label, digest, _ in made]
     facts = {"provenance": {"versions": {"torch": "2.9"}, "python": "3.11.7", "commit": "f" * 40, "dirty": True}}
     records = {digest: record(stage, digest, inputs, **facts) for stage, _, digest, inputs in made}
     hub = [{"kind": "dataset", "hub": "org/name", "commit": "9" * 40, "digest": names["data"]}]
@@ -131,7 +131,7 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
 
 def test_software_of_steps_that_differ_is_told_with_counts() -> None:
     """Catches a page with the versions of one step only, where cached steps were computed with others."""
-    entries = [Entry("gather", f"iter {i}", str(i), "ran", 1.0, "d") for i in range(3)]
+    entries = [ledger_entry("gather", f"iter {i}", str(i), "ran", 1.0, "d") for i in range(3)]
     records = [record("gather", "d", {}, provenance={"versions": {"torch": f"2.{min(i, 1)}"}}) for i in range(3)]
     text = Tags(sections(entries, lambda entry: records[int(entry.key)])).text
     assert "2.0 (1 step), 2.1 (2 steps)" in text
@@ -139,7 +139,7 @@ def test_software_of_steps_that_differ_is_told_with_counts() -> None:
 
 def test_software_names_the_harness() -> None:
     """Catches a page that does not say which lm-evaluation-harness the numbers are of."""
-    entry = Entry("harness", "θ_0", "k", "ran", 1.0, "d")
+    entry = ledger_entry("harness", "θ_0", "k", "ran", 1.0, "d")
     of_harness = record("harness", "d", {}, summary={"average": 0.5, "lm_eval": "0.4.13"})
     assert "lm-evaluation-harness 0.4.13" in " ".join(Tags(sections([entry], lambda entry: of_harness)).text.split())
 

@@ -16,11 +16,12 @@ from markdown_it.token import Token
 
 from spin_core.analysis.format import plain
 from spin_core.analysis.results import read_model
+from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.charts import Chart, draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
-from tasks.runner.ledger import Entry
+from tests.places import entry as ledger_entry
 from tests.report.made_up import judged_run, render, whole_run
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -221,7 +222,9 @@ def ledger(iterations: int, shards: int = 2) -> tuple[list[Entry], dict[str, dic
     steps, reads = [], {}
 
     def add(stage: str, label: str, inputs: dict, state: str = "ran") -> str:
-        entry = Entry(stage, label, f"{stage} {label}", state, 1.0, f"{len(steps):064x}", summary={"train_pairs": 40})
+        entry = ledger_entry(
+            stage, label, f"{stage} {label}", state, 1.0, f"{len(steps):064x}", summary={"train_pairs": 40}
+        )
         steps.append(entry)
         reads[entry.key] = inputs
         return entry.digest
@@ -278,7 +281,7 @@ def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
 @given(texts)
 def test_lineage_takes_no_syntax_from_names(text: str) -> None:
     """Catches a name or a figure that ends a node's text, a line or the diagram."""
-    entry = Entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
+    entry = ledger_entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
     lines = lineage([entry], lambda step: {text: text}).splitlines()
     assert lines[:2] == ["```mermaid", "flowchart TB"] and lines.count("```") == 1
     for line in lines[2 : lines.index("```")]:

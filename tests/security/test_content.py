@@ -21,8 +21,8 @@ from spin_core.report.compare_page import text as comparison_text
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
 from spin_core.stages import report
-from tasks.runner.ledger import Entry
 from tests.faults.fault import Fault
+from tests.places import entry as ledger_entry
 from tests.report.made_up import gate_tree, judged_run, render
 from tests.report.test_compare import model, rows, side
 from tests.report.test_page import Tags, fetched
@@ -129,7 +129,7 @@ def test_hostile_names_are_text_everywhere(calm, tmp_path):
         page = ui_pages.iterations(made_up("x" + text, "x" + text, "x" + text, nll=1.5), text, text)
         assert_text_only(page)
         assert not obeyed(page) and len(page) < 30_000
-        entry = Entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
+        entry = ledger_entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
         drawn = lineage([entry], lambda step: {text: text})
         assert not obeyed(drawn) and "<script" not in drawn and len(drawn) < 5_000
 

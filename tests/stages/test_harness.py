@@ -20,7 +20,7 @@ from spin_core.engines.harness import calls, tables
 from spin_core.errors import BadInput
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import SHARE, Step, compute
+from spin_core.runtime.step import SHARE, KeyedStep, Step, compute
 from spin_core.sources.references import Ref, source
 from spin_core.stages import harness
 from spin_core.store.keys import key_of
@@ -161,8 +161,10 @@ def test_stage_runs_in_a_child_and_is_cached(world: Path, tmp_path) -> None:
         "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),
     }
     with Children(1) as children:
-        record, cached = compute(store, Step(harness, "θ_0", config), inputs, RUNTIME, children, lambda event: None)
-        again = compute(store, Step(harness, "θ_0", config), inputs, RUNTIME, children, lambda event: None)
+        record, cached = compute(
+            store, KeyedStep(Step(harness, "θ_0", config), inputs), RUNTIME, children, lambda event: None
+        )
+        again = compute(store, KeyedStep(Step(harness, "θ_0", config), inputs), RUNTIME, children, lambda event: None)
     assert (cached, again[1]) == (False, True)
     tree = store.tree(record.digest)
     assert (tree / "rows.jsonl").read_bytes() == (world / "out" / "rows.jsonl").read_bytes()
@@ -278,7 +280,7 @@ def test_vllm_back_end_gives_the_same_answers(world: Path, tmp_path, children: C
         "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),
     }
     runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=8)
-    record, _ = compute(store, Step(harness, "θ_0", config), inputs, runtime, children, lambda event: None)
+    record, _ = compute(store, KeyedStep(Step(harness, "θ_0", config), inputs), runtime, children, lambda event: None)
     tree = store.tree(record.digest)
     assert "vllm" in record.facts["summary"]["engine"]
     special = {

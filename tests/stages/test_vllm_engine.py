@@ -15,7 +15,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.runtime import vllm_env
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step, compute
+from spin_core.runtime.step import KeyedStep, Step, compute
 from spin_core.sources.references import source
 from spin_core.stages import demo_model, generate
 from spin_core.stages.demo_rows import make_rows
@@ -56,7 +56,9 @@ class World:
             "prompts": source(str(file), "dataset", "", Path(), ""),
         }
         runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=16)
-        return compute(self.store, Step(generate, "", config), inputs, runtime, self.children, lambda event: None)[0]
+        return compute(
+            self.store, KeyedStep(Step(generate, "", config), inputs), runtime, self.children, lambda event: None
+        )[0]
 
     def lines(self, record: Record) -> dict[str, dict]:
         """The record's answers by id."""

@@ -15,8 +15,8 @@ def spec(stage: str, config: Any, inputs: dict, digests: dict, place: Path, runt
         (place / name).mkdir(parents=True, exist_ok=True)
     paths = {k: [str(p) for p in v] if isinstance(v, list) else str(v) for k, v in inputs.items()}
     return {
-        "module": f"spin_core.stages.{stage}", "config": config.model_dump(mode="json"), "inputs": paths,
-        "digests": digests, "runtime": runtime.model_dump(), "out": str(place / "out"),
+        "stage": stage, "module": f"spin_core.stages.{stage}", "config": config.model_dump(mode="json"),
+        "inputs": paths, "digests": digests, "runtime": runtime.model_dump(), "out": str(place / "out"),
         "scratch": str(place / "scratch"),
     }  # fmt: skip
 

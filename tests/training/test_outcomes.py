@@ -28,7 +28,7 @@ from training_data import (
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, SpinloopError, StageFailed
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step, compute
+from spin_core.runtime.step import KeyedStep, Step, compute
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref
 from spin_core.stages import finetune, score
@@ -58,7 +58,7 @@ class World:
         self.store = Store(root / "store")
 
     def compute(self, step: Step, inputs: dict) -> Record:
-        return compute(self.store, step, inputs, RUNTIME, self.children, lambda event: None)[0]
+        return compute(self.store, KeyedStep(step, inputs), RUNTIME, self.children, lambda event: None)[0]
 
     def score(self, **changes) -> Path:
         inputs = {"model": self.model, "pairs": self.pairs}

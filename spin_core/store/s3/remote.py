@@ -294,12 +294,12 @@ class RemoteStore(Store):
         if text not in self.notes:
             self.notes.append(text)
 
-    def publish(self, payload: dict, tree: Path, facts: dict) -> Record:
+    def publish(self, payload: dict, tree: Path, facts: dict, key: str = "") -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
         look-up goes on with sending it."""
         with fs.boundary(tree), self.using():
             with self.cache.steady():
-                found = self._local.publish(payload, tree, facts)
+                found = self._local.publish(payload, tree, facts, key)
                 self.cache.use(found.digest)
             self.cache.make_room(self.root, 0, self._note_once)
             self._hashed.add(found.digest)

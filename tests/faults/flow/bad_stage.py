@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spin_core.config.base import Section
 
+NAME = "bad_stage"
 VERSION = 1
 GARBAGE = {
     "noise": b"\x1b[31m\x00 50%|#####     | it/s",

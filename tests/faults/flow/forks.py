@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.config.runtime import Runtime
-from spin_core.runtime.step import Step, compute, look_up
+from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources.references import Ref
 from spin_core.store.store import Store
 
@@ -122,9 +122,9 @@ def work(asked: dict, tell: Tell) -> None:
     if "step" in asked:
         _tell_steps(tell)
     with store.using():
-        record = look_up(store, step, inputs)
+        record = look_up(store, KeyedStep(step, inputs))
         if record is None:
-            record, _ = compute(store, step, inputs, runtime, Here(tell), lambda event: None)  # type: ignore[arg-type]
+            record, _ = compute(store, KeyedStep(step, inputs), runtime, Here(tell), lambda event: None)  # type: ignore[arg-type]
     tell({"digest": record.digest, "summary": record.facts["summary"], "operations": len(seen)})
 
 

@@ -11,7 +11,7 @@ import pytest
 from spin_core.config.runtime import Runtime
 from spin_core.errors import ChildDied, StageFailed
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step, compute, look_up
+from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 from tests.faults.flow import bad_stage
@@ -50,15 +50,21 @@ def test_engine_that_fails_in_any_way_publishes_nothing_and_leaves_nothing(monke
             with store.using():
                 timeout = TIMEOUT if do == "hang" else 60
                 with pytest.raises(StageFailed) as failed:
-                    compute(store, step(do, LINES), {}, Runtime(stage_timeout=timeout), children, lambda event: None)
+                    compute(
+                        store,
+                        KeyedStep(step(do, LINES), {}),
+                        Runtime(stage_timeout=timeout),
+                        children,
+                        lambda event: None,
+                    )
                 assert type(failed.value) is kind and said in str(failed.value), failed.value
                 if kind is ChildDied:
                     told = [line.removeprefix("  | ") for line in str(failed.value).splitlines()[1:]]
                     assert told == [f"line {n}" for n in range(LINES - 20, LINES)], told
-                assert look_up(store, step(do, LINES), {}) is None
+                assert look_up(store, KeyedStep(step(do, LINES), {})) is None
                 assert torn(place) == [] and not list((store.root / "tmp").iterdir())
                 # The same children serve the next job.
-                record, _ = compute(store, step("well"), {}, Runtime(), children, lambda event: None)
+                record, _ = compute(store, KeyedStep(step("well"), {}), Runtime(), children, lambda event: None)
                 assert record.facts["summary"] == {"well": True}
             assert _alone(mark, 1), "a process was left"
             assert_clean(place)
