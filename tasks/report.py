@@ -21,5 +21,5 @@ def report(run: Run, lines: list[dict], inputs: dict[str, list], label: str = ""
             profile[section][field] = "(local)"
     for t, place in profile.get("start", {}).get("pairs", {}).items():
         profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place
-    config = core.Config(name=run.config.name, profile=profile, rows=[core.Row(**line) for line in lines])
+    config = core.Config(name=run.config.name, profile=profile, rows=[core.RowInputs(**line) for line in lines])
     return Step(core, label, config), inputs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spin_core.analysis.costs import costs
-from spin_core.analysis.figures import Model, read_model
+from spin_core.analysis.results import ModelResults, read_model
 from spin_core.analysis.run_comparison import Side, compare, harness_items
 from spin_core.analysis.verdict import best_of
 from spin_core.errors import BadInput, StoreError
@@ -88,7 +88,7 @@ def _tree(store: Store, payload: KeyPayload, name: str, index: int, run: str) ->
     return tree
 
 
-def _best(models: list[Model]) -> str:
+def _best(models: list[ModelResults]) -> str:
     """Label of the run's best model; without a gate's decision of the last one."""
     players = [model for model in models if model.kind != "control"] or models
     k = best_of((model.decision for model in players), len(players))

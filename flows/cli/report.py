@@ -50,11 +50,11 @@ def _report(args: argparse.Namespace) -> None:
 
 def _ledger(store: Store, folder: Path, name: str) -> str:
     from flows.cli.compare import report_record
-    from spin_core.analysis.figures import markdown_text, table_text
+    from spin_core.analysis.format import escape_markdown, markdown_table
     from spin_core.analysis.profile_diff import differences, preset, sentence
 
     other = preset(name)
     changed = differences(report_record(store, folder).payload["config"]["profile"], other)
     lines = [["setting", "this run", name]] + [[one.setting, one.here, one.there] for one in changed]
-    table = table_text([[markdown_text(cell, 140) for cell in line] for line in lines])
+    table = markdown_table([[escape_markdown(cell, 140) for cell in line] for line in lines])
     return sentence(changed, name) + (f"\n\n{table}" if changed else "")

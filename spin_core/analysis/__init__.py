@@ -1,5 +1,8 @@
-"""Numbers about models and runs: what evaluate, harness and gate wrote, their intervals, comparisons, costs.
+"""Figures of finished steps, without a model and without torch.
 
-Not here: metrics of a model (`stages/evaluate.py` computes them), nor pages (`report`).
-May import: config, errors. Loads neither torch nor pyarrow.
+Here: the results that stages wrote (`results`), intervals (`statistics`), the figures of a report's rows (`summary`,
+typed in `rows`), the sentence and the notes made of them (`verdict`, `training_alarms`), two runs side by side
+(`run_comparison`, `profile_diff`), costs, and numbers as text (`format`).
+Not here: pages and cards (`spin_core.report`), decisions (`spin_core.stages.gate`), metrics (the stages compute them).
+May import: config, job, errors.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-GRAM = 4  # tokens of what counts as said again: shorter ones recur in sound text, too
+GRAM = 4  # tokens of what counts as repeated: shorter ones recur in sound text, too
 
 
 def style(answers: Sequence[Sequence[int]]) -> dict[str, float]:

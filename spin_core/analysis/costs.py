@@ -1,30 +1,52 @@
-"""What the steps of a run cost: time, tokens, GPU hours, and how much of each came from the store: `saved` is what was
-not computed again, though an earlier try of the same run may have computed it.
+"""What the steps of a run cost: time, tokens, GPU hours, and how much of each was cached: `saved` is what was not
+computed again, though an earlier try of the same run may have computed it.
 
 Is not: a clock. Times are those of the records, of when a step was computed; steps side by side count each their own.
-A GPU that several steps shared counts for each by its share. Steps on CPU have no GPU hours; their time is shown.
+A GPU that several steps shared counts for each by its share. Steps on CPU have no GPU hours but a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
-from spin_core.analysis.figures import number
+from spin_core.analysis.results import number
 from spin_core.config.stage_table import ORDER
 from spin_core.job import Entry
 
 FIGURES = ("seconds", "gpu_hours", "cpu_hours", "generated", "trained", "scored")
 
 
-def costs(steps: Sequence[Entry], facts: Callable[[Entry], Mapping]) -> dict:
-    """{lines, total, gpus}: by stage, in the order of the DAG, `steps`, `cached`, and of the figures `used` (by the
-    steps that ran) and `saved` (by those that were cached).
+Facts = Mapping[str, Any]
+
+
+class StageCosts(TypedDict):
+    """Of a stage's steps: how many, how many of them cached, and FIGURES of those that ran (used) and of the cached
+    (saved)."""
+
+    stage: str
+    steps: int
+    cached: int
+    used: dict[str, float]
+    saved: dict[str, float]
+
+
+class Costs(TypedDict):
+    """By stage in the order of the DAG, of all, and the names of the GPUs."""
+
+    lines: list[StageCosts]
+    total: StageCosts
+    gpus: list[str]
+
+
+def costs(steps: Sequence[Entry], facts: Callable[[Entry], Facts]) -> Costs:
+    """What the steps cost.
 
     `steps` are ledger entries; `facts` gives the facts of a step's record, {} where there is none.
     """
     known = [(step, dict(facts(step))) for step in steps]
     per_pair = _tokens_per_pair(known)
-    lines: dict[str, dict] = {}
+    lines: dict[str, StageCosts] = {}
     names: dict[str, None] = {}
     for step, fact in known:
         device = fact.get("device")
@@ -39,19 +61,20 @@ def costs(steps: Sequence[Entry], facts: Callable[[Entry], Mapping]) -> dict:
     ordered = sorted(lines.values(), key=lambda one: ORDER.index(one["stage"]) if one["stage"] in ORDER else len(ORDER))
     total = _line("total")
     for line in ordered:
-        for part in ("used", "saved"):
-            for name in FIGURES:
-                total[part][name] += line[part][name]
+        for name in FIGURES:
+            total["used"][name] += line["used"][name]
+            total["saved"][name] += line["saved"][name]
         total["steps"] += line["steps"]
         total["cached"] += line["cached"]
     return {"lines": ordered, "total": total, "gpus": list(names)}
 
 
-def _line(stage: str) -> dict:
-    return {"stage": stage, "steps": 0, "cached": 0} | {part: dict.fromkeys(FIGURES, 0.0) for part in ("used", "saved")}
+def _line(stage: str) -> StageCosts:
+    none = dict.fromkeys(FIGURES, 0.0)
+    return {"stage": stage, "steps": 0, "cached": 0, "used": none, "saved": dict(none)}
 
 
-def _figures(step: Entry, fact: Mapping, per_pair: Mapping[int | None, float]) -> dict[str, float]:
+def _figures(step: Entry, fact: Facts, per_pair: Mapping[int | None, float]) -> dict[str, float]:
     summary, device = step.summary or {}, fact.get("device")
     seconds = number(step.seconds) or 0.0
     figures = {"seconds": seconds}
@@ -71,7 +94,7 @@ def _figures(step: Entry, fact: Mapping, per_pair: Mapping[int | None, float]) -
     return figures
 
 
-def _passes(summary: Mapping, fact: Mapping) -> float:
+def _passes(summary: Facts, fact: Facts) -> float:
     """Passes over the rows or pairs: steps of `global_batch` of them, as `fact["config"]` says; 1 where it does not."""
     config = fact.get("config")
     config = config if isinstance(config, dict) else {}
@@ -81,7 +104,7 @@ def _passes(summary: Mapping, fact: Mapping) -> float:
     return steps * batch / count if batch and steps and count else 1.0
 
 
-def _tokens_per_pair(known: Sequence[tuple[Entry, Mapping]]) -> dict[int | None, float]:
+def _tokens_per_pair(known: Sequence[tuple[Entry, Facts]]) -> dict[int | None, float]:
     """By iteration: answer tokens of a pair, as score counted them over the pairs that the iteration trains on."""
     sums: dict[int | None, list[float]] = {}
     for step, _ in known:

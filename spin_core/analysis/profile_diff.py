@@ -12,11 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from spin_core.analysis.figures import plain, setting_text
+from spin_core.analysis.format import plain, setting_text
 
 DEFAULT = "zephyr-7b"
 OUTSIDE = ("name", "runtime")
 ABSENT = object()
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,23 @@ class Difference:
     there: str
 
 
-def preset(name: str = DEFAULT) -> dict:
+def preset(name: str = DEFAULT) -> dict[str, Any]:
     """The settings of a preset (a profile of deployments/profiles, or a file). Raises BadInput for an unknown one."""
     from spin_core.config.profile import load_profile
 
     return load_profile(name)[0].model_dump(mode="json")
 
 
-def differences(here: Mapping, there: Mapping) -> list[Difference]:
+def differences(here: Settings, there: Settings) -> list[Difference]:
     """Every setting that differs. A section that only one of the two has is one difference."""
-    return list(_walk(_whole(here), _whole(there), ""))
+    return list(_walk(_complete(here), _complete(there), ""))
 
 
-def sentence(found: list[Difference], name: str) -> str:
+def sentence(differing: list[Difference], name: str) -> str:
     """The first setting that differs, and how many more there are."""
-    if not found:
+    if not differing:
         return f"No setting differs from the preset {name}."
-    first = found[0]
-    more = len(found) - 1
+    first, more = differing[0], len(differing) - 1
     rest = f", and {more:,} more {'setting differs' if more == 1 else 'settings differ'}" if more else ""
     return (
         f"The first setting that differs from the preset {name} is {first.setting}: {first.here} here, {first.there} "
@@ -53,7 +53,7 @@ def sentence(found: list[Difference], name: str) -> str:
     )
 
 
-def _whole(profile: Mapping) -> dict:
+def _complete(profile: Settings) -> dict[str, Any]:
     """With every field, in the order of `Config`: a record leaves out defaults and sorts names. A profile of another
     version of the project stays as it is."""
     from spin_core.config.profile import Config
@@ -64,7 +64,7 @@ def _whole(profile: Mapping) -> dict:
         return _ordered(dict(profile), Config)
 
 
-def _ordered(profile: dict, model: type[BaseModel]) -> dict:
+def _ordered(profile: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     names = [name for name in model.model_fields if name in profile]
     return {name: profile[name] for name in [*names, *(name for name in sorted(profile) if name not in names)]}
 

@@ -1,8 +1,7 @@
-"""Two runs side by side: which settings differ, what the models of both did on the rows that both were asked, at what
-cost.
+"""Two runs side by side: which settings differ, what the models of both did on the held-out rows of both, at what cost.
 
-Is not: a judgement over seeds. Two runs are two draws; the intervals (paired bootstrap over rows) say how far chance in
-the held-out rows alone moves a difference.
+Is not: a judgement over seeds. Two runs are two draws; the intervals (paired bootstrap over rows) show how far chance
+in the held-out rows alone moves a difference.
 """
 
 from __future__ import annotations
@@ -13,10 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from spin_core.analysis.bootstrap import interval
-from spin_core.analysis.figures import Model, number, plain, short, show
+from spin_core.analysis.costs import Costs
+from spin_core.analysis.format import bounds, plain, plural, short, show
 from spin_core.analysis.profile_diff import Difference, differences
+from spin_core.analysis.results import ModelResults, paired
+from spin_core.analysis.statistics import bootstrap
 from spin_core.analysis.task_weights import weights
 from spin_core.errors import BadInput
 
@@ -33,30 +35,32 @@ NAMED = 6  # tasks that a note names; MMLU alone has 57
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the harness asked a model: `tasks` of its results.json, and values of items by task (of a group by subtask)
-    and id."""
+class HarnessItems:
+    """What the harness measured of a model: `tasks` of its results.json, and values of items by task (of a group by
+    subtask) and id."""
 
-    tasks: Mapping[str, dict] = field(default_factory=dict)
+    tasks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     values: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
-    def leaves(self) -> dict[str, dict]:
+    def leaves(self) -> dict[str, dict[str, Any]]:
         """The tasks that items belong to: a group's subtasks in place of the group."""
         return {
-            leaf: line for name, told in self.tasks.items() for leaf, line in told.get("subtasks", {name: told}).items()
+            leaf: entry
+            for name, task in self.tasks.items()
+            for leaf, entry in task.get("subtasks", {name: task}).items()
         }
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs. `items`: what the harness asked each model, by label."""
+    """One of the two runs. `items`: what the harness measured of each model, by label."""
 
     name: str
-    profile: dict
-    models: list[Model]
+    profile: dict[str, Any]
+    models: list[ModelResults]
     best: str  # label of the gate's best model, else of the last iteration
-    costs: dict
-    items: dict[str, Asked] = field(default_factory=dict)
+    costs: Costs
+    items: dict[str, HarnessItems] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models that are compared, and what of them could be; `unlike`: harness tasks that are left out, as the two
-    were asked differently, with what differs."""
+class ComparedModels:
+    """Two models, and the metrics that both have; `unlike`: harness tasks that are left out, as their questions or
+    marks are not the same, with what differs."""
 
     here: str
     there: str
@@ -98,7 +102,7 @@ class Comparison:
     here: Side
     there: Side
     settings: list[Difference]
-    pairs: list[Pair]
+    pairs: list[ComparedModels]
     verdict: str
     note: str = ""
 
@@ -126,111 +130,94 @@ def compare(here: Side, there: Side) -> Comparison:
     return Comparison(here, there, settings, pairs, _verdict(here, there, pairs, settings), _note(pairs))
 
 
-def _pair(here: Side, there: Side, old: Model, new: Model) -> Pair:
-    asked = here.items.get(old.label, Asked()), there.items.get(new.label, Asked())
-    unlike = _unlike(*asked)
-    found = [
-        _change("harness average", 1, _asked(*asked, unlike)),
-        _change("EM greedy", 1, _rows(old, new, "greedy_match")),
-        _change("EM sampled", 1, _rows(old, new, "sampled_match")),
-        _change("NLL", -1, _weighted(old, new)),
-        _change("length", 0, _rows(old, new, "greedy_tokens")),
-        _change("repetition", -1, _rows(old, new, "greedy_repetition")),
+def _pair(here: Side, there: Side, old: ModelResults, new: ModelResults) -> ComparedModels:
+    items = here.items.get(old.label, HarnessItems()), there.items.get(new.label, HarnessItems())
+    unlike = _unlike(*items)
+
+    def both(name: str) -> list[tuple[float, float]]:
+        return paired(old.column(name), new.column(name))
+
+    changes = [
+        _change("harness average", 1, _weighted_items(*items, unlike)),
+        _change("EM greedy", 1, both("greedy_match")),
+        _change("EM sampled", 1, both("sampled_match")),
+        _change("NLL", -1, _weighted_nll(old, new)),
+        _change("length", 0, both("greedy_tokens")),
+        _change("repetition", -1, both("greedy_repetition")),
     ]
-    return Pair(short(old.label), short(new.label), [one for one in found if one is not None], unlike)
+    return ComparedModels(short(old.label), short(new.label), [one for one in changes if one is not None], unlike)
 
 
 def _change(name: str, rising: int, pairs: Sequence[tuple[float, float]]) -> Change | None:
-    made = interval([new - old for old, new in pairs], CONFIDENCE, RESAMPLES, SEED)
-    if made is None:
+    interval = bootstrap([new - old for old, new in pairs], CONFIDENCE, RESAMPLES, SEED)
+    if interval is None:
         return None
     before, after = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    return Change(name, before, after, made.value, made.low, made.high, made.rows, rising)
+    return Change(name, before, after, interval.value, interval.low, interval.high, interval.rows, rising)
 
 
-def _rows(old: Model, new: Model, name: str) -> list[tuple[float, float]]:
-    values = [
-        {key: value for key, row in model.answers.items() if (value := _figure(row.get(name))) is not None}
-        for model in (old, new)
-    ]
-    return _shared(*values)
-
-
-def _shared(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[float, float]]:
-    return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
-
-
-def _asked(old: Asked, new: Asked, unlike: Mapping[str, str]) -> list[tuple[float, float]]:
-    """The items that both were asked, weighted so that their mean is the mean of the tasks' values, as the gate and
-    leaderboards take it: a group as the first run takes it."""
+def _weighted_items(old: HarnessItems, new: HarnessItems, unlike: Mapping[str, str]) -> list[tuple[float, float]]:
+    """The items of both, weighted so that their mean is the mean of the tasks' values, as the gate and leaderboards
+    take it: a group as the first run takes it."""
     keys = sorted(key for key in old.values.keys() & new.values.keys() if key[0] not in unlike)
     part = weights(old.tasks, Counter(task for task, _ in keys))
     return [(old.values[key] * part[key[0]], new.values[key] * part[key[0]]) for key in keys]
 
 
-def _unlike(old: Asked, new: Asked) -> dict[str, str]:
+def _unlike(old: HarnessItems, new: HarnessItems) -> dict[str, str]:
     """Tasks of both runs whose items are not the same questions, or are not marked alike, and what differs."""
     here, there = old.leaves(), new.leaves()
-    found = {
-        task: [said for name, said in SAME.items() if here[task].get(name) != there[task].get(name)]
+    unlike = {
+        task: [label for name, label in SAME.items() if here[task].get(name) != there[task].get(name)]
         for task in sorted(here.keys() & there.keys())
     }
-    return {task: ", ".join(said) for task, said in found.items() if said}
+    return {task: ", ".join(labels) for task, labels in unlike.items() if labels}
 
 
-def _note(pairs: Sequence[Pair]) -> str:
+def _note(pairs: Sequence[ComparedModels]) -> str:
     """One sentence about the tasks that are left out of any pair."""
-    unlike = {task: said for pair in pairs for task, said in pair.unlike.items()}
+    unlike = {task: differing for pair in pairs for task, differing in pair.unlike.items()}
     if not unlike:
         return ""
-    named = [f"{plain(task, 80)} ({said})" for task, said in sorted(unlike.items())]
+    named = [f"{plain(task, 80)} ({differing})" for task, differing in sorted(unlike.items())]
     more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-    count = f"{len(named):,} task{'' if len(named) == 1 else 's'}"
     return (
-        f"The harness average leaves out {count} that the two runs did not ask alike: {', '.join(named[:NAMED])}{more}."
+        f"The harness average leaves out {plural(len(named), 'task')} that the two runs did not ask alike: "
+        f"{', '.join(named[:NAMED])}{more}."
     )
 
 
-def _weighted(old: Model, new: Model) -> list[tuple[float, float]]:
-    """NLLs of the shared rows, weighted so that their mean is the mean over tokens, where rows tell theirs."""
-    found = []
-    for key in sorted(old.answers.keys() & new.answers.keys()):
-        rows = (old.answers[key], new.answers[key])
-        before, after = (number(row.get("nll")) for row in rows)
-        if before is not None and after is not None:
-            found.append((before, after, number(rows[1].get("tokens"))))
-    counts = [tokens for _, _, tokens in found]
-    if not found or any(tokens is None for tokens in counts) or not sum(filter(None, counts)):
-        return [(before, after) for before, after, _ in found]
-    share = len(found) / math.fsum(tokens or 0.0 for tokens in counts)
-    return [(before * (tokens or 0.0) * share, after * (tokens or 0.0) * share) for before, after, tokens in found]
+def _weighted_nll(old: ModelResults, new: ModelResults) -> list[tuple[float, float]]:
+    """NLLs of the shared rows, weighted so that their mean is the mean over tokens, where all rows have a count."""
+    before, after, tokens = old.column("nll"), new.column("nll"), new.column("tokens")
+    keys = sorted(before.keys() & after.keys())
+    total = math.fsum(tokens.get(key, 0.0) for key in keys)
+    share = len(keys) / total if total and all(key in tokens for key in keys) else None
+    part = {key: 1.0 if share is None else tokens[key] * share for key in keys}
+    return [(before[key] * part[key], after[key] * part[key]) for key in keys]
 
 
-def harness_items(tree: Path | None) -> Asked:
-    """What a harness tree says of its tasks and their items. Raises BadInput for a tree that is damaged."""
+def harness_items(tree: Path | None) -> HarnessItems:
+    """The tasks and items of a harness artifact. Raises BadInput for one that is damaged."""
     if tree is None:
-        return Asked()
+        return HarnessItems()
     try:
         tasks = json.loads((tree / "results.json").read_text(encoding="utf-8"))["tasks"]
         rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-        asked = Asked(tasks, {(row["task"], str(row["id"])): float(row["value"]) for row in rows})
-        known = weights(tasks, Counter(task for task, _ in asked.values))
-        asked.leaves()
+        items = HarnessItems(tasks, {(row["task"], str(row["id"])): float(row["value"]) for row in rows})
+        known = weights(tasks, Counter(task for task, _ in items.values))
+        items.leaves()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{tree}: not what harness wrote ({error}); run the profile again.") from None
-    strange = next((task for task, _ in asked.values if task not in known), None)
+    strange = next((task for task, _ in items.values if task not in known), None)
     if strange is not None:
         raise BadInput(
             f"{tree}: its rows name a task {plain(strange, 80)} that it has no result of; run the profile again."
         )
-    return asked
+    return items
 
 
-def _figure(raw: object) -> float | None:
-    return float(raw) if isinstance(raw, bool) else number(raw)
-
-
-def _verdict(here: Side, there: Side, pairs: Sequence[Pair], settings: Sequence[Difference]) -> str:
+def _verdict(here: Side, there: Side, pairs: Sequence[ComparedModels], settings: Sequence[Difference]) -> str:
     """One sentence about the best models and, where those are the same one, about the next pair; the first setting."""
     best = pairs[0]
     if any((change.low, change.high) != (0, 0) for change in best.changes):
@@ -243,7 +230,7 @@ def _verdict(here: Side, there: Side, pairs: Sequence[Pair], settings: Sequence[
     return text + _first(settings) + "."
 
 
-def _judged(here: Side, there: Side, pair: Pair) -> str:
+def _judged(here: Side, there: Side, pair: ComparedModels) -> str:
     """The first metric of both models, and another that clearly says the opposite."""
     judged = [change for change in pair.changes if change.rising]
     first = judged[0] if judged else pair.changes[0]
@@ -252,7 +239,7 @@ def _judged(here: Side, there: Side, pair: Pair) -> str:
     text = (
         f"{who} {word[first.better]} {other}: {LONG.get(first.name, first.name)} {show(first.there)} against "
         f"{show(first.here)} on the same {first.rows:,} rows, {show(first.value, signed=True)} (95 % interval "
-        f"{show(first.low, signed=True)} to {show(first.high, signed=True)})"
+        f"{bounds(first.low, first.high, signed=True)})"
     )
     for change in judged[1:]:
         if change.better and change.better != first.better:

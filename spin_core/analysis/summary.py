@@ -1,163 +1,233 @@
-"""The figures of one table line beyond rates and shares: against the opponents, style of the answers, harness tasks,
-the gate's decision, each with its interval where there are rows to take one from.
+"""The figures of one model for report.json: rates and means with intervals, changes since the start, pair quality,
+harness tasks, the gate's decision.
 
-Is not: metrics (evaluate and harness compute them) nor a decision (the gate makes it). Every text from a tree
-is cut here, so that report.json and what is made of it stay small.
+Is not: metrics (evaluate and harness compute them) nor a decision (the gate makes it). Every text from an artifact is
+cut here, so that report.json and what is made of it stay small.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
-from spin_core.analysis.figures import Z95, Model, number, plain, table_row, wilson
+from spin_core.analysis import statistics
+from spin_core.analysis.format import plain, short
+from spin_core.analysis.results import ModelResults, number, paired, train_part
+from spin_core.analysis.rows import (
+    AnswerStyle,
+    Decision,
+    Estimate,
+    HarnessFigures,
+    HarnessTask,
+    ModelRow,
+    Opponents,
+    PairShares,
+    RateChange,
+    Style,
+    estimate,
+)
 
-KINDS = ("greedy", "sampled")
+Kind = Literal["greedy", "sampled"]
 TASKS = 200  # of a harness run that are shown; MMLU alone is 57
 REASON = 600
+QUALITY = (
+    "rows", "pairs", "rejected", "identical_to_real", "truncated", "empty", "duplicate_answers",
+    "real_characters_mean", "generated_characters_mean", "generated_tokens_mean",
+)  # fmt: skip
 
 
-def measured(model: Model, start: Model | None) -> dict:
-    """`figures.table_row` and what this module knows; None, or an empty mapping, where there is nothing to show."""
-    row = table_row(model, start)
-    if start is not None and start is not model:
-        row["delta"]["nll_interval"] = nll_change(start, model)
-    return row | {
+def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
+    """The figures of one model; None, or an empty mapping, where there is nothing to show."""
+    metrics = model.metrics
+    before = start if start is not model else None
+    nll = metrics.get("nll/real")
+    row: ModelRow = {
+        "label": short(model.label),
+        "kind": model.kind,
+        "iteration": model.iteration,
+        "rows": int(metrics["rows"]) if "rows" in metrics else None,
+        "greedy": _rate(model, "greedy"),
+        "sampled": _rate(model, "sampled"),
+        "nll": nll,
+        "margin": metrics.get("spin/margin"),
+        "accuracy": metrics.get("spin/accuracy"),
+        "steps": len(model.steps) or None,
+        "pairs": _pair_shares(model.quality),
+        "delta": {"greedy": None, "sampled": None, "nll": None},
         "opponents": _opponents(model),
-        "style": _style(model, start),
-        "quality": _quality(model.quality),
+        "style": _style(model, before),
+        "quality": {name: v for name in QUALITY if (v := number(train_part(model.quality).get(name))) is not None},
         "harness": _harness(model.harness),
         "decision": _decision(model.decision),
     }
-
-
-def mean(values: Sequence[float]) -> dict | None:
-    """{value, low, high, rows} of a mean with its 95 % normal interval; None without values."""
-    if not values:
-        return None
-    count, value = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return {"value": value, "low": None, "high": None, "rows": 1}
-    half = Z95 * math.sqrt(math.fsum((x - value) ** 2 for x in values) / (count - 1) / count)
-    return {"value": value, "low": value - half, "high": value + half, "rows": count}
-
-
-def both(before: Model, after: Model, name: str) -> list[tuple[float, float]]:
-    """The figure `name` of every held-out row that both models have; true counts 1."""
-    pairs = []
-    for key, row in after.answers.items():
-        old, new = (_figure(one.get(name)) for one in (before.answers.get(key, {}), row))
-        if old is not None and new is not None:
-            pairs.append((old, new))
-    return pairs
-
-
-def nll_change(before: Model, after: Model) -> dict | None:
-    """Change of the NLL per token with its 95 % paired interval: rows weigh as their tokens do, as in `nll/real`."""
-    rows = []
-    for key, row in after.answers.items():
-        old, new, tokens = (
-            number(one) for one in (before.answers.get(key, {}).get("nll"), row.get("nll"), row.get("tokens"))
-        )
-        if old is not None and new is not None and tokens:
-            rows.append((new - old, tokens))
-    if len(rows) < 2:
-        return None
-    total = math.fsum(tokens for _, tokens in rows)
-    value = math.fsum(d * tokens for d, tokens in rows) / total
-    squares = math.fsum((tokens * (d - value)) ** 2 for d, tokens in rows)
-    half = Z95 * math.sqrt(squares * len(rows) / (len(rows) - 1)) / total
-    return {"value": value, "low": value - half, "high": value + half, "rows": len(rows)}
-
-
-def _opponents(model: Model) -> dict:
-    """Margins and accuracies against the previous model and θ_0; `identical`: share of equal greedy answers."""
-    found: dict = {name: model.metrics.get(f"rewards/{name}") for name in ("real", "generated")}
-    found["loss"] = model.metrics.get("spin/loss")
-    for end in ("", "_start"):
-        values = [value for row in model.answers.values() if (value := number(row.get(f"margin{end}"))) is not None]
-        found[f"margin{end}"] = _with(model.metrics.get(f"spin/margin{end}"), mean(values))
-        accuracy = model.metrics.get(f"spin/accuracy{end}")
-        seen = None
-        if accuracy is not None and values and 0 <= accuracy <= 1:
-            low, high = wilson(accuracy, len(values))
-            seen = {"low": low, "high": high, "rows": len(values)}
-        found[f"accuracy{end}"] = _with(accuracy, seen)
-    found["identical"] = number(model.decision.get("identical_to_previous"))
-    return found
-
-
-def _style(model: Model, start: Model | None) -> dict:
-    """How the held-out answers look, greedy and sampled; lengths in tokens, with their change since the start."""
-    real = mean([value for row in model.answers.values() if (value := number(row.get("tokens"))) is not None])
-    found: dict = {"real_tokens": real and real["value"]}
-    for kind in KINDS:
-        names = {"tokens": f"length/{kind}_tokens"} | {
-            name: f"{name}/{kind}" for name in ("repetition", "distinct_1", "distinct_2", "truncated")
+    if before is not None:
+        old = before.metrics.get("nll/real")
+        row["delta"] = {
+            "greedy": _rate_change(before, model, "greedy"),
+            "sampled": _rate_change(before, model, "sampled"),
+            "nll": None if nll is None or old is None else nll - old,
+            "nll_interval": nll_change(before, model),
         }
-        found[kind] = {name: model.metrics.get(metric) for name, metric in names.items()}
-        moved = both(start, model, f"{kind}_tokens") if start is not None and start is not model else []
-        found[kind]["change"] = mean([new - old for old, new in moved])
-    return found
+    return row
 
 
-def _quality(quality: Mapping) -> dict:
-    """Of the pair set that a model learnt from, as gather counted it before dropping any."""
-    part = quality.get("train")
-    part = part if isinstance(part, dict) else {}
-    names = (
-        "rows", "pairs", "rejected", "identical_to_real", "truncated", "empty", "duplicate_answers",
-        "real_characters_mean", "generated_characters_mean", "generated_tokens_mean",
-    )  # fmt: skip
-    return {name: value for name in names if (value := number(part.get(name))) is not None}
+def mean(values: Sequence[float]) -> Estimate | None:
+    """A mean with its interval, which one value has not; None without values."""
+    if len(values) == 1:
+        return {"value": values[0], "low": None, "high": None, "rows": 1}
+    interval = statistics.mean(values)
+    return estimate(interval) if interval else None
 
 
-def _harness(results: Mapping) -> dict:
+def nll_change(before: ModelResults, after: ModelResults) -> Estimate | None:
+    """Change of the NLL per token on the rows of both: rows weigh as their tokens do, as in `nll/real`."""
+    old, new, tokens = before.column("nll"), after.column("nll"), after.column("tokens")
+    keys = [key for key in new if key in old and tokens.get(key)]
+    interval = statistics.mean([new[key] - old[key] for key in keys], [tokens[key] for key in keys])
+    return estimate(interval) if interval else None
+
+
+def _rate(model: ModelResults, kind: Kind) -> Estimate | None:
+    value = model.metrics.get(f"exact_match/{kind}")
+    if value is None:
+        return None
+    rows = len(model.column(f"{kind}_match")) or int(model.metrics.get("rows", 0))
+    if rows <= 0 or not 0 <= value <= 1:
+        return {"value": value, "low": None, "high": None, "rows": None}
+    return estimate(statistics.rate(value, rows))
+
+
+def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateChange | None:
+    before, after = start.metrics.get(f"exact_match/{kind}"), model.metrics.get(f"exact_match/{kind}")
+    if before is None or after is None:
+        return None
+    change = statistics.rate_change(paired(start.column(f"{kind}_match"), model.column(f"{kind}_match")))
+    if change is None:
+        return {"value": after - before, "low": None, "high": None, "gained": None, "lost": None, "rows": None}
+    interval, gained, lost = change
+    return {**estimate(interval), "gained": gained, "lost": lost, "value": after - before}
+
+
+def _pair_shares(quality: Mapping[str, Any]) -> PairShares | None:
+    part = train_part(quality)
+    rows = number(part.get("rows"))
+    if not rows:
+        return None
+
+    def share(name: str) -> float | None:
+        value = number(part.get(name))
+        return None if value is None else value / rows
+
+    shares: PairShares = {
+        "rows": int(rows),
+        "identical": share("identical_to_real"),
+        "truncated": share("truncated"),
+        "empty": share("empty"),
+    }
+    if rejected := number(part.get("rejected")):  # only where there are any, and not among `rows`
+        shares["rejected"] = int(rejected)
+    return shares
+
+
+def _opponents(model: ModelResults) -> Opponents:
+    (margin, accuracy), (margin_start, accuracy_start) = _against(model, ""), _against(model, "_start")
+    return {
+        "real": model.metrics.get("rewards/real"),
+        "generated": model.metrics.get("rewards/generated"),
+        "loss": model.metrics.get("spin/loss"),
+        "margin": margin,
+        "margin_start": margin_start,
+        "accuracy": accuracy,
+        "accuracy_start": accuracy_start,
+        "identical": number(model.decision.get("identical_to_previous")),
+    }
+
+
+def _against(model: ModelResults, end: str) -> tuple[Estimate | None, Estimate | None]:
+    """Margin and accuracy, with the intervals of their rows."""
+    values = [*model.column(f"margin{end}").values()]
+    accuracy = model.metrics.get(f"spin/accuracy{end}")
+    seen = None
+    if accuracy is not None and values and 0 <= accuracy <= 1:
+        seen = estimate(statistics.rate(accuracy, len(values)))
+    return _with(model.metrics.get(f"spin/margin{end}"), mean(values)), _with(accuracy, seen)
+
+
+def _style(model: ModelResults, start: ModelResults | None) -> Style:
+    """How the held-out answers look, greedy and sampled; lengths in tokens, with their change since the start."""
+    real = mean([*model.column("tokens").values()])
+    return {
+        "real_tokens": real and real["value"],
+        "greedy": _answer_style(model, start, "greedy"),
+        "sampled": _answer_style(model, start, "sampled"),
+    }
+
+
+def _answer_style(model: ModelResults, start: ModelResults | None, kind: Kind) -> AnswerStyle:
+    name = f"{kind}_tokens"
+    moved = paired(start.column(name), model.column(name)) if start else []
+    return {
+        "tokens": model.metrics.get(f"length/{kind}_tokens"),
+        "repetition": model.metrics.get(f"repetition/{kind}"),
+        "distinct_1": model.metrics.get(f"distinct_1/{kind}"),
+        "distinct_2": model.metrics.get(f"distinct_2/{kind}"),
+        "truncated": model.metrics.get(f"truncated/{kind}"),
+        "change": mean([new - old for old, new in moved]),
+    }
+
+
+def _harness(results: Mapping[str, Any]) -> HarnessFigures:
     tasks = results.get("tasks")
     if not isinstance(tasks, dict):
         return {}
-    found = {}
-    for name in sorted(tasks)[:TASKS]:
-        task = tasks[name] if isinstance(tasks[name], dict) else {}
-        numbers = ("value", "stderr", "rows", "num_fewshot", "version")
-        found[plain(name, 80)] = {one: number(task.get(one)) for one in numbers} | {
-            "metric": plain(task.get("metric") or "", 60),
-            "higher_is_better": task.get("higher_is_better") is not False,
-            "prompts": plain(task.get("prompts_sha256") or "", 64),
-            "revision": plain((task.get("dataset") or {}).get("revision") or "", 40),
-        }
-    told = {name: plain(results.get(name) or "", 60) for name in ("lm_eval", "preset", "backend")}
-    return {**told, "average": number(results.get("average")), "tasks": found}
+    return {
+        "lm_eval": plain(results.get("lm_eval") or "", 60),
+        "preset": plain(results.get("preset") or "", 60),
+        "backend": plain(results.get("backend") or "", 60),
+        "average": number(results.get("average")),
+        "tasks": {plain(name, 80): _task(tasks[name]) for name in sorted(tasks)[:TASKS]},
+    }
 
 
-def _decision(decision: Mapping) -> dict:
+def _task(raw: object) -> HarnessTask:
+    task = raw if isinstance(raw, dict) else {}
+    return {
+        "value": number(task.get("value")),
+        "stderr": number(task.get("stderr")),
+        "rows": number(task.get("rows")),
+        "num_fewshot": number(task.get("num_fewshot")),
+        "version": number(task.get("version")),
+        "metric": plain(task.get("metric") or "", 60),
+        "higher_is_better": task.get("higher_is_better") is not False,
+        "prompts": plain(task.get("prompts_sha256") or "", 64),
+        "revision": plain((task.get("dataset") or {}).get("revision") or "", 40),
+    }
+
+
+def _decision(decision: Mapping[str, Any]) -> Decision:
     if not decision:
         return {}
-    alarms = decision.get("alarms")
-    best = number(decision.get("best"))
+    alarms, best = decision.get("alarms"), number(decision.get("best"))
     return {
         "outcome": plain(decision.get("outcome") or "", 40),
         "reason": plain(decision.get("reason") or "", REASON),
         "metric": plain(decision.get("metric") or "", 60),
         "best": None if best is None else int(best),
-        "change": _interval(decision.get("change")),
-        "margin": _interval(decision.get("margin")),
+        "change": _read_estimate(decision.get("change")),
+        "margin": _read_estimate(decision.get("margin")),
         "alarms": [plain(alarm, 500) for alarm in alarms[:20]] if isinstance(alarms, list) else [],
     }
 
 
-def _interval(raw: object) -> dict | None:
+def _read_estimate(raw: object) -> Estimate | None:
     if not isinstance(raw, dict) or number(raw.get("value")) is None:
         return None
-    return {name: number(raw.get(name)) for name in ("value", "low", "high", "rows")}
+    return cast(Estimate, {name: number(raw.get(name)) for name in ("value", "low", "high", "rows")})
 
 
-def _with(value: float | None, interval: Mapping | None) -> dict | None:
+def _with(value: float | None, seen: Estimate | None) -> Estimate | None:
     """A metric with the interval of its rows."""
     if value is None:
         return None
-    return {"low": None, "high": None, "rows": None} | dict(interval or {}) | {"value": value}
-
-
-def _figure(raw: object) -> float | None:
-    return float(raw) if isinstance(raw, bool) else number(raw)
+    unknown: Estimate = {"value": value, "low": None, "high": None, "rows": None}
+    return {**(seen or unknown), "value": value}

@@ -1,17 +1,19 @@
-"""What the history of a finetune's metrics warns of: real answers that become less likely, and a game that is won.
+"""What the history of a finetune's metrics warns of: real answers that become less likely, and a saturated accuracy.
 
 Is not: a stop rule (nothing is ended, nothing enters a key) nor a look at held-out rows (evaluate does that). Pure
 Python over the lines of metrics.jsonl. An alarm depends on the lines up to its step alone, so a run that goes on from
-a checkpoint gives the alarms of one that was never interrupted, and the report finds them again in the file.
+a checkpoint gives the alarms of one that was never interrupted, and the report draws the same ones from the file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
-from spin_core.analysis.figures import number, show
+from spin_core.analysis.format import show
+from spin_core.analysis.results import number
 
 # Means over windows, as the rewards of single steps differ by their pairs. Five steps are the fewest whose spread says
 # how far chance moves such a mean; a twentieth of the run leaves time to act, and a long run no more chances of a false
@@ -23,13 +25,24 @@ steps whose real rewards only wander (0.1 from step to step, margins grow to 2),
 standard errors one in 7."""
 SHARE = 0.1
 """Of the margin: a fall of the real answers below it is no matter, the margin then comes from the generated ones."""
-WON, WINDOWS = 0.99, 3
+SATURATED, WINDOWS = 0.99, 3
 """Accuracy that counts as 1 (a few pairs of equal answers never become right), and for how many windows in a row."""
+
+
+Metrics = Mapping[str, Any]
+"""The metrics of one optimiser step, a row of metrics.jsonl."""
+
+
+class Alarm(TypedDict):
+    """One sentence, and the step at which it first held."""
+
+    step: int
+    text: str
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of one figure over a window's pairs, and its standard error as the spread between the steps tells it."""
+    """Mean of one figure over a window's pairs, and its standard error by the spread between the steps."""
 
     value: float
     error: float
@@ -39,32 +52,31 @@ class Mean:
         return self.value - other.value > CLEAR * math.hypot(self.error, other.error)
 
 
-def alarms(history: Sequence[dict], steps: int) -> list[dict]:
-    """`[{"step": …, "text": one sentence}]` of the first lines of a run of `steps` steps: each kind once, where it
-    first held."""
+def alarms(history: Sequence[Metrics], steps: int) -> list[Alarm]:
+    """Of the first steps of a training of `steps` steps: each kind of alarm once, where it first held."""
     size = _size(steps)
     windows = [history[end - size : end] for end in range(size, len(history) + 1, size)]
-    found = []
-    for check in (_falls, _is_won):
+    raised: list[Alarm] = []
+    for check in (_falls, _saturated):
         for count in range(1, len(windows) + 1):
             if text := check(windows[:count]):
                 step = count * size
-                found.append({"step": step, "text": f"step {step:,} of {steps:,}: {text}"})
+                raised.append({"step": step, "text": f"step {step:,} of {steps:,}: {text}"})
                 break
-    return sorted(found, key=lambda alarm: int(alarm["step"]))
+    return sorted(raised, key=lambda alarm: alarm["step"])
 
 
-def watch(steps: int, note: Callable[[str], None]) -> Callable[[Sequence[dict]], None]:
+def watch(steps: int, note: Callable[[str], None]) -> Callable[[Sequence[Metrics]], None]:
     """To be called with the growing history after every step: gives each alarm to `note`, once, as soon as it is
     there."""
-    told: set[str] = set()
+    noted: set[str] = set()
 
-    def look(history: Sequence[dict]) -> None:
+    def look(history: Sequence[Metrics]) -> None:
         if len(history) % _size(steps):
             return
         for alarm in alarms(history, steps):
-            if alarm["text"] not in told:
-                told.add(alarm["text"])
+            if alarm["text"] not in noted:
+                noted.add(alarm["text"])
                 note(alarm["text"])
 
     return look
@@ -74,8 +86,8 @@ def _size(steps: int) -> int:
     return max(LEAST, math.ceil(steps / PARTS))
 
 
-def _falls(windows: list[Sequence[dict]]) -> str:
-    """Real answers less likely than under the opponent and than ever before, while the loss is content.
+def _falls(windows: list[Sequence[Metrics]]) -> str:
+    """Real answers less likely than under the opponent and than ever before, while the margin still grows.
 
     Compared with the best window so far and not with the one just before, to which a slow fall is no difference.
     """
@@ -95,9 +107,9 @@ def _falls(windows: list[Sequence[dict]]) -> str:
     )
 
 
-def _is_won(windows: list[Sequence[dict]]) -> str:
+def _saturated(windows: list[Sequence[Metrics]]) -> str:
     means = [_mean(window, "rewards/accuracies") for window in windows[-WINDOWS:]]
-    if len(means) < WINDOWS or any(mean is None or mean.value < WON for mean in means):
+    if len(means) < WINDOWS or any(mean is None or mean.value < SATURATED for mean in means):
         return ""
     count = sum(len(window) for window in windows[-WINDOWS:])
     return (
@@ -106,10 +118,10 @@ def _is_won(windows: list[Sequence[dict]]) -> str:
     )
 
 
-def _mean(window: Sequence[dict], name: str) -> Mean | None:
+def _mean(window: Sequence[Metrics], name: str) -> Mean | None:
     """None where a step has no such figure (an SFT run), or one that is not finite."""
-    values = [number(line.get(name)) for line in window]
-    weights = [number(line.get("pairs")) or 1.0 for line in window]
+    values = [number(step.get(name)) for step in window]
+    weights = [number(step.get("pairs")) or 1.0 for step in window]
     known = [value for value in values if value is not None]
     if len(known) < len(window):
         return None

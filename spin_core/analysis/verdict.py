@@ -1,8 +1,7 @@
 """What a run shows, in one plain sentence made from the table's figures, and the notes that a reader must not miss.
 
-Is not: a significance test of SPIN. It says when a change is within what chance gives on these held-out rows (paired
-95 % interval
-that holds zero), and it says a fall as plainly as a rise. One run with one seed says nothing about other seeds.
+Is not: a significance test of SPIN. It states when a change is within what chance gives on these held-out rows (its
+paired 95 % interval holds zero), and a fall as plainly as a rise. One run with one seed says nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spin_core.analysis.figures import Z95, Model, number, show
+from spin_core.analysis.format import bounds, plural, show
+from spin_core.analysis.results import ModelResults, is_finite, number
+from spin_core.analysis.rows import ModelRow, RunDecision
+from spin_core.analysis.statistics import Z95
 from spin_core.analysis.training_alarms import alarms
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -23,7 +25,7 @@ METRICS = (  # field of a row, its name in a sentence, whether more is better
 HEADLINES = (("harness", "The harness's average", True), *METRICS)
 
 
-def verdict(rows: list[dict]) -> str:
+def verdict(rows: list[ModelRow]) -> str:
     """The sentence at the top of the report: the first of the harness's average, greedy exact match, sampled exact
     match, NLL that the run measured."""
     start = next((row for row in rows if row["kind"] == "start"), None)
@@ -45,17 +47,17 @@ def verdict(rows: list[dict]) -> str:
     )
 
 
-def best_of(decisions: Iterable[Mapping | None], count: int) -> int | None:
+def best_of(decisions: Iterable[Mapping[str, Any] | None], count: int) -> int | None:
     """The k of a run's best model θ_k: by its last decision. None for a run without one, and where that names none of
     `count` models. `decisions`: in the order of the iterations, {} or None where no gate decided."""
-    last: Mapping = next((made for made in reversed(list(decisions)) if made), {})
+    last: Mapping[str, Any] = next((made for made in reversed(list(decisions)) if made), {})
     k = number(last.get("best"))
     return int(k) if k is not None and 0 <= k < count else None
 
 
-def decided(rows: list[dict]) -> dict:
-    """The gate's last word on the run: outcome, reason, and the label of the best model, whose row gets `best`. Empty
-    for a run without a gate."""
+def decided(rows: list[ModelRow]) -> RunDecision:
+    """The last gate's decision on the run: outcome, reason, and the label of the best model, whose row gets `best`.
+    Empty for a run without a gate."""
     players = [row for row in rows if row["kind"] != "control"]
     made = [row for row in players if row.get("decision")]
     if not made:
@@ -67,46 +69,49 @@ def decided(rows: list[dict]) -> dict:
     return {"outcome": last["outcome"], "reason": last["reason"], "best": None if k is None else players[k]["label"]}
 
 
-def notes(models: list[Model], rows: list[dict]) -> list[str]:
+def notes(models: list[ModelResults], rows: list[ModelRow]) -> list[str]:
     """Warnings in table order: losses that were not finite, alarms of the training and of the gate, models without
-    metrics, pair sets that teach little. None is told twice: the gate repeats those of the training."""
-    found: list[str] = []
-    for model, row in zip(models, rows, strict=True):
-        label = row["label"]
-        bad = [step for step in model.steps if not _finite(step.get("loss"))]
-        if bad:
-            found.append(
-                f"{label}: the training loss was not finite in {len(bad):,} of {len(model.steps):,} steps, "
-                f"first at step {bad[0].get('step')}."
-            )
-        found += [f"{label}: {alarm['text']}" for alarm in alarms(model.steps, len(model.steps))]
-        for alarm in (row.get("decision") or {}).get("alarms", []):
-            if not any(alarm.rstrip(".") in note for note in found if note.startswith(f"{label}: ")):
-                found.append(f"{label}: {alarm.rstrip('.')}.")
-        if all(value_of(row, metric) is None for metric, _, _ in METRICS):
-            found.append(f"{label}: no held-out metric was found.")
-        shares = {name: share for name, share in (row["pairs"] or {}).items() if name != "rows" and share is not None}
+    metrics, pair sets that teach little. None stands there twice: the gate repeats those of the training."""
+    return [note for model, row in zip(models, rows, strict=True) for note in _notes_of(model, row)]
+
+
+def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
+    notes = []
+    bad = [step for step in model.steps if not is_finite(step.get("loss"))]
+    if bad:
+        notes.append(
+            f"the training loss was not finite in {len(bad):,} of {len(model.steps):,} steps, first at step "
+            f"{bad[0].get('step')}."
+        )
+    notes += [alarm["text"] for alarm in alarms(model.steps, len(model.steps))]
+    for text in (row.get("decision") or {}).get("alarms", []):
+        alarm = text.rstrip(".")
+        if not any(alarm in f"{row['label']}: {note}" for note in notes):
+            notes.append(f"{alarm}.")
+    if all(value_of(row, metric) is None for metric, _, _ in METRICS):
+        notes.append("no held-out metric was found.")
+    if pairs := row["pairs"]:
+        shares = (("identical", pairs["identical"]), ("truncated", pairs["truncated"]), ("empty", pairs["empty"]))
         # At a tenth of the pairs a fault of generation (a cap too low, a template mismatch) is likelier than the data.
-        faults = [f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.1]
+        faults = [f"{share:.0%} {name}" for name, share in shares if share is not None and share >= 0.1]
         if faults:
-            found.append(
-                f"{label}: of the {row['pairs']['rows']:,} generated answers it learnt from, {', '.join(faults)}."
-            )
-    return found
+            notes.append(f"of the {pairs['rows']:,} generated answers it learnt from, {', '.join(faults)}.")
+    return [f"{row['label']}: {note}" for note in notes]
 
 
-def _change(start: dict, seen: list[dict], metric: str, name: str, rising: bool) -> str:
+def _change(start: ModelRow, seen: list[ModelRow], metric: str, name: str, rising: bool) -> str:
     last = seen[-1]
     before, after = value_of(start, metric), value_of(last, metric)
     way = "; higher is better" if metric == "harness" else "" if rising else "; lower is better"
     scope = f"over {_count(len(seen))} ({_what(start, metric)}{way})"
     text = f"{name} {_verb(before, after)} {scope}"
-    delta = last["delta"].get(metric)
+    delta = {"greedy": last["delta"]["greedy"], "sampled": last["delta"]["sampled"]}.get(metric)
     if metric == "harness" and (half := _harness_error(start, last)) is not None and abs(after - before) <= half:
-        interval = f"{show(after - before - half, signed=True)} to {show(after - before + half, signed=True)}"
+        interval = bounds(after - before - half, after - before + half, signed=True)
         text += f", a change within the tasks' standard errors (95 % interval {interval}, items not paired)"
-    if isinstance(delta, dict) and delta["low"] is not None and delta["low"] <= 0 <= delta["high"] and before != after:
-        interval = f"{show(delta['low'], signed=True)} to {show(delta['high'], signed=True)}"
+    low, high = (delta["low"], delta["high"]) if delta else (None, None)
+    if low is not None and high is not None and low <= 0 <= high and before != after:
+        interval = bounds(low, high, signed=True)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
     best = (max if rising else min)(seen, key=lambda row: value_of(row, metric))
     if best is not last and show(value_of(best, metric)) != show(after):
@@ -114,11 +119,11 @@ def _change(start: dict, seen: list[dict], metric: str, name: str, rising: bool)
     return text
 
 
-def _controls(rows: list[dict], done: list[dict], last: dict, metric: str, rising: bool) -> str:
+def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric: str, rising: bool) -> str:
     """The fair comparison (a control with as many optimiser steps), and the best control where it is not worse than
     SPIN."""
     ran = [row["steps"] for row in done if row["iteration"] <= last["iteration"]]
-    total = sum(ran) if all(ran) else None
+    total = sum(filter(None, ran)) if all(ran) else None
     measured = [row for row in rows if row["kind"] == "control" and value_of(row, metric) is not None]
     if not measured:
         return ""
@@ -146,23 +151,24 @@ def _verb(before: float, after: float) -> str:
     return f"{'rose' if after > before else 'fell'} from {show(before)} to {show(after)}"
 
 
-def _harness_error(*rows: dict) -> float | None:
+def _harness_error(*rows: ModelRow) -> float | None:
     """Half of the 95 % interval of the difference of two harness averages by the tasks' standard errors; None where a
     task has none. Wider than one over paired items, which the table's rows do not have."""
     parts: list[float] = []
     for row in rows:
         tasks = row["harness"]["tasks"].values()
-        if any(task.get("stderr") is None for task in tasks):
+        known = [error for task in tasks if (error := task["stderr"]) is not None]
+        if len(known) < len(tasks):
             return None
-        parts += [task["stderr"] / len(tasks) for task in tasks]
+        parts += [error / len(tasks) for error in known]
     return Z95 * math.hypot(*parts)
 
 
-def _what(row: dict, metric: str) -> str:
+def _what(row: ModelRow, metric: str) -> str:
     if metric == "harness":
-        tasks = len(row["harness"]["tasks"])
-        return f"{tasks:,} task{'' if tasks == 1 else 's'}"
-    rows = (row[metric]["rows"] if metric != "nll" else None) or row["rows"]
+        return plural(len(row["harness"]["tasks"]), "task")
+    rate = row["greedy"] if metric == "greedy" else row["sampled"] if metric == "sampled" else None
+    rows = (rate and rate["rows"]) or row["rows"]
     how = {"greedy": "greedy", "sampled": "sampled at temperature 1", "nll": ""}[metric]
     count = "" if rows is None else f"{rows:,} held-out {'prompts' if metric != 'nll' else 'rows'}"
     return ", ".join(part for part in (how, count) if part) or "held-out rows"
@@ -173,14 +179,10 @@ def _count(iterations: int) -> str:
     return f"{word} iteration{'' if iterations == 1 else 's'}"
 
 
-def value_of(row: dict, metric: str) -> Any:  # a float, or None where it was not measured
+def value_of(row: ModelRow, metric: str) -> Any:  # a float, or None where it was not measured
     """A row's figure by its field. A harness average over tasks of which less is better in some says nothing: None."""
     figure: Any = row.get(metric)
     if metric == "harness":
         tasks = (figure or {}).get("tasks") or {}
         return figure["average"] if tasks and all(task["higher_is_better"] for task in tasks.values()) else None
     return figure["value"] if isinstance(figure, dict) else figure
-
-
-def _finite(raw: object) -> bool:
-    return isinstance(raw, int | float) and math.isfinite(raw)

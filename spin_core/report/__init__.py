@@ -1,5 +1,5 @@
-"""What a person reads of a run: the report, pages of the Prefect UI, model and dataset cards; and the push to the hub.
+"""What people see of a run: the report's page and tables, charts, model and data cards, the UI's pages, the push.
 
-Not here: the figures themselves (`analysis`).
-May import: analysis, sources, data, store, job, errors. Text from outside is escaped before it enters a page.
+Not here: the figures themselves (`spin_core.analysis`), the stage that writes the report (`spin_core.stages.report`).
+May import: analysis, sources, data, store, config, job, errors.
 """

@@ -1,19 +1,19 @@
 """What was measured of one model of a run on held-out rows and by the harness, with 95 % intervals: for its card.
 
-Is not: the report's table, which compares models (`spin_core/analysis/figures.py`). Reads what evaluate and harness
-wrote; a figure that is missing or not finite is left out.
+Is not: the report's table, which compares models (`spin_core.analysis.summary`). Reads what evaluate and harness wrote;
+a figure that is missing or not finite is left out.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_core.analysis.figures import Z95, markdown_text, number, wilson
+from spin_core.analysis import statistics
+from spin_core.analysis.format import escape_markdown
+from spin_core.analysis.results import ModelResults, number, read_model
+from spin_core.analysis.statistics import Z95
 
 if TYPE_CHECKING:
     from spin_core.report.run_facts import RunFacts
@@ -34,10 +34,10 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure. `metric` is its name in the tree, `low` and `high` its 95 % interval (None: unknown)."""
+    """One figure. `metric` is its name in the artifact, `low` and `high` its 95 % interval (None: unknown)."""
 
     metric: str
-    told: str
+    label: str
     value: float
     low: float | None = None
     high: float | None = None
@@ -47,7 +47,7 @@ class Measure:
     def line(self) -> str:
         """A row of the card's table."""
         interval = f"{self.low:.4g} to {self.high:.4g}" if self.low is not None else "–"
-        return f"| {markdown_text(self.told, 120)} | {self.value:.4g} | {interval} | {self.rows or '–'} |"
+        return f"| {escape_markdown(self.label, 120)} | {self.value:.4g} | {interval} | {self.rows or '–'} |"
 
     def result(self, datasets: Sequence[str]) -> Any:
         """The figure as the hub's own metadata (`EvalResult`)."""
@@ -59,51 +59,44 @@ class Measure:
             dataset_type=self.task or held_out,
             dataset_name=self.task or "held-out rows",
             metric_type=self.metric,
-            metric_name=self.told,
+            metric_name=self.label,
             metric_value=float(f"{self.value:.6g}"),
         )
 
 
 def measures(run: RunFacts, k: int) -> list[Measure]:
-    """What `run` measured of θ_k, in the order of a card."""
-    step = run.measured("evaluate", k)
-    metrics = run.read(step, "metrics.json")
-    rows = _rows(run.store.tree(step.digest) / "rows.jsonl") if step else []
-    found = []
-    for name, told in {**RATES, **MEANS, **PLAIN}.items():
-        value = number(metrics.get(name))
-        if value is None:
-            continue
-        low, high, count = interval(name, value, rows)
-        found.append(Measure(name, told, value, low, high, count))
-    return found + _harness(run.read(run.measured("harness", k), "results.json"))
+    """What `run` measured of θ_k, in the order of a card. Raises BadInput for an artifact that is damaged."""
+    steps = run.measured("evaluate", k), run.measured("harness", k)
+    evaluate, harness = (run.store.tree(step.digest) if step else None for step in steps)
+    model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, None, None, harness)
+    figures = []
+    for name, label in {**RATES, **MEANS, **PLAIN}.items():
+        value = model.metrics.get(name)
+        if value is not None:
+            figures.append(Measure(name, label, value, *interval(name, value, model)))
+    return figures + _harness(model.harness)
 
 
-def interval(name: str, value: float, rows: list[dict]) -> tuple[float | None, float | None, int | None]:
-    """(low, high, rows) of a rate by Wilson, of a mean by its standard error; a ratio's is linearised."""
+def interval(name: str, value: float, model: ModelResults) -> tuple[float | None, float | None, int | None]:
+    """(low, high, rows) of a rate or a mean over the model's held-out rows; no bounds for other figures."""
+    margins, seen = [*model.column("margin").values()], None
     if name.startswith("exact_match/"):
-        count = sum(row.get(f"{name.partition('/')[2]}_match") is not None for row in rows)
-        return (*wilson(min(max(value, 0.0), 1.0), count), count) if count else (None, None, None)
-    if name == "nll/real":  # all tokens weigh alike: a ratio of two sums over rows
-        pairs = [(number(row.get("nll")), number(row.get("tokens"))) for row in rows]
-        known = [(nll, tokens) for nll, tokens in pairs if nll is not None and tokens]
-        if len(known) < 2:
-            return None, None, len(rows) or None
-        total = sum(tokens for _, tokens in known)
-        spread = math.sqrt(sum((tokens * (nll - value)) ** 2 for nll, tokens in known)) / total
-        return value - Z95 * spread, value + Z95 * spread, len(known)
-    margins = [m for row in rows if (m := number(row.get("margin"))) is not None]
-    if name == "spin/accuracy" and margins:
-        return (*wilson(min(max(value, 0.0), 1.0), len(margins)), len(margins))
-    if name == "spin/margin" and len(margins) > 1:
-        mean = sum(margins) / len(margins)
-        spread = math.sqrt(sum((m - mean) ** 2 for m in margins) / (len(margins) - 1) / len(margins))
-        return value - Z95 * spread, value + Z95 * spread, len(margins)
-    return None, None, len(rows) or None
+        if not (judged := len(model.column(f"{name.partition('/')[2]}_match"))):
+            return None, None, None
+        seen = statistics.rate(min(max(value, 0.0), 1.0), judged)
+    elif name == "nll/real":
+        nll, tokens = model.column("nll"), model.column("tokens")
+        keys = [key for key in nll if tokens.get(key)]
+        seen = statistics.mean([nll[key] for key in keys], [tokens[key] for key in keys])
+    elif name == "spin/accuracy" and margins:
+        seen = statistics.rate(min(max(value, 0.0), 1.0), len(margins))
+    elif name == "spin/margin":
+        seen = statistics.mean(margins)
+    return (seen.low, seen.high, seen.rows) if seen else (None, None, len(model.answers) or None)
 
 
 def _harness(results: dict) -> list[Measure]:
-    found = []
+    measured = []
     tasks = results.get("tasks")
     for name, task in sorted(tasks.items()) if isinstance(tasks, dict) else []:
         value, error = number(task.get("value")), number(task.get("stderr"))
@@ -111,17 +104,8 @@ def _harness(results: dict) -> list[Measure]:
             continue
         metric = str(task.get("metric", "")).partition(",")[0]
         shots = task.get("num_fewshot", 0)  # None: a group whose subtasks differ
-        asked = "mixed shots" if shots is None else f"{shots}-shot"
-        told = f"{name}, {metric}, {asked} (lm-eval {results.get('lm_eval', '')})"
-        half = Z95 * error if error is not None else None
-        low, high = (None, None) if half is None else (value - half, value + half)
-        found.append(Measure(metric or "value", told, value, low, high, task.get("rows"), task=name))
-    return found
-
-
-def _rows(file: Path) -> list[dict]:
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError):
-        return []
-    return [line for line in lines if isinstance(line, dict)]
+        shown = "mixed shots" if shots is None else f"{shots}-shot"
+        label = f"{name}, {metric}, {shown} (lm-eval {results.get('lm_eval', '')})"
+        low, high = (None, None) if error is None else (value - Z95 * error, value + Z95 * error)
+        measured.append(Measure(metric or "value", label, value, low, high, task.get("rows"), task=name))
+    return measured

@@ -16,7 +16,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from spin_core.analysis.figures import Model, number, plain
+from spin_core.analysis.format import plain
+from spin_core.analysis.results import ModelResults, number
+from spin_core.analysis.rows import ModelRow
 
 INK, RULE = "#a0b0c0", "#a0b0c1"  # stand-ins that `_finish` turns into CSS variables
 COLOURS = ("#a0b1d0", "#a0b1d1", "#a0b1d2", "#a0b1d3", "#a0b1d4", "#a0b1d5")
@@ -65,14 +67,14 @@ class Curve:
     dashed: bool = False
 
 
-def draw_all(models: list[Model], rows: list[dict]) -> list[Chart]:
+def draw_all(models: list[ModelResults], rows: list[ModelRow]) -> list[Chart]:
     """Every chart there are figures for, in reading order."""
     drawn = [models_chart(title, rows, series) for title, series in MODELS]
     drawn += [steps_chart(title, curves(models, keys)) for title, keys in STEPS]
     return [chart for chart in drawn if chart is not None]
 
 
-def models_chart(title: str, rows: list[dict], series: dict[str, str]) -> Chart | None:
+def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Chart | None:
     """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures.
 
     `series`: field of a report row (a path with dots) → its name in the legend.
@@ -99,17 +101,17 @@ def models_chart(title: str, rows: list[dict], series: dict[str, str]) -> Chart 
         _name_columns(axes, columns)
         if len(names) > 1:
             figure.legend(loc="outside upper left", ncols=len(names), frameon=False)
-        told = [
+        values = [
             f"{row['label']}: {series[name]} {point[0]:.3f}"
             for row in columns
             for name in names
             if (point := _point(row, name))
         ]
-        return Chart(title, _finish(figure), plain("; ".join(told), 600))
+        return Chart(title, _finish(figure), plain("; ".join(values), 600))
 
 
-def _name_columns(axes: Any, columns: list[dict]) -> None:
-    """Labels below the marks: whole ones while six have room, else θ_t and C1, C2 … for the controls in table order."""
+def _name_columns(axes: Any, columns: list[ModelRow]) -> None:
+    """Labels below the marks: in full while six have room, else θ_t and C1, C2 … for the controls in table order."""
     if len(columns) <= 6:
         names = ["\n".join(textwrap.wrap(row["label"], 11, max_lines=3, placeholder="…")) for row in columns]
     else:
@@ -121,18 +123,18 @@ def _name_columns(axes: Any, columns: list[dict]) -> None:
     axes.set_xlim(-0.5, len(columns) - 0.5)
 
 
-def curves(models: list[Model], keys: tuple[str, ...]) -> list[Curve]:
+def curves(models: list[ModelResults], keys: tuple[str, ...]) -> list[Curve]:
     """Figures of every iteration, one after the other along the run's optimiser steps; the second key is dashed."""
-    found, offset = [], 0
+    drawn, offset = [], 0
     for colour, model in enumerate(m for m in models if m.kind == "iteration"):
         for key in keys:
             points = [(offset + i + 1, number(step.get(key))) for i, step in enumerate(model.steps)]
             if any(y is not None for _, y in points):
                 xs, ys = _binned(points)
                 name = key.split("/")[-1] if len(keys) > 1 else ""
-                found.append(Curve(model.iteration, name, colour, xs, ys, dashed=key != keys[0]))
+                drawn.append(Curve(model.iteration, name, colour, xs, ys, dashed=key != keys[0]))
         offset += len(model.steps)
-    return found
+    return drawn
 
 
 def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
@@ -159,16 +161,16 @@ def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
             axes.plot([], [], INK, lw=1.3, ls=(0, (3, 1.5)) if dashed else "-", label=name)
         if styles:
             figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        told = "; ".join(f"iteration {line.iteration} {line.name}: {_told(line.ys)}" for line in lines)
-        return Chart(title, _finish(figure), plain(told, 600))
+        ends = "; ".join(f"iteration {line.iteration} {line.name}: {_ends(line.ys)}" for line in lines)
+        return Chart(title, _finish(figure), plain(ends, 600))
 
 
-def _told(ys: list[float]) -> str:
+def _ends(ys: list[float]) -> str:
     seen = [y for y in ys if math.isfinite(y)]
     return f"from {seen[0]:.3g} to {seen[-1]:.3g}"
 
 
-def _point(row: dict, name: str) -> tuple[float, float, float] | None:
+def _point(row: ModelRow, name: str) -> tuple[float, float, float] | None:
     """A model's figure with its interval (the figure itself where there is none); `name` may be a path with dots."""
     raw: Any = row
     for part in name.split("."):
@@ -185,8 +187,8 @@ def _binned(points: list[tuple[int, float | None]]) -> tuple[list[float], list[f
     count = min(len(points), POINTS)
     edges = [round(i * len(points) / count) for i in range(count + 1)]
     bins = [points[start:end] for start, end in itertools.pairwise(edges)]
-    found = [[y for _, y in part if y is not None] for part in bins]
-    return [sum(x for x, _ in part) / len(part) for part in bins], [sum(y) / len(y) if y else math.nan for y in found]
+    known = [[y for _, y in part if y is not None] for part in bins]
+    return [sum(x for x, _ in part) / len(part) for part in bins], [sum(y) / len(y) if y else math.nan for y in known]
 
 
 def _style():

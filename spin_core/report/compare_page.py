@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from spin_core.analysis.figures import NONE, markdown_text, plain, show, table_text
-from spin_core.analysis.run_comparison import Change, Comparison, Pair
+from spin_core.analysis.format import NONE, bounds, escape_markdown, markdown_table, plain, show
+from spin_core.analysis.run_comparison import Change, ComparedModels, Comparison
 from spin_core.report.compare_html import COMPARE
 from spin_core.report.html import CSS
 from spin_core.report.page import rendered
-from spin_core.report.run import count_text, hours_text, time_text
-from spin_core.report.tables import Line, Table
-
-COSTS = (
-    ("seconds", "time of all steps", time_text),
-    ("gpu_hours", "GPU hours", hours_text),
-    ("cpu_hours", "hours on CPU", hours_text),
-    ("generated", "tokens generated", count_text),
-    ("trained", "tokens trained on", count_text),
-)
+from spin_core.report.run import COSTS
+from spin_core.report.tables import ReportTable, TableLine, with_small
 
 
 def page(made: Comparison) -> str:
-    """The whole file: self-contained, no script."""
+    """The file's text: self-contained, no script."""
     here, there = plain(made.here.name, 80), plain(made.there.name, 80)
     tables = [_pair(made, pair, i) for i, pair in enumerate(made.pairs)]
     settings = _settings(made)
     name = f"{here} and {there}"
     parts = {"best": tables[0], "others": tables[1:], "settings": settings, "costs": _costs(made)}
-    return rendered(
-        COMPARE, name=name, sentence=plain(made.verdict, 2000), note=plain(made.note, 1000), css=CSS, **parts
-    )
+    texts = {"name": name, "sentence": plain(made.verdict, 2000), "note": plain(made.note, 1000)}
+    return rendered(COMPARE, kind="comparison", hash="", css=CSS, **texts, **parts)
 
 
 def text(made: Comparison) -> str:
     """Verdict, the best models side by side, settings and costs as Markdown with padded columns."""
-    parts = [markdown_text(made.verdict, 2000), *([markdown_text(made.note, 1000)] if made.note else [])]
+    parts = [escape_markdown(made.verdict, 2000), *([escape_markdown(made.note, 1000)] if made.note else [])]
     for table in (_pair(made, made.pairs[0], 0), _settings(made), _costs(made)):
         if table.lines:
-            lines = [[line.label, *(f"{a} ({b})" if b else a for a, b in line.cells)] for line in table.lines]
-            titles = [table.head, *table.columns]
-            made_text = [[markdown_text(cell, 160) for cell in line] for line in [titles, *lines]]
-            parts.append(f"{markdown_text(table.title, 160)}:\n\n{table_text(made_text)}")
+            lines = [[table.head, *table.columns], *([one.label, *map(with_small, one.cells)] for one in table.lines)]
+            drawn = markdown_table([[escape_markdown(cell, 160) for cell in line] for line in lines])
+            parts.append(f"{escape_markdown(table.title, 160)}:\n\n{drawn}")
     return "\n\n".join(parts)
 
 
-def _pair(made: Comparison, pair: Pair, i: int) -> Table:
+def _pair(made: Comparison, pair: ComparedModels, i: int) -> ReportTable:
     sides = (made.here.name, pair.here), (made.there.name, pair.there)
     both = pair.here == pair.there
     names = [plain(run, 80) if both else f"{label}, {plain(run, 80)}" for run, label in sides]
@@ -59,38 +47,34 @@ def _pair(made: Comparison, pair: Pair, i: int) -> Table:
             "gives.",
         )
     ]
-    lines = [Line(change.name, _cells(change)) for change in pair.changes]
-    return Table(f"pair-{i}", title, "", "metric", ["difference", *names], lines, key if i == 0 else [])
+    lines = [TableLine(change.name, _cells(change)) for change in pair.changes]
+    return ReportTable(f"pair-{i}", title, "", "metric", ["difference", *names], lines, key if i == 0 else [])
 
 
 def _cells(change: Change) -> list[tuple[str, str]]:
     sign = {1: "▲ ", -1: "▼ ", 0: "≈ " if change.rising else ""}[change.better]
-    small = f"{show(change.low, signed=True)} to {show(change.high, signed=True)}; {change.rows:,} rows"
+    small = f"{bounds(change.low, change.high, signed=True)}; {change.rows:,} rows"
     figure = sign + show(change.value, signed=True)
     return [(figure, small), (show(change.here), ""), (show(change.there), "")]
 
 
-def _settings(made: Comparison) -> Table:
+def _settings(made: Comparison) -> ReportTable:
     columns = [plain(side.name, 80) for side in (made.here, made.there)]
-    lines = [Line(one.setting, [(one.here, ""), (one.there, "")]) for one in made.settings]
-    told = "In a profile's order; names and runtime do not count." if lines else "No setting differs."
-    return Table("ledger", "Settings that differ", told, "setting", columns, lines)
+    lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in made.settings]
+    text = "In a profile's order; names and runtime do not count." if lines else "No setting differs."
+    return ReportTable("ledger", "Settings that differ", text, "setting", columns, lines)
 
 
-def _costs(made: Comparison) -> Table:
+def _costs(made: Comparison) -> ReportTable:
     lines = []
-    for name, title, told in COSTS:
-        sides: Sequence[dict] = [side.costs["total"] for side in (made.here, made.there)]
-        if any(side[part][name] for side in sides for part in ("used", "saved")):
-            cells = [
-                (
-                    told(side["used"][name] + side["saved"][name]),
-                    f"{told(side['saved'][name])} from the store (not computed again)",
-                )
-                if side["used"][name] + side["saved"][name]
-                else (NONE, "")
-                for side in sides
-            ]
-            lines.append(Line(title, cells))
+    for name, title, describe in COSTS:
+        cells = []
+        for side in (made.here, made.there):
+            total = side.costs["total"]
+            used, saved = total["used"][name], total["saved"][name]
+            small = f"{describe(saved)} cached (not computed again)"
+            cells.append((describe(used + saved), small) if used + saved else (NONE, ""))
+        if any(figure != NONE for figure, _ in cells):
+            lines.append(TableLine(title, cells))
     columns = [plain(side.name, 80) for side in (made.here, made.there)]
-    return Table("costs", "Costs", "What all steps took when they were computed.", "", columns, lines)
+    return ReportTable("costs", "Costs", "What all steps took when they were computed.", "", columns, lines)

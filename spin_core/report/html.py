@@ -40,34 +40,43 @@ TABLE = (
 """
 )
 
-PAGE = (
-    """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src '{{ hash }}'; base-uri 'none'; form-action 'none'">
-<title>{{ name }} · spinloop report</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline';{% if hash %} script-src '{{ hash }}';{% endif %} base-uri 'none'; form-action 'none'">
+<title>{{ name }} · spinloop {{ kind }}</title>
 <style>{{ css | safe }}</style>
 </head>
 <body>
 <main>
 <header>
-<p class="kicker">spinloop report</p>
+<p class="kicker">spinloop {{ kind }}</p>
 <h1>{{ name }}</h1>
 <p class="verdict">{{ sentence }}</p>
-{% if decision %}
-<p class="decision"><span class="tag {{ 'lost' if decision.outcome in ('alarm', 'keep best') else 'gained' }}">{{ decision.outcome }}</span>{% if decision.best %} <b>★ best: {{ decision.best }}</b> ·{% endif %} {{ decision.reason }}</p>
-{% endif %}
-</header>
-{% if tiles %}
-<ul class="tiles">
+"""
+"""How a page begins; `hash` is that of its script, if it has one."""
+
+TILES = """<ul class="tiles">
 {% for tile in tiles %}
 <li><span>{{ tile[0] }}</span><strong>{{ tile[1] }}</strong><small>{{ tile[2] }}</small></li>
 {% endfor %}
 </ul>
+"""
+"""Figures in large print: name, figure, small print."""
+
+PAGE = (
+    HEAD
+    + """{% if decision %}
+<p class="decision"><span class="tag {{ 'lost' if decision.outcome in ('alarm', 'keep best') else 'gained' }}">{{ decision.outcome }}</span>{% if decision.best %} <b>★ best: {{ decision.best }}</b> ·{% endif %} {{ decision.reason }}</p>
 {% endif %}
+</header>
+{% if tiles %}
+"""
+    + TILES
+    + """{% endif %}
 {% for note in notes %}
 <p class="note">{{ note }}</p>
 {% endfor %}
@@ -96,7 +105,7 @@ PAGE = (
 <p>{{ samples.text }}</p>
 <div class="find" id="find" role="search" hidden>
 <input type="search" aria-label="Find in samples" placeholder="find in prompts and answers" autocomplete="off">
-<span class="chips"><button type="button" data-tag="" aria-pressed="true">all</button>{% for tag, said in samples.tags %}<button type="button" data-tag="{{ tag }}" aria-pressed="false">{{ said }}</button>{% endfor %}</span>
+<span class="chips"><button type="button" data-tag="" aria-pressed="true">all</button>{% for tag, label in samples.tags %}<button type="button" data-tag="{{ tag }}" aria-pressed="false">{{ label }}</button>{% endfor %}</span>
 <output aria-live="polite"></output>
 </div>
 {% for sample in samples.rows %}
@@ -104,7 +113,7 @@ PAGE = (
 <details id="more" class="more"><summary>{{ samples.rows | length - folded }} more samples</summary>
 {% endif %}
 <details class="sample" data-tag="{{ sample.tag }}"{% if loop.index <= open %} open{% endif %}>
-<summary><span class="tag {{ sample.tag }}">{{ sample.said }}</span> <bdi>{{ sample.head }}</bdi></summary>
+<summary><span class="tag {{ sample.tag }}">{{ sample.label }}</span> <bdi>{{ sample.head }}</bdi></summary>
 <div class="texts">
 <div class="real"><h3>prompt <i>row <code>{{ sample.id }}</code></i></h3><pre dir="auto">{{ sample.prompt }}</pre></div>
 <div class="real"><h3>real answer</h3><pre dir="auto">{{ sample.real }}</pre></div>

@@ -60,9 +60,9 @@ def write_card(job: Job, stage: str, settings: Mapping, source: Path, history: S
 def read_chain(folder: Path, digest: str) -> dict[str, Any]:
     """`{format, base, steps}`: the training steps behind the model in `folder`, whose content digest is `digest`.
 
-    Only the README.md of a store's own tree is believed: its folder is named by the digest of all that is in it. That
-    of any other folder is in no key, so two users of one key could read different things there; then, as where it is
-    missing or not of this form, the chain begins here, with `digest` as its base.
+    Only the README.md of a store's own artifact is believed: its folder is named by the digest of all that is in it.
+    That of any other folder is in no key, so two users of one key could read different things there; then, as where it
+    is missing or not of this form, the chain begins here, with `digest` as its base.
     """
     new: dict[str, Any] = {"format": FORMAT, "base": digest, "steps": []}
     if not DIGEST.fullmatch(digest) or Path(folder).name != digest:
@@ -152,12 +152,12 @@ def _body(chain: Mapping) -> str:
 
 def _results(history: Sequence[Mapping]) -> dict[str, float]:
     """The first and the last value of the figures worth a line, to six digits."""
-    found = {}
+    results = {}
     for name in SHOWN:
         for place, line in (("first", history[0]), ("last", history[-1])) if history else ():
             if isinstance(line.get(name), float | int):
-                found[f"{name}/{place}"] = float(f"{line[name]:.6g}")
-    return found
+                results[f"{name}/{place}"] = float(f"{line[name]:.6g}")
+    return results
 
 
 def _is_chain(value: Mapping) -> bool:

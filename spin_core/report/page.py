@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spin_core.analysis.figures import plain, setting_text, show
+from spin_core.analysis.format import plain, setting_text, show
+from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.analysis.verdict import value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import CSS, PAGE
-from spin_core.report.samples import SCRIPT, SCRIPT_HASH
-from spin_core.report.tables import Line, Table, tables
+from spin_core.report.samples import SCRIPT, SCRIPT_HASH, Samples
+from spin_core.report.tables import ReportTable, TableLine, starred, tables
 
 OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
@@ -22,14 +23,15 @@ TILES = (
 )
 
 
-def page(figures: dict, charts: Sequence[Chart], shown: dict, profile: Mapping, mark: str) -> str:
-    """The whole file. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the sections about
+def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Mapping, mark: str) -> str:
+    """The file's text. `figures` as in report.json, `shown` from `samples`; `mark` is put once where the sections about
     the run itself belong."""
     import yaml
 
     rows = figures["rows"]
     return rendered(
         PAGE,
+        kind="report",
         name=plain(figures["name"], 120),
         sentence=plain(figures["sentence"], 2000),
         decision=figures.get("decision") or {},
@@ -50,7 +52,7 @@ def page(figures: dict, charts: Sequence[Chart], shown: dict, profile: Mapping, 
     )
 
 
-def overrides(profile: Mapping) -> Table | None:
+def overrides(profile: Mapping) -> ReportTable | None:
     """What single iterations were given instead of the profile's settings; None for a run that changed nothing."""
     given = profile.get("overrides")
     lines = []
@@ -60,31 +62,25 @@ def overrides(profile: Mapping) -> Table | None:
             for name, value in sorted(fields.items()) if isinstance(fields, dict) else []:
                 usual = base.get(name) if isinstance(base, dict) else None
                 cells = [(setting_text(f"{section}.{name}"), ""), (setting_text(usual), ""), (setting_text(value), "")]
-                lines.append(Line(plain(t, 8), cells))
+                lines.append(TableLine(plain(t, 8), cells))
     columns = ["setting", "all others", "this one"]
     text = "Settings of single iterations that differ from the rest of the run."
-    return (
-        Table("overrides", "Iterations with settings of their own", text, "iteration", columns, lines)
-        if lines
-        else None
-    )
+    title = "Iterations with settings of their own"
+    return ReportTable("overrides", title, text, "iteration", columns, lines) if lines else None
 
 
 def rendered(template: str, **values: object) -> str:
     """A template of the report with its values, which are escaped."""
     import jinja2
 
-    made = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
-    )
-    return made.from_string(template).render(**values)
+    )  # fmt: skip
+    return environment.from_string(template).render(**values)
 
 
-def _tiles(rows: list[dict]) -> list[tuple[str, str, str]]:
+def _tiles(rows: list[ModelRow]) -> list[tuple[str, str, str]]:
     """The headline: start, best and last iteration, controls, of the first metric that the start and another of them
     have, else that the start has; models without it are left out."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("start", "iteration", "control")}
@@ -96,6 +92,5 @@ def _tiles(rows: list[dict]) -> list[tuple[str, str, str]]:
     for metric, name in TILES:
         known = [row for row in picked if value_of(row, metric) is not None]
         if known and known[0] is picked[0]:
-            lines = [(row["label"] + (" ★" if row.get("best") else ""), value_of(row, metric)) for row in known]
-            made.append([(label, show(value), name) for label, value in lines[:4]])
+            made.append([(starred(row), show(value_of(row, metric)), name) for row in known[:4]])
     return next((tiles for tiles in made if len(tiles) > 1), made[0] if made else [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spin_core.analysis.figures import markdown_text
+from spin_core.analysis.format import escape_markdown
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE
 from spin_core.job import Entry
 from spin_core.report import model_card
@@ -47,7 +47,7 @@ def _answered_by(run: RunFacts, t: int, step: Entry) -> str:
     if step.place.role != "import":
         return f"θ_{t}"
     origin = (run.facts(step).get("sources") or {}).get("source") or ["a local copy"]
-    return f"imported from {markdown_text(str(origin[0]), 120)}"
+    return f"imported from {escape_markdown(str(origin[0]), 120)}"
 
 
 def _body(run: RunFacts, pairs: Mapping[int, Entry], repo: str, model: str) -> str:

@@ -1,7 +1,7 @@
 """The part of a report that only its run knows, put where the stage left its mark: what ran and what it cost, lineage,
 software and sources, what differs from the paper's preset, and every step.
 
-Is not: in any key. It is made from the ledger and the records when a run ends, so the same outputs, cached another
+Is not: in any key. It is made from the ledger and the records when a run ends, so the same artifacts, cached another
 time, have another page. All text is escaped.
 """
 
@@ -10,41 +10,50 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from spin_core.analysis.costs import costs
-from spin_core.analysis.figures import NONE, number, plain, short
+from spin_core.analysis.costs import Costs, StageCosts, costs
+from spin_core.analysis.format import NONE, count_text, hours_text, plain, plural, short, time_text
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
+from spin_core.analysis.results import number
 from spin_core.config.stage_table import DRAWN
 from spin_core.errors import BadInput
 from spin_core.job import Entry
 from spin_core.report.lineage import graph
 from spin_core.report.page import rendered
 from spin_core.report.run_html import COST, LEDGER, LINEAGE, SOFTWARE, STEPS
-from spin_core.report.tables import Line, Table
+from spin_core.report.tables import ReportTable, TableLine
 from spin_core.store.record import Record
 
 Records = Callable[[Entry], Record | None]
+COSTS = (
+    ("seconds", "time of all steps", time_text),
+    ("gpu_hours", "GPU hours", hours_text),
+    ("cpu_hours", "hours on CPU", hours_text),
+    ("generated", "tokens generated", count_text),
+    ("trained", "tokens trained on", count_text),
+)
+"""What a run cost, by the names in `costs`: each with its title, and how a figure of it is written."""
 
 
 def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping] = ()) -> str:
-    """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` finds the record of one;
+    """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` looks up the record of one;
     `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json)."""
-    found = {id(step): records(step) for step in steps}
+    by_step = {id(step): records(step) for step in steps}
 
     def record(step: Entry) -> Record | None:
-        return found[id(step)]
+        return by_step[id(step)]
 
-    made = [
+    parts = [
         _cost(steps, record),
         _lineage(steps, record, sources),
-        _software([one for one in found.values() if one], sources),
-        _ledger([one for step in steps if step.stage == "report" and (one := found[id(step)])]),
+        _software([one for one in by_step.values() if one], sources),
+        _ledger([one for step in steps if step.stage == "report" and (one := record(step))]),
         steps_section(steps),
     ]
-    return "\n".join(part for part in made if part)
+    return "\n".join(part for part in parts if part)
 
 
 def steps_section(steps: Sequence[Entry]) -> str:
-    """Every step: what it did, how long it took, its key and its output."""
+    """Every step: what it did, how long it took, its key and its artifact."""
     shown = []
     for step in steps:
         text = {name: short(getattr(step, name) or "") for name in ("label", "stage", "state")}
@@ -61,37 +70,33 @@ def facts_of(record: Record | None) -> dict:
 def _cost(steps: Sequence[Entry], record: Records) -> str:
     made = costs(steps, lambda step: facts_of(record(step)))
     total = made["total"]
-    told = f"{total['cached']:,} of {total['steps']:,} steps were cached"
+    text = f"{total['cached']:,} of {total['steps']:,} steps were cached"
     if total["cached"]:
-        told += f": {time_text(total['saved']['seconds'])} from the store (not computed again"
-        told += "; an earlier try of this run may have computed it)"
+        text += f": {time_text(total['saved']['seconds'])} that were not computed again"
+        text += " (an earlier try of this run may have computed them)"
     if total["cached"] < total["steps"]:
-        told += f"; the others took {time_text(total['used']['seconds'])}"
-    tiles = cost_tiles(made)
-    columns = ["steps", "cached", "took", "from the store", "tokens"]
-    gpu = any(line[part]["gpu_hours"] for line in made["lines"] for part in ("used", "saved"))
-    columns += ["GPU hours", "GPU hours from the store"] if gpu else []
-    lines = [Line(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
-    lines.append(Line("all", _cost_cells(total, gpu), "total"))
-    text = told + "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
-    table = Table("cost-table", "What ran and what it cost", "", "stage", columns, lines)
-    return rendered(COST, table=table, text=text, tiles=tiles)
+        text += f"; the others took {time_text(total['used']['seconds'])}"
+    text += "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
+    columns = ["steps", "cached", "took", "time, cached", "tokens"]
+    gpu = bool(total["used"]["gpu_hours"] or total["saved"]["gpu_hours"])
+    columns += ["GPU hours", "GPU hours, cached"] if gpu else []
+    lines = [TableLine(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
+    lines.append(TableLine("all", _cost_cells(total, gpu), "total"))
+    table = ReportTable("cost-table", "What ran and what it cost", "", "stage", columns, lines)
+    return rendered(COST, table=table, text=text, tiles=_tiles(made))
 
 
-def cost_tiles(made: Mapping) -> list[tuple[str, str, str]]:
-    """Name, figure and small print of what a run used, and of what it took from the store."""
+def _tiles(made: Costs) -> list[tuple[str, str, str]]:
+    """Name, figure and small print of what a run used, and of what was cached; time is always there."""
     used, saved = made["total"]["used"], made["total"]["saved"]
-    tiles = [("time of all steps", time_text(used["seconds"]), f"from the store: {time_text(saved['seconds'])}")]
-    for name, label in (("gpu_hours", "GPU hours"), ("cpu_hours", "hours on CPU")):
-        if used[name] or saved[name]:
-            tiles.append((label, hours_text(used[name]), f"from the store: {hours_text(saved[name])}"))
-    for name, label in (("generated", "tokens generated"), ("trained", "tokens trained on")):
-        if used[name] or saved[name]:
-            tiles.append((label, count_text(used[name]), f"from the store: {count_text(saved[name])}"))
-    return tiles
+    return [
+        (title, describe(used[name]), f"cached: {describe(saved[name])}")
+        for name, title, describe in COSTS
+        if name == "seconds" or used[name] or saved[name]
+    ]
 
 
-def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
+def _cost_cells(line: StageCosts, gpu: bool) -> list[tuple[str, str]]:
     used, saved = line["used"], line["saved"]
     done = {"generated": "generated", "trained": "trained on", "scored": "scored"}
     tokens = [(count_text(used[name] + saved[name]), word) for name, word in done.items() if used[name] + saved[name]]
@@ -110,8 +115,8 @@ def _cost_cells(line: Mapping, gpu: bool) -> list[tuple[str, str]]:
 
 def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]) -> str:
     def inputs(step: Entry) -> Mapping:
-        found = record(step)
-        return found.payload.get("inputs", {}) if found else {}
+        known = record(step)
+        return known.payload.get("inputs", {}) if known else {}
 
     shown = [step for step in steps if step.stage in (*DRAWN, "evaluate")]
     nodes, edges = graph(steps, shown, inputs)
@@ -132,17 +137,17 @@ def _anchor(digest: str) -> str:
     return f"made-{digest[:12]}" if re.fullmatch(r"[0-9a-f]{12,64}", digest) else ""
 
 
-def _software(found: Sequence[Record], sources: Sequence[Mapping]) -> str:
+def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> str:
     """What computed the steps, several values where it was not the same for all; and what was downloaded."""
     seen: dict[str, dict[str, int]] = {}
 
     def add(name: str, value: object) -> None:
         if value not in (None, ""):
-            values, told = seen.setdefault(short(name), {}), plain(str(value), 160)
-            values[told] = values.get(told, 0) + 1
+            values, text = seen.setdefault(short(name), {}), plain(str(value), 160)
+            values[text] = values.get(text, 0) + 1
 
     downloaded = {f"{one.get('kind')}: {one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
-    for one in found:
+    for one in records:
         made = one.facts.get("provenance")
         made = made if isinstance(made, dict) else {}
         if commit := made.get("commit"):
@@ -159,12 +164,8 @@ def _software(found: Sequence[Record], sources: Sequence[Mapping]) -> str:
             downloaded |= {f"{name}: {hub}" for hub in hubs if not any(hub in known for known in downloaded)}
     lines = []
     for name, values in seen.items():
-        several = len(values) > 1
-        told = [
-            f"{value} ({count:,} step{'' if count == 1 else 's'})" if several else value
-            for value, count in values.items()
-        ]
-        lines.append((name, ", ".join(told[:6])))
+        counted = [f"{value} ({plural(count, 'step')})" for value, count in values.items()]
+        lines.append((name, ", ".join((counted if len(values) > 1 else list(values))[:6])))
     return rendered(SOFTWARE, lines=lines, sources=[plain(one, 240) for one in sorted(downloaded)]) if lines else ""
 
 
@@ -177,36 +178,11 @@ def _ledger(reports: Sequence[Record]) -> str:
         other = preset(DEFAULT)
     except BadInput:  # an installation without deployments/profiles
         return ""
-    found = differences(profile, other)
-    lines = [Line(one.setting, [(one.here, ""), (one.there, "")]) for one in found]
+    differing = differences(profile, other)
+    lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in differing]
     text = (
-        sentence(found, DEFAULT) + " The preset is the paper's run (arXiv 2401.01335); names and runtime do not count."
+        sentence(differing, DEFAULT)
+        + " The preset is the paper's run (arXiv 2401.01335); names and runtime do not count."
     )
-    table = Table("ledger", "Reproduction ledger", "", "setting", ["this run", f"preset {DEFAULT}"], lines)
+    table = ReportTable("ledger", "Reproduction ledger", "", "setting", ["this run", f"preset {DEFAULT}"], lines)
     return rendered(LEDGER, table=table, text=text)
-
-
-def time_text(seconds: float | None) -> str:
-    """2.5 s, 20 min 40 s, 1 h 21 min."""
-    if seconds is None:
-        return NONE
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min"
-
-
-def hours_text(hours: float) -> str:
-    """Hours with two digits that count; what is not zero never reads as zero."""
-    return "< 0.01" if 0 < hours < 0.005 else f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
-
-
-def count_text(count: float) -> str:
-    """812, 12.3 k, 4.5 M, 1.2 G."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if count >= size:
-            return f"{count / (1e3 if unit == ' k' else size):.1f}{unit}"
-    return f"{count:,.0f}"

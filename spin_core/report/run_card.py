@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spin_core.analysis.figures import markdown_text
+from spin_core.analysis.format import escape_markdown
 from spin_core.config.stage_table import makers
 from spin_core.job import Entry
 from spin_core.report import model_card
@@ -94,7 +94,7 @@ def _provenance(run: RunFacts, made: Entry) -> str:
                 f"[{one['hub']}](https://huggingface.co/{'datasets/' * (kind == 'dataset')}{repository(one['hub'])})"
             )
             named = f"{place} at commit `{one['commit']}`" if one["hub"] else f"a local {kind}"
-            split = f", split {markdown_text(one['split'], 60)}" if one["split"] else ""
+            split = f", split {escape_markdown(one['split'], 60)}" if one["split"] else ""
             lines.append(f"| {what} | {named}{split} | `{one['digest']}` |")
         for step in (step for step in run.steps if step.stage == stage and step.digest):
             lines.append(f"| {what} | {builtin} {step.label} | `{step.digest}` |")
@@ -117,8 +117,8 @@ def _decision(run: RunFacts, k: int) -> list[str]:
         return []
     lines = []
     if own:
-        lines.append(f"When it was new: **{own.get('outcome')}**. {markdown_text(str(own.get('reason', '')), 1000)}")
-        lines += [f"- {markdown_text(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
+        lines.append(f"When it was new: **{own.get('outcome')}**. {escape_markdown(str(own.get('reason', '')), 1000)}")
+        lines += [f"- {escape_markdown(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
     best = run.decision.get("best")
     if isinstance(best, int) and run.ended:
         best += run.first
@@ -144,7 +144,7 @@ def _lineage(run: RunFacts, k: int) -> str:
         if step.stage == "generate":
             shards += 1
             continue
-        name = markdown_text(f"{step.stage} {step.label}".strip(), 80)
+        name = escape_markdown(f"{step.stage} {step.label}".strip(), 80)
         lines.append(f"| {name} | `{step.key}` | `{step.digest}` |")
     answers = f"\n\nThe answers came from {shards} generate shards, which the gather steps read." if shards else ""
     return "\n".join(lines) + answers

@@ -1,18 +1,15 @@
 # ruff: noqa: E501 (markup reads better whole)
 """Templates of `spin_core.report.run`; their style is the report's own sheet (`spin_core.report.html.CSS`)."""
 
-from spin_core.report.html import WIDE
+from spin_core.report.html import TILES, WIDE
 
 COST = (
     """<section id="cost">
 <h2>What ran and what it cost</h2>
 <p>{{ text }}</p>
-<ul class="tiles">
-{% for tile in tiles %}
-<li><span>{{ tile[0] }}</span><strong>{{ tile[1] }}</strong><small>{{ tile[2] }}</small></li>
-{% endfor %}
-</ul>
-<details class="more">
+"""
+    + TILES
+    + """<details class="more">
 <summary>By stage</summary>
 """
     + WIDE
@@ -70,7 +67,7 @@ STEPS = """<section id="steps">
 <summary>{{ steps | length }} steps</summary>
 <div class="wide" tabindex="0" role="region" aria-label="Steps of this run">
 <table class="steps">
-<thead><tr><th scope="col">step</th><th scope="col">state</th><th scope="col">took</th><th scope="col">key</th><th scope="col">output</th></tr></thead>
+<thead><tr><th scope="col">step</th><th scope="col">state</th><th scope="col">took</th><th scope="col">key</th><th scope="col">artifact</th></tr></thead>
 <tbody>
 {% for step in steps %}
 <tr><th scope="row">{{ step.label }}{% if step.stage %}<small>{{ step.stage }}</small>{% endif %}</th><td><span class="tag {{ 'cached' if step.cached else 'ran' }}">{{ step.state }}</span></td><td>{{ step.time }}</td><td><code>{{ step.key }}</code></td><td><code>{{ step.digest }}</code></td></tr>

@@ -11,8 +11,10 @@ import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TypedDict
 
-from spin_core.analysis.figures import Model, number, plain, short, show
+from spin_core.analysis.format import plain, plural, short, show
+from spin_core.analysis.results import ModelResults, number
 from spin_core.analysis.verdict import best_of
 
 TEXT = 1200  # characters of a prompt or an answer that are shown
@@ -20,7 +22,39 @@ SAMPLES = 200
 BYTES = 1_000_000  # of all texts, as they stand in the page: with charts and tables it stays below 2 MB
 MODELS = 5  # side by side
 
-SAID = {"gained": "became right", "lost": "became wrong", "changed": "answer changed", "same": "same answer"}
+Digests = Mapping[str, Mapping[str, str]]
+TAGS = {"gained": "became right", "lost": "became wrong", "changed": "answer changed", "same": "same answer"}
+
+
+class ShownAnswer(TypedDict):
+    """What one model answered. `mark`: right, wrong, or empty where nobody judged it; `made`: what it is traced by."""
+
+    label: str
+    text: str | None
+    mark: str
+    small: str
+    made: Mapping[str, str]
+
+
+class ShownRow(TypedDict):
+    """One held-out row. `tag` is one of TAGS, `label` what a reader sees of it; `head` begins the prompt."""
+
+    tag: str
+    label: str
+    id: str
+    head: str
+    prompt: str
+    real: str
+    answers: list[ShownAnswer]
+
+
+class Samples(TypedDict):
+    """The rows, with a sentence about them and the tags that occur."""
+
+    text: str
+    rows: list[ShownRow]
+    tags: list[tuple[str, str]]
+
 
 # The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
 SCRIPT = """
@@ -56,15 +90,15 @@ SCRIPT = """
 SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
-def samples(models: Sequence[Model], most: int = SAMPLES, digests: Mapping[str, Mapping] | None = None) -> dict:
-    """{text, rows, tags}: at most `most` rows, with the answers of the start, the best, the previous and the new model
+def samples(models: Sequence[ModelResults], most: int = SAMPLES, digests: Digests | None = None) -> Samples:
+    """At most `most` rows, with the answers of the start, the best, the previous and the new model
     and of controls. `digests`: label → {evaluate, model}, what an answer is traced by."""
     shown = _side_by_side([model for model in models if model.answers])
     if not shown:
         return {"text": "", "rows": [], "tags": []}
     before = next((m for m in shown if m.kind == "start"), shown[0])
     after = max((m for m in shown if m.kind == "iteration"), key=lambda m: m.iteration, default=before)
-    groups: dict[str, list[str]] = {name: [] for name in SAID}
+    groups: dict[str, list[str]] = {name: [] for name in TAGS}
     keys = before.answers.keys() & after.answers.keys()
     for key in sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest()):
         groups[_group(before.answers[key], after.answers[key])].append(key)
@@ -78,15 +112,15 @@ def samples(models: Sequence[Model], most: int = SAMPLES, digests: Mapping[str, 
         picked += [(key, tag) for key, tag in zip(pair, ("gained", "lost"), strict=True) if key is not None]
     picked += [(key, name) for name in ("changed", "same") for key in groups[name]]
     rows = _bounded(picked[:most], shown, before, digests or {})
-    present = [tag for tag in SAID if any(row["tag"] == tag for row in rows)]
+    present = [tag for tag in TAGS if any(row["tag"] == tag for row in rows)]
     return {
-        "text": _told(groups, before, after, len(rows)),
+        "text": _describe(groups, before, after, len(rows)),
         "rows": rows,
-        "tags": [(tag, SAID[tag]) for tag in present],
+        "tags": [(tag, TAGS[tag]) for tag in present],
     }
 
 
-def _side_by_side(models: list[Model]) -> list[Model]:
+def _side_by_side(models: list[ModelResults]) -> list[ModelResults]:
     """All of them, or where they are more than MODELS: the start, the best, the last two iterations, then controls."""
     if len(models) <= MODELS:
         return models
@@ -101,10 +135,10 @@ def _side_by_side(models: list[Model]) -> list[Model]:
     return [model for model in models if any(model is one for one in kept)]
 
 
-def _told(groups: Mapping[str, list], before: Model, after: Model, count: int) -> str:
+def _describe(groups: Mapping[str, list], before: ModelResults, after: ModelResults, count: int) -> str:
     total = sum(len(keys) for keys in groups.values())
     gained, lost = (len(groups[name]) for name in ("gained", "lost"))
-    moved = f"{gained:,} row{'' if gained == 1 else 's'} became right and {lost:,} wrong"
+    moved = f"{plural(gained, 'row')} became right and {lost:,} wrong"
     judged = any(
         row.get("greedy_match") is not None or row.get("sampled_match") is not None for row in after.answers.values()
     )
@@ -114,8 +148,8 @@ def _told(groups: Mapping[str, list], before: Model, after: Model, count: int) -
     return f"{text} Shown: {count:,}."
 
 
-def _bounded(picked: list, shown: Sequence[Model], before: Model, digests: Mapping) -> list[dict]:
-    rows: list[dict] = []
+def _bounded(picked: list, shown: Sequence[ModelResults], before: ModelResults, digests: Digests) -> list[ShownRow]:
+    rows: list[ShownRow] = []
     size = 0
     for key, tag in picked:
         row = _sample(key, tag, shown, before, digests)
@@ -141,9 +175,9 @@ def _answer(row: Mapping) -> object:
     return row.get("greedy", row.get("sampled"))
 
 
-def _sample(key: str, tag: str, models: Sequence[Model], start: Model, digests: Mapping) -> dict:
+def _sample(key: str, tag: str, models: Sequence[ModelResults], start: ModelResults, digests: Digests) -> ShownRow:
     first = start.answers[key]
-    answers = []
+    answers: list[ShownAnswer] = []
     for model in models:
         row = model.answers.get(key, {})
         text, match = _answer(row), row.get("greedy_match" if "greedy" in row else "sampled_match")
@@ -162,6 +196,6 @@ def _sample(key: str, tag: str, models: Sequence[Model], start: Model, digests: 
     prompt, real = plain(first.get("prompt", ""), TEXT), plain(first.get("real", ""), TEXT)
     head = " ".join(prompt.split())[:90]
     return {
-        "tag": tag, "said": SAID[tag], "id": plain(key, 64), "head": head, "prompt": prompt, "real": real,
+        "tag": tag, "label": TAGS[tag], "id": plain(key, 64), "head": head, "prompt": prompt, "real": real,
         "answers": answers,
     }  # fmt: skip

@@ -1,21 +1,29 @@
-"""The tables of the report, one for each question, each narrow enough for a phone: is it better, does it win its game,
-how does it write, what did it learn from, what does the harness say.
+"""The tables of the report, one for each question, each narrow enough for a phone: is it better, does it beat its
+opponent, how does it write, what did it learn from, what did the harness measure.
 
-Text only: every figure comes from `measures.measured`. A column that no line has a figure for is left out.
+Text only: every figure comes from `summary.model_row`. A column without any figure is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from spin_core.analysis.figures import NONE, percent, show, starred
+from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
+from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
 
 Cell = tuple[str, str]  # figure, small print
+NO_STYLE: AnswerStyle = {
+    "tokens": None, "repetition": None, "distinct_1": None, "distinct_2": None, "truncated": None, "change": None,
+}  # fmt: skip
+TITLES = (
+    "EM greedy", "EM sampled", "Δ EM", "NLL", "Δ NLL", "margin", "accuracy", "identical", "truncated", "empty",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A line of a table; `kind` and `best` are how it is shown. Small print is of parts with "; " between them, and
     each part stays on one line."""
 
@@ -27,46 +35,95 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table under a heading; `head` names the first column, `key` says what the columns mean."""
+class ReportTable:
+    """A table under a heading; `head` names the first column, `key` explains the columns."""
 
     id: str
     title: str
     text: str
     head: str
     columns: list[str]
-    lines: list[Line]
+    lines: list[TableLine]
     key: list[tuple[str, str]] = field(default_factory=list)
 
 
-def tables(rows: Sequence[dict]) -> list[Table]:
+def tables(rows: Sequence[ModelRow]) -> list[ReportTable]:
     """Every table that has a figure, in reading order; the first is there always."""
     made = [_models(rows), _opponents(rows), _style(rows), _pairs(rows), _harness(rows)]
     return [table for i, table in enumerate(made) if i == 0 or table.lines]
 
 
-def interval(figure: dict | None, digits: int = 3, signed: bool = False) -> str:
-    """`0.630 to 0.689`, or nothing."""
-    if not figure or figure.get("low") is None or figure.get("high") is None:
+def figure_cells(row: ModelRow) -> list[Cell]:
+    """One model's figures under TITLES, where all stand in a single line."""
+    delta = row["delta"]
+    change, pairs = delta["greedy"] or delta["sampled"], row["pairs"]
+    rejected = pairs.get("rejected") if pairs else None
+    return [
+        _rate(row["greedy"]),
+        _rate(row["sampled"]),
+        (show(change["value"] if change else None, signed=True), _moved(row)),
+        (show(row["nll"]), ""),
+        (show(delta["nll"], signed=True), ""),
+        (show(row["margin"]), ""),
+        (show(row["accuracy"]), ""),
+        (percent(pairs["identical"] if pairs else None), ""),
+        (percent(pairs["truncated"] if pairs else None), ""),
+        (percent(pairs["empty"] if pairs else None), f"{rejected:,} rejected" if rejected else ""),
+    ]
+
+
+def text_table(rows: Sequence[ModelRow]) -> str:
+    """The models as one Markdown table with padded columns, so that it reads in a terminal too."""
+    lines = [["model", *TITLES]]
+    for row in rows:
+        greedy, sampled, *others = figure_cells(row)
+        figures = [with_small(greedy), with_small(sampled), *(figure for figure, _ in others)]
+        lines.append([escape_markdown(starred(row), 80), *figures])
+    return markdown_table(lines)
+
+
+def starred(row: ModelRow) -> str:
+    """A model's label; the best model's has a star."""
+    return row["label"] + (" ★" if row.get("best") else "")
+
+
+def with_small(cell: Cell) -> str:
+    """`figure (small print)`."""
+    figure, small = cell
+    return f"{figure} ({small})" if small else figure
+
+
+def _rate(rate: Estimate | None) -> Cell:
+    if rate is None:
+        return NONE, ""
+    return show(rate["value"]), "" if rate["low"] is None else f"{rate['low']:.3f}–{rate['high']:.3f}"
+
+
+def _moved(row: ModelRow) -> str:
+    change = row["delta"]["greedy"] or row["delta"]["sampled"]
+    if change is None or change["gained"] is None:
         return ""
-    return f"{show(figure['low'], digits, signed)} to {show(figure['high'], digits, signed)}"
+    return f"{change['gained']:,} gained, {change['lost']:,} lost"
 
 
-def _models(rows: Sequence[dict]) -> Table:
-    def line(row: dict) -> dict[str, Cell]:
-        delta, made = row["delta"], row.get("decision") or {}
-        change = delta["greedy"] or delta["sampled"] or {}
-        moved = "" if change.get("gained") is None else f"{change['gained']:,} gained, {change['lost']:,} lost"
-        small = "; ".join(part for part in (moved, interval(change, signed=True)) if part)
-        gate = interval(made.get("change"), signed=True)
-        gate = f"change {show(made['change']['value'], signed=True)}; {gate}" if gate else ""
+def _bounds(figure: Estimate | None, digits: int = 3, signed: bool = False) -> str:
+    return bounds(figure["low"], figure["high"], digits, signed) if figure else ""
+
+
+def _models(rows: Sequence[ModelRow]) -> ReportTable:
+    def line(row: ModelRow) -> dict[str, Cell]:
+        delta, decision = row["delta"], row.get("decision") or {}
+        change, of_gate = delta["greedy"] or delta["sampled"], decision.get("change")
+        small = "; ".join(part for part in (_moved(row), _bounds(change, signed=True)) if part)
+        gate = _bounds(of_gate, signed=True)
+        gate = f"change {show(of_gate['value'], signed=True)}; {gate}" if of_gate and gate else ""
         return {
             "EM greedy": _valued(row["greedy"]),
             "EM sampled": _valued(row["sampled"]),
-            "Δ EM": (show(change.get("value"), signed=True), small),
+            "Δ EM": (show(change["value"] if change else None, signed=True), small),
             "NLL": (show(row["nll"]), ""),
-            "Δ NLL": (show(delta["nll"], signed=True), interval(delta.get("nll_interval"), signed=True)),
-            "decision": (made.get("outcome") or NONE, gate),
+            "Δ NLL": (show(delta["nll"], signed=True), _bounds(delta.get("nll_interval"), signed=True)),
+            "decision": (decision.get("outcome") or NONE, gate),
         }
 
     key = [
@@ -95,11 +152,11 @@ def _models(rows: Sequence[dict]) -> Table:
     return _made("models", "Models", "", rows, line, key, keep=("EM greedy", "NLL"))
 
 
-def _opponents(rows: Sequence[dict]) -> Table:
+def _opponents(rows: Sequence[ModelRow]) -> ReportTable:
     start = next((row["label"] for row in rows if row["kind"] == "start"), "θ_0")
 
-    def line(row: dict) -> dict[str, Cell]:
-        of = row.get("opponents") or {}
+    def line(row: ModelRow) -> dict[str, Cell]:
+        of: Any = row.get("opponents") or {}
         return {
             "margin": _valued(of.get("margin")),
             "accuracy": _valued(of.get("accuracy")),
@@ -125,12 +182,13 @@ def _opponents(rows: Sequence[dict]) -> Table:
     return _made("opponents", "Against the opponents", "Held-out pairs of each iteration.", rows, line, key)
 
 
-def _style(rows: Sequence[dict]) -> Table:
-    def line(row: dict) -> dict[str, Cell]:
-        of = row.get("style") or {}
-        greedy, sampled = ((of.get(kind) or {}) for kind in ("greedy", "sampled"))
-        change = greedy.get("change") or {}
-        moved = f"{show(change['value'], 1, True)}, {interval(change, 1, True)}" if interval(change, 1) else ""
+def _style(rows: Sequence[ModelRow]) -> ReportTable:
+    def line(row: ModelRow) -> dict[str, Cell]:
+        of: Any = row.get("style") or {}
+        greedy, sampled = (of.get(kind) or NO_STYLE for kind in ("greedy", "sampled"))
+        change: Estimate | None = greedy["change"]
+        moved = _bounds(change, 1, True)
+        moved = f"{show(change['value'], 1, True)}, {moved}" if change and moved else ""
         length, drawn = show(greedy.get("tokens"), 1), show(sampled.get("tokens"), 1)
         smalls = [moved, "" if drawn == NONE else f"sampled {drawn}"]
         return {
@@ -155,8 +213,8 @@ def _style(rows: Sequence[dict]) -> Table:
     return made if set(made.columns) - {"real length"} else _made(made.id, made.title, "", [], line, key)
 
 
-def _distinct(part: dict) -> str:
-    values = [part.get(f"distinct_{n}") for n in (1, 2)]
+def _distinct(part: AnswerStyle) -> str:
+    values = (part["distinct_1"], part["distinct_2"])
     return " · ".join(show(one, 2) for one in values) if any(one is not None for one in values) else NONE
 
 
@@ -164,20 +222,20 @@ def _two(greedy: str, sampled: str) -> Cell:
     return greedy, "" if sampled == NONE else f"sampled {sampled}"
 
 
-def _pairs(rows: Sequence[dict]) -> Table:
-    def line(row: dict) -> dict[str, Cell]:
+def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
+    def line(row: ModelRow) -> dict[str, Cell]:
         of = row.get("quality") or {}
-        count = of.get("rows")
+        rows = of.get("rows")
 
         def share(name: str) -> Cell:
-            return percent(of[name] / count if count and name in of else None), ""
+            return percent(of[name] / rows if rows and name in of else None), ""
 
         def length(name: str) -> Cell:
             return show(of.get(f"{name}_mean"), 1), ""
 
         return {
-            "answers": _count(count),
-            "pairs": _count(of.get("pairs")),
+            "answers": (count(rows), ""),
+            "pairs": (count(of.get("pairs")), ""),
             "identical": share("identical_to_real"),
             "truncated": share("truncated"),
             "empty": (share("empty")[0], f"{of['rejected']:,.0f} rejected" if of.get("rejected") else ""),
@@ -199,17 +257,15 @@ def _pairs(rows: Sequence[dict]) -> Table:
     return _made("pairs", "Pair quality", text, rows, line, key)
 
 
-def _harness(rows: Sequence[dict]) -> Table:
+def _harness(rows: Sequence[ModelRow]) -> ReportTable:
     """Tasks down, models across."""
-    shown = [row for row in rows if (row.get("harness") or {}).get("tasks")]
-    names = list(dict.fromkeys(name for row in shown for name in row["harness"]["tasks"]))
+    shown = [row for row in rows if row.get("harness", {}).get("tasks")]
     lines = []
-    for name in names:
-        found = [row["harness"]["tasks"].get(name) or {} for row in shown]
-        told = _task(next(task for task in found if task))
-        lines.append(Line(name, [_score(task) for task in found], small=told))
-    if len(names) > 1:
-        lines.append(Line("average", [(show(row["harness"]["average"]), "") for row in shown], "total"))
+    for name in dict.fromkeys(name for row in shown for name in row["harness"]["tasks"]):
+        tasks = [row["harness"]["tasks"].get(name) for row in shown]
+        lines.append(TableLine(name, [_score(task) for task in tasks], small=_task(next(filter(None, tasks)))))
+    if len(lines) > 1:
+        lines.append(TableLine("average", [(show(row["harness"]["average"]), "") for row in shown], "total"))
     versions = sorted({row["harness"]["lm_eval"] for row in shown} - {""})
     presets = sorted({row["harness"]["preset"] for row in shown} - {""})
     text = f"lm-evaluation-harness {', '.join(versions)}" + (f", preset {', '.join(presets)}" if presets else "")
@@ -217,44 +273,48 @@ def _harness(rows: Sequence[dict]) -> Table:
         ("figures", "The task's metric ± its standard error, as the harness reports both."),
         ("average", "Plain mean of the tasks, as leaderboards take it."),
     ]
-    return Table("harness", "Harness", f"{text}." if shown else "", "task", [starred(row) for row in shown], lines, key)
+    return ReportTable(
+        "harness", "Harness", f"{text}." if shown else "", "task", [starred(row) for row in shown], lines, key
+    )
 
 
-def _task(task: dict) -> str:
-    shots = "" if task["num_fewshot"] is None else f"{task['num_fewshot']:.0f}-shot"
-    version = "" if task["version"] is None else f"version {task['version']:g}"
-    rows = "" if task["rows"] is None else f"{task['rows']:,.0f} rows"
+def _task(task: HarnessTask) -> str:
     parts = (
         task["metric"].partition(",")[0],
-        shots,
-        rows,
-        version,
+        "" if task["num_fewshot"] is None else f"{task['num_fewshot']:.0f}-shot",
+        "" if task["rows"] is None else f"{task['rows']:,.0f} rows",
+        "" if task["version"] is None else f"version {task['version']:g}",
         "" if task["higher_is_better"] else "lower is better",
     )
     return ", ".join(part for part in parts if part)
 
 
-def _score(task: dict) -> Cell:
-    error = task.get("stderr")
-    return show(task.get("value")), "" if error is None else f"± {show(error)}"
+def _score(task: HarnessTask | None) -> Cell:
+    if task is None:
+        return NONE, ""
+    return show(task["value"]), "" if task["stderr"] is None else f"± {show(task['stderr'])}"
 
 
-def _made(id: str, title: str, text: str, rows: Sequence[dict], line, key: list, keep: Sequence[str] = ()) -> Table:
+def _made(
+    id: str,
+    title: str,
+    text: str,
+    rows: Sequence[ModelRow],
+    line: Callable[[ModelRow], dict[str, Cell]],
+    key: list[tuple[str, str]],
+    keep: Sequence[str] = (),
+) -> ReportTable:
     """A table of models without the columns and lines that have no figure (with `keep` every line stays)."""
-    found = [(row, line(row)) for row in rows]
-    names = list(found[0][1]) if found else []
-    columns = [name for name in names if name in keep or any(cells[name][0] != NONE for _, cells in found)]
+    known = [(row, line(row)) for row in rows]
+    names = list(known[0][1]) if known else []
+    columns = [name for name in names if name in keep or any(cells[name][0] != NONE for _, cells in known)]
     lines = [
-        Line(starred(row), [cells[name] for name in columns], row["kind"], bool(row.get("best")))
-        for row, cells in found
+        TableLine(starred(row), [cells[name] for name in columns], row["kind"], bool(row.get("best")))
+        for row, cells in known
         if keep or any(cells[name][0] != NONE for name in columns)
     ]
-    return Table(id, title, text, "model", columns, lines, key)
+    return ReportTable(id, title, text, "model", columns, lines, key)
 
 
-def _valued(figure: dict | None) -> Cell:
-    return (NONE, "") if figure is None else (show(figure["value"]), interval(figure))
-
-
-def _count(value: float | None) -> Cell:
-    return NONE if value is None else f"{value:,.0f}", ""
+def _valued(figure: Estimate | None) -> Cell:
+    return (NONE, "") if figure is None else (show(figure["value"]), _bounds(figure))

@@ -1,16 +1,17 @@
 """Go on, stop, or keep an earlier model: the decision after an iteration, with its evidence.
 
-Compares the newest model with the best so far, row by row on the held-out rows that both were asked (paired bootstrap),
-and looks for a game that is over and for a collapse. Is not: a rollback (nothing is thrown away, `best` is a mark) nor
-a test over seeds. It reads what evaluate and harness measured and computes no metric of its own. Alarms of the training
-(`spin_core.analysis.training_alarms`) are notes: sound iterations raise them, too, so here held-out rows must say it.
+Compares the newest model with the best so far, row by row on the held-out rows of both (paired bootstrap), and looks
+for a saturated accuracy and for a collapse. Is not: a rollback (nothing is thrown away, `best` is a mark) nor a test
+over seeds. It reads what evaluate and harness measured and computes no metric of its own. Alarms of the training
+(`spin_core.analysis.training_alarms`) are notes: sound iterations raise them, too, so here held-out rows must show it.
 
-inputs   `evaluate`: trees of θ_0 … θ_{t+1}, in this order · `harness`: trees of the same models, where there are any
+inputs   `evaluate`: artifacts of θ_0 … θ_{t+1}, in this order · `harness`: those of the same models, if there are any
 outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
          identical_to_previous, alarms
-outcome  `alarm`: real answers, repetition, length or accuracy say that the model collapses or the game is won ·
-         `keep best`: clearly worse than the best so far · `stop`: the fixed point, where the player no longer tells
-         real answers from its opponent's (paper, theorem 5.2) and the metric does not move · `continue`: all else
+outcome  `alarm`: real answers, repetition, length or accuracy show a collapse or a saturated accuracy ·
+         `keep best`: clearly worse than the best so far · `stop`: the fixed point, where the player no longer
+         distinguishes real answers from its opponent's (paper, theorem 5.2) and the metric does not move ·
+         `continue`: all else
 best     moves to a model that is clearly better than the best before it, so equal models do not take turns
 assumes  every model was evaluated on the same held-out rows; rows that one has and the other has not are left out
 """
@@ -28,8 +29,9 @@ from typing import Any
 
 from pydantic import Field
 
-from spin_core.analysis.bootstrap import Interval, interval
-from spin_core.analysis.figures import Model, read_model, show
+from spin_core.analysis.format import show
+from spin_core.analysis.results import ModelResults, is_finite, paired, read_model
+from spin_core.analysis.statistics import Interval, bootstrap
 from spin_core.analysis.task_weights import weights
 from spin_core.config.base import Section
 from spin_core.config.choices import GateMetric
@@ -38,7 +40,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "gate"
-VERSION = 1
+VERSION = 2
 
 ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
 NAMES = {
@@ -56,14 +58,14 @@ rewards/real is −4.6 at β 0.1 and answers have 250 tokens of 1 nat, so four o
 NLL_LEAST = 0.1  # nats per token that count as a rise at all, for models that are nearly sure of the answers
 REPETITION_RISE = 0.1  # of an answer's 4-grams, on average
 LENGTHS = 2.0  # times as long as real answers, or as short
-PINNED, WON = 0.99, 0.1
+PINNED, SATURATED = 0.99, 0.1
 """Held-out accuracy that is 1 for all purposes (a few pairs of equal answers never become right), and the loss below
 which it is pinned there: pairs then weigh less than a tenth in the gradient. A first iteration on a weak model is soon
 right about every pair, at a loss of 0.3, and still learns."""
 
 
 class Config(Section):
-    """What the decision depends on besides the trees."""
+    """What the decision depends on besides the artifacts."""
 
     gate: Gate
     seed: int
@@ -73,9 +75,9 @@ class Config(Section):
 
 @dataclass(frozen=True)
 class Player:
-    """A model and what a comparison needs: its figures, and the value of each row by metric (more is better)."""
+    """A model and what a comparison needs: its results, and the value of each row by metric (more is better)."""
 
-    model: Model
+    model: ModelResults
     values: Mapping[str, Mapping[str, float]]
 
 
@@ -86,9 +88,9 @@ def console_note(summary: dict[str, Any]) -> str:
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write decision.json; give outcome, best and reason. Raises BadInput where `gate.metric` was not measured."""
-    evaluated, marks = _listed(inputs, "evaluate"), _listed(inputs, "harness")
+    evaluated, harness = _listed(inputs, "evaluate"), _listed(inputs, "harness")
     decision = decide(
-        [_player(i, config.first, tree, marks[i] if marks else None) for i, tree in enumerate(evaluated)], config
+        [_player(i, config.first, tree, harness[i] if harness else None) for i, tree in enumerate(evaluated)], config
     )
     text = json.dumps(decision, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (job.out / "decision.json").write_text(text + "\n", encoding="utf-8")
@@ -105,17 +107,17 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
             best = i
     now, before = players[-1], players[-2]
     margins = [row["margin"] for row in now.model.answers.values() if row.get("margin") is not None]
-    margin = interval(margins, how.confidence, how.resamples, config.seed) if len(margins) >= how.min_rows else None
-    found = signs(now, players[0], config)
+    margin = bootstrap(margins, how.confidence, how.resamples, config.seed) if len(margins) >= how.min_rows else None
+    alarms = signs(now, players[0], config)
     is_worse = change is not None and change.high < 0
     none = margin is not None and margin.low > -NO_MARGIN and margin.high < NO_MARGIN
     is_fixed = none and change is not None and change.low <= 0 <= change.high
-    outcome = "alarm" if found else "keep best" if is_worse else "stop" if is_fixed else "continue"
-    asked = [(found, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
-    said = _told(change, players[previous], now, metric, how, players[best].model.label)
+    outcome = "alarm" if alarms else "keep best" if is_worse else "stop" if is_fixed else "continue"
+    policies = [(alarms, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
+    reason = _describe(change, players[previous], now, metric, how, players[best].model.label)
     if is_fixed and margin:
-        said = f"fixed point: {_margin(margin, before.model.label, how)}, and {said}"
-    reason = f"{now.model.label}: {said}" + (f"; alarm: {found[0]}" if found else "")
+        reason = f"fixed point: {_margin(margin, before.model.label, how)}, and {reason}"
+    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "")
     return {
         "outcome": outcome,
         "reason": reason + ("" if reason.endswith(".") else "."),
@@ -124,65 +126,64 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
         "models": len(players),
         "metric": metric,
         "higher_is_better": metric != "nll/real",
-        "go_on": not any(holds and policy == "stop" for holds, policy in asked),
+        "go_on": not any(holds and policy == "stop" for holds, policy in policies),
         "change": asdict(_own(change, metric)) if change else None,
         "margin": asdict(margin) if margin else None,
         "identical_to_previous": _identical(before.model, now.model),
-        "alarms": found,
+        "alarms": alarms,
     }
 
 
 def signs(now: Player, start: Player, config: Config) -> list[str]:
-    """What says that the model collapses or the game is won, in sentences."""
-    found, new, old, how = [], now.model, start.model, config.gate
+    """The signs of a collapse or of a saturated accuracy, in sentences."""
+    alarms, new, old, how = [], now.model, start.model, config.gate
 
     def moved(field: str, scale: float = 1.0) -> Interval | None:
-        rows = _paired(_column(old, field), _column(new, field))
-        pairs = [scale * (after - before) for before, after in rows]
-        return interval(pairs, how.confidence, how.resamples, config.seed) if len(rows) >= how.min_rows else None
+        changes = [scale * (after - before) for before, after in paired(old.column(field), new.column(field))]
+        return bootstrap(changes, how.confidence, how.resamples, config.seed) if len(changes) >= how.min_rows else None
 
-    if lost := sum(not _finite(row["nll"]) for row in new.answers.values() if "nll" in row):
-        found.append(f"{lost:,} held-out answers have no finite likelihood: the weights are broken")
+    if lost := sum(not is_finite(row["nll"]) for row in new.answers.values() if "nll" in row):
+        alarms.append(f"{lost:,} held-out answers have no finite likelihood: the weights are broken")
     repetition, length = moved("greedy_repetition"), moved("greedy_tokens")
     nll, before = _change(start, now, "nll/real", config), -fmean([*start.values.get("nll/real", {}).values()] or [0.0])
     if nll and -nll.high > max(NLL_LEAST, (NLL_RISE - 1) * before):
-        found.append(f"real answers became much less likely, NLL {show(before)} to {show(before - nll.value)}")
+        alarms.append(f"real answers became much less likely, NLL {show(before)} to {show(before - nll.value)}")
     if repetition and repetition.low > REPETITION_RISE:
-        found.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than {old.label}'s")
+        alarms.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than {old.label}'s")
     real, was, is_now = (_mean(*place) for place in ((new, "tokens"), (old, "greedy_tokens"), (new, "greedy_tokens")))
     if length and real and was and is_now is not None and not length.low <= 0 <= length.high:
         far, farther = abs(math.log(was / real)), abs(math.log(max(is_now, 0.5) / real))
         if farther > max(far, math.log(LENGTHS)):
-            found.append(
+            alarms.append(
                 f"answers have {is_now:.1f} tokens on average, real ones {real:.1f} and {old.label}'s {was:.1f}"
             )
     accuracy, loss = new.metrics.get("spin/accuracy", 0.0), new.metrics.get("spin/loss", math.inf)
-    if accuracy >= PINNED and loss < WON and len(_column(new, "margin")) >= how.min_rows:
-        found.append(f"held-out accuracy is pinned at {show(accuracy)} with a loss of {show(loss)}: the game is won")
-    return found
+    if accuracy >= PINNED and loss < SATURATED and len(new.column("margin")) >= how.min_rows:
+        alarms.append(f"held-out accuracy is pinned at {show(accuracy)} with a loss of {show(loss)}: the game is won")
+    return alarms
 
 
 def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
     model = read_model(f"θ_{first + i}", "iteration" if i else "start", first + i - 1, evaluate, None, None)
-    nll, tokens = _column(model, "nll"), _column(model, "tokens")
+    nll, tokens = model.column("nll"), model.column("tokens")
     mean = fmean(tokens.values()) if tokens else 1.0
     values: dict[str, Mapping[str, float]] = {
-        "exact_match/greedy": _column(model, "greedy_match"),
-        "exact_match/sampled": _column(model, "sampled_match"),
+        "exact_match/greedy": model.column("greedy_match"),
+        "exact_match/sampled": model.column("sampled_match"),
         # By tokens, as the metric of this name: long answers count more.
         "nll/real": {key: -value * tokens.get(key, mean) / mean for key, value in nll.items()},
     }
     if harness:
         items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-        told = json.loads((harness / "results.json").read_text(encoding="utf-8"))["tasks"]
-        parts = {leaf: part for name, one in told.items() for leaf, part in one.get("subtasks", {name: one}).items()}
-        weight = weights(told, Counter(item["task"] for item in items))
+        tasks = json.loads((harness / "results.json").read_text(encoding="utf-8"))["tasks"]
+        parts = {leaf: part for name, one in tasks.items() for leaf, part in one.get("subtasks", {name: one}).items()}
+        weight = weights(tasks, Counter(item["task"] for item in items))
         # The same question only where prompts, metric and version are the same: a hub's data may have changed.
-        asked = {
+        question = {
             leaf: [part.get(name) for name in ("prompts_sha256", "metric", "version")] for leaf, part in parts.items()
         }
         values["harness"] = {
-            f"{item['id']} {asked[item['task']]}": float(item["value"]) * weight[item["task"]] for item in items
+            f"{item['id']} {question[item['task']]}": float(item["value"]) * weight[item["task"]] for item in items
         }
     return Player(model, values)
 
@@ -202,11 +203,11 @@ def _change(old: Player, new: Player, metric: str | None, config: Config) -> Int
     pairs, how = _pairs(old, new, metric), config.gate
     if len(pairs) < how.min_rows:
         return None
-    return interval([after - before for before, after in pairs], how.confidence, how.resamples, config.seed)
+    return bootstrap([after - before for before, after in pairs], how.confidence, how.resamples, config.seed)
 
 
-def _told(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: str) -> str:
-    """The metric of both on the rows that both have, and what that says."""
+def _describe(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: str) -> str:
+    """The metric of both on the rows that both have, and what follows."""
     pairs = _pairs(old, new, metric)
     if change is None or metric is None:
         few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
@@ -235,7 +236,7 @@ def _margin(margin: Interval, opponent: str, how: Gate) -> str:
     )
 
 
-def _identical(old: Model, new: Model) -> float | None:
+def _identical(old: ModelResults, new: ModelResults) -> float | None:
     """Share of the held-out rows that both models answer alike, greedily."""
     texts = [
         (old.answers[key].get("greedy"), row.get("greedy")) for key, row in new.answers.items() if key in old.answers
@@ -244,25 +245,13 @@ def _identical(old: Model, new: Model) -> float | None:
     return fmean(a == b for a, b in known) if known else None
 
 
-def _column(model: Model, field: str) -> dict[str, float]:
-    return {key: float(row[field]) for key, row in model.answers.items() if _finite(row.get(field))}
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _mean(model: Model, field: str) -> float | None:
-    values = _column(model, field).values()
+def _mean(model: ModelResults, field: str) -> float | None:
+    values = model.column(field).values()
     return fmean(values) if values else None
 
 
 def _pairs(old: Player, new: Player, metric: str | None) -> list[tuple[float, float]]:
-    return _paired(old.values.get(metric, {}), new.values.get(metric, {})) if metric else []
-
-
-def _paired(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[float, float]]:
-    return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
+    return paired(old.values.get(metric, {}), new.values.get(metric, {})) if metric else []
 
 
 def _listed(inputs: Inputs, name: str) -> list[Path]:

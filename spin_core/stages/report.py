@@ -1,16 +1,16 @@
 """The decision, the tables of iterations, the curves and sample answers, as one self-contained HTML file and a Markdown
 summary.
 
-Is not: an evaluation. It shows what the evaluate, harness, gate, model and pairs trees say; the only figures it
-computes are intervals (Wilson for a rate, paired for a change), differences against the start, and shares of the pair
-set. What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report/run.py`'s.
+Is not: an evaluation. It shows what evaluate, harness, gate, the trainings and gather wrote; the only figures it
+computes are intervals (`spin_core.analysis.statistics`), differences against the start, and shares of the pair set.
+What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report/run.py`'s.
 
-Inputs: `evaluate` (trees with metrics.json and rows.jsonl), `finetune` (model trees with metrics.jsonl, SFT controls
-too), `gather` (pairs trees with quality.json), `harness` (results.json), `gate` (decision.json); all but `evaluate` may
-be absent. `Config.rows` says which of them make one line of the table.
+Inputs: `evaluate` (metrics.json and rows.jsonl), `finetune` (metrics.jsonl of a model, of SFT controls too), `gather`
+(quality.json of a pair set), `harness` (results.json), `gate` (decision.json); all but `evaluate` may be absent.
+`Config.rows` names those of one row of the table.
 Output: `report.html` (nothing fetched; its one script, a search of the samples, is allowed by its hash; the caller may
 put `report_run.sections(…)` where `STEPS_MARK` stands), `report.md` (begins with the table), `report.json` (figures).
-Assumes: all evaluate trees used the same held-out rows where their ids are equal. A figure that is missing or not
+Assumes: all models were evaluated on the same held-out rows where the ids are equal. A figure that is missing or not
 finite is shown as "–" and never counts as zero.
 """
 
@@ -27,19 +27,20 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 if TYPE_CHECKING:
-    from spin_core.analysis.figures import Model
+    from spin_core.analysis.results import ModelResults
+    from spin_core.analysis.rows import Figures
 
 NAME = "report"
 VERSION = 3
 
-TREES = ("evaluate", "finetune", "gather", "harness", "gate")
+ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate")
 STEPS_MARK = "<!-- spinloop:steps -->"
 """Stands exactly once in report.html; what a run cached, ran and cost is known only after the stage, to its caller."""
 
 
-class Row(Section):
-    """One line of the table: which evaluate (and finetune, gather, harness, gate) inputs it shows. Indices into the
-    inputs lists; -1 is none."""
+class RowInputs(Section):
+    """One row of the table: which evaluate (and finetune, gather, harness, gate) inputs it shows. Indices into the
+    inputs' lists; -1 is none."""
 
     label: str
     kind: Literal["start", "iteration", "control"] = Field(
@@ -50,21 +51,21 @@ class Row(Section):
     finetune: int = Field(default=-1, ge=-1)
     gather: int = Field(default=-1, ge=-1)
     harness: int = Field(default=-1, ge=-1)
-    gate: int = Field(default=-1, ge=-1, description="The decision after the line's own iteration.")
+    gate: int = Field(default=-1, ge=-1, description="The decision after the row's own iteration.")
 
 
 class Config(Section):
-    """What the report depends on besides the trees it reads."""
+    """What the report depends on besides the artifacts it reads."""
 
     name: str
     profile: dict[str, Any]
-    rows: list[Row]
+    rows: list[RowInputs]
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Writes report.html, report.md and report.json. Raises BadInput for an index without an input and for a damaged
     line."""
-    from spin_core.analysis.summary import measured
+    from spin_core.analysis.summary import model_row
     from spin_core.analysis.verdict import decided, notes, verdict
     from spin_core.report.charts import draw_all
     from spin_core.report.page import page
@@ -76,10 +77,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             models.append(_read(inputs, row))
             bar.advance()
         start = next((model for model in models if model.kind == "start"), None)
-        rows = [measured(model, start) for model in models]
-        decision = decided(rows)
-        figures = {"name": config.name, "sentence": verdict(rows), "decision": decision, "rows": rows}
-        figures["notes"] = notes(models, rows)
+        rows = [model_row(model, start) for model in models]
+        decision = decided(rows)  # marks the best row, too
+        figures: Figures = {
+            "name": config.name, "sentence": verdict(rows), "decision": decision, "rows": rows,
+            "notes": notes(models, rows),
+        }  # fmt: skip
         charts = draw_all(models, rows)
         bar.advance()
         shown = samples(models, digests=_digests(config, job))
@@ -91,31 +94,24 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     return {"models": len(rows), "charts": len(charts), "samples": len(shown["rows"]), "sentence": figures["sentence"]}
 
 
-def _read(inputs: Inputs, row: Row) -> Model:
-    from spin_core.analysis.figures import read_model
+def _read(inputs: Inputs, row: RowInputs) -> ModelResults:
+    from spin_core.analysis.results import read_model
 
-    trees = (_pick(inputs, name, getattr(row, name), row.label) for name in TREES)
+    trees = (_pick(inputs, name, getattr(row, name), row.label) for name in ARTIFACTS)
     return read_model(row.label, row.kind, row.iteration, *trees)
 
 
 def _digests(config: Config, job: Job) -> dict[str, dict[str, str]]:
-    """By label: the evaluate tree that holds a model's answers, and the model where it is an input."""
-    found = {}
+    """By label: the evaluate artifact that holds a model's answers, and the model where it is an input."""
+    digests = {}
     for row in config.rows:
         made = {"evaluate": "", "model": ""}
         for name, index in (("evaluate", row.evaluate), ("finetune", row.finetune)):
             listed = job.digests.get(name, [])
             if isinstance(listed, list) and 0 <= index < len(listed):
                 made["model" if name == "finetune" else name] = listed[index][:12]
-        found[row.label] = made if made["evaluate"] else {}
-    return found
-
-
-def markdown_table(tree: Path) -> str:
-    """The Markdown table of a report tree, columns padded, as the command line prints it. Ends without a newline."""
-    from spin_core.analysis.figures import text_table
-
-    return text_table(json.loads((tree / "report.json").read_text(encoding="utf-8"))["rows"])
+        digests[row.label] = made if made["evaluate"] else {}
+    return digests
 
 
 def _pick(inputs: Inputs, name: str, index: int, label: str) -> Path | None:
@@ -130,26 +126,23 @@ def _pick(inputs: Inputs, name: str, index: int, label: str) -> Path | None:
     return trees[index]
 
 
-def _markdown(figures: dict[str, Any]) -> str:
+def _markdown(figures: Figures) -> str:
     """The main table, sentence, decision, notes; then the other tables."""
-    from spin_core.analysis.figures import markdown_text, table_text, text_table
-    from spin_core.report.tables import tables
+    from spin_core.analysis.format import escape_markdown, markdown_table
+    from spin_core.report.tables import tables, text_table, with_small
 
     rows, decision = figures["rows"], figures["decision"]
-    parts = [text_table(rows), markdown_text(figures["sentence"], 2000)]
+    parts = [text_table(rows), escape_markdown(figures["sentence"], 2000)]
     if decision:
         best = f" Best: {decision['best']}." if decision["best"] else ""
-        parts.append(markdown_text(f"Decision: {decision['outcome']}.{best} {decision['reason']}", 1000))
+        parts.append(escape_markdown(f"Decision: {decision['outcome']}.{best} {decision['reason']}", 1000))
     if figures["notes"]:
-        parts.append("\n".join(f"- {markdown_text(note, 500)}" for note in figures["notes"]))
+        parts.append("\n".join(f"- {escape_markdown(note, 500)}" for note in figures["notes"]))
     for table in tables(rows)[1:]:
+        titles = [escape_markdown(title, 120) for title in (table.head, *table.columns)]
         lines = [
-            [
-                markdown_text(f"{line.label} ({line.small})" if line.small else line.label, 160),
-                *(f"{a} ({b})" if b else a for a, b in line.cells),
-            ]
+            [escape_markdown(with_small((line.label, line.small)), 160), *map(with_small, line.cells)]
             for line in table.lines
         ]
-        titles = [markdown_text(title, 120) for title in (table.head, *table.columns)]
-        parts.append(f"{table.title}:\n\n{table_text([titles, *lines])}")
+        parts.append(f"{table.title}:\n\n{markdown_table([titles, *lines])}")
     return "\n\n".join(parts) + "\n"

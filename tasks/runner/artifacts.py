@@ -14,10 +14,12 @@ from pathlib import Path
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from spin_core.analysis.figures import Model
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.rows import Figures
 from spin_core.errors import one_line
 from spin_core.job import Entry
 from spin_core.report import ui_pages
+from spin_core.report.charts import draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
 from tasks.runner.run import Run
@@ -45,14 +47,15 @@ def so_far(run: Run, tree: Path, t: int) -> str:
     return ui_pages.decision(figures, samples(models[-2:]), t, run.config.iterations)
 
 
-def _create(run: Run, tree: Path, models: list[Model], report: str, name: str = "") -> None:
-    charts = ui_pages.curves((tree / "report.html").read_text(encoding="utf-8"))
+def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name: str = "") -> None:
+    figures = _figures(tree)
+    charts = draw_all(models, figures["rows"])
     quality = [(model.label, model.quality) for model in models if model.quality]
     pages = {
-        "iterations": (ui_pages.iterations(_figures(tree), report, name), "The models of the run on held-out rows."),
+        "iterations": (ui_pages.iterations(figures, report, name), "The models of the run on held-out rows."),
         "pairs": (ui_pages.pairs(quality), "What the models learnt from."),
         "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
-        "curves": (charts, "Held-out metrics, and the course of training."),
+        "curves": (ui_pages.curves(charts), "Held-out metrics, and the course of training."),
         "lineage": (_lineage(run), "What each model was made of, by content."),
     }
     for kind, (text, description) in pages.items():
@@ -68,7 +71,7 @@ def _link(run: Run, name: str) -> None:
         get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
 
 
-def _models(run: Run, tree: Path) -> list[Model]:
+def _models(run: Run, tree: Path) -> list[ModelResults]:
     step = next(entry for entry in run.ledger if entry.stage == "report" and entry.digest == tree.name)
     record = run.store.record("report", step.key)
     assert record, step.title
@@ -84,7 +87,7 @@ def _lineage(run: Run) -> str:
     return lineage(sorted(run.ledger, key=lambda entry: place[entry.title]), inputs)
 
 
-def _figures(tree: Path) -> dict:
+def _figures(tree: Path) -> Figures:
     return json.loads((tree / "report.json").read_text(encoding="utf-8"))
 
 

@@ -17,7 +17,7 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from spin_core.errors import one_line
-from spin_core.report.ui_pages import told
+from spin_core.report.ui_pages import escape
 
 EVERY = 5.0  # seconds: a shorter step has no artifact, and one is changed no more often
 FLUSH = 2.0  # seconds that the end of a run waits for what is on its way
@@ -53,7 +53,7 @@ class Meters:
                 key = re.sub("[^a-z0-9]+", "-", f"{self.profile} progress {title.partition('[')[0]}".strip())
                 made = ArtifactCreate(type="progress", key=key, task_run_id=run.id, flow_run_id=run.flow_run_id)
                 meter = self._meters[title, run.run_count] = Meter(made, now + EVERY)
-            meter.made.data, meter.made.description = share, told(where(title, event), 300)
+            meter.made.data, meter.made.description = share, escape(where(title, event), 300)
             if now >= meter.due or (closed and meter.shown):
                 meter.due, meter.shown = now + EVERY, True
                 if not meter.waiting:

@@ -17,7 +17,7 @@ def test_repetition_counts_four_grams_that_were_there_before() -> None:
 
 def test_distinct_is_over_all_answers_together() -> None:
     """Catches a mean of each answer's own share: two equal answers are diverse one by one."""
-    told = style([[1, 2, 3], [1, 2, 3]])
-    assert told == {"length": 3, "repetition": 0, "distinct_1": 0.5, "distinct_2": 0.5}
+    figures = style([[1, 2, 3], [1, 2, 3]])
+    assert figures == {"length": 3, "repetition": 0, "distinct_1": 0.5, "distinct_2": 0.5}
     assert style([[1, 2], [3]]) == {"length": 1.5, "repetition": 0, "distinct_1": 1, "distinct_2": 1}
     assert style([]) == {"length": 0, "repetition": 0, "distinct_1": 0, "distinct_2": 0}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from spin_core.analysis.results import ModelResults
 from spin_core.errors import BadInput
 from spin_core.job import Entry, Job
 from spin_core.report import model_card
@@ -188,7 +189,8 @@ def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):
 def _likelihood(rows: list[dict], value: float) -> tuple[float, float]:
     from spin_core.report.card_metrics import interval
 
-    low, high, count = interval("nll/real", value, rows)
+    model = ModelResults("θ_1", "iteration", 0, answers={str(i): row for i, row in enumerate(rows)})
+    low, high, count = interval("nll/real", value, model)
     assert count == len(rows) and low is not None and high is not None
     return low, high
 

@@ -1,5 +1,5 @@
-"""Made-up evaluate, model and pairs trees with the files that the stages write, for the report's tests and for looking
-at it by eye."""
+"""Made-up evaluate, model and pair-set artifacts with the files that the stages write, for the report's tests and for
+looking at it by eye."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def harness_tree(root: Path, values: dict[str, float], rows: int = 100) -> Path:
         for name, value in values.items()
     }  # fmt: skip
     average = sum(values.values()) / len(values)
-    told = {"lm_eval": "0.4.13", "preset": "open-llm-leaderboard-v1", "backend": "hf"}
-    (root / "results.json").write_text(json.dumps({**told, "average": average, "tasks": tasks}))
+    about = {"lm_eval": "0.4.13", "preset": "open-llm-leaderboard-v1", "backend": "hf"}
+    (root / "results.json").write_text(json.dumps({**about, "average": average, "tasks": tasks}))
     items = [
         {"id": f"{name}/{i}", "task": name, "value": float(i < round(value * rows))}
         for name, value in values.items()
@@ -177,12 +177,12 @@ def whole_run(
             inputs["gather"].append(pairs_tree(root / f"p{t}", 4000, 380 // t, 12, 1))
         label = "θ_0" if t == 0 else f"iteration {t - 1} (θ_{t})"
         kind: Literal["start", "iteration"] = "start" if t == 0 else "iteration"
-        rows.append(report.Row(label=label, kind=kind, iteration=t - 1, evaluate=t, finetune=t - 1, gather=t - 1))
+        rows.append(report.RowInputs(label=label, kind=kind, iteration=t - 1, evaluate=t, finetune=t - 1, gather=t - 1))
     for c, right in enumerate(controls):
         inputs["evaluate"].append(evaluate_tree(root / f"c{c}", matches(count, right, 7), 2.0 - 0.02 * c))
         inputs["finetune"].append(model_tree(root / f"s{c}", 240 * (c + 1), spin=False))
         place = {"evaluate": len(inputs["evaluate"]) - 1, "finetune": len(inputs["finetune"]) - 1}
-        rows.append(report.Row(label=f"SFT instead, {c + 1}×", kind="control", **place))
+        rows.append(report.RowInputs(label=f"SFT instead, {c + 1}×", kind="control", **place))
     profile = {"model": {"path": "builtin:tiny"}, "iterations": len(rates) - 1, "finetune": {"beta": 0.1, "lr": 5e-7}}
     return inputs, report.Config(name="demo", profile=profile, rows=rows)
 

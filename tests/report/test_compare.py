@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from spin_core.analysis.costs import costs
-from spin_core.analysis.figures import Model
 from spin_core.analysis.profile_diff import preset
-from spin_core.analysis.run_comparison import Asked, Comparison, Side, compare, harness_items
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.run_comparison import Comparison, HarnessItems, Side, compare, harness_items
 from spin_core.errors import BadInput
 from spin_core.report.compare_page import page, text
 from tests.report.test_page import HOSTILE, Tags, fetched, steps
 
 
-def model(label: str, values: dict[str, float], **more) -> Model:
+def model(label: str, values: dict[str, float], **more) -> ModelResults:
     """A model that is right where a row's value is 1."""
     answers = {key: {"id": key, "greedy_match": bool(value), **more} for key, value in values.items()}
-    return Model(label, "iteration", 0, answers=answers)
+    return ModelResults(label, "iteration", 0, answers=answers)
 
 
-def side(name: str, *models: Model, best: str = "", items: dict | None = None, **settings: object) -> Side:
+def side(name: str, *models: ModelResults, best: str = "", items: dict | None = None, **settings: object) -> Side:
     made = costs(steps(), lambda entry: {"device": {"gpus": 1, "name": "H100"}})
     return Side(name, preset() | settings, list(models), best or models[-1].label, made, items or {})
 
@@ -50,18 +50,18 @@ def test_difference_is_paired_over_the_shared_rows() -> None:
 
 def test_equal_runs_are_not_better() -> None:
     """Catches "better" for chance: of 100 comparisons of equal made-up models at most a handful may say so."""
-    draw, said = random.Random(3), 0
+    draw, clear = random.Random(3), 0
     for _ in range(100):
         old, new = ({f"{i:04x}": float(draw.random() < 0.5) for i in range(60)} for _ in range(2))
         made = compare(side("a", model("θ_1", old)), side("b", model("θ_1", new)))
-        said += "is not clearly better or worse" not in made.verdict
-    assert said <= 8
+        clear += "is not clearly better or worse" not in made.verdict
+    assert clear <= 8
 
 
 def test_nll_counts_tokens_and_falls_are_better() -> None:
     """Catches a lower NLL called worse, and rows of one token that weigh as much as rows of a hundred."""
     old, new = (
-        Model(
+        ModelResults(
             "θ_1", "iteration", 0, answers={str(i): {"nll": nll[i % 2], "tokens": 1 + 98 * (i % 2)} for i in range(80)}
         )
         for nll in ((1.0, 2.0), (2.0, 1.9))
@@ -71,8 +71,8 @@ def test_nll_counts_tokens_and_falls_are_better() -> None:
     assert change.better == 1
 
 
-def asked(root: Path, lines: dict[str, dict], right: dict[str, list[float]]) -> Asked:
-    """What a harness tree with these lines of results.json and these values of each leaf's items says."""
+def harness_artifact(root: Path, lines: dict[str, dict], right: dict[str, list[float]]) -> HarnessItems:
+    """The items of a harness artifact with these entries of results.json and these values of each leaf's items."""
     root.mkdir()
     (root / "results.json").write_text(json.dumps({"tasks": lines}))
     items = [
@@ -88,23 +88,25 @@ def line(**more: object) -> dict:
     return {"metric": "acc,none", "version": 1.0, "prompts_sha256": "ab", "higher_is_better": True, **more}
 
 
-def of_harness(old: Asked, new: Asked) -> Comparison:
-    models = [Model("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
+def of_harness(old: HarnessItems, new: HarnessItems) -> Comparison:
+    models = [ModelResults("θ_1", "iteration", 0, answers={"1": {}}) for _ in range(2)]
     return compare(side("a", models[0], items={"θ_1": old}), side("b", models[1], items={"θ_1": new}))
 
 
 def test_harness_averages_tasks_over_the_items_both_were_asked(tmp_path) -> None:
     """Catches a mean over items, in which a task of many items counts more, and items of a task that one run had."""
-    told = {"few": line(), "many": line()}
-    old = asked(tmp_path / "a", told, {"few": [1.0, 0.0] * 10, "many": [1.0, 0.0] * 200})
-    new = asked(tmp_path / "b", told | {"other": line()}, {"few": [1.0] * 20, "many": [1.0, 0.0] * 200, "other": [1.0]})
+    tasks = {"few": line(), "many": line()}
+    old = harness_artifact(tmp_path / "a", tasks, {"few": [1.0, 0.0] * 10, "many": [1.0, 0.0] * 200})
+    new = harness_artifact(
+        tmp_path / "b", tasks | {"other": line()}, {"few": [1.0] * 20, "many": [1.0, 0.0] * 200, "other": [1.0]}
+    )
     (change,) = of_harness(old, new).pairs[0].changes
     assert (change.here, change.there, change.rows) == (pytest.approx(0.5), pytest.approx(0.75), 420)
     for damaged in ("{}", '{"id": "nobody/0", "task": "nobody", "value": 1}'):
         (tmp_path / "b" / "rows.jsonl").write_text(damaged + "\n")
         with pytest.raises(BadInput, match=r"not what harness wrote|name a task nobody"):
             harness_items(tmp_path / "b")
-    assert harness_items(None) == Asked()
+    assert harness_items(None) == HarnessItems()
 
 
 @pytest.mark.parametrize(
@@ -113,33 +115,33 @@ def test_harness_averages_tasks_over_the_items_both_were_asked(tmp_path) -> None
 def test_harness_group_counts_as_one_task_by_its_own_mean(tmp_path, mean, there) -> None:
     """Catches a group that is refused because its items are its subtasks', one whose subtasks each count as a task, and
     one whose mean is not the group's own."""
-    told = {"mmlu": line(mean=mean, subtasks={"law": line(), "art": line()}), "arc": line()}
+    tasks = {"mmlu": line(mean=mean, subtasks={"law": line(), "art": line()}), "arc": line()}
     items = {"law": [0.0, 0.0], "art": [0.0] * 6, "arc": [1.0, 0.0]}
-    old = asked(tmp_path / "a", told, items)
-    new = asked(tmp_path / "b", told, items | {"law": [1.0, 1.0], "art": [1.0] + [0.0] * 5})
+    old = harness_artifact(tmp_path / "a", tasks, items)
+    new = harness_artifact(tmp_path / "b", tasks, items | {"law": [1.0, 1.0], "art": [1.0] + [0.0] * 5})
     (change,) = of_harness(old, new).pairs[0].changes
     assert (change.here, change.there, change.rows) == (pytest.approx(0.25), pytest.approx(there), 10)
 
 
 @pytest.mark.parametrize(
-    ("field", "said"), [("prompts_sha256", "prompts"), ("metric", "metric"), ("version", "task version")]
+    ("field", "label"), [("prompts_sha256", "prompts"), ("metric", "metric"), ("version", "task version")]
 )
-def test_harness_tasks_that_were_asked_differently_are_not_paired(tmp_path, field, said) -> None:
+def test_harness_tasks_that_were_asked_differently_are_not_paired(tmp_path, field, label) -> None:
     """Catches items of other questions, or marked otherwise, paired by their number, a whole group left out for one of
     its subtasks, and a page and a text that do not say what was left out."""
-    told, other = (
+    tasks, other = (
         {"mmlu": line(mean="items", subtasks={"law": line(**part), "art": line()})} for part in ({}, {field: "x"})
     )
-    old = asked(tmp_path / "a", told, {"law": [0.0] * 5, "art": [0.0, 1.0]})
-    new = asked(tmp_path / "b", other, {"law": [1.0] * 5, "art": [0.0, 1.0]})
+    old = harness_artifact(tmp_path / "a", tasks, {"law": [0.0] * 5, "art": [0.0, 1.0]})
+    new = harness_artifact(tmp_path / "b", other, {"law": [1.0] * 5, "art": [0.0, 1.0]})
     made = of_harness(old, new)
     (change,) = made.pairs[0].changes
     assert (change.here, change.there, change.rows) == (0.5, 0.5, 2)
-    assert made.note == f"The harness average leaves out 1 task that the two runs did not ask alike: law ({said})."
+    assert made.note == f"The harness average leaves out 1 task that the two runs did not ask alike: law ({label})."
     assert page(made).count(made.note) == text(made).replace("\\", "").count(made.note) == 1
     assert of_harness(old, old).note == ""
     with pytest.raises(BadInput, match=r"leaves out 2 tasks"):
-        of_harness(old, Asked({"law": line(**{field: "x"}), "art": line(**{field: "x"})}, new.values))
+        of_harness(old, HarnessItems({"law": line(**{field: "x"}), "art": line(**{field: "x"})}, new.values))
 
 
 def test_runs_without_shared_rows_are_refused() -> None:
@@ -160,7 +162,7 @@ def test_best_models_come_first_then_those_of_the_same_place() -> None:
 
 
 def test_sentence_names_the_first_setting_and_another_metrics_word() -> None:
-    """Catches a verdict that hides that a second metric says the opposite, and settings that are not told."""
+    """Catches a verdict that hides that a second metric shows the opposite, and settings that it leaves out."""
     old = model("θ_1", rows(50), greedy_repetition=0.0)
     new = model("θ_1", rows(70), greedy_repetition=0.5)
     made = compare(side("a", old), side("b", new, seed=7, iterations=2))
@@ -186,14 +188,14 @@ def test_sentence_of_equal_best_models_goes_on_to_the_last() -> None:
 def test_page_and_text_say_the_same_and_fetch_nothing() -> None:
     """Catches a page that loads something, costs of the wrong run, and a terminal text without the tables."""
     made = compare(side("a", model("θ_1", rows(50))), side("b", model("θ_1", rows(70)), seed=7))
-    html, told = page(made), text(made)
+    html, shown_text = page(made), text(made)
     assert fetched(html) == [] and "script" not in re.sub("script-src|<style.*?</style>", "", html)
     shown = " ".join(Tags(html).text.split())
     assert "EM greedy ▲ +0.200" in shown and "seed 42 7" in shown
     for title in ("Best models: θ_1", "Settings that differ", "Costs"):
-        assert f"{title}:\n\n|" in told and title in shown
-    assert "GPU hours 1.35 1.34 from the store (not computed again)" in shown and "| GPU hours " in told
-    assert "from the store (not computed again" in told and "cache" not in told
+        assert f"{title}:\n\n|" in shown_text and title in shown
+    assert "GPU hours 1.35 1.34 cached (not computed again)" in shown and "| GPU hours " in shown_text
+    assert "cached (not computed again" in shown_text and "from the store" not in shown_text
 
 
 def test_hostile_names_and_settings_are_text() -> None:

@@ -44,7 +44,7 @@ def fetched(html: str) -> list[str]:
     """What a browser would load or run: tags and attributes that fetch, CSS url() and @import, event handlers. The
     report's own script, once, is none of it."""
     html = html.replace(f"<script>{SCRIPT}</script>", "", 1)
-    found = [f"css {hit}" for hit in re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", html)]
+    loads = [f"css {hit}" for hit in re.findall(r"@import[^;]*|url\((?!#)[^)]*\)", html)]
     for tag, attrs in Tags(html).tags:
         if tag in {
             "script",
@@ -59,14 +59,14 @@ def fetched(html: str) -> list[str]:
             "audio",
             "foreignobject",
         }:
-            found.append(f"<{tag}>")
-        found += [f"{tag} {name}" for name in attrs if name in FETCHING or name.startswith("on")]
-        found += [
+            loads.append(f"<{tag}>")
+        loads += [f"{tag} {name}" for name in attrs if name in FETCHING or name.startswith("on")]
+        loads += [
             f"{tag} {value}"
             for name, value in attrs.items()
             if name in ("href", "xlink:href") and not value.startswith("#")
         ]
-    return found
+    return loads
 
 
 def steps(text: str = "") -> list[Entry]:
@@ -90,12 +90,12 @@ def run_part(text: str = "") -> str:
 
 
 def test_page_whole_run_fetches_and_runs_nothing_but_its_search(tmp_path):
-    """Catches a page that loads a font, an image or a script, so that it is empty offline or tells someone that it is
-    read."""
+    """Catches a page that loads a font, an image or a script, so that it is empty offline or lets someone know
+    that it is read."""
     html = render(tmp_path / "out", *judged_run(tmp_path))[0].replace(report.STEPS_MARK, run_part())
     assert fetched(html) == []
     assert "http://" not in html and "https://" not in html
-    assert html.count("<style") == 1  # a chart's own rules would hold for the whole page
+    assert html.count("<style") == 1  # a chart's own rules would hold for all of the page
     assert html.count("<script") == 1
 
 
@@ -177,7 +177,7 @@ def test_page_of_a_long_run_stays_small(tmp_path):
 
 
 def test_page_long_and_odd_text_is_cut_and_writable(tmp_path):
-    """Catches a megabyte answer copied whole into the page, and a lone surrogate or NUL that stops the file from being
+    """Catches a megabyte answer copied uncut into the page, and a lone surrogate or NUL that stops the file from being
     written."""
     inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
     for tree in inputs["evaluate"]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.analysis.figures import wilson
+from spin_core.analysis import statistics
 from spin_core.errors import BadInput
 from spin_core.report.charts import Curve, steps_chart
+from spin_core.report.tables import text_table
 from spin_core.stages import report
 from tests.report.made_up import evaluate_tree, matches, model_tree, pairs_tree, render, whole_run
 
@@ -66,16 +67,17 @@ def test_figures_whole_run_are_those_of_the_trees(tmp_path):
     assert "120 gained, 40 lost" in html and "120 rows became right and 40 wrong, of 1,000" in html
 
 
-def test_markdown_report_begins_with_the_table_the_command_line_prints(tmp_path):
-    """Catches a report.md whose table is another than `markdown_table`'s."""
-    markdown = render(tmp_path / "out", *whole_run(tmp_path))[1]
-    assert markdown.startswith(report.markdown_table(tmp_path / "out") + "\n\nExact match rose")
+def test_markdown_report_begins_with_the_table(tmp_path):
+    """Catches a report.md whose first table is not that of the models, padded as a terminal shows it."""
+    _, markdown, figures = render(tmp_path / "out", *whole_run(tmp_path))
+    assert markdown.startswith(text_table(figures["rows"]) + "\n\nExact match rose")
 
 
 @pytest.mark.parametrize(("rate", "rows"), [(0.58, 1000), (0.0, 10), (1.0, 10), (0.5, 4)])
 def test_wilson_bounds_solve_the_score_equation(rate, rows):
     """Catches the Wald interval (no width at 0 and 1): a bound is the true rate 1.96 of its own errors away."""
-    low, high = wilson(rate, rows)
+    interval = statistics.rate(rate, rows)
+    low, high = interval.low, interval.high
     assert 0 <= low <= rate <= high <= 1 and low < high
     for bound in {low, high} - {rate}:
         assert abs(rate - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / rows) ** 0.5)
@@ -85,8 +87,8 @@ def test_missing_metrics_are_dashes_not_zeros(tmp_path):
     """Catches a run without exact match, pairs or training curves that reads as one which scored 0."""
     inputs = {"evaluate": [evaluate_tree(tmp_path / "a", None, 2.0), evaluate_tree(tmp_path / "b", None, 1.9)]}
     rows = [
-        report.Row(label="θ_0", kind="start", evaluate=0),
-        report.Row(label="iteration 0 (θ_1)", kind="iteration", iteration=0, evaluate=1),
+        report.RowInputs(label="θ_0", kind="start", evaluate=0),
+        report.RowInputs(label="iteration 0 (θ_1)", kind="iteration", iteration=0, evaluate=1),
     ]
     html, markdown, figures = render(tmp_path / "out", inputs, report.Config(name="n", profile={}, rows=rows))
     cells = [cell.strip() for cell in markdown.splitlines()[3].strip("|").split("|")]
@@ -98,16 +100,16 @@ def test_missing_metrics_are_dashes_not_zeros(tmp_path):
 def test_rows_without_any_tree_still_make_a_report(tmp_path):
     """Catches a crash on indices of -1 (a run that evaluates nothing)."""
     rows = [
-        report.Row(label="θ_0", kind="start", evaluate=-1),
-        report.Row(label="i", kind="iteration", iteration=0, evaluate=-1),
+        report.RowInputs(label="θ_0", kind="start", evaluate=-1),
+        report.RowInputs(label="i", kind="iteration", iteration=0, evaluate=-1),
     ]
     html, _, figures = render(tmp_path / "out", {}, report.Config(name="n", profile={}, rows=rows))
     assert "does not show whether the model became better" in figures["sentence"] and "<figure" not in html
 
 
-def test_not_a_number_is_missing_and_is_told(tmp_path):
-    """Catches NaN drawn, compared or written to report.json (not JSON), and a diverged training that nobody is told
-    of."""
+def test_not_a_number_is_missing_and_is_reported(tmp_path):
+    """Catches NaN drawn, compared or written to report.json (not JSON), and a diverged training that nothing reports
+    ."""
     inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
     tree = inputs["evaluate"][1]
     (tree / "metrics.json").write_text(

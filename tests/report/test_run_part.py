@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from spin_core.analysis.costs import costs
+from spin_core.analysis.format import count_text, hours_text, time_text
 from spin_core.analysis.profile_diff import differences, preset, sentence
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
-from spin_core.report.run import count_text, hours_text, sections, time_text
+from spin_core.report.run import sections
 from spin_core.runtime import gpus
 from spin_core.store.record import Record
 from tests.places import entry as ledger_entry
@@ -28,7 +29,7 @@ def total(made: dict, part: str, name: str) -> float:
     return made["total"][part][name]
 
 
-def test_costs_tell_used_from_saved_and_share_a_gpu() -> None:
+def test_costs_keep_used_and_saved_apart_and_share_a_gpu() -> None:
     """Catches GPU hours of cached steps among those used, a GPU shared by two steps counted twice, GPU hours on CPU,
     and tokens of cached shards among those of this run."""
     known = [
@@ -45,7 +46,7 @@ def test_costs_tell_used_from_saved_and_share_a_gpu() -> None:
 
 
 def test_trained_tokens_count_every_pass() -> None:
-    """Catches tokens of one pass for a training of two, and pairs counted where tokens are told."""
+    """Catches tokens of one pass for a training of two, and pairs counted where tokens are counted."""
     known = [
         step("score", "iter 0, pairs 0", "ran", 1, tokens=1000, pairs=50),
         step("finetune", "iter 0", "ran", 1, pairs=40, steps=20),
@@ -80,20 +81,20 @@ def test_old_records_without_devices_have_time_only() -> None:
 )
 def test_record_has_the_gpus_that_its_step_held(monkeypatch, stage, runtime, there, share, held) -> None:
     """Catches all GPUs of a machine counted for a step that had one, GPU hours for gather or for device cpu, and two
-    shards in one engine that each count the whole GPU."""
+    shards in one engine that each count all of the GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(there))
     gpus._visible.cache_clear()
-    found = gpus.held(stage, Runtime(**runtime), share)
+    held_gpus = gpus.held(stage, Runtime(**runtime), share)
     gpus._visible.cache_clear()
-    assert {name: value for name, value in found.items() if name != "name"} == held
+    assert {name: value for name, value in held_gpus.items() if name != "name"} == held
 
 
-def test_cost_section_tells_what_came_from_the_store() -> None:
-    """Catches "saved" for what an earlier try of the same run computed, figures of the store that include what ran
+def test_cost_section_shows_what_was_cached() -> None:
+    """Catches "saved" for what an earlier try of the same run computed, cached figures that include what ran
     now, and key or label columns swapped."""
     text = " ".join(Tags(sections(steps(), lambda entry: None)).text.split())
-    assert "2 of 3 steps were cached: 1 h 21 min from the store (not computed again; an earlier try" in text
-    assert "may have computed it); the others took 2.5 s." in text and "saved" not in text
+    assert "2 of 3 steps were cached: 1 h 21 min that were not computed again (an earlier try of this run" in text
+    assert "may have computed them); the others took 2.5 s." in text and "saved" not in text
     assert "iter 0, shard 1/2 generate Cached 1 h 0 min abababababab cdcdcdcdcdcd" in text
     assert "1 of 1 steps" not in text
     ran = " ".join(Tags(sections(steps()[2:], lambda entry: None)).text.split())
@@ -115,9 +116,9 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
     ]
     entries = [ledger_entry(stage, label, "k", "ran", 1.0, digest) for stage, label, digest, _ in made]
     facts = {"provenance": {"versions": {"torch": "2.9"}, "python": "3.11.7", "commit": "f" * 40, "dirty": True}}
-    found = {digest: record(stage, digest, inputs, **facts) for stage, _, digest, inputs in made}
+    records = {digest: record(stage, digest, inputs, **facts) for stage, _, digest, inputs in made}
     hub = [{"kind": "dataset", "hub": "org/name", "commit": "9" * 40, "digest": names["data"]}]
-    html = sections(entries, lambda entry: found[entry.digest], hub)
+    html = sections(entries, lambda entry: records[entry.digest], hub)
     links = re.findall(r'href="#([^"]*)"', html)
     assert links and set(links) <= set(re.findall(r'id="([^"]*)"', html))
     part = {digest: html[html.index(f'id="made-{digest[:12]}"') :] for digest in names.values()}
@@ -131,16 +132,16 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
 def test_software_of_steps_that_differ_is_told_with_counts() -> None:
     """Catches a page with the versions of one step only, where cached steps were computed with others."""
     entries = [ledger_entry("gather", f"iter {i}", str(i), "ran", 1.0, "d") for i in range(3)]
-    found = [record("gather", "d", {}, provenance={"versions": {"torch": f"2.{min(i, 1)}"}}) for i in range(3)]
-    text = Tags(sections(entries, lambda entry: found[int(entry.key)])).text
+    records = [record("gather", "d", {}, provenance={"versions": {"torch": f"2.{min(i, 1)}"}}) for i in range(3)]
+    text = Tags(sections(entries, lambda entry: records[int(entry.key)])).text
     assert "2.0 (1 step), 2.1 (2 steps)" in text
 
 
 def test_software_names_the_harness() -> None:
     """Catches a page that does not say which lm-evaluation-harness the numbers are of."""
     entry = ledger_entry("harness", "θ_0", "k", "ran", 1.0, "d")
-    found = record("harness", "d", {}, summary={"average": 0.5, "lm_eval": "0.4.13"})
-    assert "lm-evaluation-harness 0.4.13" in " ".join(Tags(sections([entry], lambda entry: found)).text.split())
+    of_harness = record("harness", "d", {}, summary={"average": 0.5, "lm_eval": "0.4.13"})
+    assert "lm-evaluation-harness 0.4.13" in " ".join(Tags(sections([entry], lambda entry: of_harness)).text.split())
 
 
 # --- the reproduction ledger ------------------------------------------------------------
@@ -156,7 +157,7 @@ def changed(**parts: dict) -> dict:
 
 
 def test_ledger_of_the_preset_itself_is_empty() -> None:
-    """Catches names, runtime or the order of fields told as differences."""
+    """Catches names, runtime or the order of fields counted as differences."""
     assert differences(changed(), preset()) == []
     assert sentence([], "zephyr-7b") == "No setting differs from the preset zephyr-7b."
 
@@ -169,27 +170,27 @@ def test_ledger_lists_every_difference_in_the_profiles_order() -> None:
         "2": {"finetune": {"lr": 1e-7}},
         "3": {"finetune": {"lr": 1e-7, "beta": 0.5}},
     }
-    found = differences(made, preset())
-    assert [one.setting for one in found] == [
+    differing = differences(made, preset())
+    assert [one.setting for one in differing] == [
         "seed", "dataset.path", "dataset.limit", "finetune.beta", "finetune.lr", "overrides.3.finetune.beta",
         "overrides.10",
     ]  # fmt: skip
-    assert (found[3].here, found[3].there) == ("0.2", "0.1") and found[1].here == "(local)"
-    assert sentence(found, "zephyr-7b") == (
+    assert (differing[3].here, differing[3].there) == ("0.2", "0.1") and differing[1].here == "(local)"
+    assert sentence(differing, "zephyr-7b") == (
         "The first setting that differs from the preset zephyr-7b is seed: 1 here, 42 there, and 6 more settings "
         "differ."
     )
 
 
 def test_ledger_section_of_one_side_is_one_difference() -> None:
-    """Catches a crash on `sft:` that the preset lacks, and a field told twice."""
+    """Catches a crash on `sft:` that the preset lacks, and a field listed twice."""
     made = changed(sft={"lr": 1e-3}) if isinstance(preset()["sft"], dict) else changed() | {"sft": {"lr": 1e-3}}
     (one,) = differences(made, preset())
     assert one.setting == "sft" and one.there == "not set" and one.here.startswith("lr: 0.001, ")
 
 
 def test_ledger_defaults_left_out_of_a_record_are_no_difference() -> None:
-    """Catches fields that a record leaves out while they hold their default, told as "not set"."""
+    """Catches fields that a record leaves out while they hold their default, shown as "not set"."""
     made = changed()
     del made["finetune"]["sft_weight"], made["finetune"]["length_normalised"]
     assert differences(made, preset()) == []

@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from spin_core.analysis.figures import Model
-from spin_core.analysis.summary import mean, measured, nll_change
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.summary import mean, model_row, nll_change
 from spin_core.report.charts import draw_all
 from spin_core.report.page import overrides
 from spin_core.report.samples import samples
@@ -24,37 +24,38 @@ def by_id(rows: list[dict]) -> dict:
 def test_tables_of_a_judged_run_have_every_measure(tmp_path):
     """Catches a measure that no table shows, one in another model's line, and harness tasks without shots."""
     _, markdown, figures = render(tmp_path / "out", *judged_run(tmp_path))
-    found = by_id(figures["rows"])
-    assert list(found) == ["models", "opponents", "style", "pairs", "harness"]
+    by_name = by_id(figures["rows"])
+    assert list(by_name) == ["models", "opponents", "style", "pairs", "harness"]
     line = {
-        name: cell for name, cell in zip(found["opponents"].columns, found["opponents"].lines[1].cells, strict=True)
+        name: cell for name, cell in zip(by_name["opponents"].columns, by_name["opponents"].lines[1].cells, strict=True)
     }
     assert line["margin"][0] == "0.800" and line["margin, θ_0"][0] == "0.900" and line["accuracy, θ_0"][0] == "0.700"
     assert line["reward, real"][0] == "−0.100" and line["same answers"][0] == "41.0 %"
-    style = dict(zip(found["style"].columns, found["style"].lines[2].cells, strict=True))
+    style = dict(zip(by_name["style"].columns, by_name["style"].lines[2].cells, strict=True))
     assert style["length"] == ("9.0", "+2.5, +2.5 to +2.5; sampled 9.0")
     assert style["repetition"] == ("5.0 %", "sampled 5.0 %") and style["cut"] == ("0.4 %", "sampled 0.4 %")
     assert style["distinct 1 · 2"] == ("0.31 · 0.62", "sampled 0.31 · 0.62") and style["real length"][0] == "6.0"
-    harness = found["harness"]
+    harness = by_name["harness"]
     assert (harness.lines[0].label, harness.lines[0].small) == ("arc_challenge", "acc, 5-shot, 100 rows, version 1")
     assert harness.lines[0].cells[1] == ("0.520", "± 0.010") and harness.lines[-1].label == "average"
     assert "lm-evaluation-harness 0.4.13, preset open-llm-leaderboard-v1" in harness.text
     assert "iteration 0 (θ_1) ★" in harness.columns
-    for table in list(found.values())[1:]:
+    for table in list(by_name.values())[1:]:
         assert f"{table.title}:\n\n| {table.head} " in markdown
 
 
 def test_tables_of_a_run_that_measured_little_are_few(tmp_path):
     """Catches deserts of dashes: tables and columns for what nobody measured."""
     figures = render(tmp_path / "out", *whole_run(tmp_path))[2]
-    found = by_id(figures["rows"])
-    assert list(found) == ["models", "opponents", "pairs"] and "decision" not in found["models"].columns
-    assert found["opponents"].columns == ["margin", "accuracy", "loss"]
-    assert len(found["models"].lines) == 5 and len(found["opponents"].lines) == 2
+    by_name = by_id(figures["rows"])
+    assert list(by_name) == ["models", "opponents", "pairs"] and "decision" not in by_name["models"].columns
+    assert by_name["opponents"].columns == ["margin", "accuracy", "loss"]
+    assert len(by_name["models"].lines) == 5 and len(by_name["opponents"].lines) == 2
 
 
 def test_best_of_the_last_decision_is_marked_once(tmp_path):
-    """Catches the last iteration called best, a best counted over the controls too, and a decision that is not told."""
+    """Catches the last iteration called best, a best counted over the controls too, and a decision that is
+    left out."""
     html, markdown, figures = render(tmp_path / "out", *judged_run(tmp_path))
     assert figures["decision"]["best"] == "iteration 0 (θ_1)" and figures["decision"]["outcome"] == "alarm"
     assert [row.get("best", False) for row in figures["rows"]] == [False, True, False, False, False]
@@ -67,8 +68,8 @@ def test_best_of_the_last_decision_is_marked_once(tmp_path):
     assert quality.lines[1].cells[-1][1] == "change +0.050; +0.020 to +0.080"
 
 
-def test_alarm_of_the_gate_is_a_note_and_told_once(tmp_path):
-    """Catches an alarm of the training that the gate repeats, told twice, and one of the gate's own that is lost."""
+def test_alarm_of_the_gate_is_a_note_and_listed_once(tmp_path):
+    """Catches an alarm of the training that the gate repeats, listed twice, and one of the gate's own that is lost."""
     inputs, config = judged_run(tmp_path, rates=(3, 4), controls=(), count=6)
     lines = [{"loss": 0.5, "pairs": 64, "rewards/real": 0, "rewards/margins": 1, "rewards/accuracies": 1}] * 40
     (inputs["finetune"][0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -108,7 +109,7 @@ def test_interval_of_the_nll_covers_a_change_by_tokens():
         rows = {str(i): (draw.randint(1, 60), draw.gauss(0, 1)) for i in range(200)}
         old = {key: {"nll": 2.0, "tokens": tokens} for key, (tokens, _) in rows.items()}
         new = {k: {"nll": 2.0 + 0.01 * tokens + noise / 3, "tokens": tokens} for k, (tokens, noise) in rows.items()}
-        made = nll_change(Model("a", "start", -1, answers=old), Model("b", "iteration", 0, answers=new))
+        made = nll_change(ModelResults("a", "start", -1, answers=old), ModelResults("b", "iteration", 0, answers=new))
         total = sum(tokens for tokens, _ in rows.values())
         assert made is not None
         true = 0.01 * sum(tokens * tokens for tokens, _ in rows.values()) / total
@@ -120,8 +121,8 @@ def test_change_of_lengths_is_of_the_same_rows(tmp_path):
     """Catches a change of length between different rows, and one against the model before instead of the start."""
     old = {str(i): {"greedy_tokens": 10 + i} for i in range(5)}
     new = {str(i): {"greedy_tokens": 12 + i} for i in range(3, 9)}
-    start, model = Model("a", "start", -1, answers=old), Model("b", "iteration", 0, answers=new)
-    assert measured(model, start)["style"]["greedy"]["change"] == {"value": 2, "low": 2, "high": 2, "rows": 2}
+    start, model = ModelResults("a", "start", -1, answers=old), ModelResults("b", "iteration", 0, answers=new)
+    assert model_row(model, start)["style"]["greedy"]["change"] == {"value": 2, "low": 2, "high": 2, "rows": 2}
 
 
 def test_charts_of_lengths_margins_and_harness_are_drawn(tmp_path):
@@ -155,7 +156,9 @@ def test_samples_are_the_start_the_best_and_the_last_two(tmp_path):
     _, config = whole_run(tmp_path, rates=(50, 60, 55, 58, 52, 57), controls=(53, 54), count=100)
     answers = {f"{i:x}": {"greedy": "a", "greedy_match": True} for i in range(3)}
     models = [
-        Model(row.label, row.kind, row.iteration, answers=answers, decision={"best": 2} if row.iteration == 4 else {})
+        ModelResults(
+            row.label, row.kind, row.iteration, answers=answers, decision={"best": 2} if row.iteration == 4 else {}
+        )
         for row in config.rows
     ]
     shown = [answer["label"] for answer in samples(models)["rows"][0]["answers"]]

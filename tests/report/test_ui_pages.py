@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from spin_core.analysis.figures import plain, read_model
+from spin_core.analysis.format import plain
+from spin_core.analysis.results import read_model
 from spin_core.job import Entry
 from spin_core.report import ui_pages
+from spin_core.report.charts import Chart, draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
 from tests.places import entry as ledger_entry
@@ -89,7 +92,7 @@ def sample(prompt: str, real: str, old: str, new: str, tag: str = "gained", labe
 @given(texts, texts, texts, texts)
 def test_answers_are_shown_as_they_are(prompt: str, real: str, old: str, new: str) -> None:
     """Catches a text that becomes a link, an image, HTML or emphasis, that breaks the table, or that is not what the
-    model said."""
+    model answered."""
     page = ui_pages.answers({"text": "2 rows.", "rows": [sample(prompt, real, old, new)] * 2})
     assert_text_only(page)
     shown = [one_line(text, ui_pages.CELL) or "(empty)" for text in (prompt, real, old, new)]
@@ -116,15 +119,15 @@ def figures(label: str = "θ_1", note: str = "n", sentence: str = "s", **values:
 @given(texts, texts, texts, texts)
 def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: str) -> None:
     """Catches a label, a note, a sentence or a path that is markup on the pages with figures, and in the form."""
-    told = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
-    assert_text_only(ui_pages.iterations(told, path, path))
+    made = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
+    assert_text_only(ui_pages.iterations(made, path, path))
     assert_text_only(ui_pages.pairs([("x" + label, {})]))
-    assert_text_only(ui_pages.decision(told, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
+    assert_text_only(ui_pages.decision(made, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
 
 
 @settings(deadline=None)
 @given(texts, texts, texts)
-def test_decision_of_the_gate_is_told_as_text(outcome: str, best: str, reason: str) -> None:
+def test_decision_of_the_gate_is_shown_as_text(outcome: str, best: str, reason: str) -> None:
     """Catches a gate's word that is missing on the page and in the form, or is markup there, and a best model that no
     star marks."""
     made = figures(nll=1.5, best=True) | {"decision": {"outcome": "x" + outcome, "best": "x" + best, "reason": reason}}
@@ -136,8 +139,8 @@ def test_decision_of_the_gate_is_told_as_text(outcome: str, best: str, reason: s
 
 def test_other_tables_are_on_the_page(tmp_path) -> None:
     """Catches measures that the report shows and the UI does not, and a page too large for its server."""
-    told = render(tmp_path / "out", *judged_run(tmp_path))[2]
-    page = ui_pages.iterations(told, "r", "n")
+    made = render(tmp_path / "out", *judged_run(tmp_path))[2]
+    page = ui_pages.iterations(made, "r", "n")
     for title in ("Against the opponents", "Style of the answers", "Harness"):
         assert f"### {title}" in page
     assert "### Pair quality" not in page and len(page) < 20_000
@@ -151,38 +154,48 @@ def test_figures_that_are_none_or_not_finite_are_dashes() -> None:
     assert cells(ui_pages.table(figures(nll=0.5)["rows"])) == ["model", "NLL", "θ_1", "0.500"]
 
 
+class Made(NamedTuple):
+    """A made-up run of two iterations: report.html and report.json, the samples of its last two models, and the charts
+    as the pages draw them."""
+
+    page: str
+    figures: dict
+    shown: dict
+    charts: list[Chart]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[str, dict, dict]:
-    """report.html and report.json of a made-up run of two iterations, and the samples of its last two models."""
+def made(tmp_path_factory) -> Made:
     root = tmp_path_factory.mktemp("ui")
     inputs, config = whole_run(root)
-    page, _, told = render(root / "out", inputs, config)
+    page, _, figures = render(root / "out", inputs, config)
     models = [
-        read_model(line.label, line.kind, line.iteration, inputs["evaluate"][line.evaluate], None, None)
-        for line in config.rows[1:3]
+        read_model(row.label, row.kind, row.iteration, inputs["evaluate"][row.evaluate], finetune, None)
+        for row, finetune in zip(config.rows, [None, *inputs["finetune"][:2]], strict=False)
     ]
-    return page, told, samples(models)
+    return Made(page, figures, samples(models[1:]), draw_all(models, figures["rows"]))
 
 
 def test_curves_are_the_reports_pictures(made) -> None:
     """Catches pictures that no browser draws (no name space, no size, colours that are the report page's alone), one
-    that is missing, and a page that is too large for the server."""
-    page = ui_pages.curves(made[0])
+    that is missing or is not the report's, and a page that is too large for the server."""
+    page = ui_pages.curves(made.charts)
     pictures = re.findall(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([^)]+)\)", page)
-    assert len(pictures) == made[0].count("<figure ") == page.count("### ") == 8
+    assert len(pictures) == made.page.count("<figure ") == page.count("### ") == 8
+    assert all(chart.svg in made.page for chart in made.charts)
     for picture in pictures:
         root = ElementTree.fromstring(base64.b64decode(picture))
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
         for used in re.findall(r"var\(--(\w+)\)", ElementTree.tostring(root, encoding="unicode")):
             assert f"--{used}:#" in str(root.get("style"))
     assert len(page) < ui_pages.PICTURES
-    many = ui_pages.curves(made[0] * 3)
+    many = ui_pages.curves(made.charts * 3)
     assert ui_pages.PICTURES / 2 < len(many) < ui_pages.PICTURES + 200 and many.endswith("the report has it.")
 
 
 def test_answers_show_gains_and_losses_by_turns(made) -> None:
     """Catches a page with nothing but rows that became right: the report lists those first."""
-    page = ui_pages.answers(made[2])
+    page = ui_pages.answers(made.shown)
     assert [row.count("✓") for row in page.splitlines()[4:]] == [1] * ui_pages.SAMPLES
     after = [row.split("|")[4].strip()[0] for row in page.splitlines()[4:]]
     assert after == ["✓", "✗"] * (ui_pages.SAMPLES // 2)
@@ -191,11 +204,13 @@ def test_answers_show_gains_and_losses_by_turns(made) -> None:
 
 def test_form_is_short_and_says_what_to_decide(made) -> None:
     """Catches a form without the verdict, the table or what its two answers do, and one that is too long to read."""
-    page = ui_pages.decision(made[1], made[2], 2, 3)
-    assert "iteration 2" in page and "*go on*" in page and "*stop here*" in page and made[1]["sentence"][:20] in page
+    page = ui_pages.decision(made.figures, made.shown, 2, 3)
+    assert (
+        "iteration 2" in page and "*go on*" in page and "*stop here*" in page and made.figures["sentence"][:20] in page
+    )
     assert len(cells(page)) > 40
-    long = dict(made[1], notes=["x" * 900] * 50, rows=made[1]["rows"] * 30)
-    assert len(ui_pages.decision(long, made[2], 2, 3)) <= ui_pages.DECISION
+    long = dict(made.figures, notes=["x" * 900] * 50, rows=made.figures["rows"] * 30)
+    assert len(ui_pages.decision(long, made.shown, 2, 3)) <= ui_pages.DECISION
     assert len(ui_pages.iterations(long, "r", "n")) < 20_000
 
 
@@ -255,7 +270,7 @@ def test_lineage_has_the_edges_of_the_records() -> None:
 
 
 def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
-    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not told."""
+    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not drawn."""
     steps, reads = ledger(100, shards=30)
     nodes, edges = drawn(lineage(steps, lambda step: reads[step.key]))
     assert len(nodes) == 4 + 5 * 3 + 1 and len(edges) < 60

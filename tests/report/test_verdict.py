@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from spin_core.analysis.figures import read_model, table_row
+from spin_core.analysis.results import read_model
+from spin_core.analysis.summary import model_row
 from spin_core.analysis.verdict import verdict
 from spin_core.stages import report
 from tests.report.made_up import evaluate_tree, judged_run, render, whole_run
@@ -22,11 +23,11 @@ def sentence(inputs: dict, config: report.Config) -> str:
             for name in ("evaluate", "finetune", "gather")
         ]
         models.append(read_model(row.label, row.kind, row.iteration, *trees))
-    return verdict([table_row(model, models[0]) for model in models])
+    return verdict([model_row(model, models[0]) for model in models])
 
 
 @pytest.mark.parametrize(
-    ("rates", "controls", "said"),
+    ("rates", "controls", "text"),
     [
         (
             (580, 630, 660), (590, 600),
@@ -52,34 +53,32 @@ def sentence(inputs: dict, config: report.Config) -> str:
         ),
     ],
 )  # fmt: skip
-def test_sentence_greedy_exact_match_says_what_happened(tmp_path, rates, controls, said):
+def test_sentence_greedy_exact_match_describes_what_happened(tmp_path, rates, controls, text):
     """Catches "rose" for a fall, the peak instead of the last iteration, and a control with other steps called the
     same number."""
-    assert sentence(*whole_run(tmp_path, rates, controls)) == said
+    assert sentence(*whole_run(tmp_path, rates, controls)) == text
 
 
 def test_sentence_change_within_chance_says_so(tmp_path):
     """Catches a gain of five rows with forty lost on the way sold as progress."""
-    said = sentence(*whole_run(tmp_path, (500, 505), ()))
+    text = sentence(*whole_run(tmp_path, (500, 505), ()))
     assert (
-        "rose from 0.500 to 0.505" in said
-        and "within what chance gives on these rows (95 % interval −0.008 to +0.018)" in said
+        "rose from 0.500 to 0.505" in text
+        and "within what chance gives on these rows (95 % interval −0.008 to +0.018)" in text
     )
 
 
-@pytest.mark.parametrize(("nll", "said"), [(1.9, "fell from 2.000 to 1.900"), (2.2, "rose from 2.000 to 2.200")])
-def test_sentence_without_exact_match_uses_nll(tmp_path, nll, said):
+@pytest.mark.parametrize(("nll", "change"), [(1.9, "fell from 2.000 to 1.900"), (2.2, "rose from 2.000 to 2.200")])
+def test_sentence_without_exact_match_uses_nll(tmp_path, nll, change):
     """Catches a sentence about exact match that nobody measured, and NLL read as if more were better."""
     inputs = {"evaluate": [evaluate_tree(tmp_path / "a", None, 2.0), evaluate_tree(tmp_path / "b", None, nll)]}
     rows = [
-        report.Row(label="θ_0", kind="start", evaluate=0),
-        report.Row(label="i", kind="iteration", iteration=0, evaluate=1),
+        report.RowInputs(label="θ_0", kind="start", evaluate=0),
+        report.RowInputs(label="i", kind="iteration", iteration=0, evaluate=1),
     ]
     text = sentence(inputs, report.Config(name="n", profile={}, rows=rows))
-    assert (
-        text
-        == f"The per-token NLL of held-out real answers {said} over one iteration (20 held-out rows; lower is better)."
-    )
+    ending = f"{change} over one iteration (20 held-out rows; lower is better)."
+    assert text == f"The per-token NLL of held-out real answers {ending}"
 
 
 def test_sentence_start_alone_claims_no_change(tmp_path):
@@ -95,8 +94,8 @@ def test_sentence_start_not_evaluated_compares_with_nothing(tmp_path):
 
 
 def test_sentence_and_tiles_put_the_harness_first(tmp_path):
-    """Catches a headline about held-out rows where the harness was asked, and tiles of another metric or with dashes
-    for controls that it was not asked of."""
+    """Catches a headline about held-out rows where the harness ran, and tiles of another metric or with dashes
+    for controls that it did not run on."""
     inputs, config = judged_run(tmp_path)
     rows = [row.model_copy(update={"harness": -1}) if row.kind == "control" else row for row in config.rows]
     html, _, figures = render(tmp_path / "out", inputs, config.model_copy(update={"rows": rows}))
@@ -132,7 +131,7 @@ def test_sentence_change_of_the_harness_within_its_errors_says_so(tmp_path, gain
     task = {"value": 0.5, "stderr": 0.01, "higher_is_better": True}
     rows = []
     for i, kind in enumerate(("start", "iteration")):
-        row = table_row(read_model(f"θ_{i}", kind, i - 1, None, None, None), None)
+        row = model_row(read_model(f"θ_{i}", kind, i - 1, None, None, None), None)
         rows.append(row | {"harness": {"average": 0.5 + gain * i, "tasks": {"a": task, "b": task}}})
-    said = f"rose from 0.500 to {0.5 + gain:.3f} over one iteration (2 tasks; higher is better)"
-    assert verdict(rows) == f"The harness's average {said}{doubt}"
+    text = f"rose from 0.500 to {0.5 + gain:.3f} over one iteration (2 tasks; higher is better)"
+    assert verdict(rows) == f"The harness's average {text}{doubt}"

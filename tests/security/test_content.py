@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from spin_core.analysis.figures import BIDI, read_model
+from spin_core.analysis.format import BIDI
+from spin_core.analysis.results import read_model
 from spin_core.analysis.run_comparison import compare
 from spin_core.errors import BadInput, StageFailed
 from spin_core.report import ui_pages

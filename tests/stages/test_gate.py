@@ -43,8 +43,8 @@ class World:
             (marks / "rows.jsonl").write_text(
                 "".join(json.dumps({"id": f"{t}/{i}", "task": t, "value": v}) + "\n" for t, i, v in items)
             )
-            told = {task: {"higher_is_better": task != "ppl"} for task, _, _ in items}
-            (marks / "results.json").write_text(json.dumps({"tasks": groups or told}))
+            tasks = {task: {"higher_is_better": task != "ppl"} for task, _, _ in items}
+            (marks / "results.json").write_text(json.dumps({"tasks": groups or tasks}))
             self.trees["harness"].append(marks)
         return self
 
@@ -88,9 +88,9 @@ def test_equal_models_are_seldom_called_better() -> None:
 
 
 def _player(metric: str, values: np.ndarray) -> gate.Player:
-    from spin_core.analysis.figures import Model
+    from spin_core.analysis.results import ModelResults
 
-    return gate.Player(Model("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
+    return gate.Player(ModelResults("θ", "iteration", 0), {metric: {str(i): float(v) for i, v in enumerate(values)}})
 
 
 def test_clearly_better_model_is_best(world) -> None:
@@ -111,7 +111,7 @@ def test_new_model_is_compared_with_the_best_and_not_with_the_last(world) -> Non
 
 
 def test_clearly_worse_model_keeps_the_best_and_policy_says_whether_to_go_on(world) -> None:
-    """Catches a default that ends runs, and a policy that is not asked."""
+    """Catches a default that ends runs, and a policy that is not looked up."""
     world.add(_rows(greedy_match=_right(0.6))).add(_rows(greedy_match=_right(0.2)))
     decision = world.decide()
     assert (decision["outcome"], decision["best"], decision["go_on"]) == ("keep best", 0, True)
@@ -129,9 +129,9 @@ def test_change_within_chance_goes_on_and_moves_no_mark(world) -> None:
 
 @pytest.mark.parametrize(("margin", "stops"), [(0.0, True), (0.01, True), (0.5, False), (-4.0, False), (UNSURE, False)])
 def test_fixed_point_stops(world, margin, stops: bool) -> None:
-    """Catches a run that goes on though the player tells nothing apart (also with margins that are tiny and all above
+    """Catches a run that goes on though the player distinguishes nothing (also with margins that are tiny and all above
     zero, as a minute learning rate gives), one that stops while it still learns, one that takes few rows, whose
-    interval holds zero and one as well, for a proof of none, and a player that tells the wrong way round."""
+    interval holds zero and one as well, for a proof of none, and a player that has them the wrong way round."""
     world.add(_rows(greedy_match=_right(0.4))).add(_rows(greedy_match=_right(0.4), margin=margin))
     decision = world.decide()
     assert (decision["outcome"] == "stop", decision["go_on"]) == (stops, not stops)
@@ -156,16 +156,16 @@ COLLAPSES = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "metrics", "said"), COLLAPSES)
-def test_collapse_is_an_alarm_with_its_name(world, changed: dict, metrics: dict, said: str) -> None:
+@pytest.mark.parametrize(("changed", "metrics", "text"), COLLAPSES)
+def test_collapse_is_an_alarm_with_its_name(world, changed: dict, metrics: dict, text: str) -> None:
     """Catches a sign that is not looked for, and one that hides that the model is better by its metric."""
     sound = {"nll": 1.0, "greedy_repetition": 0.1, "greedy_tokens": 28, "tokens": 30, "greedy_match": _right(0.4)}
     fine = world.add(_rows(**sound)).add(_rows(**sound, margin=2.0), spin__accuracy=0.9)
     assert fine.decide()["alarms"] == []
     world.add(_rows(**{**sound, "margin": 2.0, "greedy_match": _right(0.6), **changed}), **metrics)
     decision = world.decide()
-    assert decision["outcome"] == "alarm" and len(decision["alarms"]) == 1 and said in decision["alarms"][0]
-    assert said in decision["reason"] and decision["best"] == 2 and decision["go_on"]
+    assert decision["outcome"] == "alarm" and len(decision["alarms"]) == 1 and text in decision["alarms"][0]
+    assert text in decision["reason"] and decision["best"] == 2 and decision["go_on"]
     assert not world.decide(alarm="stop")["go_on"]
 
 
@@ -183,7 +183,7 @@ def test_slight_drifts_are_no_alarm(world) -> None:
 
 def test_rows_without_a_finite_likelihood_are_an_alarm(world) -> None:
     """Catches broken weights that read as "within what chance gives", a NaN in the decision, and a metric that was
-    asked for and ends the run when the model can no longer be measured by it."""
+    requested and ends the run when the model can no longer be measured by it."""
     world.add(_rows(nll=1.0, tokens=5)).add(_rows(nll=[float("nan")] * 90 + [1.0] * 10, tokens=5, margin=2.0))
     decision = world.decide(metric="nll/real")
     assert decision["outcome"] == "alarm" and "90 held-out answers have no finite" in decision["alarms"][0]
@@ -241,7 +241,7 @@ def test_group_of_subtasks_is_one_task(world, mean: str, value: float) -> None:
 
 
 def test_other_questions_are_not_paired(world) -> None:
-    """Catches a model that is better because it was asked something else under the same numbers."""
+    """Catches a model that is better because it answered other questions under the same numbers."""
     for share, prompts in ((0.4, "a"), (0.8, "b")):
         items = [("quiz", i, float(right)) for i, right in enumerate(_right(share))]
         groups = {"quiz": {"higher_is_better": True, "prompts_sha256": prompts}}

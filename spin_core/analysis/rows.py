@@ -1,0 +1,159 @@
+"""What report.json holds, field by field: the figures of each model's row, and of the run. None: not measured, or not
+finite."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from spin_core.analysis.statistics import Interval
+
+
+class Estimate(TypedDict):
+    """A figure with its interval, and the rows that both are over."""
+
+    value: float
+    low: float | None
+    high: float | None
+    rows: int | None
+
+
+class RateChange(Estimate):
+    """A rate's change since the start on the rows of both; some became right (gained) and some wrong (lost)."""
+
+    gained: int | None
+    lost: int | None
+
+
+class Delta(TypedDict):
+    """Changes since the start."""
+
+    greedy: RateChange | None
+    sampled: RateChange | None
+    nll: float | None
+    nll_interval: NotRequired[Estimate | None]
+
+
+class Opponents(TypedDict):
+    """Held-out pairs, against the previous model and (`_start`) θ_0; `identical`: share of equal greedy answers."""
+
+    real: float | None
+    generated: float | None
+    loss: float | None
+    margin: Estimate | None
+    margin_start: Estimate | None
+    accuracy: Estimate | None
+    accuracy_start: Estimate | None
+    identical: float | None
+
+
+class AnswerStyle(TypedDict):
+    """Of greedy or of sampled answers: mean tokens with their change since the start, and shares."""
+
+    tokens: float | None
+    repetition: float | None
+    distinct_1: float | None
+    distinct_2: float | None
+    truncated: float | None
+    change: Estimate | None
+
+
+class Style(TypedDict):
+    """Both kinds of answers, and the mean tokens of the real ones."""
+
+    real_tokens: float | None
+    greedy: AnswerStyle
+    sampled: AnswerStyle
+
+
+class HarnessTask(TypedDict):
+    """A task of the harness as it reports it."""
+
+    value: float | None
+    stderr: float | None
+    rows: float | None
+    num_fewshot: float | None
+    version: float | None
+    metric: str
+    higher_is_better: bool
+    prompts: str
+    revision: str
+
+
+class HarnessFigures(TypedDict, total=False):
+    """The tasks by name, and their plain mean; empty for a run without the harness."""
+
+    lm_eval: str
+    preset: str
+    backend: str
+    average: float | None
+    tasks: dict[str, HarnessTask]
+
+
+class Decision(TypedDict, total=False):
+    """What the gate decided after a model's own iteration; `best` counts the run's models from its first. Empty where
+    no gate decided."""
+
+    outcome: str
+    reason: str
+    metric: str
+    best: int | None
+    change: Estimate | None
+    margin: Estimate | None
+    alarms: list[str]
+
+
+class PairShares(TypedDict):
+    """Shares of the answers generated for the training rows; `rows` counts them before any is dropped. `rejected`: rows
+    beside them whose prompt was too long to be answered."""
+
+    rows: int
+    identical: float | None
+    truncated: float | None
+    empty: float | None
+    rejected: NotRequired[int]
+
+
+class ModelRow(TypedDict):
+    """One model's figures. `pairs` and `quality`: of the pair set that it learnt from, as shares and as counted."""
+
+    label: str
+    kind: str
+    iteration: int
+    rows: int | None
+    greedy: Estimate | None
+    sampled: Estimate | None
+    nll: float | None
+    margin: float | None
+    accuracy: float | None
+    steps: int | None
+    pairs: PairShares | None
+    delta: Delta
+    opponents: NotRequired[Opponents]
+    style: NotRequired[Style]
+    quality: NotRequired[dict[str, float]]
+    harness: NotRequired[HarnessFigures]
+    decision: NotRequired[Decision]
+    best: NotRequired[bool]
+
+
+class RunDecision(TypedDict, total=False):
+    """The last gate's outcome and reason, and the best model's label. Empty for a run without a gate."""
+
+    outcome: str
+    reason: str
+    best: str | None
+
+
+class Figures(TypedDict):
+    """report.json."""
+
+    name: str
+    sentence: str
+    decision: RunDecision
+    rows: list[ModelRow]
+    notes: list[str]
+
+
+def estimate(interval: Interval) -> Estimate:
+    """The interval as report.json has it."""
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "rows": interval.rows}
