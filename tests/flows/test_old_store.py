@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import tarfile
 from collections import Counter
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 OLD = Path(__file__).parents[1] / "golden" / "old_store"
-RAISED: set[str] = set()
-"""Stages whose VERSION rose since, on purpose; what follows from them may run again too."""
+RAISED = {"gate": 2}
+"""Stage → VERSION that rose since, on purpose: 2 of gate corrects the bounds of fewer than 21 paired rows. Its decision
+here is the one from before, so that report, which reads it, is cached still."""
 
 
 @pytest.fixture
@@ -35,17 +37,24 @@ def test_every_step_of_an_old_store_is_cached(spinloop, server, old_store: Path)
     assert len(before) == 34
     code, out, err = spinloop("plan", OLD / "profile.yaml", "--store", old_store, "--json")
     assert code == 0, err
-    missing = [(step["title"], step["why"]) for step in json.loads(out) if step["state"] != "cached"]
-    assert not [title for title, _ in missing if title.partition("[")[0] not in RAISED], missing
+    missing = [step for step in json.loads(out) if step["state"] != "cached"]
+    unexpected = [step for step in missing if step["stage"] not in RAISED]
+    assert all(step["why"].removeprefix("reads what ").partition("[")[0] in RAISED for step in unexpected), missing
 
     code, out, err = spinloop("run", OLD / "profile.yaml", "--store", old_store, "--json")
     assert code == 0, err
     steps = json.loads(Path(json.loads(out)["folder"], "steps.json").read_text())
     ran = [(step["stage"], step["label"]) for step in steps if step["state"] != "Cached"]
-    assert not [place for place in ran if place[0] not in RAISED], ran
+    assert {stage for stage, _ in ran} == set(RAISED), ran
     cached = {step["key"]: step["digest"] for step in steps if step["state"] == "Cached"}
     assert cached.items() <= before.items()
     assert len(cached) == 34 - len(ran) == len(steps) - len(ran)
+
+
+def test_raised_versions_are_those_of_the_stages() -> None:
+    """Catches an exception for a stage whose VERSION was not raised: a key would move without anybody's decision."""
+    for stage, version in RAISED.items():
+        assert version == importlib.import_module(f"spin_core.stages.{stage}").VERSION
 
 
 def test_old_code_is_one_note_per_stage(spinloop, server, old_store: Path) -> None:
