@@ -8,17 +8,18 @@ JOBS ?= 2
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth
+.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
-test: .venv/dev              ## what CI runs: lint, types, tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (12 minutes on 2 cores)
+	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
+	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS) --ignore=tests/architecture
+
+test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS) --ignore=tests/architecture
 
 demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
 	$(BIN)/python -m tests.benchmarks.demo_seeds
@@ -59,10 +60,11 @@ faults: .venv/dev            ## the fault and security battery with a night's co
 	SPINLOOP_FAULTS=$(or $(LEVEL),night) $(BIN)/pytest --timeout=7200 --ignore=$(STORE_FAULTS) tests/faults tests/security tests/hub/test_secrets.py \
 	  tests/flows/pools/test_server_setup.py
 
-check: .venv/dev             ## lint and types only
+check: .venv/dev             ## lint, types, architecture: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest tests/architecture
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -23,6 +23,7 @@ def outputs(store: Path, steps: list[dict]) -> dict[tuple[str, str], Path]:
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed (pip install .[dev])")
+@pytest.mark.full
 def test_iteration_shared_by_two_processes_is_that_of_one(run, finished, tmp_path, monkeypatch) -> None:
     """Catches a stage that is not shared at all, one that computes twice or half, answers in another order, and a key
     that depends on how many processes there are.

@@ -14,6 +14,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 from flows.server.embedded import answers
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,7 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     assert not _servers(tmp_path / "prefect")
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
     """Catches a server that Ctrl-C reaches too: the run would then knock at a dead port for minutes."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}

@@ -31,6 +31,7 @@ def play(spinloop, server, tiny, tmp_path: Path):
     return call
 
 
+@pytest.mark.full
 def test_iteration_made_worse_on_purpose_is_not_best(play) -> None:
     """Catches a run whose last model counts as its best, an alarm that nobody is told, and a ruined model that ends the
     run or loses its predecessor."""

@@ -69,6 +69,7 @@ def answers(store: Path, steps: list[dict]) -> dict[str, dict]:
     return {answer["id"]: answer for answer in map(json.loads, lines)}
 
 
+@pytest.mark.full
 def test_changed_dataset_plan_counts_what_the_run_then_answers(at) -> None:
     """Catches: a plan that guesses, a whole set generated again for a few rows, and answers that change because their
     shard did."""

@@ -32,6 +32,7 @@ def generated(steps: list[dict]) -> dict[str, tuple[str, str, str]]:
     return {s["label"]: (s["key"], s["state"], s["digest"]) for s in steps if s["stage"] == "generate"}
 
 
+@pytest.mark.full
 def test_run_with_shared_tasks_keeps_every_shard_its_own(spinloop, run, tiny, few_tasks, tmp_path, monkeypatch):
     """Catches: shards that share a key or a record because they share a task; one missing answer that makes its
     neighbours run again; gather given other answers, or in another order, than from a task each; a line of the terminal

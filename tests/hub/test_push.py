@@ -125,6 +125,7 @@ def test_push_again_makes_no_commit_and_another_model_one(push, fetch, hub: Hub,
     assert got["model.safetensors"] == want["model.safetensors"]
 
 
+@pytest.mark.full
 def test_push_leaves_no_settings_of_the_model_before(push, hub: Hub, ran: Ran):
     """Catches: a former model's chat template or tokens that are loaded with the new model, and a document or another's
     file deleted with them; the deletion has to be shown."""
@@ -252,6 +253,7 @@ def test_push_damaged_model_is_not_uploaded(hub: Hub, ran: Ran, tmp_path):
     assert done.code == 2 and "is not whole in the store any more" in done.err and hub.asked == []
 
 
+@pytest.mark.full
 def test_push_token_of_a_secret_block(push, hub: Hub, python, tmp_path):
     """Catches: a block that is not read, its name taken for the token, and the token in what is printed."""
     other = "hf_" + "b" * 34

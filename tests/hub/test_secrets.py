@@ -90,6 +90,7 @@ def test_secret_of_a_run_and_a_push_is_nowhere(ran: Ran, hub: Hub):
     nowhere("a token in the environment of a run and a push: forms of it in files, databases, prints", found)
 
 
+@pytest.mark.full
 def test_secret_that_the_hub_refuses_is_nowhere(ran: Ran, hub: Hub, tmp_path):
     """Catches: a token in an error that is shown, logged, or kept as the state of a failed flow run."""
     token = new_token()

@@ -117,6 +117,7 @@ def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, pushed, 
     assert parts <= {name for name, repo in pushed().items() if repo == "acme/p"}
 
 
+@pytest.mark.full
 def test_run_directly_at_finetune_gives_the_same_weights(first, play, pushed, tmp_path):
     """Catches: pairs in the published form that train in another order or with other ids; answers that are generated
     although their pairs are there; an evaluation that takes the imported model for θ_0's successor; a push that finds

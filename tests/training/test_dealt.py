@@ -24,7 +24,7 @@ from training_data import (
 from spin_core.stages import finetune, generate
 
 PAIRS = 6
-SHARDINGS = ["none", "fsdp2"]
+SHARDINGS = ["fsdp2", pytest.param("none", marks=pytest.mark.full)]
 
 
 @pytest.fixture(scope="module")

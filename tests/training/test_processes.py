@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
+from training_data import DIGESTS, finetune_config, has_begun, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
 from spin_core.stages import finetune
 
@@ -68,9 +68,12 @@ def test_finetune_two_processes_same_result_as_one(tmp_path, inputs, two, number
     # Two steps of four pairs (two for each process, in two passes), two of one (one process fills up).
     passes = [json.loads((place / f"passes-{rank}.json").read_text()) for rank in (0, 1)]
     assert passes == [[[2, True]] * 6] * 2
+    assert any(map(has_begun, metrics_of(alone.out)))
     for a, b in zip(metrics_of(alone.out), metrics_of(place / "out"), strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
+            if name == "rewards/accuracies" and not has_begun(a):
+                continue
             near = {"loss": {"abs": 5e-6, "rel": 0}, "rewards": {"abs": 2e-5, "rel": 0}, "grad_norm": {"rel": 1e-4}}
             exact = name in ("step", "epoch", "lr", "pairs")
             expected = value if exact else pytest.approx(value, **near.get(name.split("/")[0], {"abs": 2e-4, "rel": 0}))

@@ -22,7 +22,12 @@ from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
 
 ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed (pip install .[dev])")
-SHARDINGS = ["none", "fsdp2", *(pytest.param(f"zero{n}", marks=ZERO) for n in (1, 2, 3))]
+SHARDINGS = [
+    "fsdp2",
+    pytest.param("zero3", marks=ZERO),
+    pytest.param("none", marks=pytest.mark.full),
+    *(pytest.param(f"zero{n}", marks=[ZERO, pytest.mark.full]) for n in (1, 2)),
+]
 MORE = [] if LEVEL == "pr" else ["none", pytest.param("zero1", marks=ZERO), pytest.param("zero2", marks=ZERO)]
 """Killed at a night's counts too: each starts two processes, 15 s of a quiet machine."""
 # AdamW: its update depends on the number of its step, which a strategy may count otherwise.
@@ -162,6 +167,7 @@ def environment_of(pid: int) -> dict[str, str]:
     ("sharding", "offload"),
     [("fsdp2", "none"), *(pytest.param("zero3", place, marks=ZERO) for place in ("optimizer", "weights"))],
 )
+@pytest.mark.full
 def test_one_process_that_offloads_needs_no_launcher(tmp_path, inputs, alone, sharding, offload) -> None:
     """Catches a process group that nobody made, and an optimiser in the host's memory that DeepSpeed refuses."""
     child = Child()

@@ -123,6 +123,13 @@ def metrics_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def has_begun(line: dict) -> bool:
+    """Whether the policy of a step of `metrics_of` is another than its opponent. While it is not (the first step, and
+    those at lr 0), every margin is rounding, ±1e-7 nats, and so is its sign, which accuracies count: it differs between
+    processors and batch shapes."""
+    return abs(line["rewards/margins"]) > 2e-5
+
+
 def calls_of(model: PreTrainedModel, part: str = "") -> list[dict]:
     """What the model's decoder, or a part of it, is called with from now on; a packed pass has a `layout`."""
     calls: list[dict] = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import yaml
 
 from tests.faults.fault import Fault
@@ -18,6 +19,7 @@ __all__ = ["hub", "start_model", "start_rows"]
 NAMES = {"model": "models/acme/start", "dataset": "datasets/acme/rows"}
 
 
+@pytest.mark.full
 def test_main_that_moves_is_one_commit_in_a_run_and_told_in_the_next(hub, start_model, start_rows, tmp_path) -> None:
     """Catches a run whose steps read two commits, a key that does not change with the content, and a new commit that is
     taken without a word."""

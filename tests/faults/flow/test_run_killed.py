@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -62,6 +64,7 @@ def test_run_killed_during_generate_keeps_the_finished_shards(run, server, tiny,
     assert not _workers_of(store), "a killed run leaves no process behind"
 
 
+@pytest.mark.full
 def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_model(
     run, server, tiny, tmp_path: Path
 ) -> None:

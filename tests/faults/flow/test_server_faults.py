@@ -122,6 +122,7 @@ def test_server_killed_at_a_random_step_and_started_again_the_run_goes_on(profil
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.full
 def test_server_that_is_lost_for_good_costs_no_finished_step(profile, tmp_path: Path) -> None:
     """Catches a computation that is thrown away, or not published, because the server cannot be told; minutes of
     knocking after the last step; a traceback; and a rerun that computes again."""

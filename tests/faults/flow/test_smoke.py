@@ -36,6 +36,7 @@ def again(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     return make_smoke(profile, place, NETLESS if _netless() else ())
 
 
+@pytest.mark.full
 def test_two_runs_in_fresh_stores_are_the_same_bytes(smoke: Smoke, again: Smoke) -> None:
     """Catches a path, a clock, a process's hash seed or the order of threads in any output."""
     assert len(smoke.steps) > 15 and {step["state"] for step in [*smoke.steps, *again.steps]} == {"ran"}
@@ -71,6 +72,7 @@ def test_losses_are_the_golden_ones(smoke: Smoke) -> None:
     )
 
 
+@pytest.mark.full
 def test_no_process_of_a_run_unpickles_or_reads_prefects_results(smoke: Smoke, again: Smoke, profile, tmp_path) -> None:
     """Catches pickle in any process of a run (Prefect's result store loads what a stored file asks for), and a result
     that is kept there: of a task, of a finished flow, or the exception of a failed one."""
@@ -128,6 +130,7 @@ def test_planted_pickles_are_live_and_the_hook_sees_them(tmp_path: Path) -> None
     assert "connect" in {event["what"] for event in watched(home)}
 
 
+@pytest.mark.full
 def test_run_needs_no_network(smoke: Smoke, again: Smoke) -> None:
     """Catches a call home (telemetry, a hub, a package index) of any process of a run, and a run that waits for one."""
 

@@ -12,11 +12,11 @@ from spin_core.store import fs
 from tests.faults.fault import Fault
 from tests.faults.flow.cases import case_of
 
-STAGES = ("sft", "generate", "score", "finetune", "evaluate")
+DEFAULT, IN_FULL = ("generate", "finetune"), ("sft", "score", "evaluate")
 LATE = 0.5  # of the kills: in the last fifth, where the output is sealed and published
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*DEFAULT, *(pytest.param(one, marks=pytest.mark.full) for one in IN_FULL)])
 def test_stage_killed_at_any_moment_is_whole_and_ends_in_the_same_bytes(forks, smoke, stage: str) -> None:
     """Catches an output that is visible before it is whole, a rerun that takes half-written work for its own, one that
     computes again what was published, and leftovers that gc does not know."""

@@ -28,6 +28,7 @@ def trainings(forks: Forks, smoke: Smoke) -> Trainings:
     return {stage: case_of(forks, smoke.store, stage, stage, **longer) for stage, longer in LONGER.items()}
 
 
+@pytest.mark.full
 def test_training_killed_in_any_step_ends_in_the_same_bytes(trainings: Trainings) -> None:
     """Catches optimiser state, data order, metrics or learning rate that a resume does not restore; a resume from a
     resume that begins anew; and a half-written checkpoint that is trained on."""

@@ -14,6 +14,7 @@ HERE = dict.fromkeys(("sft", "generate", "score", "finetune", "evaluate"), "here
 
 
 @pytest.mark.parametrize("decision", ["go on", pytest.param("stop here", marks=in_full)])
+@pytest.mark.full
 def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, profile, store) -> None:
     """Catches a gate that keeps the worker busy, a resumed run that computes again or asks again, and one that goes on
     after `stop here`."""

@@ -71,6 +71,7 @@ with tags("spinloop", {tag!r}):
 """
 
 
+@pytest.mark.full
 def test_a_run_whose_process_was_killed_becomes_crashed(client, in_ten_seconds, tmp_path: Path):
     """Catches an automation that no heartbeat starts (of other tags, of another event), one that cannot change the
     state, and one that takes a run that ended well for a dead one."""
@@ -113,6 +114,7 @@ def stage() -> None:
     """Never run: its runs are made in the states that they are to have."""
 
 
+@pytest.mark.full
 def test_a_stage_that_runs_too_long_is_cancelled(client, in_ten_seconds):
     """Catches a time-out that never comes, and one that cancels a stage which ended in time."""
     tag = f"slow-{uuid.uuid4().hex[:6]}"
@@ -152,6 +154,7 @@ def inbox() -> Iterator[tuple[str, list[dict]]]:
     server.shutdown()
 
 
+@pytest.mark.full
 def test_a_failed_run_is_told_of(client, spinloop, store, inbox):
     """Catches a notice that is not sent, that does not say which run failed and why, that is sent of a run that went
     well, and a later deploy without --notify that takes the block away."""

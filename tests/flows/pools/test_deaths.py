@@ -40,6 +40,7 @@ def at_work(gpu: Worker, gpu_runs: Since, count: int = 1) -> FlowRun:
     return run
 
 
+@pytest.mark.full
 def test_killed_run_finds_its_stage_again(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a second computation of what a killed run had started, and a stage that dies with the run."""
     path = str(profile(**SOME))
@@ -53,6 +54,7 @@ def test_killed_run_finds_its_stage_again(workers, api: Api, gpu_runs: Since, pr
     assert api.wait(first).state.name == "Crashed"
 
 
+@pytest.mark.full
 def test_cancelled_run_ends_its_stage_and_every_process(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a cancelled run that leaves its stage (or the stage's processes) on the GPU, or that starts it again."""
     run = api.start("spin/spin", file=str(profile(**LONG)))
@@ -68,6 +70,7 @@ def test_cancelled_run_ends_its_stage_and_every_process(workers, api: Api, gpu_r
 
 
 @in_full
+@pytest.mark.full
 def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a run that fails because another one, whose stage it shared, was cancelled; and a run found again after a
     kill that nobody can cancel."""
@@ -84,6 +87,7 @@ def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Ap
 
 
 @in_full
+@pytest.mark.full
 def test_cancel_after_a_kill_reaches_the_stage(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a stage that belongs to nobody once the run that started it was killed."""
     path = str(profile(**LONG))
@@ -99,6 +103,7 @@ def test_cancel_after_a_kill_reaches_the_stage(workers, api: Api, gpu_runs: Sinc
     until(lambda: not workers["spin-gpu"].processes(), 20)
 
 
+@pytest.mark.full
 def test_stage_that_a_person_cancels_is_not_tried_again(workers, api: Api, gpu_runs: Since, profile) -> None:
     """Catches a retry of what a person has stopped."""
     run = api.start("spin/spin", file=str(profile(**LONG)))
@@ -110,6 +115,7 @@ def test_stage_that_a_person_cancels_is_not_tried_again(workers, api: Api, gpu_r
 
 
 @in_full
+@pytest.mark.full
 def test_stage_whose_process_is_killed_is_tried_again_at_most_twice(workers, api, gpu_runs, profile) -> None:
     """Catches a run that fails with its first dead worker, and one that pays for ever."""
     run = api.start("spin/spin", file=str(profile(**LONG)))
@@ -124,6 +130,7 @@ def test_stage_whose_process_is_killed_is_tried_again_at_most_twice(workers, api
 
 
 @in_full
+@pytest.mark.full
 def test_killed_stage_goes_on_from_its_checkpoint(workers, api, gpu_runs, profile) -> None:
     """Catches a second try that throws the first one's training away, and a retry that does not end well."""
     run = api.start("spin/spin", file=str(profile(**SOME)))

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 LIGHT = {"pools": {"score": "here", "evaluate": "here"}}  # three stages on the pool are enough, and 10 s each
 
 
+@pytest.mark.full
 def test_concurrent_runs_share_their_steps_within_the_pools_limit(workers, api, gpu_runs, profile, store) -> None:
     """Catches a step that two runs compute at the same time, a pool limit that is not kept, a rerun that reaches for a
     GPU, and a batch of shards in more than one flow run."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from spin_core.store.store import Store
 from tests.flows.pools.conftest import Worker, until
 
 
+@pytest.mark.full
 def test_doctor_says_which_pool_has_no_worker(deployed, api, spinloop, store) -> None:
     """Catches a pool that is called good while nobody takes its runs."""
     for pool in ("spin-cpu", "spin-gpu"):  # those that other tests have ended: the server forgets them after 90 s
@@ -20,6 +23,7 @@ def test_doctor_says_which_pool_has_no_worker(deployed, api, spinloop, store) ->
     assert code == 1 and "spin-gpu: needed" in err and "make worker POOL=spin-gpu" in out
 
 
+@pytest.mark.full
 def test_doctor_asks_a_worker_of_each_pool(workers, spinloop, store, tmp_path) -> None:
     """Catches a pool whose worker is not asked, and a worker that computes into another store unseen."""
     Store(store).identity()

@@ -41,6 +41,7 @@ def scheduled(api: Api, path: Path, number: int):
     return ended
 
 
+@pytest.mark.full
 def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profile, model, tmp_path) -> None:
     """Catches a scheduled rerun that pays again for unchanged data, and one that does not see grown data."""
     rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(120)]
@@ -71,6 +72,7 @@ def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profi
 
 
 @in_full
+@pytest.mark.full
 def test_new_model_starts_the_next_iteration(workers, api: Api, profile) -> None:
     """Catches an event without the parameters of its run, a trigger that nobody can switch on, and a chain that does
     not end after the last iteration."""
