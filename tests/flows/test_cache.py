@@ -40,7 +40,7 @@ def test_second_run_everything_is_cached_in_prefects_own_states(run, finished, s
 
 
 def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, run, store, tiny) -> None:
-    """Catches a key that lacks a setting, one that has too many, and a plan that does not tell what the run then
+    """Catches a key that lacks a setting, one that has too many, and a plan that does not show what the run then
     does."""
     setting = "finetune.beta=0.5"
     code, out, _ = spinloop("plan", tiny, "--store", store, "--json", "--set", setting)
@@ -114,8 +114,8 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         code, out, err = spinloop(command, tiny, "--store", tmp_path / "store", "--json", *sets)
         assert code == 0, err
-        found = json.loads(out)
-        steps = found if command == "plan" else json.loads(Path(found["folder"], "steps.json").read_text())
+        result = json.loads(out)
+        steps = result if command == "plan" else json.loads(Path(result["folder"], "steps.json").read_text())
         return [step for step in steps if step["stage"] == "generate"]
 
     first = generate_steps("run", rows)

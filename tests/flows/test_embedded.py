@@ -23,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 def _servers(home: Path) -> set[str]:
     """Processes of flows.server.embedded of this home of Prefect's."""
-    found = set()
+    pids = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = f"PREFECT_HOME={home}".encode() in (folder / "environ").read_bytes()
             if ours and b"flows.server.embedded" in (folder / "cmdline").read_bytes():
-                found.add(folder.name)
-    return found
+                pids.add(folder.name)
+    return pids
 
 
 def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
@@ -47,9 +47,9 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"] == 0
     steps = len(finished[1])
-    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("  ")]  # a gate's reason
-    assert [line.split()[0] for line in said[:steps]] == ["Cached"] * steps
-    assert not [line for line in said if "prefect" in line.lower() or "Traceback" in line]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("  ")]  # a gate's reason
+    assert [line.split()[0] for line in lines[:steps]] == ["Cached"] * steps
+    assert not [line for line in lines if "prefect" in line.lower() or "Traceback" in line]
     for _ in range(500):
         if not _servers(tmp_path / "prefect"):
             break
