@@ -96,7 +96,7 @@ def test_file_deleted_in_a_stored_tree_is_detected_and_recomputed_to_the_same(ru
 def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     spinloop, server, tiny, model, tmp_path
 ) -> None:
-    """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the whole
+    """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the full
     set in it."""
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]

@@ -59,7 +59,7 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
 
 @pytest.mark.full
 def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
-    """Catches a server that Ctrl-C reaches too: the run would then knock at a dead port for minutes."""
+    """Catches a server that Ctrl-C reaches too: the run would then retry a dead port for minutes."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
     run = subprocess.Popen(

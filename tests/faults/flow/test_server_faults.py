@@ -125,7 +125,7 @@ def test_server_killed_at_a_random_step_and_started_again_the_run_goes_on(profil
 @pytest.mark.full
 def test_server_that_is_lost_for_good_costs_no_finished_step(profile, tmp_path: Path) -> None:
     """Catches a computation that is thrown away, or not published, because the server cannot be notified; minutes of
-    knocking after the last step; a traceback; and a rerun that computes again."""
+    retries after the last step; a traceback; and a rerun that computes again."""
 
     def trial(kind: str) -> None:
         with Server(tmp_path / kind / "prefect") as own:

@@ -148,7 +148,7 @@ def test_workers_limits() -> None:
 
 
 def test_run_says_that_the_server_is_not_up(tmp_path) -> None:
-    """Catches a traceback, or minutes of knocking, where a `.env` names a server that is not running."""
+    """Catches a traceback, or minutes of retries, where a `.env` names a server that is not running."""
     assert server_env(checkout(tmp_path), free_port()).returncode == 0
     command = [sys.executable, "-m", "flows.cli", "run", "demo", "--store", str(tmp_path / "store")]
     done = subprocess.run(
