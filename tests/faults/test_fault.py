@@ -53,7 +53,7 @@ def test_table_has_a_line_for_each_fault_in_order():
 
 
 def test_trials_of_another_process_are_added():
-    """Catches a fault that two processes tried told twice or once only, and one that the other alone tried left out."""
+    """Catches a fault that two processes tried counted twice or once only, and one of the other alone left out."""
     fault.TRIED.append(Fault("R1", "a", trials=3, failures=1))
     fault.add([asdict(Fault("R1", "a", trials=4, failures=2)), asdict(Fault("R2", "b", trials=5))])
     assert [(one.id, one.trials, one.failures) for one in fault.TRIED] == [("R1", 7, 3), ("R2", 5, 0)]

@@ -35,7 +35,7 @@ def server() -> Iterator[str]:
     url = os.environ["PREFECT_API_URL"]
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start"],
-        cwd=os.environ["PREFECT_HOME"],  # not the checkout, whose `.env` may ask for a password
+        cwd=os.environ["PREFECT_HOME"],  # not the checkout, whose `.env` may set a password
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

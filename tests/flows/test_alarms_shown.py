@@ -30,7 +30,7 @@ def shown(place, spinloop, server, tiny) -> tuple[str, str, list[dict], Path]:
 
 def test_override_reaches_finetune_and_evaluate_and_alarms_reach_people(shown, place) -> None:
     """Catches an evaluate with the profile's beta beside a finetune with the iteration's own, an override that leaks
-    into other iterations; and alarms that stay in a file: not said while it trains, not in Prefect's log, not below the
+    into other iterations; and alarms that stay in a file: not shown in training, not in Prefect's log, not below the
     table, not on the page."""
     out, err, steps, folder = shown
     ran = {(step["stage"], step["label"]): step for step in steps if step["state"] == "ran"}
@@ -63,7 +63,7 @@ def warnings_of_the_server() -> list[str]:
         latest = client.read_flow_runs(sort="START_TIME_DESC", limit=1)[0]
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[latest.id]), level=LogFilterLevel(ge_=30))
         for _ in range(300):
-            if found := client.read_logs(wanted):
-                return [log.message for log in found]
+            if logs := client.read_logs(wanted):
+                return [log.message for log in logs]
             time.sleep(0.1)
     return []

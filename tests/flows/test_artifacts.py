@@ -1,4 +1,4 @@
-"""What a run leaves in the Prefect UI, asked of a real server."""
+"""What a run leaves in the Prefect UI, read from a real server."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ KINDS = ("answers", "curves", "iterations", "lineage", "pairs")
 
 def on_server(server: str, key: str) -> list[dict]:
     """The artifacts with a key, newest first."""
-    asked = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
+    query = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
     request = urllib.request.Request(
-        f"{server}/artifacts/filter", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"{server}/artifacts/filter", json.dumps(query).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        found: list[dict] = json.load(answer)
-    return found
+        pages: list[dict] = json.load(answer)
+    return pages
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_run_leaves_its_pages(finished, server) -> None:
     # Other tests run this profile with other settings on the same server.
     (*_, flow_run) = [p["flow_run_id"] for p in on_server(server, "tiny-iterations") if run in p["data"]]
     every = {kind: on_server(server, f"tiny-{kind}") for kind in KINDS}
-    pages = {kind: next(p for p in found if p["flow_run_id"] == flow_run) for kind, found in every.items()}
+    pages = {kind: next(p for p in versions if p["flow_run_id"] == flow_run) for kind, versions in every.items()}
     for page in pages.values():
         assert page["type"] == "markdown" and page["flow_run_id"] and 100 < len(page["data"]) < 200_000
     assert sentence[:30] in pages["iterations"]["data"]
@@ -144,7 +144,7 @@ def test_card_that_fails_is_a_warning(finished, server, caplog) -> None:
     """Catches a run that fails, with its work done, because its model card cannot be written."""
     store = Store(finished[0], create=False)
     file = (store.root / "latest").resolve() / run_card.NAME
-    whole = file.read_bytes()
+    original = file.read_bytes()
     file.unlink()
     (file / "in the way").mkdir(parents=True)
 
@@ -157,7 +157,7 @@ def test_card_that_fails_is_a_warning(finished, server, caplog) -> None:
         assert ends() == "done"
     finally:
         shutil.rmtree(file)
-        file.write_bytes(whole)
+        file.write_bytes(original)
     (line,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "no model card (StoreError: " in line.getMessage() and f"{file}: Is a directory" in line.getMessage()
 

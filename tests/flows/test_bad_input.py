@@ -147,7 +147,7 @@ def test_unknown_profile_lists_the_known_ones(spinloop, tmp_path) -> None:
 
 
 def test_server_that_does_not_answer_is_named(tiny, tmp_path) -> None:
-    """Catches an HTTP client's traceback, and a server of our own that hides the run from the one asked for."""
+    """Catches an HTTP client's traceback, and a server of our own that hides the run from the one requested."""
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")],
         cwd=Path(__file__).parents[2],

@@ -40,7 +40,7 @@ def test_second_run_everything_is_cached_in_prefects_own_states(run, finished, s
 
 
 def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, run, store, tiny) -> None:
-    """Catches a key that lacks a setting, one that has too many, and a plan that does not tell what the run then
+    """Catches a key that lacks a setting, one that has too many, and a plan that does not show what the run then
     does."""
     setting = "finetune.beta=0.5"
     code, out, _ = spinloop("plan", tiny, "--store", store, "--json", "--set", setting)
@@ -96,7 +96,7 @@ def test_file_deleted_in_a_stored_tree_is_detected_and_recomputed_to_the_same(ru
 def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     spinloop, server, tiny, model, tmp_path
 ) -> None:
-    """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the whole
+    """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the full
     set in it."""
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]
@@ -114,8 +114,8 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         code, out, err = spinloop(command, tiny, "--store", tmp_path / "store", "--json", *sets)
         assert code == 0, err
-        found = json.loads(out)
-        steps = found if command == "plan" else json.loads(Path(found["folder"], "steps.json").read_text())
+        result = json.loads(out)
+        steps = result if command == "plan" else json.loads(Path(result["folder"], "steps.json").read_text())
         return [step for step in steps if step["stage"] == "generate"]
 
     first = generate_steps("run", rows)

@@ -17,7 +17,7 @@ def run_of(store: Path) -> Path:
     return (Store(store, create=False).root / "latest").resolve()
 
 
-def test_page_of_a_real_run_is_whole(finished) -> None:
+def test_page_of_a_real_run_is_complete(finished) -> None:
     """Catches a mark that is still there, links that lead nowhere, a page that loads something, and a run part without
     costs, lineage, software, or the first setting that differs from the paper's."""
     folder = run_of(finished[0])
@@ -68,21 +68,21 @@ def test_what_is_not_there_is_named(finished, spinloop, tmp_path) -> None:
     (runs / "broken-000000").mkdir()
     shutil.copytree(runs / first, tmp_path / "outside", symlinks=True)
 
-    def said(*names: object) -> str:
+    def error_of(*names: object) -> str:
         code, _, err = spinloop("report", "--store", store, *names)
         assert code == 2 and err.count("\n") == 1, err
         return err
 
-    assert f"runs there: {', '.join(sorted((first, second)))}." in said("--compare", first, "nobody")
-    assert "has not come to a report" in said("--compare", "broken-000000", first)
-    assert "no report of such a run" in said("--compare", first, "../../../outside")
-    assert "no report of such a run" in said("../../../outside")
-    assert "--compare takes two runs" in said(first, "--compare", first, second)
-    assert "--out names the page of" in said(first, "--out", "x.html")
+    assert f"runs there: {', '.join(sorted((first, second)))}." in error_of("--compare", first, "nobody")
+    assert "has not come to a report" in error_of("--compare", "broken-000000", first)
+    assert "no report of such a run" in error_of("--compare", first, "../../../outside")
+    assert "no report of such a run" in error_of("../../../outside")
+    assert "--compare takes two runs" in error_of(first, "--compare", first, second)
+    assert "--out names the page of" in error_of(first, "--out", "x.html")
     steps = json.loads((runs / first / "steps.json").read_text())
     last = next(step for step in reversed(steps) if step["stage"] == "evaluate")
     shutil.move(Store(store, create=False).tree(last["digest"]), tmp_path / "gone")
-    assert "an output of evaluate is no longer in the store" in said("--compare", first, second)
+    assert "an output of evaluate is no longer in the store" in error_of("--compare", first, second)
 
 
 def test_ledger_against_a_preset_on_the_terminal(finished, spinloop) -> None:

@@ -13,7 +13,7 @@ from spin_core.runtime import vllm_env
 
 @pytest.fixture(autouse=True)
 def no_server():
-    """No configured server: tests/flows/pools/test_doctor_server.py asks one."""
+    """No configured server: tests/flows/pools/test_doctor_server.py has one."""
     with temporary_settings({PREFECT_API_URL: None}):
         yield
 
@@ -48,7 +48,7 @@ def test_doctor_fails_where_vllm_does_not_import(spinloop, monkeypatch, tmp_path
 
 
 def test_doctor_fails_where_the_server_is_not_there(spinloop, no_vllm) -> None:
-    """Catches a dead server that is passed over, and one that is told by a traceback."""
+    """Catches a dead server that is passed over, and one that is reported by a traceback."""
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         code, out, err = spinloop("doctor", "--store", no_vllm / "store")
     assert code == 1 and "none answers at http://127.0.0.1:9/api" in out

@@ -30,7 +30,7 @@ def test_version_that_was_not_tested_is_a_line_of_its_own(tmp_path: Path) -> Non
 
 
 def test_tested_versions_are_one_line(tmp_path: Path) -> None:
-    """Catches the build of torch (`+cpu`) told as another version, and a long list where all is well."""
+    """Catches the build of torch (`+cpu`) reported as another version, and a long list where all is well."""
     (line,) = compare_versions(write(tmp_path / "constraints.txt"))
     assert line[:2] == ("ok", "tested versions") and "constraints.txt" in line[2]
     assert int(line[2].split()[1]) >= 17, line

@@ -23,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 def _servers(home: Path) -> set[str]:
     """Processes of flows.server.embedded of this home of Prefect's."""
-    found = set()
+    pids = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = f"PREFECT_HOME={home}".encode() in (folder / "environ").read_bytes()
             if ours and b"flows.server.embedded" in (folder / "cmdline").read_bytes():
-                found.add(folder.name)
-    return found
+                pids.add(folder.name)
+    return pids
 
 
 def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
@@ -47,9 +47,9 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"] == 0
     steps = len(finished[1])
-    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("  ")]  # a gate's reason
-    assert [line.split()[0] for line in said[:steps]] == ["Cached"] * steps
-    assert not [line for line in said if "prefect" in line.lower() or "Traceback" in line]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("  ")]  # a gate's reason
+    assert [line.split()[0] for line in lines[:steps]] == ["Cached"] * steps
+    assert not [line for line in lines if "prefect" in line.lower() or "Traceback" in line]
     for _ in range(500):
         if not _servers(tmp_path / "prefect"):
             break
@@ -59,7 +59,7 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
 
 @pytest.mark.full
 def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
-    """Catches a server that Ctrl-C reaches too: the run would then knock at a dead port for minutes."""
+    """Catches a server that Ctrl-C reaches too: the run would then retry a dead port for minutes."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
     run = subprocess.Popen(

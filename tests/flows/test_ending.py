@@ -1,4 +1,4 @@
-"""What a command says and how it ends when its run is over and only Prefect's server is not told."""
+"""What a command prints and how it ends when its run is over and only Prefect's server does not know it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 from flows.ending import outcome_known, watched
 
 
-def told(outcome: object, what: str) -> int:
-    """As the command line tells it: 7, so that it cannot be mistaken."""
+def reported(outcome: object, what: str) -> int:
+    """As the command line reports it: 7, so that it cannot be mistaken."""
     print(outcome, what)
     return 7
 
 
-def test_run_that_ended_well_is_told_and_its_server_noted(capsys) -> None:
+def test_run_that_ended_well_is_reported_and_its_server_noted(capsys) -> None:
     """Catches exit code 1 for a finished run whose server fell silent."""
-    with pytest.raises(SystemExit) as left, watched(told):
+    with pytest.raises(SystemExit) as left, watched(reported):
         outcome_known({"run": "x"})
         raise ConnectionError("gone")
     assert left.value.code == 7
@@ -25,8 +25,8 @@ def test_run_that_ended_well_is_told_and_its_server_noted(capsys) -> None:
 
 
 def test_what_goes_wrong_behind_a_runs_end_is_no_silent_server() -> None:
-    """Catches a defect of ours that is told as the server's, with exit code 0."""
-    with pytest.raises(ValueError, match="ours"), watched(told):
+    """Catches a defect of ours that is reported as the server's, with exit code 0."""
+    with pytest.raises(ValueError, match="ours"), watched(reported):
         outcome_known({"run": "x"})
         outcome_known(ValueError("ours"))
         raise RuntimeError("what Prefect makes of it")
@@ -34,7 +34,7 @@ def test_what_goes_wrong_behind_a_runs_end_is_no_silent_server() -> None:
 
 def test_error_before_the_end_is_raised_as_it_was() -> None:
     """Catches a failure in the middle of a run that is taken for its end."""
-    with pytest.raises(KeyError), watched(told):
+    with pytest.raises(KeyError), watched(reported):
         raise KeyError("x")
 
 
@@ -43,7 +43,7 @@ def test_events_that_a_lost_server_did_not_get_are_not_printed(caplog) -> None:
     logger = logging.getLogger("prefect._internal.concurrency")
     logger.addHandler(caplog.handler)  # Prefect's own loggers hand nothing up
     try:
-        with watched(told):
+        with watched(reported):
             logger.error("Service 'EventsWorker' failed to process item …")
     finally:
         logger.removeHandler(caplog.handler)

@@ -18,21 +18,21 @@ from spin_core.errors import BadInput
 
 def boxes(schema: dict) -> dict[str, dict]:
     """Every box of the form by its title, the sections unfolded as the UI does it."""
-    found = {}
+    by_title = {}
     for box in schema["properties"].values():
         folded = [option for option in box.get("anyOf", []) if option.get("title") == "change"]
-        found |= boxes(folded[0]) if folded else {box["title"]: box}
-    return found
+        by_title |= boxes(folded[0]) if folded else {box["title"]: box}
+    return by_title
 
 
 def fields(model: type[BaseModel] = Config, path: str = "") -> dict[str, tuple]:
     """Every field of the config by its path: the field, and its JSON schema."""
-    found = {}
+    by_path = {}
     schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         inner = section(field)
-        found |= fields(inner, f"{path}{name}.") if inner else {path + name: (field, schemas[name])}
-    return found
+        by_path |= fields(inner, f"{path}{name}.") if inner else {path + name: (field, schemas[name])}
+    return by_path
 
 
 @cache
@@ -79,7 +79,7 @@ def test_no_box_is_filled_in_beforehand():
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "text"),
     [
         ("finetune.beta", "1.0 (demo), 0.1 (gsm8k-smollm2, tulu-70b, zephyr-7b, zephyr-7b-lora, zephyr-7b-paper)."),
         ("generate.top_p", "In the profiles: 1.0."),
@@ -89,9 +89,9 @@ def test_no_box_is_filled_in_beforehand():
         ("evaluate.sampled", "In the profiles: true."),
     ],
 )
-def test_a_help_says_what_an_empty_box_means(path, told):
-    """Catches a help that tells the model's default where the profile has another value, or leaves out a 0."""
-    assert told in boxes(form())[path]["description"]
+def test_a_help_says_what_an_empty_box_means(path, text):
+    """Catches a help that gives the model's default where the profile has another value, or leaves out a 0."""
+    assert text in boxes(form())[path]["description"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_server_takes_what_the_form_sends(settings):
     ],
 )
 def test_the_server_names_the_field_that_is_wrong(settings, field):
-    """Catches a folded section that takes everything, and one that is refused as a whole."""
+    """Catches a folded section that takes everything, and one that is refused as a unit."""
     assert field in complaint(settings)
 
 
@@ -170,9 +170,9 @@ def test_given_keeps_0_and_false_and_drops_what_is_empty():
 def test_a_form_makes_the_config_that_set_makes(settings, sets):
     """Catches a value that does not arrive, arrives as text, or at an iteration "3" in place of the profile's 3."""
     profile = "zephyr-7b" if "3" in settings.get("overrides", {}) else "demo"
-    asked, _ = deployed._config(profile, settings, "")
-    assert asked == load_profile(profile, sets)[0]
-    assert asked != load_profile(profile)[0]
+    config, _ = deployed._config(profile, settings, "")
+    assert config == load_profile(profile, sets)[0]
+    assert config != load_profile(profile)[0]
     assert not validate({"settings": settings}, schema_of(deployed.spin))
 
 

@@ -43,7 +43,7 @@ def shuffled(rows: list[dict]) -> list[dict]:
 
 @pytest.fixture
 def at(spinloop, server, tiny, model, tmp_path):
-    """`at(command, rows)`: the steps of generate that a plan or a run of these rows tells, and its whole answer."""
+    """`at(command, rows)`: the steps of generate that a plan or a run of these rows reports, and its full JSON."""
     data, store = tmp_path / "data.jsonl", tmp_path / "store"
     settings = [f"dataset.path={data}", "dataset.limit=0", f"model.path={model}", "sft=", "iterations=1"]
     # As little as can be of all that is not generated: five runs of it.
@@ -71,18 +71,18 @@ def answers(store: Path, steps: list[dict]) -> dict[str, dict]:
 
 @pytest.mark.full
 def test_changed_dataset_plan_counts_what_the_run_then_answers(at) -> None:
-    """Catches: a plan that guesses, a whole set generated again for a few rows, and answers that change because their
+    """Catches: a plan that guesses, a full set generated again for a few rows, and answers that change because their
     shard did."""
     shards, _, folder = at("run", ROWS)
     before, rows = answers(folder, shards), ROWS
-    told = [f"first run: {len(shards)} shards, {len(before)} rows"]
+    lines = [f"first run: {len(shards)} shards, {len(before)} rows"]
     for change in (grown, shrunk, edited, shuffled):
         rows = change(rows)
         planned, plan, _ = at("plan", rows)
         would = [step for step in planned if step["state"] == "would run"]
         done, _, folder = at("run", rows)
         ran = [step for step in done if step["state"] == "ran"]
-        told.append(f"{change.__name__}: {counts(ran)} of {counts(done)} ran")
+        lines.append(f"{change.__name__}: {counts(ran)} of {counts(done)} ran")
         assert {step["label"] for step in would} == {step["label"] for step in ran} and len(planned) == len(done)
         assert sum(step["summary"]["rows"] for step in would) == sum(step["summary"]["answers"] for step in ran)
         assert sum(step["summary"]["rows"] for step in planned) == sum(step["summary"]["answers"] for step in done)
@@ -99,7 +99,7 @@ def test_changed_dataset_plan_counts_what_the_run_then_answers(at) -> None:
         assert len(kept) >= len(before) - 10
         assert all(before[id] == after[id] for id in kept)
         before = after
-    print("\n".join(told))
+    print("\n".join(lines))
 
 
 def counts(steps: list[dict]) -> str:
@@ -123,8 +123,8 @@ def test_throughput_is_of_the_shards_that_ran_from_first_start_to_last_end(tmp_p
     ended(throughput, "iter 0, shard 2/4", now=106, seconds=6)
     ended(throughput, "iter 0, shard 3/4", now=120, seconds=2)
     ended(throughput, "iter 1, shard 1/1", now=130, seconds=900, cached=True)
-    told = {"shards": 4, "cached": 1, "answers": 30, "tokens": 300, "seconds": 20, "tokens_per_second": 15.0}
-    assert throughput.figures() == {"iter 0": told | {"first_shard_seconds": 5}}
+    figures = {"shards": 4, "cached": 1, "answers": 30, "tokens": 300, "seconds": 20, "tokens_per_second": 15.0}
+    assert throughput.figures() == {"iter 0": figures | {"first_shard_seconds": 5}}
     line = (
         "generate[iter 0]: 4 shards (1 cached), 30 answers, 300 tokens in 20.0 s, 15 tokens/s; first shard after 5.0 s"
     )
@@ -138,8 +138,8 @@ def test_throughput_is_of_the_shards_that_ran_from_first_start_to_last_end(tmp_p
 
 
 def files(store: Path) -> dict[str, tuple[int, int]]:
-    found = [path for path in store.rglob("*") if path.is_file()]
-    return {str(p.relative_to(store)): (p.stat().st_mtime_ns, p.stat().st_ino) for p in found}
+    paths = [path for path in store.rglob("*") if path.is_file()]
+    return {str(p.relative_to(store)): (p.stat().st_mtime_ns, p.stat().st_ino) for p in paths}
 
 
 def test_plan_of_another_dataset_leaves_the_store_and_the_temporary_folder(

@@ -30,10 +30,10 @@ def busy() -> Iterator[type]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         status = 503
-        asked: ClassVar[list[str]] = []
+        requests: ClassVar[list[str]] = []
 
         def answer(self) -> None:
-            self.asked.append(self.path)
+            self.requests.append(self.path)
             self.send_response(type(self).status)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -60,25 +60,25 @@ def pool_of(client: SyncPrefectClient, tmp_path) -> PoolRun:
     return PoolRun(client, Store(tmp_path), Runtime(), "spin-gpu", {KEY: KeyedStep(STEP, inputs)})
 
 
-def test_server_that_is_busy_is_asked_again_for_a_while(busy, tmp_path, monkeypatch) -> None:
+def test_server_that_is_busy_is_polled_again_for_a_while(busy, tmp_path, monkeypatch) -> None:
     """Catches an iteration that fails, with its stages at work, because the server was busy for a minute (SQLite under
-    load answers 503), and one that asks a dead server for ever."""
+    load answers 503), and one that polls a dead server for ever."""
     with get_client(sync_client=True) as client:
         shared = pool_of(client, tmp_path)
         for _ in range(3):
             assert shared.look(print, threading.Event()) is None
-        assert len(busy.asked) == 1, f"a busy server is asked again at once: {busy.asked}"
+        assert len(busy.requests) == 1, f"a busy server is polled again at once: {busy.requests}"
         monkeypatch.setattr(pool_run, "POLL_SECONDS", (0.0, 0.0))
-        assert shared.look(print, threading.Event()) is None and len(busy.asked) == 2
+        assert shared.look(print, threading.Event()) is None and len(busy.requests) == 2
         monkeypatch.setattr(pool_run, "SILENT_SECONDS", 0.0)
         with pytest.raises(StageFailed, match="503"):
             shared.look(print, threading.Event())
         with pytest.raises(StageFailed, match="503"):  # for every step of the batch, and without another question
             shared.look(print, threading.Event())
-        assert len(busy.asked) == 3
+        assert len(busy.requests) == 3
 
 
-def test_server_that_refuses_is_not_asked_again(busy, tmp_path) -> None:
+def test_server_that_refuses_is_not_polled_again(busy, tmp_path) -> None:
     """Catches ten minutes of waiting for a wrong password to become right."""
     busy.status = 401
     with get_client(sync_client=True) as client, pytest.raises(StageFailed, match="401"):

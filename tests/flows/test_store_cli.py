@@ -31,7 +31,7 @@ def test_du_adds_up_to_what_is_on_disk(spinloop, store) -> None:
     assert spinloop("store", "du", "tiny-none", "--store", store)[0] == 2
 
 
-def test_verify_hashes_only_when_asked(spinloop, store) -> None:
+def test_verify_hashes_only_with_deep(spinloop, store) -> None:
     """Catches a quick check that takes hours, and a deep one that does not look at bytes."""
     assert spinloop("store", "verify", "--store", store)[0] == 0
     assert spinloop("store", "verify", "--deep", "--store", store)[0] == 0

@@ -61,7 +61,7 @@ def test_logs_that_are_lost_again_and_again_are_one_note(monkeypatch: pytest.Mon
     assert ours == "ours"
 
 
-def test_traceback_that_debugging_asks_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traceback_that_debugging_requests_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches the one line after the heading that is dropped, whatever it says."""
     err = wrapped(monkeypatch)
     from prefect.settings import PREFECT_LOGGING_INTERNAL_LEVEL, temporary_settings
@@ -75,12 +75,12 @@ def test_traceback_that_debugging_asks_for_is_kept(monkeypatch: pytest.MonkeyPat
 def test_line_of_another_thread_is_never_glued_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches our line behind half a line of another thread, and the half line lost."""
     err = wrapped(monkeypatch)
-    other = threading.Thread(target=lambda: sys.stderr.write("whole\nhalf"))
+    other = threading.Thread(target=lambda: sys.stderr.write("complete\nhalf"))
     other.start()
     other.join()
     print("ours", 1, file=sys.stderr)
     sys.stderr.end_lines()
-    assert err.getvalue() == "whole\nours 1\nhalf\n"
+    assert err.getvalue() == "complete\nours 1\nhalf\n"
 
 
 def test_terminal_gets_a_bar_at_once() -> None:

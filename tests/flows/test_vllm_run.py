@@ -1,4 +1,4 @@
-"""Whole runs with `generate.engine=vllm`, by the commands that the README gives, in a bounded form."""
+"""Full runs with `generate.engine=vllm`, by the commands that the README gives, in a bounded form."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_demo_runs_with_vllm_and_its_answers_are_the_transformers_engines(server
 
 def _answers(store: Path, steps: list[dict]) -> dict[str, list[int]]:
     """Token ids of each row's answer in a run."""
-    found = {}
+    answers = {}
     for step in steps:
         if step["stage"] == "generate":
             file = store / "spinloop-store-v1" / "trees" / step["digest"] / "answers.jsonl"
-            found.update({line["id"]: line["token_ids"] for line in map(json.loads, file.read_text().splitlines())})
-    return found
+            answers.update({line["id"]: line["token_ids"] for line in map(json.loads, file.read_text().splitlines())})
+    return answers
 
 
 @pytest.mark.skipif(not SMOLLM2, reason="SPINLOOP_TEST_SMOLLM2 names no directory of SmolLM2-135M-Instruct")

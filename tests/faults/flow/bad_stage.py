@@ -48,7 +48,7 @@ def run(inputs, config, job):
 
 
 def _grown(job) -> None:
-    """As much memory as it is given, and more: the kernel says no."""
+    """As much memory as it is given, and more: the kernel refuses."""
     lines = Path("/proc/self/status").read_text().splitlines()
     used = int(next(line for line in lines if line.startswith("VmSize")).split()[1]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))

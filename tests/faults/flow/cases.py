@@ -27,7 +27,7 @@ class Case:
 
     forks: Forks
     base: Path
-    asked: dict[str, Any]
+    request: dict[str, Any]
     key: str
     digest: str = ""
     seconds: float = 0.0
@@ -37,23 +37,23 @@ class Case:
         """A copy of the store without the step; in memory where that is possible."""
         with empty_folder() as place:
             root = Path(shutil.copytree(self.base, place / "store", symlinks=True)) / "spinloop-store-v1"
-            file = root / "records" / self.asked["stage"] / f"{self.key}.json"
-            if record := Store(root.parent).record(self.asked["stage"], self.key):
+            file = root / "records" / self.request["stage"] / f"{self.key}.json"
+            if record := Store(root.parent).record(self.request["stage"], self.key):
                 fs.remove(file)
                 fs.remove(record.path)
             yield root.parent
 
     def recorded(self, place: Path) -> bool:
-        return Store(place).recorded(self.asked["stage"], self.key)
+        return Store(place).recorded(self.request["stage"], self.key)
 
     def tree(self, place: Path) -> Path:
         return place / "spinloop-store-v1" / "trees" / self.digest
 
     def run(self, place: Path, **kill: Any) -> Done:
-        return self.forks.run(self.asked, place, **kill)
+        return self.forks.run(self.request, place, **kill)
 
     def assert_recovers(self, place: Path) -> Done:
-        """The store is whole; the same command finishes, and computes what was not published and nothing else; another
+        """The store is intact; the same command finishes, and computes what was not published and nothing else; another
         process gets the same bytes as a hit; gc leaves no work in hand. How the same command ended."""
         assert torn(place) == [], "torn at the instant of the fault"
         published = self.recorded(place)
@@ -94,26 +94,26 @@ def case_of(forks: Forks, base: Path, stage: str, part: str = "", runtime: dict 
     """The last step of a stage in a finished store (`iter 0`, as the store is of one iteration), run once without a
     fault. `changes` are to the `part` of its config (`finetune`); then the step is another than the finished one."""
     store = Store(base)
-    record = max(store.records(stage), key=lambda found: found.facts["label"])
+    record = max(store.records(stage), key=lambda stored: stored.facts["label"])
     config = record.payload["config"]
     if part:
         config = {**config, part: {**config[part], **changes}}
     inputs = {name: _inputs(store, name, value) for name, value in record.payload["inputs"].items()}
-    asked = {
+    request = {
         "stage": stage,
         "config": config,
         "inputs": inputs,
         "runtime": {"device": "cpu", "threads": 1, "checkpoint_every": 1, **(runtime or {})},
     }
     key = key_of(payload(stage, record.payload["version"], config, record.payload["inputs"]))
-    clean = Case(forks, base, asked, key)
+    clean = Case(forks, base, request, key)
     with clean.store() as place:
         done = clean.run(place)
         assert done.status == 0 and done.digest and done.computed, done
         assert clean.recorded(place), "the key is another one"
         if not part:
             assert done.digest == record.digest, "not the bytes that the stage's own process had made"
-    return Case(forks, base, asked, key, done.digest, done.seconds)
+    return Case(forks, base, request, key, done.digest, done.seconds)
 
 
 def _inputs(store: Store, name: str, value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Stages in forked processes, to be killed: torch is imported once, so that a trial takes a second and not twenty.
 
 A fork does what a flow's process and its stage's process do between them: look the step up, on a miss compute it and
-publish. `python -m tests.faults.flow.forks` is the server of the forks; `Forks` asks it.
+publish. `python -m tests.faults.flow.forks` is the server of the forks; `Forks` sends it requests.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ ROOT = Path(__file__).parents[3]
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 KILLED = 137
 
-Tell = Callable[[dict], None]
+Report = Callable[[dict], None]
 
 
 @dataclass
 class Done:
-    """How a fork ended, and what it told: `computing` (a miss), `step` (an optimiser step is done), `digest`."""
+    """How a fork ended, and what it reported: `computing` (a miss), `step` (an optimiser step is done), `digest`."""
 
     status: int
     seconds: float
-    told: list[dict] = field(default_factory=list)
+    events: list[dict] = field(default_factory=list)
 
     def _last(self, name: str) -> Any:
-        return next((event[name] for event in reversed(self.told) if name in event), None)
+        return next((event[name] for event in reversed(self.events) if name in event), None)
 
     @property
     def digest(self) -> str | None:
@@ -80,11 +80,11 @@ class Forks:
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"},
         )  # fmt: skip
 
-    def run(self, asked: dict, place: Path, **kill: float) -> Done:
+    def run(self, request: dict, place: Path, **kill: float) -> Done:
         """One fork. `after`: seconds until it is killed, counted from its start or, with `step`, from that optimiser
         step; `operation`: it ends itself before that operation on its scratch folder; -1 counts them."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({**asked, "place": str(place), **kill}) + "\n")
+        self.process.stdin.write(json.dumps({**request, "place": str(place), **kill}) + "\n")
         self.process.stdin.flush()
         return Done(**json.loads(self.process.stdout.readline()))
 
@@ -100,43 +100,43 @@ class Forks:
 class Here:
     """In the place of child processes: the stage runs in this one."""
 
-    def __init__(self, tell: Tell):
-        self.tell = tell
+    def __init__(self, report: Report):
+        self.report = report
 
-    def run(self, spec: dict, send: Tell, timeout: float = 0) -> tuple[dict, float]:
+    def run(self, spec: dict, send: Report, timeout: float = 0) -> tuple[dict, float]:
         from spin_core.runtime.worker import run_spec
 
-        self.tell({"computing": spec["module"]})
+        self.report({"computing": spec["module"]})
         began = time.monotonic()
         return run_spec(spec, send), time.monotonic() - began
 
 
-def work(asked: dict, tell: Tell) -> None:
+def work(request: dict, report: Report) -> None:
     """What a fork does."""
-    module = importlib.import_module(f"spin_core.stages.{asked['stage']}")
-    step = Step(module, "", module.Config.model_validate(asked["config"]))
-    inputs = {name: _refs(value) for name, value in asked["inputs"].items()}
-    store, runtime = Store(Path(asked["place"])), Runtime.model_validate(asked["runtime"])
+    module = importlib.import_module(f"spin_core.stages.{request['stage']}")
+    step = Step(module, "", module.Config.model_validate(request["config"]))
+    inputs = {name: _refs(value) for name, value in request["inputs"].items()}
+    store, runtime = Store(Path(request["place"])), Runtime.model_validate(request["runtime"])
     scratch = str(store.root / "scratch")
-    seen = _count_operations(scratch, asked["operation"]) if "operation" in asked else []
-    if "step" in asked:
-        _tell_steps(tell)
+    seen = _count_operations(scratch, request["operation"]) if "operation" in request else []
+    if "step" in request:
+        _report_steps(report)
     with store.using():
         record = look_up(store, KeyedStep(step, inputs))
         if record is None:
-            record, _ = compute(store, KeyedStep(step, inputs), runtime, Here(tell), lambda event: None)  # type: ignore[arg-type]
-    tell({"digest": record.digest, "summary": record.facts["summary"], "operations": len(seen)})
+            record, _ = compute(store, KeyedStep(step, inputs), runtime, Here(report), lambda event: None)  # type: ignore[arg-type]
+    report({"digest": record.digest, "summary": record.facts["summary"], "operations": len(seen)})
 
 
 def _refs(value: Any) -> Any:
     return [Ref(**one) for one in value] if isinstance(value, list) else Ref(**value)
 
 
-def _tell_steps(tell: Tell) -> None:
+def _report_steps(report: Report) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     steps = count(1)
-    register_optimizer_step_post_hook(lambda *_: tell({"step": next(steps)}))
+    register_optimizer_step_post_hook(lambda *_: report({"step": next(steps)}))
 
 
 def _count_operations(scratch: str, last: int) -> list[str]:
@@ -180,35 +180,35 @@ def _warm() -> None:
         importlib.import_module(name)
 
 
-def _forked(asked: dict) -> Done:
-    ready, told = os.pipe()
+def _forked(request: dict) -> Done:
+    ready, write_end = os.pipe()
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             os.close(ready)
-            work(asked, lambda event: _write(told, event))
+            work(request, lambda event: _write(write_end, event))
             status = 0
         except BaseException as error:
             traceback.print_exc()
-            _write(told, {"error": f"{type(error).__name__}: {error}"})
+            _write(write_end, {"error": f"{type(error).__name__}: {error}"})
         finally:
             os._exit(status)
-    os.close(told)
-    events = _watch(pid, ready, asked, began)
+    os.close(write_end)
+    events = _watch(pid, ready, request, began)
     os.close(ready)
     _, status = os.waitpid(pid, 0)
     return Done(os.waitstatus_to_exitcode(status), time.monotonic() - began, events)
 
 
-def _write(told: int, event: dict) -> None:
-    os.write(told, json.dumps(event).encode() + b"\n")
+def _write(write_end: int, event: dict) -> None:
+    os.write(write_end, json.dumps(event).encode() + b"\n")
 
 
-def _watch(pid: int, ready: int, asked: dict, began: float) -> list[dict]:
-    """What the fork tells until it ends; kills it when its time has come."""
-    due = began + asked["after"] if "after" in asked and "step" not in asked else None
+def _watch(pid: int, ready: int, request: dict, began: float) -> list[dict]:
+    """What the fork reports until it ends; kills it when its time has come."""
+    due = began + request["after"] if "after" in request and "step" not in request else None
     events: list[dict] = []
     rest = b""
     while True:
@@ -222,8 +222,8 @@ def _watch(pid: int, ready: int, asked: dict, began: float) -> list[dict]:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             events.append(json.loads(line))
-            if events[-1].get("step") == asked.get("step", -1):
-                due = time.monotonic() + asked["after"]
+            if events[-1].get("step") == request.get("step", -1):
+                due = time.monotonic() + request["after"]
 
 
 if __name__ == "__main__":

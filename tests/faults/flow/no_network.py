@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-SAID = "tests use no network"
+MESSAGE = "tests use no network"
 _installed: list[bool] = []
 
 
@@ -39,4 +39,4 @@ def _check(host: Any) -> None:
             return
     except ValueError:
         pass
-    raise PermissionError(f"{SAID}: {name}")
+    raise PermissionError(f"{MESSAGE}: {name}")

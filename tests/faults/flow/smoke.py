@@ -35,7 +35,7 @@ class Smoke:
     def digests(self) -> dict[tuple[str, str], str]:
         return {(step["stage"], step["label"]): step["digest"] for step in self.steps}
 
-    def told(self, what: str) -> list[dict]:
+    def events_of(self, what: str) -> list[dict]:
         return [event for event in self.events if event["what"] == what]
 
 
@@ -50,7 +50,7 @@ class Marker:
 
 
 def storage(home: Path) -> Path:
-    """Where Prefect keeps results, if a task asks for that."""
+    """Where Prefect keeps results, if a task requests that."""
     return home / "storage"
 
 
@@ -71,13 +71,13 @@ def plant(home: Path) -> Path:
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Of a user with no Prefect server, whose processes are watched."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    told = {
+    ours = {
         "PREFECT_HOME": str(home),
         "SPINLOOP_TEST_AUDIT": str(home.parent / f"{home.name}.audit"),
         "SPINLOOP_TEST_WATCHED": str(storage(home)),
         "PYTHONPATH": os.pathsep.join([str(AUDIT), str(ROOT)]),
     }
-    return {**kept, **told, **more}
+    return {**kept, **ours, **more}
 
 
 def make_smoke(profile: Path, place: Path, before: Sequence[str] = (), *settings: str) -> Smoke:
@@ -95,5 +95,5 @@ def make_smoke(profile: Path, place: Path, before: Sequence[str] = (), *settings
 
 
 def watched(home: Path) -> list[dict[str, Any]]:
-    """What the processes of a run told."""
+    """What the processes of a run reported."""
     return [json.loads(line) for line in (home.parent / f"{home.name}.audit").read_text().splitlines()]

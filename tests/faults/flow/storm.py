@@ -37,22 +37,22 @@ class Marked:
             text=True,
             start_new_session=True,
         )
-        self.said: list[str] = []
+        self.output: list[str] = []
         # Read at once: a run whose pipe is full waits for its reader, which looks as if it hung.
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
-        self.said.extend(self.process.stdout)
+        self.output.extend(self.process.stdout)
 
     def alive(self) -> dict[int, str]:
         """Process → its role: parent, server, child, guard, or engine (what a child started)."""
-        found = {}
+        roles = {}
         for pid, group in marked(self.mark).items():
             with suppress(OSError):
-                found[pid] = self._role(pid, group, Path(f"/proc/{pid}"))
-        return found
+                roles[pid] = self._role(pid, group, Path(f"/proc/{pid}"))
+        return roles
 
     def _role(self, pid: int, group: int, folder: Path) -> str:
         if pid == self.process.pid:
@@ -73,19 +73,19 @@ class Marked:
         """Exit code and output."""
         code = self.process.wait(timeout)
         self.reader.join(timeout)
-        return code, "".join(self.said)
+        return code, "".join(self.output)
 
 
 def marked(mark: str) -> dict[int, int]:
     """Process → its group, of all living ones with the mark."""
-    found = {}
+    groups = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
                 state = (folder / "stat").read_text().rpartition(")")[2].split()
                 if state[0] not in "ZX":
-                    found[int(folder.name)] = int(state[2])
-    return found
+                    groups[int(folder.name)] = int(state[2])
+    return groups
 
 
 def command(profile: Path, store: Path, *settings: str) -> list[str]:
@@ -97,11 +97,11 @@ def command(profile: Path, store: Path, *settings: str) -> list[str]:
 def records(store: Path) -> dict[str, tuple[int, int]]:
     """Key of every published shard → the record's inode and time: both stay, or it was written again."""
     folder = store / "spinloop-store-v1" / "records" / "generate"
-    found = {}
+    written = {}
     for path in folder.glob("*.json"):
         stat = path.stat()
-        found[path.stem] = (stat.st_ino, stat.st_mtime_ns)
-    return found
+        written[path.stem] = (stat.st_ino, stat.st_mtime_ns)
+    return written
 
 
 def check_exactly_once(store: Path, kept: dict[str, tuple[int, int]], cached: dict[str, tuple[int, int]]) -> int:

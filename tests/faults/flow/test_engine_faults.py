@@ -19,9 +19,9 @@ from tests.faults.flow.cases import assert_clean, empty_folder, torn
 from tests.faults.flow.storm import MARK, marked
 
 TIMEOUT = 4
-LINES = 45  # of log, of which the last 20 are told
-# What is told, and whether another try in a new process is worth it.
-SAID: dict[str, tuple[type[StageFailed], str]] = {
+LINES = 45  # of log, of which the last 20 are shown
+# What is reported, and whether another try in a new process is worth it.
+MESSAGES: dict[str, tuple[type[StageFailed], str]] = {
     "memory": (StageFailed, "bad_stage: out of memory; lower "),
     "killed": (ChildDied, "killed by SIGKILL (often: out of memory)"),
     "aborted": (ChildDied, "killed by SIGABRT"),
@@ -44,7 +44,7 @@ def test_engine_that_fails_in_any_way_publishes_nothing_and_leaves_nothing(monke
     monkeypatch.setenv(MARK, mark)
 
     def trial(do: str) -> None:
-        kind, said = SAID[do]
+        kind, message = MESSAGES[do]
         with empty_folder() as place, Children(1) as children:
             store = Store(place)
             with store.using():
@@ -57,10 +57,10 @@ def test_engine_that_fails_in_any_way_publishes_nothing_and_leaves_nothing(monke
                         children,
                         lambda event: None,
                     )
-                assert type(failed.value) is kind and said in str(failed.value), failed.value
+                assert type(failed.value) is kind and message in str(failed.value), failed.value
                 if kind is ChildDied:
-                    told = [line.removeprefix("  | ") for line in str(failed.value).splitlines()[1:]]
-                    assert told == [f"line {n}" for n in range(LINES - 20, LINES)], told
+                    shown = [line.removeprefix("  | ") for line in str(failed.value).splitlines()[1:]]
+                    assert shown == [f"line {n}" for n in range(LINES - 20, LINES)], shown
                 assert look_up(store, KeyedStep(step(do, LINES), {})) is None
                 assert torn(place) == [] and not list((store.root / "tmp").iterdir())
                 # The same children serve the next job.
@@ -69,11 +69,11 @@ def test_engine_that_fails_in_any_way_publishes_nothing_and_leaves_nothing(monke
             assert _alone(mark, 1), "a process was left"
             assert_clean(place)
 
-    Fault("R28", "the engine's process: no memory, ends, hangs, writes rubbish").each(SAID, trial)
+    Fault("R28", "the engine's process: no memory, ends, hangs, writes rubbish").each(MESSAGES, trial)
     assert _alone(mark, 0), "a process outlives its children"
 
 
 def _alone(mark: str, workers: int) -> bool:
     """Whether nothing else is at work than so many workers, with their guards."""
-    found = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(mark) if pid != os.getpid()]
-    return len(found) <= 2 * workers and all(b"spin_core.runtime.worker" in line for line in found)
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(mark) if pid != os.getpid()]
+    return len(commands) <= 2 * workers and all(b"spin_core.runtime.worker" in line for line in commands)

@@ -34,7 +34,7 @@ def stormed(fault: Fault, profile: Path, folder: Path, roles: list[str], *settin
 @pytest.mark.full
 def test_random_kills_lose_nothing_and_leave_nothing(tiny, server, tmp_path) -> None:
     """Catches shards that are published in the end only, a record that is written twice, a half-written shard that is
-    taken for a whole one, a lock that outlives its holder, a run that does not get over a dead child, and any process
+    taken for complete, a lock that outlives its holder, a run that does not get over a dead child, and any process
     that outlives its parent."""
     hit = stormed(HERE, tiny, tmp_path, ["parent", "child", "child", "guard"], *LONG, "runtime.workers=2")
     assert hit["parent"] and hit["child"]

@@ -20,7 +20,7 @@ NAMES = {"model": "models/acme/start", "dataset": "datasets/acme/rows"}
 
 
 @pytest.mark.full
-def test_main_that_moves_is_one_commit_in_a_run_and_told_in_the_next(hub, start_model, start_rows, tmp_path) -> None:
+def test_main_that_moves_is_one_commit_in_a_run_and_noted_in_the_next(hub, start_model, start_rows, tmp_path) -> None:
     """Catches a run whose steps read two commits, a key that does not change with the content, and a new commit that is
     taken without a word."""
     hub.add(NAMES["model"], {path.name: path.read_bytes() for path in start_model.iterdir()}, private=True)
@@ -49,21 +49,20 @@ def test_main_that_moves_is_one_commit_in_a_run_and_told_in_the_next(hub, start_
     assert run.returncode == 0, err
     facts = {path.parent.name: json.loads(path.read_text())["facts"] for path in records.glob("*/*.json")}
     read = {"model": facts["sft"]["sources"]["model"], "dataset": facts["reformat"]["sources"]["source"]}
-    found: dict[str, dict[tuple[str, str], str]] = {}
+    plans: dict[str, dict[tuple[str, str], str]] = {}
     pinned = {f"{kind}.revision={commit}" for kind, commit in old.items()}
     for which, sets in {"main": set(), "pinned": pinned}.items():
         done = command(["plan", *call, *[part for one in sorted(sets) for part in ("--set", one)]], env, tmp_path)
         assert done.code == 0, done.err
-        found[which] = {(step["stage"], step["label"]): step["state"] for step in json.loads(done.out)}
-        found[which] |= {("told", ""): done.err}
+        plans[which] = {(step["stage"], step["label"]): step["state"] for step in json.loads(done.out)}
+        plans[which] |= {("stderr", ""): done.err}
 
     def trial(kind: str) -> None:
         assert read[kind] == [f"acme/{'start' if kind == 'model' else 'rows'}@{old[kind]}"]
-        told, where = found["main"]["told", ""], NAMES[kind].split("/", 1)[1]
-        assert (
-            f"note: {where}: main moved from {old[kind][:8]} to " in told and "moved" not in found["pinned"]["told", ""]
-        )
+        err, pinned_err = (plans[which]["stderr", ""] for which in ("main", "pinned"))
+        where = NAMES[kind].split("/", 1)[1]
+        assert f"note: {where}: main moved from {old[kind][:8]} to " in err and "moved" not in pinned_err
         step = ("sft", "θ_0") if kind == "model" else ("reformat", "")
-        assert found["main"][step] == "would run" and found["pinned"][step] == "cached"
+        assert plans["main"][step] == "would run" and plans["pinned"][step] == "cached"
 
     Fault("S5", "the hub's main moves in mid-run: of the model, of the dataset").each(NAMES, trial)

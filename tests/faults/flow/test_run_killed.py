@@ -1,4 +1,4 @@
-"""`kill -9` of the whole process group in mid-run: nothing finished is lost, and the rerun ends where an
+"""`kill -9` of the entire process group in mid-run: nothing finished is lost, and the rerun ends where an
 uninterrupted run would."""
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def _command(tiny: Path, store: Path, *settings: str) -> list[str]:
 
 def _workers_of(store: Path) -> list[str]:
     """Processes that have a file of the store's folder open or on their command line."""
-    found = []
+    pids = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if b"spin_core.runtime.worker" in cmdline.read_bytes() and any(
                 str(store) in os.readlink(fd) for fd in (cmdline.parent / "fd").iterdir()
             ):
-                found.append(cmdline.parent.name)
+                pids.append(cmdline.parent.name)
         except OSError:
             continue
-    return found
+    return pids
 
 
 def test_run_killed_during_generate_keeps_the_finished_shards(run, server, tiny, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_mode
 ) -> None:
     """Catches training that begins again, and a resumed optimiser that is not the one that was saved."""
     long = ("finetune.schedule_epochs=40", "iterations=1", "runtime.micro_tokens=256")
-    store, whole = tmp_path / "killed", tmp_path / "whole"
+    store, straight_store = tmp_path / "killed", tmp_path / "straight"
     scratch = store / "spinloop-store-v1" / "scratch"
 
     def trained() -> bool:
@@ -81,7 +81,7 @@ def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_mode
     _killed_when(trained, _command(tiny, store, *long))
     reached = max(int(p.name[11:]) for p in scratch.glob("finetune-*/checkpoint-*") if p.name[11:].isdigit())
     resumed = {(s["stage"], s["label"]): s for s in run(store, *long)}
-    straight = {(s["stage"], s["label"]): s for s in run(whole, *long)}
+    straight = {(s["stage"], s["label"]): s for s in run(straight_store, *long)}
     step = ("finetune", "iter 0")
     assert resumed[step]["digest"] == straight[step]["digest"]
     assert resumed["sft", "θ_0"]["state"] == "Cached"
@@ -91,7 +91,7 @@ def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_mode
 
 def test_child_killed_alone_is_tried_again(tiny, server, tmp_path: Path) -> None:
     """Catches a run that hangs, or fails for good, when only the stage's process is killed (the kernel's way of
-    saying out of memory)."""
+    reporting out of memory)."""
     store = tmp_path / "store"
     process = subprocess.Popen(
         [*_command(tiny, store, "iterations=0"), "--json"],
@@ -117,10 +117,10 @@ def test_child_killed_alone_is_tried_again(tiny, server, tmp_path: Path) -> None
 
 
 def _descendants(pid: int) -> list[int]:
-    found = []
+    pids = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [int(child) for child in task.read_text().split()]
+            pids += [int(child) for child in task.read_text().split()]
         except OSError:
             continue
-    return found
+    return pids

@@ -65,7 +65,7 @@ class Trial:
         return code, out, hung
 
     def assert_recovers(self, smoke: Smoke | None = None) -> None:
-        """The store is whole, the same command finishes, what was published is Cached and was not written again, the
+        """The store is intact, the same command finishes, what was published is Cached and was not written again, the
         digests are those of the undisturbed run."""
         assert torn(self.store) == []
         before = published(self.store)
@@ -124,8 +124,8 @@ def test_server_killed_at_a_random_step_and_started_again_the_run_goes_on(profil
 @pytest.mark.timeout(1200)
 @pytest.mark.full
 def test_server_that_is_lost_for_good_costs_no_finished_step(profile, tmp_path: Path) -> None:
-    """Catches a computation that is thrown away, or not published, because the server cannot be told; minutes of
-    knocking after the last step; a traceback; and a rerun that computes again."""
+    """Catches a computation that is thrown away, or not published, because the server cannot be notified; minutes of
+    retries after the last step; a traceback; and a rerun that computes again."""
 
     def trial(kind: str) -> None:
         with Server(tmp_path / kind / "prefect") as own:

@@ -59,13 +59,13 @@ def test_losses_are_the_golden_ones(smoke: Smoke) -> None:
         if (stage, label) in (("sft", "θ_0"), ("finetune", "iter 0"))
     }
     expected = [*golden["sft"], math.log(2)]
-    found = [*lines["sft"], lines["finetune"][0]]
-    assert len(found) == len(expected)
+    losses = [*lines["sft"], lines["finetune"][0]]
+    assert len(losses) == len(expected)
     # One thread, float32; another processor's kernels round otherwise.
     same = partial(math.isclose, rel_tol=1e-4)
 
     def trial(step: int) -> None:
-        assert same(found[step], expected[step]), (found[step], expected[step])
+        assert same(losses[step], expected[step]), (losses[step], expected[step])
 
     Fault("R27", "the loss of each sft step, and of the first finetune step, is the golden one").each(
         range(len(expected)), trial
@@ -74,7 +74,7 @@ def test_losses_are_the_golden_ones(smoke: Smoke) -> None:
 
 @pytest.mark.full
 def test_no_process_of_a_run_unpickles_or_reads_prefects_results(smoke: Smoke, again: Smoke, profile, tmp_path) -> None:
-    """Catches pickle in any process of a run (Prefect's result store loads what a stored file asks for), and a result
+    """Catches pickle in any process of a run (Prefect's result store loads what a stored file names), and a result
     that is kept there: of a task, of a finished flow, or the exception of a failed one."""
     home, store = tmp_path / "prefect", tmp_path / "store"
     bad = tmp_path / "bad.yaml"
@@ -123,8 +123,8 @@ def test_planted_pickles_are_live_and_the_hook_sees_them(tmp_path: Path) -> None
     code = f"import pickle; pickle.load(open({str(storage(home) / 'spin.pkl')!r}, 'rb'))"
     subprocess.run([sys.executable, "-c", code], env=environment(home), check=True)
     assert marker.exists()
-    told = {event["what"] for event in watched(home)}
-    assert {"start", "open", "pickle"} <= told
+    kinds = {event["what"] for event in watched(home)}
+    assert {"start", "open", "pickle"} <= kinds
     code = "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
     subprocess.run([sys.executable, "-c", code], env=environment(home), check=False, capture_output=True)
     assert "connect" in {event["what"] for event in watched(home)}
@@ -159,7 +159,7 @@ def test_this_session_can_be_kept_off_the_network() -> None:
             f"import socket, urllib.request; from tests.faults.flow import no_network; no_network.install(); {code}"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=no_network.ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and no_network.SAID in done.stderr, done.stderr
+        assert done.returncode == 1 and no_network.MESSAGE in done.stderr, done.stderr
 
     Fault("S13", "addresses beyond loopback from a guarded process").each(tried, refused)
     allowed = "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); "

@@ -17,9 +17,9 @@ LATE = 0.5  # of the kills: in the last fifth, where the output is sealed and pu
 
 
 @pytest.mark.parametrize("stage", [*DEFAULT, *(pytest.param(one, marks=pytest.mark.full) for one in IN_FULL)])
-def test_stage_killed_at_any_moment_is_whole_and_ends_in_the_same_bytes(forks, smoke, stage: str) -> None:
-    """Catches an output that is visible before it is whole, a rerun that takes half-written work for its own, one that
-    computes again what was published, and leftovers that gc does not know."""
+def test_stage_killed_at_any_moment_is_complete_and_ends_in_the_same_bytes(forks, smoke, stage: str) -> None:
+    """Catches an output that is visible before it is complete, a rerun that takes half-written work for its own, one
+    that computes again what was published, and leftovers that gc does not know."""
     case = case_of(forks, smoke.store, stage)
 
     def trial(rng: random.Random) -> None:

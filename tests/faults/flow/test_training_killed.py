@@ -51,7 +51,7 @@ def test_training_killed_in_any_step_ends_in_the_same_bytes(trainings: Trainings
 
 
 def test_training_that_ends_before_any_operation_of_a_checkpoint(trainings: Trainings) -> None:
-    """Catches a checkpoint that has its name before it is whole, one old checkpoint too few, and leftovers that stop
+    """Catches a checkpoint that has its name before it is complete, one old checkpoint too few, and leftovers that stop
     the next one."""
     case = trainings["finetune"]
     with case.store() as place:

@@ -68,7 +68,7 @@ def _deep(depth: int) -> Callable[[Path], None]:
 
 
 def _lie(data: bytearray) -> bytearray:
-    """The footer's number of rows, 8, is said to be 60 (one byte, zigzag) wherever a varint of 8 stands."""
+    """The footer's number of rows, 8, is given as 60 (one byte, zigzag) wherever a varint of 8 stands."""
     length = struct.unpack("<I", data[-8:-4])[0]
     footer = data[-8 - length : -8].replace(b"\x16\x10", b"\x16\x78")
     return data[: -8 - length] + footer + data[-8:]
@@ -214,7 +214,7 @@ def _long_shard(folder: Path) -> None:
         file.truncate(720 << 20)
 
 
-# name → folder of save_to_disk, what the sentence says
+# name → folder of save_to_disk, what the sentence has
 SAVED_BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
     "saved list of nulls": (saved_as(_nulls_in_a_row), "a row may have"),
     "saved list of one text": (saved_as(_texts_in_a_row), "MiB"),

@@ -42,7 +42,7 @@ def test_malformed_text_is_refused_or_rejected_by_row(tmp_path, monkeypatch):
 
 
 def test_malformed_tables_are_refused_or_rejected_by_row(tmp_path):
-    """Catches a crash of the decoder that ends the stage, and one unreadable cell that spoils a whole data set."""
+    """Catches a crash of the decoder that ends the stage, and one unreadable cell that spoils an entire data set."""
 
     def trial(name: str) -> None:
         make, wanted = PARQUET[name]
@@ -106,17 +106,17 @@ BOMBS = {f"{name}.parquet": make for name, make in SMALL.items()} | {
 
 
 def test_bombs_stay_within_memory(tmp_path):
-    """Catches a reader that decodes first and looks at the size then, and one that reads a file whole."""
+    """Catches a reader that decodes first and looks at the size then, and one that reads an entire file at once."""
 
     def trial(name: str) -> None:
         BOMBS[name](tmp_path / name)
-        rows, here, child, said = read_measured(tmp_path / name)
+        rows, here, child, text = read_measured(tmp_path / name)
         assert here < 700 and child < 800 and here + child < 1024, f"{here} and {child} MiB"
-        assert rows == 20 if name.startswith("20") else rows == 1 if name.startswith("five") else name in said, said
+        assert rows == 20 if name.startswith("20") else rows == 1 if name.startswith("five") else name in text, text
         if name.endswith("parquet"):
-            check(Outcome(said), PARQUET[name.removesuffix(".parquet")][1], name)
+            check(Outcome(text), PARQUET[name.removesuffix(".parquet")][1], name)
         elif name in SAVED_BOMBS:
-            check(Outcome(said), Outcome(SAVED_BOMBS[name][1]), name)
+            check(Outcome(text), Outcome(SAVED_BOMBS[name][1]), name)
 
     S8.each(BOMBS, trial)
 

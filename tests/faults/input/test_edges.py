@@ -13,10 +13,10 @@ from tests.faults.fault import LEVEL, Fault
 from tests.faults.input.text_corpus import row
 from tests.faults.input.through import prepare
 
-R24 = Fault("R24", "no rows, 1 row, all rejected: what the reformat stage says")
+R24 = Fault("R24", "no rows, 1 row, all rejected: the reformat stage's message")
 
 
-def test_almost_no_rows_are_told_with_their_counts(tmp_path):
+def test_almost_no_rows_are_reported_with_their_counts(tmp_path):
     """Catches an empty rows tree that is published, and a sentence without the numbers."""
     bad = {"prompt": "a", "response": ""}
     cases = {
@@ -40,10 +40,10 @@ def test_almost_no_rows_are_told_with_their_counts(tmp_path):
     }
 
     def trial(name: str) -> None:
-        rows, settings, said = cases[name]
+        rows, settings, message = cases[name]
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-        assert said in prepare(file, reformat.Dataset(path="x", **settings)).refused
+        assert message in prepare(file, reformat.Dataset(path="x", **settings)).refused
 
     R24.each(cases, trial)
 
@@ -58,12 +58,12 @@ def test_rejects_up_to_the_limit_are_left_out(tmp_path):
         ([bad] * 90 + [row(i) for i in range(4)], {"max_rejected": 1}, {"no answer": 90}),
     ):
         file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-        found = prepare(file, reformat.Dataset(path="x", test_fraction=0.4, **settings))
-        assert not found.refused or "holds out" in found.refused, found
-        assert found.refused or found.rejects == rejects
+        outcome = prepare(file, reformat.Dataset(path="x", test_fraction=0.4, **settings))
+        assert not outcome.refused or "holds out" in outcome.refused, outcome
+        assert outcome.refused or outcome.rejects == rejects
 
 
-# rows, settings, exit code (None: not 0), what is said
+# rows, settings, exit code (None: not 0), message
 RUNS = {
     "0 iterations": (9, ["iterations=0"], 0, ""),
     "1 iteration, 2 rows, batch of 16": (4, ["iterations=1", "finetune.warmup_ratio=0"], 0, ""),
@@ -71,9 +71,9 @@ RUNS = {
     "1 row to train on": (2, ["iterations=1", "dataset.limit=1", "finetune.warmup_ratio=0"], 0, ""),
     "no rows": (0, [], 2, "no rows"),
 }
-QUICK = ("no rows",)  # S2 plays a whole run at every level
-PLAYED = [name for name in RUNS if LEVEL != "pr" or name in QUICK]
-R24_RUN = Fault("R24", f"whole runs: {'; '.join(PLAYED)}")
+QUICK = ("no rows",)  # S2 makes a full run at every level
+NAMES = [name for name in RUNS if LEVEL != "pr" or name in QUICK]
+R24_RUN = Fault("R24", f"full runs: {'; '.join(NAMES)}")
 
 
 @pytest.mark.usefixtures("server")
@@ -81,7 +81,7 @@ def test_smallest_runs_end_right(spinloop, tiny, model, tmp_path: Path):
     """Catches a loss that is NaN, a step of no rows, a division by nothing, and a success where nothing was done."""
 
     def trial(name: str) -> None:
-        count, settings, code, said = RUNS[name]
+        count, settings, code, message = RUNS[name]
         folder = tmp_path / name.replace(" ", "-").replace(",", "")
         folder.mkdir()
         for split, first in (("train", 0), ("test", 50)):
@@ -90,17 +90,17 @@ def test_smallest_runs_end_right(spinloop, tiny, model, tmp_path: Path):
         sets = [f"dataset.path={folder / 'train.jsonl'}", f"dataset.test_path={folder / 'test.jsonl'}"]
         sets += [f"model.path={model}", "sft=", *settings]
         sets = [part for one in sets for part in ("--set", one)]
-        found, out, err = spinloop("run", tiny, "--store", folder / "store", "--json", *sets)
-        assert (found != 0 if code is None else found == code) and said in err and "Traceback" not in err, err[-700:]
+        ended, out, err = spinloop("run", tiny, "--store", folder / "store", "--json", *sets)
+        assert (ended != 0 if code is None else ended == code) and message in err and "Traceback" not in err, err[-700:]
         if code is None:
             return
         if code:
             assert not list(folder.glob("store/*/records/*/*.json"))
             return
-        told = json.loads(next(Path(json.loads(out)["folder"]).glob("*/report.json")).read_text())
-        rows = told["rows"]
+        report = json.loads(next(Path(json.loads(out)["folder"]).glob("*/report.json")).read_text())
+        rows = report["rows"]
         assert len(rows) == (1 if "0 iter" in name else 2)
         figures = [value for one in rows for value in one.values() if isinstance(value, float)]
         assert all(map(math.isfinite, figures))
 
-    R24_RUN.each(PLAYED, trial)
+    R24_RUN.each(NAMES, trial)

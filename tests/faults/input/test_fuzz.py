@@ -75,8 +75,8 @@ def test_fuzzed_json_is_rows_or_a_sentence(tmp_path, fault):
         with limited(20):
             try:
                 for record in read(file):
-                    found = [] if record.reject else examples(record.fields, {}, rng.choice(TURNS))
-                    for one in found:
+                    results = [] if record.reject else examples(record.fields, {}, rng.choice(TURNS))
+                    for one in results:
                         if isinstance(one, Example):
                             prompt_id(one.prompt)
                         else:
@@ -141,21 +141,21 @@ def test_fuzzed_store_records_are_damaged(tmp_path):
     files = [{"path": "a.txt", "size": 1, "sha256": "0" * 64}]
     payload = {"store": 1, "stage": "reformat", "version": 1, "config": {"seed": 1}, "inputs": {}}
     key = key_of(payload)
-    whole = encode(Record("reformat", key, payload, tree_digest(files), files, {"summary": {}}, tmp_path))
+    original = encode(Record("reformat", key, payload, tree_digest(files), files, {"summary": {}}, tmp_path))
     file = tmp_path / "reformat" / f"{key}.json"
     file.parent.mkdir()
-    file.write_bytes(whole)
+    file.write_bytes(original)
     assert read_record(file, tmp_path).key == key
 
     def trial(rng: random.Random) -> None:
-        data = spoilt(whole, rng)
+        data = spoilt(original, rng)
         file.write_bytes(data)
         with limited(20):
             try:
                 read_record(file, tmp_path)
-                assert data == whole, "an altered record is taken"
+                assert data == original, "an altered record is taken"
             except Damaged:
-                assert data != whole
+                assert data != original
 
     RECORD.run(trial)
 
@@ -165,10 +165,10 @@ def test_fuzzed_parquet_is_rows_or_a_sentence(tmp_path):
     file = tmp_path / "a.parquet"
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     pq.write_table(pa.Table.from_pylist([row(i) | {"messages": talk} for i in range(50)]), file)
-    whole = file.read_bytes()
+    original = file.read_bytes()
 
     def trial(rng: random.Random) -> None:
-        file.write_bytes(spoilt(whole, rng, most=3))
+        file.write_bytes(spoilt(original, rng, most=3))
         with limited(120):
             try:
                 for record in read(file):

@@ -1,4 +1,4 @@
-"""The way that a user's data set takes: found, hashed, read, cut into rows by the reformat stage."""
+"""The way that a user's data set takes: resolved, hashed, read, cut into rows by the reformat stage."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def prepare(path: Path, dataset: reformat.Dataset = DATASET, seconds: int = 60) 
     with limited(seconds), tempfile.TemporaryDirectory() as out:
         job = Job(Path(out), Path(out))
         try:
-            found = resolve(str(path), "dataset", "", Path("/nonexistent"), dataset.split)
-            counts = reformat.run({"source": found.path}, reformat.Config(dataset=dataset, seed=1), job)
+            source = resolve(str(path), "dataset", "", Path("/nonexistent"), dataset.split)
+            counts = reformat.run({"source": source.path}, reformat.Config(dataset=dataset, seed=1), job)
         except BadInput as error:
             return Outcome(str(error))
         listed = Counter(json.loads(line)["reason"] for line in (job.out / "rejects.jsonl").read_text().splitlines())
@@ -55,12 +55,12 @@ def prepare(path: Path, dataset: reformat.Dataset = DATASET, seconds: int = 60) 
         return Outcome("", counts["rejected"], counts["train_rows"] + counts["test_rows"])
 
 
-def check(found: Outcome, wanted: Outcome, named: str) -> None:
+def check(outcome: Outcome, wanted: Outcome, named: str) -> None:
     """Assert that the outcome is the wanted one, and its sentence one that a person can use."""
     if not wanted.refused:
-        assert found == wanted
+        assert outcome == wanted
         return
-    sentence = found.refused
+    sentence = outcome.refused
     assert wanted.refused.partition("|")[0] in sentence or wanted.refused.rpartition("|")[2] in sentence, sentence
     assert named in sentence, f"no file in: {sentence}"
     assert len(sentence) < 1000 and sentence.isprintable(), sentence

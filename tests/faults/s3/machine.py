@@ -1,4 +1,4 @@
-"""Another machine, as far as a store can tell: a process with a cache folder of its own.
+"""Another machine, as far as a store can see: a process with a cache folder of its own.
 
 python -m tests.faults.s3.machine URL compute STEP.json     one line of JSON: digest, whether it ran, notes
 python -m tests.faults.s3.machine URL meet STEP.json        the same, and waits for a line before it publishes
@@ -40,8 +40,8 @@ def started(url: str, cache: Path, what: str, step: dict, **env: str) -> subproc
     )
 
 
-def told(process: subprocess.Popen, given: str | None = None) -> dict:
-    """What it said once it ended."""
+def answer_of(process: subprocess.Popen, given: str | None = None) -> dict:
+    """What it printed once it ended."""
     out, err = process.communicate(given, timeout=120)
     assert process.returncode == 0, err[-2000:]
     return json.loads(out.splitlines()[-1])
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 
 def main(url: str, what: str, step: dict) -> None:
-    """Ask, and on a miss compute and publish, as a task does."""
+    """Look up, and on a miss compute and publish, as a task does."""
     from spin_core.store.keys import key_of
     from spin_core.store.opening import open_store
 
@@ -74,8 +74,8 @@ def main(url: str, what: str, step: dict) -> None:
     if what == "hold":
         print("held", flush=True)
         sys.stdin.readline()
-    whole = {entry["path"]: (record.path / entry["path"]).read_bytes() for entry in record.files}
-    right = any(whole == contents(step["sizes"], salt) for salt in (step["salt"], *step.get("or", ())))
+    files = {entry["path"]: (record.path / entry["path"]).read_bytes() for entry in record.files}
+    right = any(files == contents(step["sizes"], salt) for salt in (step["salt"], *step.get("or", ())))
     print(json.dumps({"digest": record.digest, "ran": ran, "right": right, "notes": store.notes}))
 
 

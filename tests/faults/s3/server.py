@@ -38,7 +38,7 @@ HOP = {"connection", "transfer-encoding", "keep-alive", "expect"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class S3Request:
     """One request as it came: method, path with the bucket, query; whether it has a condition."""
 
     method: str
@@ -52,7 +52,7 @@ class Asked:
         return self.method == "PUT" and "partNumber=" in self.query
 
 
-Meddle = Callable[[Asked], int | None]
+Meddle = Callable[[S3Request], int | None]
 """Is shown each request before it is passed on; a status answers it instead."""
 
 
@@ -62,17 +62,17 @@ class Proxy:
 
     target: str
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    meddle: Meddle = lambda asked: None
+    requests: list[S3Request] = field(default_factory=list)
+    meddle: Meddle = lambda request: None
     dropped: set[str] = field(default_factory=set)
 
     def parts(self) -> int:
         """How many parts were sent since the last `forget`."""
-        return sum(one.part for one in self.asked)
+        return sum(one.part for one in self.requests)
 
     def forget(self) -> None:
         """Begin to record anew, and meddle no more."""
-        self.asked, self.meddle, self.dropped = [], lambda asked: None, set()
+        self.requests, self.meddle, self.dropped = [], lambda request: None, set()
 
 
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
@@ -82,14 +82,14 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: object) -> None:
-            """Nothing: `asked` has it."""
+            """Nothing: `requests` has it."""
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path, _, query = self.path.partition("?")
-            asked = Asked(self.command, path, query, "If-None-Match" in self.headers)
-            proxy.asked.append(asked)
-            if status := proxy.meddle(asked):
+            request = S3Request(self.command, path, query, "If-None-Match" in self.headers)
+            proxy.requests.append(request)
+            if status := proxy.meddle(request):
                 self._answer(status, {}, b"<Error><Code>Meddled</Code><Message>by a test</Message></Error>")
                 return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP | proxy.dropped}
@@ -176,6 +176,6 @@ def _await(url: str, process: subprocess.Popen) -> None:
     pytest.fail("the S3 server did not come up in 120 s")
 
 
-def part_numbers(asked: list[Asked]) -> list[int]:
+def part_numbers(requests: list[S3Request]) -> list[int]:
     """The numbers of the parts that were sent."""
-    return [int(match[1]) for one in asked if one.part and (match := re.search(r"partNumber=(\d+)", one.query))]
+    return [int(match[1]) for one in requests if one.part and (match := re.search(r"partNumber=(\d+)", one.query))]

@@ -11,7 +11,7 @@ import pytest
 from spin_core.errors import StoreError
 from spin_core.store import cache, fs
 from tests.faults.fault import Fault
-from tests.faults.s3.machine import contents, started, told
+from tests.faults.s3.machine import answer_of, contents, started
 from tests.faults.store.battery import PAYLOAD, assert_right, compute, overwrite
 from tests.faults.store.kinds import Step
 
@@ -89,7 +89,7 @@ def test_what_a_living_process_uses_stays(url, at, tmp_path, monkeypatch):
     living = started(url, tmp_path / "a", "hold", works[0])
     assert living.stdout and living.stdout.readline() == "held\n"
     [used] = (tmp_path / "a").glob("*/*/trees/*")
-    other = told(started(url, tmp_path / "a", "compute", works[1]))
+    other = answer_of(started(url, tmp_path / "a", "compute", works[1]))
     assert any("because this run uses all of it" in note for note in other["notes"])
     store = at("a")
     assert trees(store) == {used.name, other["digest"]}
@@ -122,7 +122,7 @@ def test_endpoint_of_a_profile_is_another_cache(at, proxy, monkeypatch, tmp_path
     assert at("a").objects.endpoint() == f"{proxy.url}/"
 
 
-def test_full_disk_is_told(at, monkeypatch, tmp_path):
+def test_full_disk_is_reported(at, monkeypatch, tmp_path):
     """Catches a fetch that fails without a sentence, or leaves half a tree, where the disk is full."""
     record = compute(at("a"), step(1))
     store = at("b")
@@ -145,8 +145,8 @@ def test_late_fetch_takes_only_what_is_read(at, proxy):
     proxy.forget()
     reader = at("b", create=False, read_only=True)
     assert reader.lookup("finetune", record.key).digest == record.digest
-    assert not [one for one in proxy.asked if one.method == "GET" and "/files/" in one.path]
-    assert not [one for one in proxy.asked if one.method in ("PUT", "POST", "DELETE")]
+    assert not [one for one in proxy.requests if one.method == "GET" and "/files/" in one.path]
+    assert not [one for one in proxy.requests if one.method in ("PUT", "POST", "DELETE")]
     late = at("c", late=True)
     assert late.lookup("finetune", record.key) is not None and trees(late) == set()
     assert (late.tree(record.digest) / "w").read_bytes() == step(1, 50_000).files["w"]

@@ -106,9 +106,9 @@ def test_lease_that_came_after_the_mark_stays(left, monkeypatch):
     listed = leases.fresh
 
     def and_one_comes(objects):
-        found = listed(objects)
+        held = listed(objects)
         objects.put("leases/1-new", b"process 1\n")
-        return found
+        return held
 
     monkeypatch.setattr(remote_gc, "fresh", and_one_comes)
     remote_gc.gc(left)
@@ -116,7 +116,7 @@ def test_lease_that_came_after_the_mark_stays(left, monkeypatch):
 
 
 def test_only_one_gc_is_at_work(left, monkeypatch):
-    """Catches two gcs that found the same dead one and both delete, one that ends another's mark, and a dead one that
+    """Catches two gcs that see the same dead one and both delete, one that ends another's mark, and a dead one that
     stops all."""
     left.objects.put("files/" + "1" * 64, b"123")
     left.objects.put("gc", b"another")
@@ -135,7 +135,7 @@ def test_only_one_gc_is_at_work(left, monkeypatch):
 def test_lease_that_could_not_be_written_is_none(at, proxy):
     """Catches a run that goes on unseen by gc after its first lease failed, and a lease written after its end."""
     store = at("a", runs=False)
-    proxy.meddle = lambda asked: 403 if asked.method == "PUT" else None
+    proxy.meddle = lambda request: 403 if request.method == "PUT" else None
     for _ in range(2):
         with pytest.raises(StoreError), store.using():
             pytest.fail("it counts as held")
@@ -195,9 +195,9 @@ def test_gc_that_dies_leaves_no_record_without_its_files(left, at, proxy):
     left.link_run("run-1", {"best": digest_of(steps[0])})
     count = 0
 
-    def third(asked) -> int | None:
+    def third(request) -> int | None:
         nonlocal count
-        count += asked.method == "DELETE" and asked.path.rsplit("/", 2)[-2] != "leases"
+        count += request.method == "DELETE" and request.path.rsplit("/", 2)[-2] != "leases"
         return 403 if count > 3 else None
 
     proxy.meddle = third
@@ -215,10 +215,10 @@ def test_usage_counts_shared_files_once(left):
         compute(left, step)
     left.link_run("run-1", {"a": digest_of(steps[0])})
     left.objects.put("files/" + "1" * 64, b"12345")
-    found = verify.usage(left)
-    assert found.total == sum(stat.size for stat in left.objects.listed("files/"))
-    assert [(line.name, line.count) for line in found.stages] == [("finetune", 2)]
-    assert [(line.name, line.bytes) for line in found.other] == [("(no record)", 5)]
+    usage = verify.usage(left)
+    assert usage.total == sum(stat.size for stat in left.objects.listed("files/"))
+    assert [(line.name, line.count) for line in usage.stages] == [("finetune", 2)]
+    assert [(line.name, line.bytes) for line in usage.other] == [("(no record)", 5)]
     assert verify.usage(left, "run-1").runs[0].count == 1
     assert verify.usage(left, "run-2").runs == []
 
@@ -244,12 +244,12 @@ def test_other_machines_see_runs(at):
     assert [(at("c").root / "runs" / f"run-{n}" / ".order").read_text() for n in (1, 2, 3)] == ["3\n", "2\n", "4\n"]
 
 
-def test_pointer_that_is_not_whole_costs_no_model(left):
+def test_pointer_that_is_damaged_costs_no_model(left):
     """Catches a gc that takes the best model of a run because of one odd label, or of a pointer that it cannot read."""
     step = chain("one")[0]
     compute(left, step)
-    told = {"links": {"best": digest_of(step), "a/b": "x", "c": ["d"], "e": digest_of(step)[:-1]}, "order": 0}
-    left.objects.put("runs/run-1/run.json", json.dumps(told).encode())
+    run_json = {"links": {"best": digest_of(step), "a/b": "x", "c": ["d"], "e": digest_of(step)[:-1]}, "order": 0}
+    left.objects.put("runs/run-1/run.json", json.dumps(run_json).encode())
     remote_gc.gc(left, keep_runs=0)
     for data in (b"", b"[]", b'{"links": [], "order": 1}', b'{"links": {}, "order": 1e400}', b"[" * 99_999):
         left.objects.put("runs/run-1/run.json", data)
@@ -279,6 +279,6 @@ def test_odd_keys_are_passed_over(at):
 def test_gc_without_the_right_to_list_uploads_says_so(left, proxy):
     """Catches a gc that clears nothing because of a right that a bucket's policy seldom gives."""
     left.objects.put("files/" + "1" * 64, b"123")
-    proxy.meddle = lambda asked: 403 if "uploads" in asked.query else None
+    proxy.meddle = lambda request: 403 if "uploads" in request.query else None
     assert remote_gc.gc(left).bytes == 3
     assert any("s3:ListBucketMultipartUploads" in note for note in left.notes)

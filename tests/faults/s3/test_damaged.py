@@ -1,4 +1,4 @@
-"""Objects that are damaged, cut or gone on the service: a miss that is told, healed by computing again."""
+"""Objects that are damaged, cut or gone on the service: a miss that is reported, healed by computing again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def harm(there: Objects, key: str, how: str, rng: random.Random) -> None:
 
 
 def check(at, kind: str, how: str, rng: random.Random) -> None:
-    """From a whole store in one machine's cache and the service, through damage, to a whole one again."""
+    """From an intact store in one machine's cache and the service, through damage, to an intact one again."""
     first = at(f"first {rng.random()}")
     compute(first, STEP)
     key = rng.choice(keys(first, kind))
@@ -86,7 +86,7 @@ def test_every_object_damaged_in_every_way_is_healed(at):
             fault.run(lambda rng, how=how: check(at, rng.choice(KINDS), how, rng))
 
 
-def test_damaged_input_is_fetched_by_digest_only_when_whole(at):
+def test_damaged_input_is_fetched_by_digest_only_when_intact(at):
     """Catches a stage on another machine that reads an input whose bytes are not what its digest says."""
     record = compute(at("a"), STEP)
     store = at("b")
@@ -140,7 +140,7 @@ def test_manifest_of_another_form_is_refused(odd):
         entries([good[0], {**good[1], **odd}])
 
 
-def test_damage_found_by_a_reader_changes_nothing(at):
+def test_damage_seen_by_a_reader_changes_nothing(at):
     """Catches a plan or report that moves objects of a bucket which it may only read."""
     store = at("a")
     record = compute(store, STEP)
@@ -169,7 +169,7 @@ def test_outputs_that_share_a_damaged_file_cost_one_computation(at):
 
 
 def test_damage_that_a_worker_finds_is_healed_by_who_has_the_output(at):
-    """Catches a stage that fails for good because the machine which asks for it has its input, whole, in the cache."""
+    """Catches a stage that fails for good because the machine which requests it has its input, intact, in the cache."""
     leader = at("a")
     record = compute(leader, STEP)
     [key] = [k for k in keys(leader, "file") if (leader.objects.head(k) or record).size == len(FILES["config.json"])]

@@ -31,9 +31,9 @@ def test_errors_that_pass_are_waited_for(url, at, proxy):
     def trial(rng: random.Random) -> None:
         left = {}
 
-        def meddle(asked) -> int | None:
-            again = left.setdefault((asked.method, asked.path, asked.query), rng.choice((0, 0, 1, 2)))
-            left[asked.method, asked.path, asked.query] = again - 1
+        def meddle(request) -> int | None:
+            again = left.setdefault((request.method, request.path, request.query), rng.choice((0, 0, 1, 2)))
+            left[request.method, request.path, request.query] = again - 1
             return rng.choice((500, 503, 429)) if again > 0 else None
 
         proxy.forget()
@@ -46,46 +46,46 @@ def test_errors_that_pass_are_waited_for(url, at, proxy):
 
 
 def test_service_that_goes_away_fails_the_step_and_not_the_next_run(at, proxy, monkeypatch):
-    """Catches a publication that is half there, said to be whole, or lost, wherever in it the service went away."""
+    """Catches a publication that is half there, reported as complete, or lost, wherever in it the service went away."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     proxy.forget()
     compute(at("counted"), Step({**PAYLOAD, "config": {"n": -1}}, FILES))
-    asked = sum(one.method in ("PUT", "GET", "HEAD") for one in proxy.asked)
+    count = sum(one.method in ("PUT", "GET", "HEAD") for one in proxy.requests)
 
     def trial(point: int) -> None:
         step = Step({**PAYLOAD, "config": {"n": point}}, FILES)
         proxy.forget()
-        proxy.meddle = lambda one: 503 if len(proxy.asked) > point else None
-        said_whole = False
+        proxy.meddle = lambda one: 503 if len(proxy.requests) > point else None
+        published = False
         try:
             compute(at("a"), step)
-            said_whole = True
+            published = True
         except StoreError as error:
             one_sentence(error)
         proxy.forget()
         seen = at("b").lookup(step.stage, step.key)
-        if seen is not None or said_whole:
+        if seen is not None or published:
             assert_right(seen)
         ran: list[str] = []
         assert_right(compute(at("a"), step, ran))
         assert_right(at("b").lookup(step.stage, step.key))
 
-    DOWN.each(range(4, asked, 3 if LEVEL != "pr" else 5), trial)
+    DOWN.each(range(4, count, 3 if LEVEL != "pr" else 5), trial)
 
 
 def test_service_that_is_down_is_one_sentence(url, at, proxy, monkeypatch):
     """Catches a traceback, an endless wait, and a look-up that takes a service which is away for an empty one."""
     store = at("a")
     compute(store, STEP)
-    proxy.meddle = lambda asked: 503
-    with pytest.raises(StoreError) as told:
+    proxy.meddle = lambda request: 503
+    with pytest.raises(StoreError) as failed:
         store.lookup(STEP.stage, STEP.key)
-    assert "after 4 tries" in one_sentence(told.value)
+    assert "after 4 tries" in one_sentence(failed.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as failed:
         RemoteStore(url)
-    assert "does not answer" in one_sentence(told.value) and "AWS_ENDPOINT_URL" in str(told.value)
+    assert "does not answer" in one_sentence(failed.value) and "AWS_ENDPOINT_URL" in str(failed.value)
 
 
 def test_what_is_set_up_wrongly_is_one_sentence(url, proxy, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from spin_core.errors import StoreError
 from tests.faults.fault import Fault
-from tests.faults.s3.machine import contents, started, told
+from tests.faults.s3.machine import answer_of, contents, started
 from tests.faults.store.battery import PAYLOAD, STEP, assert_right, compute
 from tests.faults.store.kinds import Step
 
@@ -25,8 +25,8 @@ def records(store) -> list[str]:
 
 def test_one_computes_the_other_hits(url, at, tmp_path):
     """Catches a second machine that computes again, or that gets other bytes."""
-    first = told(started(url, tmp_path / "a", "compute", WORK))
-    second = told(started(url, tmp_path / "b", "compute", WORK))
+    first = answer_of(started(url, tmp_path / "a", "compute", WORK))
+    second = answer_of(started(url, tmp_path / "b", "compute", WORK))
     assert (first["ran"], second["ran"]) == (True, False)
     assert first["right"] and second["right"] and first["digest"] == second["digest"]
     assert first["notes"] == second["notes"] == []
@@ -39,10 +39,10 @@ def meet(url: str, folder: Path, salts: tuple[int, int]) -> list[dict]:
     machines = [started(url, folder / f"{n}", "meet", work) for n, work in enumerate(works)]
     for machine in machines:
         assert machine.stdout and machine.stdout.readline() == "ready\n"
-    for machine in machines:  # both have looked, found nothing, and computed
+    for machine in machines:  # both have looked, had a miss, and computed
         machine.stdin.write("go\n")
         machine.stdin.flush()
-    return [told(machine) for machine in machines]
+    return [answer_of(machine) for machine in machines]
 
 
 def test_both_at_once_leave_one_record(url, at, tmp_path):
@@ -61,7 +61,7 @@ def test_both_at_once_leave_one_record(url, at, tmp_path):
     MEET.run(trial)
 
 
-def test_two_outputs_for_one_key_are_told_and_one_stands(url, at, tmp_path):
+def test_two_outputs_for_one_key_are_reported_and_one_stands(url, at, tmp_path):
     """Catches a nondeterministic step whose two outputs are both used, each on its machine."""
     both = meet(url, tmp_path, (1, 2))
     store = at("third")
@@ -71,7 +71,7 @@ def test_two_outputs_for_one_key_are_told_and_one_stands(url, at, tmp_path):
     assert sum("gave another output" in note for one in both for note in one["notes"]) == 1
 
 
-def test_service_without_conditional_create_is_told_once(at, proxy, request):
+def test_service_without_conditional_create_is_reported_once(at, proxy, request):
     """Catches a service that ignores `If-None-Match` and is trusted with it, and one that nobody is warned of."""
     if request.node.callspec.params["s3_server"] == "ceph":
         pytest.skip("Ceph checks the signature of the header that the proxy drops")
@@ -86,13 +86,13 @@ def test_service_without_conditional_create_is_told_once(at, proxy, request):
     other.check_writable()
     assert_right(other.lookup(STEP.stage, STEP.key))
     assert_right(compute(other, Step({**PAYLOAD, "config": {"n": 1}}, {"a": b"1"})), {"a": b"1"})
-    written = [asked.path for asked in proxy.asked if asked.method == "PUT" and asked.path.endswith(f"{one.key}.json")]
+    written = [sent.path for sent in proxy.requests if sent.method == "PUT" and sent.path.endswith(f"{one.key}.json")]
     assert len(written) == 1, "a record was written again"
 
 
 def test_service_that_refuses_conditions_is_used_without(at, proxy):
     """Catches a run that stops at a service which answers 501 to `If-None-Match`."""
-    proxy.meddle = lambda asked: 501 if asked.conditional else None
+    proxy.meddle = lambda request: 501 if request.conditional else None
     store = at("a")
     store.check_writable()
     assert store.objects.conditional is False
@@ -104,9 +104,9 @@ def test_one_lost_answer_does_not_turn_conditions_off(at, proxy):
     """Catches a store whose records overwrite each other from one dropped connection or one odd 400 on."""
     store, meant = at("a"), []
 
-    def once(asked) -> int | None:
-        meant.append(asked.conditional)
-        return 400 if asked.conditional and sum(meant) == 1 else None
+    def once(request) -> int | None:
+        meant.append(request.conditional)
+        return 400 if request.conditional and sum(meant) == 1 else None
 
     proxy.meddle = once
     with pytest.raises(StoreError):
@@ -114,7 +114,7 @@ def test_one_lost_answer_does_not_turn_conditions_off(at, proxy):
     assert store.objects.conditional is None
     proxy.forget()
     put_once = store.objects.put_once
-    answers = iter([False])  # the first write's answer was lost: the retry found its object
+    answers = iter([False])  # the first write's answer was lost: the retry met its object
     store.objects.put_once = lambda key, data: put_once(key, data) and next(answers, True)
     store.check_writable()
     assert store.objects.conditional is True and not store.notes
@@ -128,9 +128,9 @@ def test_machine_that_computed_finds_the_record_that_stands(at):
     for key in records(store):
         store.objects.delete(key)
     theirs = compute(other, Step(PAYLOAD, {"w": b"theirs"}))
-    found = store.lookup("finetune", STEP.key)
-    assert found.digest == theirs.digest != mine.digest
-    assert_right(found, {"w": b"theirs"})
+    stored = store.lookup("finetune", STEP.key)
+    assert stored.digest == theirs.digest != mine.digest
+    assert_right(stored, {"w": b"theirs"})
 
 
 def test_service_that_lost_everything_gets_it_back_from_a_cache(at):

@@ -16,8 +16,8 @@ from spin_core.errors import StoreError
 from spin_core.store.keys import key_of
 from spin_core.store.s3 import transfer
 from tests.faults.fault import Fault
-from tests.faults.s3.machine import contents, started, told
-from tests.faults.s3.server import Asked, part_numbers
+from tests.faults.s3.machine import answer_of, contents, started
+from tests.faults.s3.server import S3Request, part_numbers
 from tests.faults.store.battery import FACTS, PAYLOAD, assert_right, write_output
 from tests.faults.store.kinds import Step
 
@@ -54,8 +54,8 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
         last = rng.randint(2, PARTS)
         child: list[subprocess.Popen] = []
 
-        def kill(asked: Asked) -> int | None:
-            if asked.part and proxy.parts() >= last:
+        def kill(request: S3Request) -> int | None:
+            if request.part and proxy.parts() >= last:
                 child[0].send_signal(signal.SIGKILL)
                 return 503
             return None
@@ -72,11 +72,11 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
         there = store.objects.parts(key, upload)
         proxy.forget()
 
-        again = told(started(url, tmp_path / first, "compute", step))
+        again = answer_of(started(url, tmp_path / first, "compute", step))
 
         assert not again["ran"], "computed again"
         assert again["right"]
-        sent = part_numbers(proxy.asked)
+        sent = part_numbers(proxy.requests)
         assert sorted(sent) == [n for n in range(1, PARTS + 1) if n not in there], (
             f"{sent} sent, {sorted(there)} were there"
         )
@@ -97,7 +97,7 @@ def test_part_of_another_file_is_not_taken_up(at, proxy):
     store.objects.put_part(key, foreign, 1, b"x" * transfer.PART)
     proxy.forget()
     assert_right(publish(store, files), files)
-    assert sorted(part_numbers(proxy.asked)) == [1, 2, 3]
+    assert sorted(part_numbers(proxy.requests)) == [1, 2, 3]
     assert_right(at("b").lookup("finetune", KEY), files)
 
 
@@ -105,10 +105,10 @@ def test_refused_upload_fails_loudly_and_goes_on_later(at, proxy):
     """Catches a publication that says nothing of a service which takes no parts, or a record of half an output."""
     store = at()
     files = contents({"w": 2 * transfer.PART + 5}, 4)
-    proxy.meddle = lambda asked: 503 if asked.part and proxy.parts() > 1 else None
-    with pytest.raises(StoreError, match=r"^s3://.*503|Meddled.* after 4 tries") as told:
+    proxy.meddle = lambda request: 503 if request.part and proxy.parts() > 1 else None
+    with pytest.raises(StoreError, match=r"^s3://.*503|Meddled.* after 4 tries") as failed:
         publish(store, files)
-    assert str(told.value).endswith(".") and "\n" not in str(told.value)
+    assert str(failed.value).endswith(".") and "\n" not in str(failed.value)
     proxy.forget()
     assert not list(store.objects.listed("records/")), "a record before its files"
     assert at("b").lookup("finetune", KEY) is None
@@ -116,17 +116,17 @@ def test_refused_upload_fails_loudly_and_goes_on_later(at, proxy):
     proxy.forget()
     record = at("a").lookup("finetune", KEY)
     assert_right(record, files)
-    assert len(part_numbers(proxy.asked)) == 3 - len(there)
+    assert len(part_numbers(proxy.requests)) == 3 - len(there)
 
 
-def test_upload_that_vanished_is_told(at, proxy):
-    """Catches an upload that was cleared away while it was sent, and is taken for whole."""
+def test_upload_that_vanished_is_reported(at, proxy):
+    """Catches an upload that was cleared away while it was sent, and is taken for complete."""
     store = at()
     files = contents({"w": 2 * transfer.PART + 5}, 5)
 
-    def clear(asked: Asked) -> int | None:
-        if asked.method == "POST" and "uploadId=" in asked.query:
-            proxy.meddle = lambda asked: None
+    def clear(request: S3Request) -> int | None:
+        if request.method == "POST" and "uploadId=" in request.query:
+            proxy.meddle = lambda request: None
             for key, upload, _ in store.objects.uploads("files/"):
                 store.objects.abort(key, upload)
         return None
@@ -144,7 +144,9 @@ def test_what_is_there_is_not_sent_again(at, proxy):
     proxy.forget()
     step = Step({**PAYLOAD, "config": {"seed": 2}}, {**shared, "b": b"2"})
     publish(at("b"), step.files, step.payload)
-    puts = [one.path.rpartition("/files/")[2] for one in proxy.asked if one.method == "PUT" and "/files/" in one.path]
+    puts = [
+        one.path.rpartition("/files/")[2] for one in proxy.requests if one.method == "PUT" and "/files/" in one.path
+    ]
     assert len(puts) == 1
     assert_right(at("c").lookup("finetune", step.key), step.files)
 

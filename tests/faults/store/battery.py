@@ -93,7 +93,7 @@ def publish(store: Store, key_payload: dict = PAYLOAD, files: dict[str, bytes] =
 
 
 def compute(store: Store, step: Step = STEP, ran: list[str] | None = None) -> Record:
-    """What a task does: ask, and on a miss compute and publish; `ran` is told of the latter."""
+    """What a task does: look up, and on a miss compute and publish; `ran` gets the key of the latter."""
     record = store.lookup(step.stage, step.key)
     if record is None:
         if ran is not None:
@@ -104,8 +104,8 @@ def compute(store: Store, step: Step = STEP, ran: list[str] | None = None) -> Re
 
 def assert_right(record: Record | None, files: dict[str, bytes] = FILES) -> None:
     assert record is not None, "a miss where a hit was due"
-    found = {str(p.relative_to(record.path)): p.read_bytes() for p in record.path.rglob("*") if p.is_file()}
-    assert found == files, "wrong bytes"
+    contents_read = {str(p.relative_to(record.path)): p.read_bytes() for p in record.path.rglob("*") if p.is_file()}
+    assert contents_read == files, "wrong bytes"
 
 
 def overwrite(file: Path, data: bytes) -> None:
@@ -129,7 +129,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 def isolated(work: Callable[[], object]) -> None:
     """Runs `work` in a forked process and raises what went wrong there. For what cannot be undone: mounts, user ids."""
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -137,10 +137,10 @@ def isolated(work: Callable[[], object]) -> None:
             work()
             status = 0
         except BaseException:
-            os.write(told, traceback.format_exc()[-3000:].encode())
+            os.write(write_end, traceback.format_exc()[-3000:].encode())
         finally:
             os._exit(status)
-    os.close(told)
+    os.close(write_end)
     with open(ready, "rb") as stream:
         message = stream.read().decode()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -153,17 +153,17 @@ def torn(place: Path) -> list[str]:
 
 
 def assert_recovers(
-    make: Make, place: Path, step: Step = STEP, steps: tuple[Step, ...] = (), whole: bool = True
+    make: Make, place: Path, step: Step = STEP, steps: tuple[Step, ...] = (), intact: bool = True
 ) -> None:
-    """The good end state. (a) `whole` before anything is mended; (b) the next run finishes, (e) in which no step that
+    """The good end state. (a) `intact` before any repair; (b) the next run finishes, (e) in which no step that
     had a record runs again; (c) a fresh store gets hits with the same bytes (a fresh interpreter too, which takes
     0.3 s: `assert_hit_in_new_interpreter`); (d) gc leaves tmp/ empty. `steps` were published before `step`.
     """
     fs.hook = None
-    if whole:
+    if intact:
         assert torn(place) == [], f"torn at the instant of the fault: {torn(place)}"
     both = (*steps, step)
-    recorded = {one.key for one in both if record_file(place, one).exists() or one in steps} if whole else set()
+    recorded = {one.key for one in both if record_file(place, one).exists() or one in steps} if intact else set()
     ran: list[str] = []
     for one in both:
         assert_right(compute(make(place), one, ran), one.files)
@@ -279,7 +279,7 @@ def check_errors(make: Make, number: int, lasting: bool, fault: Fault | None = N
             except StoreError as error:
                 assert "/" in str(error) and str(error).endswith("."), error
             else:
-                raise AssertionError(f"{events[at]} (event {at}) failed and nobody was told")
+                raise AssertionError(f"{events[at]} (event {at}) failed in silence")
             if not lasting and root_of(place).is_dir():
                 left = [path.name for path in root_of(place).glob("tmp/*")]
                 assert not left or "unlink" in events[at] or "rmdir" in events[at], f"left in tmp/: {left}"

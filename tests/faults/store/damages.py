@@ -140,7 +140,7 @@ def check_in_the_way(make: Make, fault: Fault | None = None, step: Step = STEP) 
 
 
 def check_flip_after_lookup(make: Make, fault: Fault | None = None, count: int = 5) -> None:
-    """A bit flips after an output was found whole: the next look-up of the same store sees it."""
+    """A bit flips after an output was verified: the next look-up of the same store sees it."""
 
     def trial(number: int) -> None:
         rng = random.Random(number)
@@ -180,7 +180,7 @@ def bad_once(name: str, bit: int) -> Iterator[list[Path]]:
         digest.open_regular = record.open_regular = real
 
 
-def check_read_failure_is_told(make: Make, fault: Fault | None = None) -> None:
+def check_read_failure_is_reported(make: Make, fault: Fault | None = None) -> None:
     """A disk that cannot read is a failure, not a miss: recomputing for hours would hide it."""
 
     def trial(point: tuple[str, int]) -> None:

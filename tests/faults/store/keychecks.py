@@ -101,8 +101,8 @@ def check_refused(key_of: Key, fault: Fault | None = None) -> None:
         made = {"store": 1, "stage": "finetune", "version": 1, "config": {"beta": REFUSED[name]}, "inputs": {}}
         try:
             key_of(made)
-        except BadInput as told:
-            assert str(told).startswith("config.beta") and str(told).endswith("."), told
+        except BadInput as error:
+            assert str(error).startswith("config.beta") and str(error).endswith("."), error
         else:
             raise AssertionError(f"{name} got a key")
 

@@ -123,14 +123,14 @@ class LeavesTemp(Store):
             os.close(owner)
 
 
-class RemembersWhatWasWhole(Store):
+class RemembersWhatWasIntact(Store):
     """Hashes an output once per process."""
 
     def lookup(self, stage: str, key: str) -> Record | None:
-        whole = self.__dict__.setdefault("whole", {})
-        if key not in whole and (record := super().lookup(stage, key)) is not None:
-            whole[key] = record
-        return whole.get(key)
+        verified = self.__dict__.setdefault("verified", {})
+        if key not in verified and (record := super().lookup(stage, key)) is not None:
+            verified[key] = record
+        return verified.get(key)
 
 
 STORES: tuple[type[Store], ...] = (
@@ -144,21 +144,21 @@ STORES: tuple[type[Store], ...] = (
     SharesTempNames,
     UnlinksLocks,
     LeavesTemp,
-    RemembersWhatWasWhole,
+    RemembersWhatWasIntact,
 )
 
 
 def checks_sizes_only(tree: Path, files: list[dict]) -> None:
     """In the place of `check_tree`."""
-    found = {name: path.lstat().st_size for name, path in files_in(tree)}
-    if found != {entry["path"]: entry["size"] for entry in files}:
+    sizes = {name: path.lstat().st_size for name, path in files_in(tree)}
+    if sizes != {entry["path"]: entry["size"] for entry in files}:
         raise Damaged(f"{tree}: other sizes.")
 
 
 def follows_links(tree: Path, files: list[dict]) -> None:
     """In the place of `check_tree`: hashes what lies behind links, too."""
-    found = {str(p.relative_to(tree)): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    contents = {str(p.relative_to(tree)): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     for entry in files:
         if sums.pop(entry["path"], None) != entry["sha256"]:
             raise Damaged(f"{tree / entry['path']}: other bytes.")
@@ -202,7 +202,7 @@ def gc_without_roots(store: Store) -> None:
     gc(store, keep_runs=0)
 
 
-def gc_without_asking(store: Store) -> None:
+def gc_without_checking_use(store: Store) -> None:
     """Clears tmp/ without looking whose it is, and while others are at work."""
     for path in (store.root / "tmp").iterdir():
         fs.remove(path)

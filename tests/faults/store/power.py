@@ -1,6 +1,6 @@
 """A model of a disk that loses power (R5): what every system call left, and what of it had been made durable.
 
-Each hook event of fs.py takes a picture of the whole folder, so that writes beside fs.py (a stage's own) are seen too.
+Each hook event of fs.py takes a picture of the entire folder, so that writes beside fs.py (a stage's own) are seen too.
 `fsync` of a file makes its bytes durable, of a folder its names; everything else may be lost, as POSIX allows:
 
 - zero: files have their names, but bytes that were not synced are gone;
@@ -89,7 +89,7 @@ def _next(last: Moment, op: str, path: Path, place: Path) -> Moment:
 
 
 def after_power_loss(log: list[Moment], at: int, policy: str, target: Path, rng: random.Random | None = None) -> None:
-    """Makes `target` the folder that is found after power was lost right after operation `at`."""
+    """Makes `target` the folder that is there after power was lost right after operation `at`."""
     moment = log[at]
     # Bytes and kinds of what has lost its last name meanwhile, but may get it back.
     seen: dict[Node, bytes] = {}
@@ -108,11 +108,11 @@ def after_power_loss(log: list[Moment], at: int, policy: str, target: Path, rng:
         return safe if policy == "undone" else now
 
     def bytes_of(node: Node) -> bytes:
-        whole, safe = seen[node], moment.safe_data.get(node, b"")
-        kept = policy if not policy.startswith("lottery") or rng is None else rng.choice((*POLICIES, "whole"))
-        if safe == whole or kept in ("zero", "undone"):
+        complete, safe = seen[node], moment.safe_data.get(node, b"")
+        kept = policy if not policy.startswith("lottery") or rng is None else rng.choice((*POLICIES, "complete"))
+        if safe == complete or kept in ("zero", "undone"):
             return safe
-        return whole if kept == "whole" else whole[: len(whole) // 2]
+        return complete if kept == "complete" else complete[: len(complete) // 2]
 
     def build(folder: Node, path: Path) -> None:
         done.add(folder)

@@ -50,14 +50,14 @@ def flock_as(broken: Callable[[int, int], None]) -> Iterator[None]:
 @contextmanager
 def living(work: Callable[[], object]) -> Iterator[int]:
     """A forked process that does `work` and then lives until it is killed, at the latest at the end of the block."""
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         kept = work()
-        os.write(told, b".")
+        os.write(write_end, b".")
         signal.pause()
         os._exit(kept is None)
-    os.close(told)
+    os.close(write_end)
     try:
         assert os.read(ready, 1) == b"."
         yield pid

@@ -22,7 +22,7 @@ R2 = Fault("R2", "kill -9 of a publishing process at a random moment, each stage
 
 
 @pytest.mark.parametrize("stage", shapes() if LEVEL == "pr" else kinds())
-def test_publish_process_dies_at_any_operation_store_is_whole_and_recovers(stage):
+def test_publish_process_dies_at_any_operation_store_is_intact_and_recovers(stage):
     """Catches writing in place, a record before its tree, leftovers that block the next run, and computing again what
     was published."""
     battery.check_crashes(Store, R1, kinds()[stage])
@@ -39,15 +39,15 @@ def test_publish_process_dies_and_a_new_interpreter_reads_the_same(place):
 
 def killed_after(place: Path, step: Step, seconds: float) -> None:
     """A child that publishes the step gets SIGKILL after so long, or is through by then."""
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(told, b".")
+        os.write(write_end, b".")
         compute(Store(place), step)
         os._exit(0)
     os.read(ready, 1)
     os.close(ready)
-    os.close(told)
+    os.close(write_end)
     select.select([], [], [], seconds)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -84,10 +84,10 @@ def test_lookup_file_reads_wrongly_once_is_read_again():
             stored = compute(Store(place), step)
             name = rng.choice([record_file(place, step).name, *(Path(name).name for name in step.files)])
             with damages.bad_once(name, rng.randrange(1 << 20)) as done:
-                found = Store(place).lookup(step.stage, step.key)
-            assert done and (found is None or found == stored)
+                record = Store(place).lookup(step.stage, step.key)
+            assert done and (record is None or record == stored)
             battery.assert_recovers(Store, place, step)
-            assert found is not None, "healthy, and set aside"
+            assert record is not None, "healthy, and set aside"
 
     R7.run(trial)
 
@@ -100,13 +100,13 @@ def test_publish_file_reads_wrongly_once_is_never_published_wrong():
             name = rng.choice([Path(name).name for name in FILES])
             with damages.bad_once(name, rng.randrange(1 << 20)):
                 compute(Store(place))
-            battery.assert_recovers(Store, place, whole=False)
+            battery.assert_recovers(Store, place, intact=False)
 
     R7.run(trial)
 
 
 def test_lookup_flip_after_a_lookup_is_seen_by_the_next():
-    """Catches remembering that an output was whole. (Between a look-up and the use of its output nothing is hashed:
+    """Catches remembering that an output was intact. (Between a look-up and the use of its output nothing is hashed:
     the package's docstring says so.)"""
     damages.check_flip_after_lookup(Store, R7_AFTER)
 

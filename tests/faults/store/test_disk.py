@@ -21,7 +21,7 @@ R14 = Fault("R14", "disk full at any operation (once; from it on), for the outpu
 R14_SIZE = Fault("R14", "a real disk too small by any number of pages, or of inodes")
 R15 = Fault("R15", "EIO, EDQUOT, EMFILE, EINTR, EROFS at any operation")
 R15_SHORT = Fault("R15", "every write takes only a few bytes; a signal storm while publishing")
-R15_READ = Fault("R15", "a read error at look-up is told and is no miss")
+R15_READ = Fault("R15", "a read error at look-up is reported and is no miss")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -67,7 +67,7 @@ BIG = step("finetune", {"model.safetensors": bytes(range(256)) * (PAGE // 256) *
 
 
 def on_a_disk_of(place: Path, options: str, made: Step) -> bool:
-    """Whether publishing works on such a disk. If not: it is told, nothing is left, and with more space all is well."""
+    """Whether publishing works on such a disk. If not: it says so, nothing is left, and with more space all is well."""
     mounts.own_mounts()
     mounts.memory_disk(place, options)
     try:
@@ -91,16 +91,16 @@ def test_publish_on_a_real_disk_that_is_too_small(place, kind):
 
     def trial(count: int) -> None:
         options = f"size={count * PAGE}" if kind == "pages" else f"size=4m,nr_inodes={count}"
-        answer, told = os.pipe()
+        read_end, write_end = os.pipe()
 
         def work() -> None:
-            os.write(told, b"1" if on_a_disk_of(place, options, BIG) else b"0")
+            os.write(write_end, b"1" if on_a_disk_of(place, options, BIG) else b"0")
 
         isolated(work)
-        if os.read(answer, 1) == b"1":
+        if os.read(read_end, 1) == b"1":
             fits.append(count)
-        os.close(answer)
-        os.close(told)
+        os.close(read_end)
+        os.close(write_end)
 
     R14_SIZE.each(range(1, 33), trial)
     # The counts reach from nothing to enough.
@@ -108,7 +108,7 @@ def test_publish_on_a_real_disk_that_is_too_small(place, kind):
 
 
 def test_publish_short_writes_are_completed(monkeypatch):
-    """Catches taking the first write() for the whole."""
+    """Catches taking the first write() for all of it."""
     real = os.write
 
     def trial(most: int) -> None:
@@ -121,7 +121,7 @@ def test_publish_short_writes_are_completed(monkeypatch):
     R15_SHORT.each([1, 2, 7, 100], trial)
 
 
-def test_publish_in_a_storm_of_signals_is_whole():
+def test_publish_in_a_storm_of_signals_is_complete():
     """Catches a system call that a signal interrupts and that is not made again (EINTR)."""
 
     def trial(stage: str) -> None:
@@ -130,11 +130,11 @@ def test_publish_in_a_storm_of_signals_is_whole():
             signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
             try:
                 record = compute(Store(place), kinds()[stage])
-                found = Store(place).lookup(record.stage, record.key)
+                looked_up = Store(place).lookup(record.stage, record.key)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
-            assert_right(found, kinds()[stage].files)
+            assert_right(looked_up, kinds()[stage].files)
             battery.assert_recovers(Store, place, kinds()[stage])
 
     R15_SHORT.each(kinds(), trial)
@@ -160,4 +160,4 @@ def test_publish_disk_fills_in_the_middle_of_the_record_no_record_stands(store, 
 
 def test_lookup_disk_cannot_read_raises():
     """Catches `except Exception: return None` in a look-up."""
-    damages.check_read_failure_is_told(Store, R15_READ)
+    damages.check_read_failure_is_reported(Store, R15_READ)

@@ -17,7 +17,7 @@ from tests.faults.store.battery import assert_right, folder, publish, root_of, w
 
 R13 = Fault("R13", "gc, a writer and two readers at once", pr=20, night=600, release=3000)
 R13_LIVE = Fault(
-    "R13", "gc while an output is being written, and while what it found is read", pr=20, night=200, release=500
+    "R13", "gc while an output is being written, and while a cached one is read", pr=20, night=200, release=500
 )
 
 

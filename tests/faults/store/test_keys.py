@@ -80,14 +80,14 @@ def example(kind: Any) -> Any:
 
 def changed(model: BaseModel, at: str = "") -> list[tuple[str, BaseModel]]:
     """(path, copy of the config with another value in this one field), for every field at every depth."""
-    found = []
+    variants = []
     for name in type(model).model_fields:
         value, path = getattr(model, name), f"{at}{name}"
         if isinstance(value, BaseModel):
-            found += [(deep, model.model_copy(update={name: inner})) for deep, inner in changed(value, f"{path}.")]
+            variants += [(deep, model.model_copy(update={name: inner})) for deep, inner in changed(value, f"{path}.")]
         else:
-            found.append((path, model.model_copy(update={name: other(value)})))
-    return found
+            variants.append((path, model.model_copy(update={name: other(value)})))
+    return variants
 
 
 def other(value: Any) -> Any:

@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def test_store_elsewhere_hits_and_is_whole():
+def test_store_elsewhere_hits_and_is_intact():
     """Catches a path, owner or time in a record, key or link, and folders that must be there although empty."""
 
     def trial(way: str) -> None:

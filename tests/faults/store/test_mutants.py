@@ -22,14 +22,14 @@ errors = partial(battery.check_errors, number=errno.ENOSPC, lasting=False)
     [
         (mutants.WritesInPlace, battery.check_crashes, "torn at the instant"),
         (mutants.RecordFirst, battery.check_crashes, "torn at the instant"),
-        (mutants.SwallowsErrors, errors, "nobody was told"),
+        (mutants.SwallowsErrors, errors, "failed in silence"),
         (mutants.LeavesTemp, errors, "left in tmp/"),
         (mutants.TrustsRecords, damages.check_flips, "flipped bit in .* was served"),
         (mutants.TrustsRecords, damages.check_replaced, "damaged tree was served"),
-        (mutants.HidesReadErrors, damages.check_read_failure_is_told, "taken for a miss"),
+        (mutants.HidesReadErrors, damages.check_read_failure_is_reported, "taken for a miss"),
         (mutants.ForgetsTheTree, damages.check_flips, "torn at the instant"),
         (mutants.PlaceTrustsTheTree, damages.check_in_the_way, "wrong bytes"),
-        (mutants.RemembersWhatWasWhole, damages.check_flip_after_lookup, "and served"),
+        (mutants.RemembersWhatWasIntact, damages.check_flip_after_lookup, "and served"),
         (mutants.UnlinksLocks, racing.check_lock_is_one, "two hold one lock"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -84,7 +84,7 @@ def test_battery_shared_temporary_name_is_caught_without_locks():
     ("collect", "why"),
     [
         (mutants.gc_without_roots, "reader of what is kept|a hit was due"),
-        (mutants.gc_without_asking, "reader of what is kept"),
+        (mutants.gc_without_checking_use, "reader of what is kept"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -128,7 +128,7 @@ def test_battery_other_mutants_differ_only_in_their_defect(monkeypatch):
     keys = (mutants.key_by_default_str, mutants.key_unsorted, mutants.key_without_version)
     for key in keys:
         assert key(battery.PAYLOAD) == key(dict(battery.PAYLOAD)) != key(battery.BEFORE.payload)
-    for collect in (mutants.gc_without_roots, mutants.gc_without_asking):
+    for collect in (mutants.gc_without_roots, mutants.gc_without_checking_use):
         with battery.folder() as place:
             battery.compute(Store(place))
             collect(Store(place))

@@ -25,7 +25,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 
 
 @pytest.mark.skipif(bool(mounts.why_not()), reason=mounts.why_not())
-def test_read_only_mount_hits_and_tells_a_miss_before_computing(place):
+def test_read_only_mount_hits_and_reports_a_miss_before_computing(place):
     """Catches a look-up that writes, a run that computes for hours and then cannot publish, and damage that is served
     because it cannot be moved."""
 
@@ -82,7 +82,7 @@ def everything(place: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("mode", [0o000, 0o400, 0o444])
-def test_folder_that_may_not_be_entered_is_told(place, mode):
+def test_folder_that_may_not_be_entered_is_reported(place, mode):
     """Catches a bare PermissionError, and a look-up that takes what it may not see for not there."""
     place.chmod(0o755)
     compute(Store(place))
@@ -108,7 +108,7 @@ def test_folder_that_may_not_be_entered_is_told(place, mode):
                     name == "locks" and "locks do not work here" in str(error)
                 ), error
             else:
-                assert path.is_file() or name in ("quarantine", "scratch", "locks", "runs"), "nobody was told"
+                assert path.is_file() or name in ("quarantine", "scratch", "locks", "runs"), "failed in silence"
 
         try:
             as_nobody(work)
@@ -120,7 +120,7 @@ def test_folder_that_may_not_be_entered_is_told(place, mode):
 
 
 @as_root
-def test_store_of_another_user_is_told_and_can_be_shared_for_reading(place):
+def test_store_of_another_user_is_reported_and_can_be_shared_for_reading(place):
     """Catches a traceback for whoever runs in somebody's folder; and a store that cannot be shared although its owner
     wants it (`chmod -R go+rX`, as the package's docstring says)."""
     place.chmod(0o755)

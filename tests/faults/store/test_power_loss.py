@@ -64,14 +64,14 @@ def test_publish_power_lost_anything_may_be_lost():
     R5_DRAWN.run(trial)
 
 
-def check_away(log: list[Moment], steps: tuple[Step, ...], whole: bool) -> None:
-    """Runs finish, and then hit. `whole`: nothing torn is found before."""
+def check_away(log: list[Moment], steps: tuple[Step, ...], intact: bool) -> None:
+    """Runs finish, and then hit. `intact`: nothing is torn before."""
 
     def trial(point: tuple[int, str]) -> None:
         with folder() as target:
             after_power_loss(log, *point, target, random.Random(str(point)))
-            assert not whole or battery.torn(target) == []
-            battery.assert_recovers(Store, target, steps[0], steps[1:], whole=False)
+            assert not intact or battery.torn(target) == []
+            battery.assert_recovers(Store, target, steps[0], steps[1:], intact=False)
 
     drawn = [f"lottery {n}" for n in range(3)]
     R5_AWAY.each(product(range(len(log)), (*power.POLICIES, *drawn)), trial)
@@ -79,11 +79,11 @@ def check_away(log: list[Moment], steps: tuple[Step, ...], whole: bool) -> None:
 
 def test_lookup_power_lost_while_damage_is_set_aside(place):
     """Catches a damaged tree that comes back under its name, and a record that does without a tree for ever. A record
-    without its tree may be found here: it is a miss."""
+    without its tree may be left here: it is a miss."""
     record = compute(Store(place))
     overwrite(record.path / "config.json", b"bad")
     log = power.record(place, lambda: compute(Store(place)))
-    check_away(log, (STEP,), whole=False)
+    check_away(log, (STEP,), intact=False)
 
 
 def test_gc_power_lost_after_any_operation(place):
@@ -93,7 +93,7 @@ def test_gc_power_lost_after_any_operation(place):
     compute(store, BEFORE)
     log = power.record(place, lambda: gc(store, keep_runs=0))
     assert len(log) > 10
-    check_away(log, (STEP, BEFORE), whole=True)
+    check_away(log, (STEP, BEFORE), intact=True)
 
 
 def test_model_of_the_disk_is_the_one_described(place):
@@ -108,11 +108,11 @@ def test_model_of_the_disk_is_the_one_described(place):
         fs.sync(place / "inner")
 
     log = power.record(place, work)
-    found = {}
+    files_left = {}
     for policy in power.POLICIES:
         with folder() as target:
             after_power_loss(log, len(log) - 1, policy, target)
-            found[policy] = {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()}
-    assert found["zero"] == {"unsynced": b"", "inner/moved": b"abcd"}
-    assert found["prefix"] == {"unsynced": b"1234", "inner/moved": b"abcd"}
-    assert found["undone"] == {"unsynced": b"", "synced": b"abcd", "inner/moved": b"abcd"}
+            files_left[policy] = {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    assert files_left["zero"] == {"unsynced": b"", "inner/moved": b"abcd"}
+    assert files_left["prefix"] == {"unsynced": b"1234", "inner/moved": b"abcd"}
+    assert files_left["undone"] == {"unsynced": b"", "synced": b"abcd", "inner/moved": b"abcd"}

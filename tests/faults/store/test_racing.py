@@ -21,7 +21,7 @@ R10 = Fault("R10", "eight processes want one key at once: one computes", pr=50, 
 R11 = Fault("R11", "the same, with locks that do not lock", pr=50, night=500, release=1000)
 R11_NONE = Fault("R11", "the same, on a file system without locks", pr=10, night=100, release=500)
 R12 = Fault("R12", "the holder of a lock is killed: the next has it within two seconds", pr=5, night=50, release=200)
-R12_STOPPED = Fault("R12", "the holder is stopped: who waits is told of it by name", pr=3, night=20, release=50)
+R12_STOPPED = Fault("R12", "the holder is stopped: who waits is given its name", pr=3, night=20, release=50)
 
 
 def test_publish_eight_processes_on_one_key_compute_once():
@@ -52,13 +52,13 @@ def hold(place: Path) -> object:
     return lock
 
 
-def waiter(place: Path, told: int) -> int:
-    """A process that waits for the lock, and says b"w" when it begins and b"!" when it has it."""
+def waiter(place: Path, write_end: int) -> int:
+    """A process that waits for the lock, and writes b"w" when it begins and b"!" when it has it."""
     pid = os.fork()
     if pid == 0:
-        os.write(told, b"w")
+        os.write(write_end, b"w")
         with Store(place).lock("finetune", KEY):
-            os.write(told, b"!")
+            os.write(write_end, b"!")
         os._exit(0)
     return pid
 
@@ -68,9 +68,9 @@ def test_lock_holder_killed_others_go_on_at_once():
 
     def trial(rng: random.Random) -> None:
         with folder() as place:
-            ready, told = os.pipe()
+            ready, write_end = os.pipe()
             with racing.living(lambda: hold(place)) as holder:
-                pids = [waiter(place, told) for _ in range(2)]
+                pids = [waiter(place, write_end) for _ in range(2)]
                 assert os.read(ready, 1) == b"w"
                 select.select([], [], [], rng.random() * 0.3)
                 begun = time.monotonic()
@@ -83,7 +83,7 @@ def test_lock_holder_killed_others_go_on_at_once():
             for pid in pids:
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             os.close(ready)
-            os.close(told)
+            os.close(write_end)
             assert took < 2, f"{took:.1f} s"
             assert lock_file(place).exists()
 
@@ -91,42 +91,42 @@ def test_lock_holder_killed_others_go_on_at_once():
 
 
 def test_lock_holder_stopped_is_named_to_who_waits(monkeypatch):
-    """Catches waiting in silence for a process that hangs, and not saying which one."""
+    """Catches waiting in silence for a process that hangs, and not naming it."""
     monkeypatch.setattr(locks, "REPORT_EVERY", 0.05)
 
     def trial(rng: random.Random) -> None:
-        told: list[tuple[float, str]] = []
+        reports: list[tuple[float, str]] = []
         with folder() as place, racing.living(lambda: hold(place)) as holder:
             os.kill(holder, signal.SIGSTOP)
 
             def wait(seconds: float, who: str) -> None:
-                told.append((seconds, who))
-                if len(told) == 3:
+                reports.append((seconds, who))
+                if len(reports) == 3:
                     os.kill(holder, signal.SIGKILL)
 
             with Store(place).lock("finetune", KEY, wait) as held:
                 assert held
-            seconds = [each[0] for each in told]
+            seconds = [each[0] for each in reports]
             assert seconds == sorted(seconds) and seconds[0] >= 0.05
-            assert {who for _, who in told} == {f"process {holder} on {os.uname().nodename}"}
+            assert {who for _, who in reports} == {f"process {holder} on {os.uname().nodename}"}
 
     R12_STOPPED.run(trial)
 
 
 @pytest.mark.skipif(LEVEL == "pr", reason="takes 21 seconds: make faults runs it")
-def test_lock_who_waits_is_told_every_ten_seconds(place):
+def test_lock_who_waits_hears_every_ten_seconds(place):
     """Catches another interval than the one that is promised."""
-    begun, told = time.monotonic(), []
+    begun, reports = time.monotonic(), []
     with racing.living(lambda: hold(place)) as holder:
 
         def wait(seconds: float, who: str) -> None:
-            told.append(time.monotonic() - begun)
-            if len(told) == 2:
+            reports.append(time.monotonic() - begun)
+            if len(reports) == 2:
                 os.kill(holder, signal.SIGKILL)
 
         with Store(place).lock("finetune", KEY, wait):
             pass
-    assert 9.9 < told[0] < 15 and 9.9 < told[1] - told[0] < 15
+    assert 9.9 < reports[0] < 15 and 9.9 < reports[1] - reports[0] < 15
 
 
 def test_lock_where_its_file_cannot_be_written_holds_and_says_so(place):
@@ -135,20 +135,20 @@ def test_lock_where_its_file_cannot_be_written_holds_and_says_so(place):
     lock_file(place).touch()
     fd = os.open(lock_file(place), os.O_RDONLY)
     locks.fcntl.flock(fd, locks.fcntl.LOCK_EX)
-    told: list[str] = []
+    reports: list[str] = []
 
     def wait(seconds: float, who: str) -> None:
-        told.append(who)
+        reports.append(who)
         os.close(fd)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locks, "REPORT_EVERY", 0.0)
         with Store(place).lock("finetune", KEY, wait) as held:
             assert held
-    assert told == ["an unknown process"]
+    assert reports == ["an unknown process"]
 
 
-def test_lock_asked_for_without_waiting_changes_nothing(store, place):
+def test_lock_requested_without_waiting_changes_nothing(store, place):
     """Catches a check for living owners (`verify`, `gc`) that signs their locks."""
     with store.lock("finetune", KEY):
         pass

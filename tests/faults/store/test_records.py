@@ -25,19 +25,19 @@ def test_lookup_record_cut_or_altered_at_each_byte_is_a_miss(store, place):
     """Catches a parser that is content with a part, and facts without a checksum."""
     publish(store)
     file = record_file(place)
-    whole = file.read_bytes()
+    original = file.read_bytes()
     rng = random.Random(7)
 
     def trial(at: int) -> None:
-        flipped = bytearray(whole)
+        flipped = bytearray(original)
         flipped[at] ^= 1 << rng.randrange(8)
-        for bad in (whole[:at], bytes(flipped)):
+        for bad in (original[:at], bytes(flipped)):
             file.write_bytes(bad)
             assert store.lookup("finetune", KEY) is None, (at, bad[-40:])
             assert not file.exists()
 
-    R9_BYTES.each(range(len(whole)), trial)
-    file.write_bytes(whole)
+    R9_BYTES.each(range(len(original)), trial)
+    file.write_bytes(original)
     assert_right(store.lookup("finetune", KEY))
 
 

@@ -1,4 +1,4 @@
-"""The Prefect UI in headless Chromium: the pages that people use, and what their consoles say."""
+"""The Prefect UI in headless Chromium: the pages that people use, and what their consoles show."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Ui:
         self.page, self.address, self.pictures = page, address, pictures
         self.errors: list[str] = []
         page.set_default_timeout(WAIT_MS)
-        # Prefect's page asks a host of its maker's (Amplitude); a test asks nobody.
+        # Prefect's page calls a host of its maker's (Amplitude); a test calls nobody.
         page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
-        page.on("console", self._said)
+        page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def open(self, path: str) -> None:
@@ -66,7 +66,7 @@ class Ui:
 
     def box(self, field: str) -> Locator:
         """A field's box in the form, by the field's path. A list has another name for screen readers than its label,
-        so it is found by what the label is for."""
+        so it is located by what the label is for."""
         return self.page.locator(f"[id='{self._label(field).get_attribute('for')}']")
 
     def _label(self, field: str) -> Locator:
@@ -98,9 +98,9 @@ class Ui:
         self.page.wait_for_timeout(500)  # a button that is still on its way is missed by a click
         return path
 
-    def _said(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         """Keep an error of the page's console, but for what did not load: Prefect has no /favicon.ico, its SQLite
-        answers 503 under load, its page of a run asks for a list of tasks that its server refuses (422)."""
+        answers 503 under load, its page of a run requests a list of tasks that its server refuses (422)."""
         refused = "Failed to load resource", "Unknown error while creating flow run."  # the latter is `submit`'s to see
         if message.type == "error" and not message.text.startswith(refused):
             self.errors.append(message.text)

@@ -52,16 +52,16 @@ class Worker:
 
     def processes(self) -> dict[int, str]:
         """Every living process of this worker but itself: number → command line."""
-        found = {}
+        commands = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
                     state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
                     if state not in "ZX" and int(folder.name) != self.process.pid:
-                        found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                        commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except (OSError, ValueError):
                 continue
-        return found
+        return commands
 
     def stop(self) -> None:
         """End the worker and what it started."""
@@ -127,7 +127,7 @@ def until(what: Callable[[], object], seconds: float = 120) -> object:
 
 
 class Api:
-    """What the tests ask the server."""
+    """What the tests request of the server."""
 
     def __init__(self) -> None:
         from prefect.client.orchestration import get_client
@@ -136,8 +136,8 @@ class Api:
 
     def start(self, deployment: str, **parameters: object) -> UUID:
         """Create a flow run, as the UI does; its id."""
-        found = self.client.read_deployment_by_name(deployment)
-        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters).id
+        stored = self.client.read_deployment_by_name(deployment)
+        return self.client.create_flow_run_from_deployment(stored.id, parameters=parameters).id
 
     def wait(self, run: UUID, seconds: float = 240) -> FlowRun:
         """The flow run once it has ended."""
@@ -147,12 +147,12 @@ class Api:
     def of_pool(self, pool: str = "spin-gpu") -> dict[UUID, FlowRun]:
         """Every flow run of a pool."""
         named = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        found: dict[UUID, FlowRun] = {}
+        runs: dict[UUID, FlowRun] = {}
         offset = 0
         while page := self.client.read_flow_runs(work_pool_filter=named, sort=FlowRunSort.ID_DESC, offset=offset):
-            found |= {run.id: run for run in page}
+            runs |= {run.id: run for run in page}
             offset += len(page)
-        return found
+        return runs
 
 
 class Since:

@@ -19,19 +19,21 @@ PASSWORD = "a-password-of-the-test"
 
 def binaries() -> Path | None:
     """Postgres's own programs: Debian keeps them out of the PATH."""
-    found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True)
-    return next((folder for folder in found if (folder / "initdb").exists() and (folder / "psql").exists()), None)
+    places = [Path(path).parent for path in (shutil.which("initdb"),) if path]
+    places += sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
+    )
+    return next((folder for folder in places if (folder / "initdb").exists() and (folder / "psql").exists()), None)
 
 
 class Postgres:
-    """Where it is, and questions to it."""
+    """Where it is, and queries to it."""
 
     def __init__(self, programs: Path, port: int):
         self.programs, self.port = programs, port
         self.url = f"postgresql+asyncpg://prefect:{PASSWORD}@127.0.0.1:{port}/postgres"
 
-    def ask(self, sql: str) -> str:
+    def query(self, sql: str) -> str:
         """The rows of an answer, one a line, columns parted by `|`."""
         return self._run("psql", "--no-align", "--tuples-only", "--command", sql).strip()
 

@@ -31,14 +31,14 @@ SOCKETS = (
     "/work_pools/spin-gpu/workers/connect",
 )
 BIN = Path(sys.executable).parent
-UNKNOWN = Fault("S10", "requests to our server without its password: who asks × what")
+UNKNOWN = Fault("S10", "requests to our server without its password: who calls × what")
 FORGED = Fault("S10", "requests with the password and a forged or no CSRF token")
 PAGES = Fault("S10", "requests from another page's origin")
 STREAMS = Fault("S10", "websockets without the password")
 
 
 class Server:
-    """A Prefect server of a folder whose `.env` says everything, and requests to it."""
+    """A Prefect server of a folder whose `.env` sets everything, and requests to it."""
 
     def __init__(self, folder: Path, command: list[str], port: int, more: str = "", **env: str):
         """`more`: a line that a person adds to `.env`."""
@@ -80,11 +80,11 @@ class Server:
                 with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
                     return answer.status, answer.headers, json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
-                told = error.code, error.headers, error.read().decode()
-            if told[0] != 503:
+                failure = error.code, error.headers, error.read().decode()
+            if failure[0] != 503:
                 break
             time.sleep(1)  # SQLite is locked for a moment, as Prefect says it: no answer yet
-        return told
+        return failure
 
     def token(self) -> dict[str, str]:
         """Headers with a token against forged requests: only who has the password gets one."""
@@ -137,7 +137,7 @@ def end(process: subprocess.Popen) -> None:
             raise
 
 
-def say(folder: Path, *words: str) -> str:
+def output_of(folder: Path, *words: str) -> str:
     """What a command prints in the folder; it must succeed."""
     command = [sys.executable, "-m", *words]
     done = subprocess.run(command, cwd=folder, env=clean(folder), capture_output=True, text=True, check=False)
@@ -203,9 +203,9 @@ def strangers_are_refused(server: Server) -> None:
         assert server.call("POST", run, {}, server.login, **token)[0] == 403
 
     def page(origin: str) -> None:
-        asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+        preflight = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
         allowed = "access-control-allow-origin"
-        assert allowed not in server.call("OPTIONS", run, Origin=origin, **asked)[1]
+        assert allowed not in server.call("OPTIONS", run, Origin=origin, **preflight)[1]
         assert allowed not in server.call("GET", "/admin/version", None, server.login, Origin=origin)[1]
 
     def stream(path: str) -> None:
@@ -221,7 +221,7 @@ def strangers_are_refused(server: Server) -> None:
 
 
 def opens(server: Server, path: str, login: str | None) -> bool:
-    """Whether the server keeps a websocket open for who says this login."""
+    """Whether the server keeps a websocket open for who sends this login."""
     try:
         with connect(server.url.replace("http", "ws") + path, subprotocols=["prefect"], proxy=None) as channel:
             channel.send(json.dumps({"type": "auth", "token": login}))

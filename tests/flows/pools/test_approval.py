@@ -1,4 +1,4 @@
-"""A run that asks a person before its next iteration."""
+"""A run that waits for a person before its next iteration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = dict.fromkeys(("sft", "generate", "score", "finetune", "evaluate"), "here
 @pytest.mark.parametrize("decision", ["go on", pytest.param("stop here", marks=in_full)])
 @pytest.mark.full
 def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, profile, store) -> None:
-    """Catches a gate that keeps the worker busy, a resumed run that computes again or asks again, and one that goes on
+    """Catches a gate that keeps the worker busy, a resumed run that computes or pauses again, and one that goes on
     after `stop here`."""
     path = profile(iterations=2, runtime={"approve": True, "pools": HERE})
     run = api.start("spin/spin", file=str(path))
@@ -32,14 +32,14 @@ def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, pro
     # Else the zombie automation hears a heartbeat, and then nothing. (The server writes events in batches, every 5 s.)
     until(lambda: newest() == "prefect.flow-run.waiting", 20)
     held = {record.key for record in Store(store).records()}
-    (asked,) = [page for page in api.client.request("POST", "/artifacts/filter", json={}).json()
+    (shown,) = [page for page in api.client.request("POST", "/artifacts/filter", json={}).json()
                 if page["flow_run_id"] == str(run) and page["key"].endswith("-iterations")]  # fmt: skip
-    assert "θ\\_1" in asked["data"] and "θ\\_2" not in asked["data"]
+    assert "θ\\_1" in shown["data"] and "θ\\_2" not in shown["data"]
     api.client.resume_flow_run(run, run_input={"decision": decision})
     ended = api.wait(run)
     steps = json.loads((Store(store).root / "latest" / "steps.json").read_text())
     again = [step["stage"] for step in steps if step["state"] == "ran" and step["key"] in held]
     assert not again, f"computed again after the approval: {again}"
-    played = {step["label"] for step in steps if step["stage"] == "finetune"}
-    assert played == ({"iter 0", "iter 1"} if decision == "go on" else {"iter 0"})
+    ran = {step["label"] for step in steps if step["stage"] == "finetune"}
+    assert ran == ({"iter 0", "iter 1"} if decision == "go on" else {"iter 0"})
     assert ended.state.is_completed(), ended.state.message

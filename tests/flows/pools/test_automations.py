@@ -85,8 +85,8 @@ def test_a_run_whose_process_was_killed_becomes_crashed(client, in_ten_seconds, 
         return subprocess.Popen([sys.executable, script])
 
     def runs() -> dict[str, str]:
-        found = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
-        return {run.parameters["seconds"]: run.state.name for run in found if run.state}
+        flow_runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
+        return {run.parameters["seconds"]: run.state.name for run in flow_runs if run.state}
 
     ended, killed = start(1), start(600)
     try:
@@ -155,18 +155,18 @@ def inbox() -> Iterator[tuple[str, list[dict]]]:
 
 
 @pytest.mark.full
-def test_a_failed_run_is_told_of(client, spinloop, store, inbox):
+def test_a_failed_run_is_reported(client, spinloop, store, inbox):
     """Catches a notice that is not sent, that does not say which run failed and why, that is sent of a run that went
     well, and a later deploy without --notify that takes the block away."""
     url, posted = inbox
-    said = {"subject": "{{subject}}", "body": "{{body}}"}
-    block = CustomWebhookNotificationBlock(name="spinloop", url=url, json_data=said)
+    fields = {"subject": "{{subject}}", "body": "{{body}}"}
+    block = CustomWebhookNotificationBlock(name="spinloop", url=url, json_data=fields)
     saved = block.save("spinloop-test", overwrite=True)
     try:
         code, out, err = spinloop("deploy", "--store", store, "--notify", "custom-webhook/spinloop-test")
         assert code == 0 and f"created  automation  {NOTICE}" in out, err
 
-        def told() -> bool:
+        def noticed() -> bool:
             """The server begins to watch for a new automation some time after it has answered: runs until it does."""
             well, bad = (
                 client.create_flow_run(stage, name=name, tags=["spinloop"]) for name in ("went well", "went wrong")
@@ -176,7 +176,7 @@ def test_a_failed_run_is_told_of(client, spinloop, store, inbox):
             time.sleep(2)
             return bool(posted)
 
-        until(told, 60)
+        until(noticed, 60)
         assert all("went wrong" in one["subject"] and "Failed" in one["subject"] for one in posted), posted
         assert posted[0]["body"].startswith("BadInput: no such dataset")
         code, out, err = spinloop("deploy", "--store", store)

@@ -1,6 +1,6 @@
 """People's way to a run: the UI's form in a browser, down to the pages that show what came of it.
 
-Screenshots go to $SPINLOOP_TEST_SCREENSHOTS, else to the test's folder. $SPINLOOP_TEST_FULL_DEMO=1 also runs the whole
+Screenshots go to $SPINLOOP_TEST_SCREENSHOTS, else to the test's folder. $SPINLOOP_TEST_FULL_DEMO=1 also runs the full
 demo by *Quick run*.
 """
 
@@ -66,17 +66,17 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     ui.choose("evaluate.sampled", "false")
     ui.switch("control", "leave out")
     ui.fill("history", 3)
-    ui.fill("history", "")  # a box that is emptied again says nothing
+    ui.fill("history", "")  # a box that is emptied again sets nothing
     ui.picture("form-filled-in")
     ui.submit()
 
     run = the_run(client, deployment)
-    asked = {**TYPED, "evaluate": {**TYPED["evaluate"], "sampled": "false"}}
-    asked["runtime"] = {**asked["runtime"], "pools": asked.pop("runtime.pools")}
+    expected = {**TYPED, "evaluate": {**TYPED["evaluate"], "sampled": "false"}}
+    expected["runtime"] = {**expected["runtime"], "pools": expected.pop("runtime.pools")}
     settings = run.parameters["settings"]
     assert run.parameters["profile"] == "demo"
     assert {name: part for name, part in settings.items() if part} == {
-        **asked, "name": "from-the-form", "iterations": 1
+        **expected, "name": "from-the-form", "iterations": 1
     }  # fmt: skip
     assert "control" in settings and settings["control"] is None
     completed(ui, client, run.id, seconds=900)
@@ -100,7 +100,7 @@ def test_a_wrong_value_is_refused_beside_its_box(ui: Ui, client: SyncPrefectClie
 
 @pytest.mark.skipif(not os.environ.get("SPINLOOP_TEST_FULL_DEMO"), reason="SPINLOOP_TEST_FULL_DEMO is not set")
 @pytest.mark.timeout(1800)
-def test_quick_run_plays_the_demo(ui: Ui, client: SyncPrefectClient, workers):
+def test_quick_run_runs_the_demo(ui: Ui, client: SyncPrefectClient, workers):
     """Catches a deployment that does not run as it is."""
     deployment = client.read_deployment_by_name("spin/spin").id
     before = {run.id for run in of_deployment(client, deployment)}
@@ -127,7 +127,7 @@ def the_run(client: SyncPrefectClient, deployment: UUID) -> FlowRun:
 
 def completed(ui: Ui, client: SyncPrefectClient, run: UUID, seconds: float) -> None:
     """Wait for the run's end, and see it on its page."""
-    ended = until(lambda: (found := client.read_flow_run(run)).state.is_final() and found, seconds)
+    ended = until(lambda: (now := client.read_flow_run(run)).state.is_final() and now, seconds)
     assert ended.state_name == "Completed", ended.state.message
     ui.open(f"runs/flow-run/{run}")
     ui.page.get_by_text("Completed").first.wait_for()
@@ -137,8 +137,8 @@ def completed(ui: Ui, client: SyncPrefectClient, run: UUID, seconds: float) -> N
 
 def look_at_artifacts(ui: Ui, client: SyncPrefectClient, run: UUID) -> None:
     """See every artifact of the run on its page, with the text that it should have."""
-    found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
-    artifacts = {str(one.key).rpartition("-")[2]: one for one in found if one.type == "markdown"}
+    pages = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+    artifacts = {str(one.key).rpartition("-")[2]: one for one in pages if one.type == "markdown"}
     assert artifacts.keys() >= {"iterations", "pairs", "answers", "curves", "lineage"}
     for kind, artifact in artifacts.items():
         show_artifact(ui, kind, artifact)

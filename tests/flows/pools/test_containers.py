@@ -1,4 +1,4 @@
-"""deployments/compose.yaml and Dockerfile, without a container engine: what they say is there, and the server that they
+"""deployments/compose.yaml and Dockerfile, without a container engine: what they name exists, and the server that they
 start is as closed as that of `make server`."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 def environment(service: str, env: dict[str, str]) -> dict[str, str]:
-    """A service's environment as compose makes it of `.env`; KeyError for a variable that compose would ask for."""
+    """A service's environment as compose makes it of `.env`; KeyError for a variable that compose would require."""
 
-    def value(found: re.Match) -> str:
-        name, kind, default = found.groups()
+    def value(match: re.Match) -> str:
+        name, kind, default = match.groups()
         return env.get(name) or default if kind == "-" else env[name]
 
     return {name: VARIABLE.sub(value, text) for name, text in SERVICES[service]["environment"].items()}
@@ -76,8 +76,8 @@ def test_only_this_machine_reaches_a_port_and_nothing_has_more_rights_than_it_ne
 def test_compose_starts_nothing_without_passwords(env: dict[str, str]) -> None:
     """Catches a stack that comes up with an empty password, and a password that the repository knows."""
     for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "POSTGRES_PASSWORD"):
-        uses = [found for found in VARIABLE.findall(COMPOSE) if found[0] == name]
-        assert any(kind == "?" and "server-env.sh" in told for _, kind, told in uses), name
+        uses = [use for use in VARIABLE.findall(COMPOSE) if use[0] == name]
+        assert any(kind == "?" and "server-env.sh" in message for _, kind, message in uses), name
     made = [value.removeprefix("admin:") for name, value in env.items() if re.search("AUTH_STRING|PASSWORD", name)]
     assert len(made) == 3 and min(map(len, made)) >= 32
     for service in SERVICES:

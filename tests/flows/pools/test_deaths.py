@@ -79,7 +79,7 @@ def test_run_goes_on_without_the_one_that_had_started_its_stage(workers, api: Ap
     at_work(workers["spin-gpu"], gpu_runs)
     second = api.start("spin/spin", file=path)
     until(lambda: engine(workers["spin-cpu"], second))
-    time.sleep(8)  # it has asked the store and found the stage
+    time.sleep(8)  # it has looked in the store and found the stage
     api.client.set_flow_run_state(first, Cancelling())
     assert api.wait(first, 60).state.name == "Cancelled"
     assert api.wait(second).state.name == "Completed"
@@ -97,7 +97,7 @@ def test_cancel_after_a_kill_reaches_the_stage(workers, api: Api, gpu_runs: Sinc
     assert api.wait(first, 60).state.name == "Crashed"
     second = api.start("spin/spin", file=path)
     until(lambda: engine(workers["spin-cpu"], second))
-    time.sleep(8)  # it has asked the store and found the stage
+    time.sleep(8)  # it has looked in the store and found the stage
     api.client.set_flow_run_state(second, Cancelling())
     assert api.wait(stage.id, 60).state.name == "Cancelled"
     until(lambda: not workers["spin-gpu"].processes(), 20)
@@ -140,8 +140,8 @@ def test_killed_stage_goes_on_from_its_checkpoint(workers, api, gpu_runs, profil
     assert gpu_runs.states() == ["Crashed", "Completed"]
 
 
-def test_bad_input_on_the_pool_is_told_once(workers, api: Api, gpu_runs: Since, profile) -> None:
-    """Catches a retry of what cannot succeed, and a run that hides what its stage said."""
+def test_bad_input_on_the_pool_is_reported_once(workers, api: Api, gpu_runs: Since, profile) -> None:
+    """Catches a retry of what cannot succeed, and a run that hides its stage's message."""
     settings = {"runtime": {"device": "cuda:7", "pools": {"evaluate": "here"}}}
     ended = api.wait(api.start("spin/spin", file=str(profile(iterations=0)), settings=settings))
     assert ended.state.name == "Failed" and "runtime.device" in ended.state.message, ended.state.message

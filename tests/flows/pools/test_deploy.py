@@ -37,14 +37,14 @@ def client(deployed: str) -> Iterator[SyncPrefectClient]:
         yield opened
 
 
-def lines(told: str) -> dict[str, str]:
+def lines(out: str) -> dict[str, str]:
     """`deploy`'s output: the thing → what became of it (`changed: its fields`)."""
-    found = {}
-    for line in told.splitlines():
+    states_by_name = {}
+    for line in out.splitlines():
         state, kind, rest = line.split(maxsplit=2)
         name, _, fields = rest.partition(": ") if kind != "automation" else (rest, "", "")
-        found[name] = f"{state} {fields}".strip()
-    return found
+        states_by_name[name] = f"{state} {fields}".strip()
+    return states_by_name
 
 
 def test_deploy_again_changes_nothing_that_people_switched(deployed, store, spinloop, client):
@@ -62,9 +62,11 @@ def test_deploy_again_changes_nothing_that_people_switched(deployed, store, spin
     try:
         code, out, err = spinloop("deploy", "--store", store)
         assert code == 0, err
-        told = lines(out)
-        assert set(told.values()) == {"same", "missing"}
-        assert [name for name in told if told[name] == "missing"] == [next(n for n in told if "failure notice" in n)]
+        states = lines(out)
+        assert set(states.values()) == {"same", "missing"}
+        assert [name for name, state in states.items() if state == "missing"] == [
+            next(n for n in states if "failure notice" in n)
+        ]
         after = client.read_deployment_by_name(SPIN)
         assert {(s.slug, s.schedule.cron, s.active, s.parameters.get("profile")) for s in after.schedules} == {
             ("weekly", "0 3 * * 1", True, None),
@@ -98,14 +100,14 @@ def test_deploy_applies_and_names_what_the_files_have_otherwise(deployed, store,
     try:
         code, out, err = spinloop("deploy", "--store", store, "--gpus", 3)
         assert code == 0, err
-        told = lines(out)
+        states = lines(out)
         where = "base_job_template.variables.properties.env.default.SPINLOOP_STORE"
-        assert told[CPU_POOL] == f"changed {where}"
-        assert told[GPU_POOL] == "changed concurrency_limit"
-        assert told[SPIN] == "changed description, tags"
-        assert told["iteration/iteration"] == "same"
-        assert told[f"{ZOMBIES}: description"] == "changed"
-        assert told["spin/gone"].startswith("extra not in prefect.yaml")
+        assert states[CPU_POOL] == f"changed {where}"
+        assert states[GPU_POOL] == "changed concurrency_limit"
+        assert states[SPIN] == "changed description, tags"
+        assert states["iteration/iteration"] == "same"
+        assert states[f"{ZOMBIES}: description"] == "changed"
+        assert states["spin/gone"].startswith("extra not in prefect.yaml")
         pool = client.read_work_pool(CPU_POOL)
         assert pool.base_job_template["variables"]["properties"]["env"]["default"]["SPINLOOP_STORE"] == str(store)
         assert client.read_work_pool(GPU_POOL).concurrency_limit == 3
@@ -118,19 +120,19 @@ def test_deploy_applies_and_names_what_the_files_have_otherwise(deployed, store,
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "settings, message",
     [
         (["--kind", "docker"], "work pool spin-cpu: it is there and of type process"),
         (["--notify", "slack-webhook/nobody"], "--notify slack-webhook/nobody: the server has no such block"),
         (["--gpus", "0"], "--gpus 0: "),
     ],
 )
-def test_deploy_refuses_in_one_sentence_and_changes_nothing(deployed, store, spinloop, client, settings, said):
+def test_deploy_refuses_in_one_sentence_and_changes_nothing(deployed, store, spinloop, client, settings, message):
     """Catches a traceback, and a deploy that begins before it has looked at everything that it was given."""
     before = client.read_work_pool(CPU_POOL).updated
     code, out, err = spinloop("deploy", "--store", store, *settings)
     assert (code, out) == (2, "")
-    assert err.startswith(f"spinloop: {said}") and err.count("\n") == 1
+    assert err.startswith(f"spinloop: {message}") and err.count("\n") == 1
     assert client.read_work_pool(CPU_POOL).updated == before
 
 
@@ -166,10 +168,10 @@ def test_deploy_without_a_server_that_will_do(spinloop, store):
     with temporary_settings({PREFECT_API_URL: None}):
         code, _, err = spinloop("deploy", "--store", store)
         assert code == 2 and err.startswith("spinloop: PREFECT_API_URL: not set")
-    for status, body, said in ((401, b"{}", "PREFECT_API_AUTH_STRING"), (200, b'"3.6.1"', "is Prefect 3.6.1 and")):
+    for status, body, message in ((401, b"{}", "PREFECT_API_AUTH_STRING"), (200, b'"3.6.1"', "is Prefect 3.6.1 and")):
         with answering(status, body) as url, temporary_settings({PREFECT_API_URL: url}):
             code, out, err = spinloop("deploy", "--store", store)
-            assert (code, out, err.count("\n")) == (1, "", 1) and said in err and url in err
+            assert (code, out, err.count("\n")) == (1, "", 1) and message in err and url in err
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,7 +235,7 @@ def test_a_kubernetes_job_has_its_gpus_memory_and_store():
 
 def test_a_docker_run_has_its_gpus_memory_and_store():
     """Catches a container without the GPUs, with docker's 64 MB of shared memory, or with a store of its own; and a CPU
-    run that asks for a GPU and is refused where there is none."""
+    run that requests a GPU and is refused where there is none."""
     gpu = rendered(job_template("docker", GPU_POOL, "/here"), shm_size="32g")
     assert gpu["container_create_kwargs"] == {
         "device_requests": [{"count": -1, "capabilities": [["gpu"]]}],

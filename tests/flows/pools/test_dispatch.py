@@ -48,8 +48,8 @@ def test_stage_that_a_person_starts_shares_the_cache(workers, api, gpu_runs, pro
     assert api.wait(api.start("spin/spin", file=str(path))).state.name == "Completed"
     latest = Store(store).root / "latest"
     trees = {name: next(latest.glob(f"*-{name}*")).resolve().name for name in ("demo_model", "reformat", "sft")}
-    (asked,) = gpu_runs.runs("sft")
-    config = api.client.read_flow_run(asked.id).parameters["config"]
+    (stage_run,) = gpu_runs.runs("sft")
+    config = api.client.read_flow_run(stage_run.id).parameters["config"]
     work = [{"inputs": {"model": trees["demo_model"], "rows": trees["reformat"]}}]
     ended = api.wait(api.start("sft/spin-gpu", config=config, work=work))
     assert ended.state.message == "0 steps ran, 1 were cached."

@@ -9,7 +9,7 @@ from tests.flows.pools.conftest import Worker, until
 
 
 @pytest.mark.full
-def test_doctor_says_which_pool_has_no_worker(deployed, api, spinloop, store) -> None:
+def test_doctor_names_the_pool_that_has_no_worker(deployed, api, spinloop, store) -> None:
     """Catches a pool that is called good while nobody takes its runs."""
     for pool in ("spin-cpu", "spin-gpu"):  # those that other tests have ended: the server forgets them after 90 s
         for worker in _workers(api, pool):
@@ -24,8 +24,8 @@ def test_doctor_says_which_pool_has_no_worker(deployed, api, spinloop, store) ->
 
 
 @pytest.mark.full
-def test_doctor_asks_a_worker_of_each_pool(workers, spinloop, store, tmp_path) -> None:
-    """Catches a pool whose worker is not asked, and a worker that computes into another store unseen."""
+def test_doctor_checks_a_worker_of_each_pool(workers, spinloop, store, tmp_path) -> None:
+    """Catches a pool whose worker is not checked, and a worker that computes into another store unseen."""
     Store(store).identity()
     code, out, err = spinloop("doctor", "--store", store)
     assert code == 0, out + err
@@ -41,5 +41,5 @@ def test_doctor_asks_a_worker_of_each_pool(workers, spinloop, store, tmp_path) -
 
 def _workers(api, pool: str) -> list[str]:
     path = "/work_pools/{work_pool_name}/workers/filter"
-    found = api.client.request("POST", path, path_params={"work_pool_name": pool}, json={}).json()
-    return [worker["name"] for worker in found]
+    workers = api.client.request("POST", path, path_params={"work_pool_name": pool}, json={}).json()
+    return [worker["name"] for worker in workers]

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: readable on a phone, its search finds, nothing is asked of the network. `make
+"""The report in headless Chromium: readable on a phone, its search finds, nothing is requested from the network. `make
 test-server` runs it."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """Where a whole report of a made-up run lies."""
+    """Where a full report of a made-up run lies."""
     root: Path = tmp_path_factory.mktemp("browser")
     html = render(root / "out", *judged_run(root))[0].replace(report.STEPS_MARK, run_part())
     (root / "page.html").write_text(html, encoding="utf-8")
@@ -39,23 +39,23 @@ def browser() -> Iterator:
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP])
 def test_page_is_as_wide_as_its_window(browser, address, size) -> None:
-    """Catches a table, a digest or a chart that makes the whole page scroll sideways, also with everything unfolded,
+    """Catches a table, a digest or a chart that makes the page scroll sideways, also with everything unfolded,
     and an error or a request of the page."""
     page = browser.new_page(viewport=size)
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url) if request.url != address else None)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url) if request.url != address else None)
     page.goto(address)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    assert said == []
+    assert complaints == []
     page.close()
 
 
 def test_search_finds_by_text_and_tag(browser, address) -> None:
-    """Catches a script that its own policy stops, and a search that shows other samples than those it says."""
+    """Catches a script that its own policy stops, and a search that shows other samples than those it names."""
     page = browser.new_page(viewport=PHONE)
     page.goto(address)
     shown = page.locator("details.sample:visible")

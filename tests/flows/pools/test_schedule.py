@@ -65,10 +65,12 @@ def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profi
     assert grown.state.name == "Completed", grown.state.message
     new = [run.name.partition("[")[0] for run in gpu_runs.runs()[2:]]
     assert sorted(new) == ["finetune", "generate"]
-    told = gpu_runs.runs("generate")[1].state.message
-    ran, cached = int(told.split()[0]), int(told.split()[3])
-    assert ran <= 4 and cached >= shards - 4, told
-    print(f"schedule: first {shards} shards; unchanged {again.state.message} in {again.total_run_time}; grown {told}")
+    message = gpu_runs.runs("generate")[1].state.message
+    ran, cached = int(message.split()[0]), int(message.split()[3])
+    assert ran <= 4 and cached >= shards - 4, message
+    print(
+        f"schedule: first {shards} shards; unchanged {again.state.message} in {again.total_run_time}; grown {message}"
+    )
 
 
 @in_full

@@ -28,7 +28,7 @@ from tests.flows.pools.shipped import (
     end,
     free_port,
     make,
-    say,
+    output_of,
     server_env,
     start,
     strangers_are_refused,
@@ -49,17 +49,17 @@ def test_env_is_made_once_with_a_password_of_its_own(tmp_path) -> None:
     """Catches a second `make server` that changes the password under running workers, a password that is the same on
     two machines, and a file that other users can read."""
     first, second = (checkout(tmp_path / name) for name in ("a", "b"))
-    told = [server_env(folder, 4333) for folder in (first, second)]
+    results = [server_env(folder, 4333) for folder in (first, second)]
     texts = [(folder / ".env").read_text() for folder in (first, second)]
     assert [(folder / ".env").stat().st_mode & 0o777 for folder in (first, second)] == [0o600, 0o600]
     logins = [line for text in texts for line in text.splitlines() if "AUTH_STRING=" in line]
     passwords = {line.partition("=admin:")[2] for line in logins}
     assert len(logins) == 4 and len(passwords) == 2 and min(map(len, passwords)) >= 32
     (first / ".env").chmod(0o644)
-    told.append(server_env(first, 4444))
+    results.append(server_env(first, 4444))
     assert (first / ".env").read_text() == texts[0]
     assert (first / ".env").stat().st_mode & 0o777 == 0o600
-    for done in told:
+    for done in results:
         assert done.returncode == 0 and "UI: http://127.0.0.1:4333 " in done.stdout and ".env" in done.stdout
         assert not [password for password in passwords if password in done.stdout + done.stderr]
 
@@ -86,7 +86,7 @@ def test_a_port_that_is_none_makes_no_env(tmp_path) -> None:
 
 def test_strangers_are_refused(server: Server) -> None:
     """Catches a server that reads, runs or streams anything without the password, or runs anything that a forged
-    request asks for, or lets another page read its answers."""
+    request names, or lets another page read its answers."""
     strangers_are_refused(server)
 
 
@@ -104,25 +104,25 @@ def test_only_this_machine_reaches_it(server: Server) -> None:
 
 
 def test_the_password_is_in_the_file_alone(server: Server) -> None:
-    """Catches a password in the process list, in the server's log, on the terminal, or in what a page is told."""
+    """Catches a password in the process list, in the server's log, on the terminal, or in what a page is sent."""
     password = server.login.removeprefix("admin:")
     lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "prefect server start" in lines and password not in lines
     assert server.call("GET", "/admin/version", login=f"admin:{password}x")[0] == 401
     assert "UI: " in server.log.read_text() and password not in server.log.read_text()
-    viewed = say(server.folder, "prefect", "config", "view", "--show-sources")
+    viewed = output_of(server.folder, "prefect", "config", "view", "--show-sources")
     assert "from .env file" in viewed and password not in viewed
     _, _, settings = server.call("GET", "/admin/settings", login=server.login)
     assert settings["server"]["api"]["csrf_protection_enabled"] and password not in json.dumps(settings)
     with urllib.request.urlopen(f"{server.origin}/ui-settings", timeout=20) as answer:
-        told = json.load(answer)
-    assert told["api_url"] == "/api" and password not in json.dumps(told)
+        ui_settings = json.load(answer)
+    assert ui_settings["api_url"] == "/api" and password not in json.dumps(ui_settings)
 
 
 def test_a_worker_logs_in_and_ends_with_ctrl_c(server: Server) -> None:
     """Catches a worker that does not read `.env`, one that takes several runs on one GPU, and one that stays when the
     terminal sends Ctrl-C."""
-    say(server.folder, "prefect", "work-pool", "create", "spin-gpu", "--type", "process")
+    output_of(server.folder, "prefect", "work-pool", "create", "spin-gpu", "--type", "process")
     log = server.folder / "worker"
     process = start(make("worker", "POOL=spin-gpu"), server.folder, log.open("wb"))
     until(lambda: process.poll() is not None or server.post("/work_pools/spin-gpu/workers/filter", {}), 60)
@@ -148,7 +148,7 @@ def test_workers_limits() -> None:
 
 
 def test_run_says_that_the_server_is_not_up(tmp_path) -> None:
-    """Catches a traceback, or minutes of knocking, where a `.env` names a server that is not running."""
+    """Catches a traceback, or minutes of retries, where a `.env` names a server that is not running."""
     assert server_env(checkout(tmp_path), free_port()).returncode == 0
     command = [sys.executable, "-m", "flows.cli", "run", "demo", "--store", str(tmp_path / "store")]
     done = subprocess.run(
@@ -177,10 +177,10 @@ const tries = {
     s.onopen = () => s.send('{"type": "auth"}'); s.onmessage = yes; s.onclose = s.onerror = no; }),
 };
 (async () => {
-  const said = {};
+  const outcomes = {};
   const seen = answer => answer.type == "opaque" ? "sent" : "got " + answer.status;
-  for (const name in tries) said[name] = await tries[name]().then(seen, () => "refused");
-  fetch("/done", {method: "POST", body: JSON.stringify(said)});
+  for (const name in tries) outcomes[name] = await tries[name]().then(seen, () => "refused");
+  fetch("/done", {method: "POST", body: JSON.stringify(outcomes)});
 })();
 </script>"""
 
@@ -191,7 +191,7 @@ def test_no_page_in_the_browser_can_start_a_run(server: Server, tmp_path) -> Non
     and without CORS, a form, a beacon, a websocket, and even with the password."""
     page = PAGE.replace("API", server.url).replace("TARGET", server.deployment()).replace("LOGIN", server.login)
     before = [one["id"] for one in server.post("/flow_runs/filter", {})]
-    said: list[dict] = []
+    outcomes: list[dict] = []
 
     class Site(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -201,7 +201,7 @@ def test_no_page_in_the_browser_can_start_a_run(server: Server, tmp_path) -> Non
             self.wfile.write(page.encode())
 
         def do_POST(self) -> None:
-            said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            outcomes.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -216,15 +216,15 @@ def test_no_page_in_the_browser_can_start_a_run(server: Server, tmp_path) -> Non
         [*command, f"http://127.0.0.1:{site.server_port}/"], server.folder, subprocess.DEVNULL, HOME=str(tmp_path)
     )
     try:
-        until(lambda: said, 60)
+        until(lambda: outcomes, 60)
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
         site.shutdown()
     assert [one["id"] for one in server.post("/flow_runs/filter", {})] == before
-    assert len(said) == 1 and len(said[0]) == 9
+    assert len(outcomes) == 1 and len(outcomes[0]) == 9
 
     def refused(way: str) -> None:
-        assert said[0][way] == ("sent" if way == "silent" else "refused")
+        assert outcomes[0][way] == ("sent" if way == "silent" else "refused")
 
-    Fault("S10", "a page in the browser: ways to have it send a request").each(said[0], refused)
+    Fault("S10", "a page in the browser: ways to have it send a request").each(outcomes[0], refused)

@@ -1,4 +1,4 @@
-"""A whole run with `--store s3://…`, on one machine; what other machines then have of it, by every command."""
+"""A full run with `--store s3://…`, on one machine; what other machines then have of it, by every command."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_run_on_s3_is_cached_on_another_machine_and_seen_by_every_command(
     proxy.forget()
     assert f"{first['ran']} cached, 0 would run." in on("c", "plan", tiny, *SETS)
     assert cached(tmp_path, "c") == [], "a plan fetched models"
-    assert not [one for one in proxy.asked if one.method in ("PUT", "POST", "DELETE")], "a plan wrote"
+    assert not [one for one in proxy.requests if one.method in ("PUT", "POST", "DELETE")], "a plan wrote"
     assert report[0].decode() in on("d", "report")
     listed = on("e", "store", "ls").splitlines()
     assert len(listed) == first["ran"]
@@ -83,20 +83,20 @@ def stage_on_another_machine(url: str, on, tmp_path: Path) -> None:
     record = next(leader.records("evaluate"))
     config = dict(record.payload["config"])
     config["evaluate"] = {**config["evaluate"], "max_new_tokens": 5}
-    asked = evaluate_stage.Config(**config)
+    changed = evaluate_stage.Config(**config)
     inputs = {name: record.payload["inputs"][name] for name in ("model", "rows")}
     before = os.environ["SPINLOOP_STORE"]
     os.environ["SPINLOOP_STORE"] = url
     os.environ["SPINLOOP_CACHE"] = str(tmp_path / "worker")
     try:
         state = evaluate(
-            asked,
+            changed,
             [Work(inputs=inputs)],
             Runtime(threads=1),
             leader.identity(),
             return_state=True,
         )
-        other = evaluate(asked, [Work(inputs=inputs)], store="another", return_state=True)
+        other = evaluate(changed, [Work(inputs=inputs)], store="another", return_state=True)
     finally:
         os.environ["SPINLOOP_STORE"] = before
     assert state.is_completed(), state.message
