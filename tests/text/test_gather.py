@@ -101,7 +101,7 @@ def test_run_damaged_shard_names_file_and_line(job, rows, answers, line):
         gathered(job, rows, trees)
 
 
-def test_run_truncated_answers_are_kept_or_dropped_as_told(job, rows, answers):
+def test_run_truncated_answers_are_kept_or_dropped_as_configured(job, rows, answers):
     """Catches: `drop` that keeps cut answers, `keep` that forgets that they were cut, or figures of the wrong set."""
     cut = {read_rows(rows / FILES["train"])[i].id for i in (0, 3, 4)}
     trees = answers(lambda a: {**a, "finish": "length"} if a["id"] in cut else a)
