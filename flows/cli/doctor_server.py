@@ -22,7 +22,7 @@ from spin_core.store.opening import exists, open_store
 from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
 POOLS = (CPU_POOL, GPU_POOL)
-WAIT_SECONDS = 60  # a worker asks for work every second or so and starts a run in 3; vLLM's interpreter may take 20
+WAIT_SECONDS = 60  # a worker polls for work every second or so and starts a run in 3; vLLM's interpreter may take 20
 
 
 @flow(persist_result=False)
@@ -80,10 +80,10 @@ def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     limit = "no limit" if there.concurrency_limit is None else f"{there.concurrency_limit} runs at once"
     if not online:
         return [("missing", pool, f"no live worker; `make worker POOL={pool}` starts one")]
-    return [("ok", pool, f"{there.type}, {limit}, {len(online)} live worker(s)"), *_ask_worker(client, pool, store)]
+    return [("ok", pool, f"{there.type}, {limit}, {len(online)} live worker(s)"), *_query_worker(client, pool, store)]
 
 
-def _ask_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
+def _query_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:
     try:
         identity = open_store(store, create=False, runs=False).identity() if exists(store) else ""
         run = run_deployment(

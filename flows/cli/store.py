@@ -160,10 +160,10 @@ def _gc(args: argparse.Namespace) -> None:
     going: dict[str, list[int]] = {}
     store = _open(args)
 
-    def tell(what: str, size: int) -> None:
+    def report(what: str, size: int) -> None:
         going.setdefault(what, []).append(size)
 
-    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, tell)
+    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
     result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:

@@ -1,4 +1,4 @@
-"""The flows that people start from the UI, the command line, a schedule or an event: a whole run, one iteration, and
+"""The flows that people start from the UI, the command line, a schedule or an event: a full run, one iteration, and
 the dataset alone. deployments/prefect.yaml deploys them.
 """
 

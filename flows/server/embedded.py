@@ -1,6 +1,6 @@
 """A Prefect server for the time of one command, where none is configured.
 
-Prefect would start one itself, but only after importing its whole server package into this process first: 3 to 4 of
+Prefect would start one itself, but only after importing its full server package into this process first: 3 to 4 of
 the 9 seconds measured for an empty flow. Here the import happens in the child alone, while the caller checks its
 inputs. The runs land in the usual database ($PREFECT_HOME/prefect.db), so `prefect server start` shows them later.
 Not a server for other machines: loopback only.
@@ -77,7 +77,7 @@ class EmbeddedServer:
 
         url = f"http://127.0.0.1:{self.port}/api"
         self._await(url)
-        for name in ("NO_PROXY", "no_proxy"):  # Prefect's client would ask a proxy for 127.0.0.1
+        for name in ("NO_PROXY", "no_proxy"):  # Prefect's client would use a proxy for 127.0.0.1
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
         # A heartbeat thread costs a sync flow one second at its end, and no automation listens to this server.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

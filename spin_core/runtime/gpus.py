@@ -1,4 +1,4 @@
-"""Which GPUs each stage process sees. Asks the driver's own tool, not torch, which the parent never loads."""
+"""Which GPUs each stage process sees. Calls the driver's own tool, not torch, which the parent never loads."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Leader:
             threading.Thread(target=self._welcome, args=(node,), daemon=True).start()
 
     def _welcome(self, node: socket.socket) -> None:
-        """Whatever knocks at an open port: only a node's number is taken, and it has 10 s to say it."""
+        """Whatever connects to an open port: only a node's number is taken, and it has 10 s to say it."""
         _keep_alive(node)
         node.settimeout(10.0)
         rank = _receive(node, time.monotonic() + 10.0).get("node")

@@ -11,8 +11,8 @@ from spin_core.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".venv-vllm"
-ASK = "import vllm; print(vllm.__version__)"
-ASK_LM_EVAL = "from importlib import metadata; print(*[d.version for d in metadata.distributions(name='lm_eval')][:1])"
+VLLM_CODE = "import vllm; print(vllm.__version__)"
+LM_EVAL_CODE = "from importlib import metadata; print(*[d.version for d in metadata.distributions(name='lm_eval')][:1])"
 
 
 def place(setting: str) -> Path:
@@ -34,15 +34,15 @@ def interpreter(setting: str) -> str:
 
 def version(setting: str) -> str:
     """vLLM's version there. Starts it (5 to 20 s). Raises BadInput with the last line of its output."""
-    return _ask(interpreter(setting), ASK).splitlines()[-1]
+    return _output(interpreter(setting), VLLM_CODE).splitlines()[-1]
 
 
 def lm_eval(setting: str) -> str:
     """lm_eval's version there, or empty (0.1 s). Raises BadInput where there is no interpreter."""
-    return _ask(interpreter(setting), ASK_LM_EVAL)
+    return _output(interpreter(setting), LM_EVAL_CODE)
 
 
-def _ask(path: str, code: str) -> str:
+def _output(path: str, code: str) -> str:
     try:
         done = subprocess.run([path, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:

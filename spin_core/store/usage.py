@@ -50,9 +50,9 @@ def usage(store: Store, run: str | None = None) -> Usage:
         for digest in sorted(shown):
             by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
         other = [
-            UsageLine(name, len(found), sum(_size(path, seen) for path in found))
+            UsageLine(name, len(paths), sum(_size(path, seen) for path in paths))
             for name in IN_HAND
-            if (found := children(store.root / name)) and not run
+            if (paths := children(store.root / name)) and not run
         ]
         return Usage(
             [UsageLine(name, len(sizes), sum(sizes)) for name, sizes in sorted(by_stage.items())],

@@ -67,13 +67,13 @@ def _record_files(store: Store) -> list[Path]:
 
 def readable(store: Store) -> list[tuple[Path, Record]]:
     """Every whole record, evidence too, with its file. Damaged ones name nothing."""
-    found = []
+    records = []
     for file in _record_files(store):
         try:
-            found.append((file, read(file, store.root / "trees")))
+            records.append((file, read(file, store.root / "trees")))
         except Damaged:
             continue
-    return found
+    return records
 
 
 def children(folder: Path) -> list[Path]:

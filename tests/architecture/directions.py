@@ -36,11 +36,11 @@ def graph(files: dict[str, str]) -> dict[str, set[str]]:
     known = set(files)
     edges: dict[str, set[str]] = {}
     for module, source in files.items():
-        found = set()
+        targets = set()
         for _, name in imports(source, module, package=_is_package(module, known)):
             # `from a import b`: a.b where that is a module, else a.
-            found.add(name if name in known else name.rpartition(".")[0])
-        edges[module] = (found & known) - {module}
+            targets.add(name if name in known else name.rpartition(".")[0])
+        edges[module] = (targets & known) - {module}
     return edges
 
 
@@ -64,7 +64,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    circular: list[list[str]] = []
 
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
@@ -79,12 +79,12 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
             group = stack[stack.index(module) :]
             del stack[stack.index(module) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                circular.append(sorted(group))
 
     for module in sorted(edges):
         if module not in index:
             visit(module)
-    return found
+    return circular
 
 
 def packages(edges: dict[str, set[str]]) -> dict[str, set[str]]:

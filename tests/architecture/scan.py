@@ -86,14 +86,14 @@ def module_name(file: Path) -> str:
 def imports(source: str, module: str, package: bool = False, top: bool = False) -> list[tuple[int, str]]:
     """(line, dotted name) of every import, relative ones resolved, `import_module("x")` and `__import__("x")` too.
     `from a import b` gives a.b. `top`: only those that run when the module is imported."""
-    tree, found = ast.parse(source), []
+    tree, imported = ast.parse(source), []
     base = module.split(".") if package else module.split(".")[:-1]
     for node in _at_import(tree) if top else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            imported += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = base[: len(base) - node.level + 1] if node.level else []
-            found += [
+            imported += [
                 (node.lineno, ".".join([*start, *filter(None, [node.module]), alias.name])) for alias in node.names
             ]
         elif (
@@ -103,8 +103,8 @@ def imports(source: str, module: str, package: bool = False, top: bool = False) 
         ):
             text = node.args[0]
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found.append((node.lineno, text.value))
-    return found
+                imported.append((node.lineno, text.value))
+    return imported
 
 
 def beyond_walls(source: str, module: str, allowed: set[str] | None, refused: set[str]) -> list[str]:

@@ -17,7 +17,7 @@ def absent_paths(text: str) -> list[str]:
 
 
 def test_paths_named_in_the_pages_exist():
-    """Catches a page that sends its reader to a file that moved. (The CHANGELOG tells of files that are gone.)"""
+    """Catches a page that sends its reader to a file that moved. (The CHANGELOG names files that are gone.)"""
     pages = [file for file in tracked_files() if file.suffix in (".md", ".yaml", ".sh") and file.name != "CHANGELOG.md"]
     assert len(pages) > 20
     absent = {str(page.relative_to(ROOT)): absent_paths(page.read_text(encoding="utf-8")) for page in pages}

@@ -50,10 +50,10 @@ def tree_paths(lines: list[str]) -> list[str]:
         while stack and stack[-1][0] >= len(drawn):
             stack.pop()
         above = stack[-1][1] if stack else ""
-        found = [above + name for name in [names.group(1), *names.group(2).split()]]
-        paths += [name.rstrip("/") for name in found]
-        if found[0].endswith("/"):
-            stack.append((len(drawn), found[0]))
+        entries = [above + name for name in [names.group(1), *names.group(2).split()]]
+        paths += [name.rstrip("/") for name in entries]
+        if entries[0].endswith("/"):
+            stack.append((len(drawn), entries[0]))
     return paths
 
 
@@ -81,7 +81,7 @@ def readme() -> str:
 
 
 def test_readme_tree_is_the_real_tree():
-    """Catches a README that leads to files which moved, and a folder at the top that no reader is told of."""
+    """Catches a README that leads to files which moved, and a folder at the top that the README does not name."""
     block = next((b for b in fenced_blocks(readme()) if b and b[0].split()[:1] == ["spinloop/"]), None)
     assert block, "README.md has no fenced block that begins with spinloop/"
     listed = tree_paths(block)

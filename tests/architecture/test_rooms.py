@@ -29,18 +29,18 @@ HEAVY = {"torch", "transformers", "datasets", "prefect", "matplotlib", "pyarrow"
 
 LOADS = """
 import importlib, json, sys, traceback
-heavy, modules, found = set(json.loads(sys.argv[1])), json.loads(sys.argv[2]), {}
+heavy, modules, results = set(json.loads(sys.argv[1])), json.loads(sys.argv[2]), {}
 if sys.argv[3]:
     sys.modules[sys.argv[3]] = None
 for name in modules:
     try:
         importlib.import_module(name)
     except Exception as error:
-        found[name] = f"{type(error).__name__}: {error}"
+        results[name] = f"{type(error).__name__}: {error}"
     for top in sorted(heavy & {m.split(".")[0] for m, v in sys.modules.items() if v is not None}):
-        found.setdefault(name, f"loads {top}")
+        results.setdefault(name, f"loads {top}")
         heavy.discard(top)
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 
@@ -60,15 +60,15 @@ def torch_modules() -> set[str]:
     package."""
     files = {module_name(file): file for file in python_files("spin_core")}
     direct = {
-        name: {
-            found for _, found in imports(file.read_text(encoding="utf-8"), name, file.name == "__init__.py", top=True)
-        }
+        name: {to for _, to in imports(file.read_text(encoding="utf-8"), name, file.name == "__init__.py", top=True)}
         for name, file in files.items()
     }
-    heavy = {name for name, found in direct.items() if {f.split(".")[0] for f in found} & {"torch", "transformers"}}
+    heavy = {name for name, targets in direct.items() if {f.split(".")[0] for f in targets} & {"torch", "transformers"}}
     while True:
         more = {
-            name for name, found in direct.items() if any(f in heavy or f.rpartition(".")[0] in heavy for f in found)
+            name
+            for name, targets in direct.items()
+            if any(f in heavy or f.rpartition(".")[0] in heavy for f in targets)
         } - heavy
         if not more:
             return heavy
@@ -77,8 +77,8 @@ def torch_modules() -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_imports_only_what_its_wall_allows(room):
-    """Catches a stage that asks Prefect, a flow that computes with torch, and code that needs the tests or deployments
-    to be there."""
+    """Catches a stage that imports Prefect, a flow that computes with torch, and code that needs the tests or
+    deployments to be there."""
     bad = [
         f"{where(f)}, {hit}"
         for f in python_files(room)
@@ -109,8 +109,8 @@ def test_loads_a_heavy_and_a_blocked_import_are_seen(tmp_path):
     """Catches a `loads` that sees nothing, with which the two tests above would always pass."""
     (tmp_path / "slow_one.py").write_text("import pyarrow\n")
     (tmp_path / "blocked_one.py").write_text("def f():\n    import prefect\nf()\n")
-    found = loads(["json", "slow_one", "blocked_one"], HEAVY, blocked="prefect", extra_path=str(tmp_path))
-    assert found["slow_one"] == "loads pyarrow" and "prefect" in found["blocked_one"] and "json" not in found
+    results = loads(["json", "slow_one", "blocked_one"], HEAVY, blocked="prefect", extra_path=str(tmp_path))
+    assert results["slow_one"] == "loads pyarrow" and "prefect" in results["blocked_one"] and "json" not in results
 
 
 def test_import_spin_core_takes_less_than_half_a_second():

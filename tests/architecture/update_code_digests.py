@@ -20,8 +20,8 @@ COMMAND = "python -m tests.architecture.update_code_digests"
 def modules() -> dict[str, ModuleType]:
     """The stages by their NAME."""
     files = (file.stem for file in (ROOT / "spin_core" / "stages").glob("*.py") if file.stem != "__init__")
-    found = [importlib.import_module(f"spin_core.stages.{file}") for file in sorted(files)]
-    return {module.NAME: module for module in found}
+    imported = [importlib.import_module(f"spin_core.stages.{file}") for file in sorted(files)]
+    return {module.NAME: module for module in imported}
 
 
 def stages() -> list[str]:

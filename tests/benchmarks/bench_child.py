@@ -24,14 +24,14 @@ WAYS: dict[str, Callable[[Work, Watch], list[float]]] = {
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not the protocol
-    asked = json.load(sys.stdin)
-    work, run = Work(**asked["work"]), WAYS[asked["way"]]
+    request = json.load(sys.stdin)
+    work, run = Work(**request["work"]), WAYS[request["way"]]
     torch.set_num_threads(work.threads)
 
     def tick() -> None:
         _send(out, {"tick": 1})
 
-    _send(out, {"result": measure_memory(run, work, tick) if asked["memory"] else measure_time(run, work, tick)})
+    _send(out, {"result": measure_memory(run, work, tick) if request["memory"] else measure_time(run, work, tick)})
 
 
 def measure_time(run: Callable[[Work, Watch], list[float]], work: Work, tick: Callable[[], None]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Pairs of token ids for the training benchmark, from question/answer rows: short prompts, or long ones.
 
-No model is asked: the "generated" answer of a row is another row's answer of about the same length. What a step costs
+No model runs: the "generated" answer of a row is another row's answer of about the same length. What a step costs
 depends on lengths only, and with a handful of pairs on luck: padded tokens to useful ones are 1.5 in one random batch
 of four GSM8K rows and 2.1 in another (its 10 % and 90 % quantiles). So many batches are drawn, and the one in the
 middle is taken.
@@ -29,8 +29,8 @@ Row = tuple[list[int], list[int], list[int]]
 
 def read_rows(path: Path, wanted: int) -> list[tuple[str, str]]:
     """(question, answer) of the training rows in a file or folder. Raises BadInput where there are too few."""
-    found = [(r.fields.get("question"), r.fields.get("answer")) for r in read(path, "train") if not r.reject]
-    rows = [(q, a) for q, a in found if isinstance(q, str) and isinstance(a, str) and q.strip() and a.strip()]
+    texts = [(r.fields.get("question"), r.fields.get("answer")) for r in read(path, "train") if not r.reject]
+    rows = [(q, a) for q, a in texts if isinstance(q, str) and isinstance(a, str) and q.strip() and a.strip()]
     if len(rows) < wanted + 1:
         raise BadInput(
             f"{path}: {len(rows)} rows with a text `question` and `answer`, and the benchmark needs {wanted + 1}; "
@@ -87,8 +87,8 @@ def _with_examples(question: str, rows: list[tuple[str, str]], chat: Chat, rando
     own = len(chat.encode_prompt([{"role": "user", "content": f"Question: {question}"}]))
     examples: list[int] = []
     while len(examples) < target - own:
-        asked, answered = rows[int(random.integers(len(rows)))]
-        text = f"Question: {asked}\nAnswer: {answered}\n\n"
+        query, answered = rows[int(random.integers(len(rows)))]
+        text = f"Question: {query}\nAnswer: {answered}\n\n"
         examples += chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     kept = examples[len(examples) - max(target - own, 0) :]
     return f"{chat.tokenizer.decode(kept)}Question: {question}"

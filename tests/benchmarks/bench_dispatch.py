@@ -57,15 +57,15 @@ def main() -> None:
 
 def _overheads(folder: Path) -> dict:
     """Seconds that a step takes beside its stage, in turn here and on the pool."""
-    found: dict[str, list[float]] = {"inline": [], "pool": []}
+    seconds: dict[str, list[float]] = {"inline": [], "pool": []}
     for repeat in range(REPEATS):
         for way, place in (("inline", "here"), ("pool", "spin-gpu")):
             profile = _profile(folder, f"{way}-{repeat}", seed=10 * repeat + (way == "pool"), iterations=0, limit=60)
-            told = _run(profile, folder, f"runtime.pools.sft={place}")
-            found[way] += [step["around"] for step in told if step["stage"] == "sft"]
+            steps = _run(profile, folder, f"runtime.pools.sft={place}")
+            seconds[way] += [step["around"] for step in steps if step["stage"] == "sft"]
     return {
         f"{way}_seconds_per_stage": {"median": round(statistics.median(s), 3), "all": [round(one, 3) for one in s]}
-        for way, s in found.items()
+        for way, s in seconds.items()
     }
 
 
@@ -75,9 +75,9 @@ def _cached(folder: Path) -> dict:
     _run(profile, folder)
     seconds = []
     for _ in range(3):
-        told = _run(profile, folder)
-        shards = [step for step in told if step["stage"] == "generate"]
-        assert {step["state"] for step in told} == {"Cached"}
+        steps = _run(profile, folder)
+        shards = [step for step in steps if step["stage"] == "generate"]
+        assert {step["state"] for step in steps} == {"Cached"}
         seconds.append(max(step["ended"] for step in shards) - min(step["began"] for step in shards))
     return {"cached_shards": len(shards), "cached_shards_seconds": [round(one, 2) for one in seconds]}
 
@@ -106,8 +106,8 @@ def _run(profile: Path, folder: Path, *settings: str) -> list[dict]:
     stage."""
     sets = [part for setting in settings for part in ("--set", setting)]
     began = time.time()
-    told = json.loads(_spinloop("run", str(profile), "--store", f"{folder}/store", "--json", *sets))
-    steps = json.loads(Path(told["folder"], "steps.json").read_text())
+    summary = json.loads(_spinloop("run", str(profile), "--store", f"{folder}/store", "--json", *sets))
+    steps = json.loads(Path(summary["folder"], "steps.json").read_text())
     for step in steps:
         label = f"[{step['label']}]" if step["label"] else ""
         step["name"] = f"{step['stage']}{label} {step['key'][:6]}"
@@ -128,15 +128,15 @@ def _task_times(since: float) -> dict[str, tuple[float, float]]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import TaskRunSort
 
-    found: dict[str, tuple[float, float]] = {}
+    times: dict[str, tuple[float, float]] = {}
     with get_client(sync_client=True) as client:
         for offset in range(0, 2 * SHARDS, 200):
             for run in client.read_task_runs(sort=TaskRunSort.EXPECTED_START_TIME_DESC, limit=200, offset=offset):
                 if run.start_time and run.end_time and run.start_time.timestamp() > since:
-                    start, end = found.get(run.name, (math.inf, 0.0))
+                    start, end = times.get(run.name, (math.inf, 0.0))
                     start, end = min(start, run.start_time.timestamp()), max(end, run.end_time.timestamp())
-                    found[run.name] = (start, end)
-    return found
+                    times[run.name] = (start, end)
+    return times
 
 
 def _spinloop(*args: str) -> str:

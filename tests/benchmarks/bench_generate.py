@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for. Raises BadInput for what cannot be run."""
+    """Everything that was requested. Raises BadInput for what cannot be run."""
     if wrong := [way for way in args.ways if way not in NAMES]:
         raise BadInput(f"{wrong[0]!r} is none of {', '.join(NAMES)}")
     if "vllm" in args.ways and not vllm_env.place("").exists():
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     questions = [record.fields["question"] for record in read(data, "train") if not record.reject][: args.prompts]
     chat = load_chat(model, ChatSection())
     device = "cuda" if gpus.visible() else "cpu"
-    asked = {
+    request = {
         "model": str(model), "device": device, "threads": args.threads, "seed": 1, "new": args.new, "batch": args.batch,
         "naive_batch": args.naive_batch, "in_flight": args.in_flight, "stop_ids": sorted(chat.end_ids),
         "pad_id": chat.tokenizer.pad_token_id,
@@ -97,9 +97,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for way in args.ways:
                 bar.set_postfix_str(f"{way}, repeat {repeat + 1} of {args.repeats}")
                 load = os.getloadavg()[0]
-                runs[way].append({**child(way, asked, bar), "load_average": load})
+                runs[way].append({**child(way, request, bar), "load_average": load})
     return {
-        "settings": {k: v for k, v in asked.items() if k not in ("prompts", "model")}
+        "settings": {k: v for k, v in request.items() if k not in ("prompts", "model")}
         | {"model": Path(args.model).name, "prompts": len(questions), "repeats": args.repeats},
         "machine": {"cpus": os.cpu_count(), "architecture": platform.machine()},
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")}
@@ -110,17 +110,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def child(way: str, asked: dict[str, Any], bar: tqdm) -> dict[str, Any]:
+def child(way: str, request: dict[str, Any], bar: tqdm) -> dict[str, Any]:
     """One run of a way in a process of its own. Raises BadInput with its last line where it fails."""
     python = vllm_env.interpreter("") if way == "vllm" else sys.executable
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [python, "-P", "-m", "tests.benchmarks.generate_ways"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         assert process.stdin and process.stdout
-        process.stdin.write(json.dumps({**asked, "way": way, "began": time.time()}))
+        process.stdin.write(json.dumps({**request, "way": way, "began": time.time()}))
         process.stdin.close()
         for line in process.stdout:
             event = json.loads(line)
@@ -130,8 +130,8 @@ def child(way: str, asked: dict[str, Any], bar: tqdm) -> dict[str, Any]:
                 return result
             bar.update(event["tick"])
         process.wait()
-        said.seek(0)
-        raise BadInput(f"{way} ended without a result: {(said.read().strip().splitlines() or ['no output'])[-1]}")
+        errors.seek(0)
+        raise BadInput(f"{way} ended without a result: {(errors.read().strip().splitlines() or ['no output'])[-1]}")
 
 
 def equal(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
@@ -181,12 +181,15 @@ def page(report: dict[str, Any]) -> str:
         "|---" * 8 + "|",
     ]
     for way, of in runs.items():
-        alone, whole = [r["tokens"] / r["wall"] for r in of], [r["tokens"] / (r["wall"] + r["startup"]) for r in of]
+        alone, with_startup = (
+            [r["tokens"] / r["wall"] for r in of],
+            [r["tokens"] / (r["wall"] + r["startup"]) for r in of],
+        )
         cells = [NAMES[way], _spread(alone, ".0f")]
         cells += [_ratio(of, base, "wall"), _ratio(of, base, "cpu")]
         cells += [
             f"{statistics.median(r['startup'] for r in of):.0f} s",
-            _spread(whole, ".0f"),
+            _spread(with_startup, ".0f"),
             _ratio(of, base, "both"),
         ]
         cells.append(f"{AIMS[way]}× {_met(of, base, AIMS[way])}" if way in AIMS and base else "–")

@@ -1,7 +1,7 @@
 """Time and memory against rows and shards: `python -m tests.benchmarks.bench_growth` (an hour for all).
 
 `rows`: 10³ to 10⁶ synthetic rows through reformat, gather, score's reader and the store, each in a process of its own;
-answers in generate's format are made without a model. `shards`: whole runs of the flow with up to 5,000 shards of one
+answers in generate's format are made without a model. `shards`: full runs of the flow with up to 5,000 shards of one
 row each, the first time and again. Results go to bench_growth.json, and as tables to standard output (bench_growth.md
 has those of the machine that it names).
 """
@@ -31,7 +31,7 @@ STAGES = ("resolve", "reformat", "reformat parquet", "gather", "read pairs", "pu
 
 
 def main() -> None:
-    """Measure what is asked for, and write the tables of all that was measured so far."""
+    """Measure what is requested, and write the tables of all that was measured so far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
     parser.add_argument("--shards", type=int, nargs="*", default=SHARDS)
@@ -42,14 +42,14 @@ def main() -> None:
         print(json.dumps(measured(args.stage, args.folder)))
         return
     file = HERE / "bench_growth.json"
-    found = json.loads(file.read_text()) if file.is_file() else {"rows": {}, "shards": {}}
+    results = json.loads(file.read_text()) if file.is_file() else {"rows": {}, "shards": {}}
     for count in args.rows:
-        found["rows"][str(count)] = _in_folder(args.folder, lambda folder, n=count: _rows(folder, n))
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        results["rows"][str(count)] = _in_folder(args.folder, lambda folder, n=count: _rows(folder, n))
+        file.write_text(json.dumps(results, indent=1) + "\n")
     for count in args.shards:
-        found["shards"][str(count)] = _in_folder(args.folder, lambda folder, n=count: _shards(folder, n))
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    print(tables(found))
+        results["shards"][str(count)] = _in_folder(args.folder, lambda folder, n=count: _shards(folder, n))
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    print(tables(results))
 
 
 def _in_folder(parent: Path | None, work: Callable[[Path], dict]) -> dict:
@@ -62,7 +62,7 @@ def _rows(folder: Path, count: int) -> dict:
     from tests.benchmarks import growth_data
 
     growth_data.write_jsonl(folder / "rows.jsonl", count)
-    found: dict[str, Any] = {"bytes": (folder / "rows.jsonl").stat().st_size}
+    measured: dict[str, Any] = {"bytes": (folder / "rows.jsonl").stat().st_size}
     for name in STAGES:
         if name == "reformat parquet":
             (folder / "rows.jsonl").unlink()
@@ -72,18 +72,18 @@ def _rows(folder: Path, count: int) -> dict:
             growth_data.write_answers(folder / "reformat", folder / "answers")
         command = [sys.executable, "-m", "tests.benchmarks.bench_growth", "--stage", name, "--folder", str(folder)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = json.loads(done.stdout)
-        print(count, name, found[name], flush=True)
-    assert found["reformat"]["tree"] == found["reformat parquet"]["tree"], "JSONL and parquet gave other rows"
-    return found
+        measured[name] = json.loads(done.stdout)
+        print(count, name, measured[name], flush=True)
+    assert measured["reformat"]["tree"] == measured["reformat parquet"]["tree"], "JSONL and parquet gave other rows"
+    return measured
 
 
 def measured(name: str, folder: Path) -> dict:
     """In a process of its own: seconds, processor seconds, largest resident MiB of it and of the children it had."""
     began, cpu = time.monotonic(), time.process_time()
-    told = _stage(name, folder)
-    told["seconds"], told["cpu"] = round(time.monotonic() - began, 2), round(time.process_time() - cpu, 2)
-    return told | {"mib": peak(), "child_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10}
+    result = _stage(name, folder)
+    result["seconds"], result["cpu"] = round(time.monotonic() - began, 2), round(time.process_time() - cpu, 2)
+    return result | {"mib": peak(), "child_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10}
 
 
 def peak(process: int | str = "self") -> int:
@@ -113,8 +113,8 @@ def _stage(name: str, folder: Path) -> dict:
     if name.startswith("reformat"):
         source = folder / ("rows.jsonl" if name == "reformat" else "rows.parquet")
         made = job("reformat")
-        told = reformat.run({"source": source}, reformat.Config(dataset=reformat.Dataset(), seed=1), made)
-        return {"shards": told["shards"], "tree": tree_digest(manifest(made.out))}
+        summary = reformat.run({"source": source}, reformat.Config(dataset=reformat.Dataset(), seed=1), made)
+        return {"shards": summary["shards"], "tree": tree_digest(manifest(made.out))}
     if name == "gather":
         trees: list[Path] = sorted((folder / "answers").iterdir())
         config = gather.Config(gather=gather.Gather(truncated="report"))
@@ -155,11 +155,11 @@ def _shards(folder: Path, count: int) -> dict:
             }
         )
     )
-    found = {}
+    ways = {}
     for way in ("first", "again"):
-        found[way] = _flow(profile, folder)
-        print(count, way, found[way], flush=True)
-    return found
+        ways[way] = _flow(profile, folder)
+        print(count, way, ways[way], flush=True)
+    return ways
 
 
 def _flow(profile: Path, folder: Path) -> dict:
@@ -168,35 +168,35 @@ def _flow(profile: Path, folder: Path) -> dict:
     env |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-m", "flows.cli", "run", str(profile), "--store", f"{folder}/store", "--json"]
     before, began = _in_database(home), time.monotonic()
-    found: dict[str, Any] = {}
-    with (folder / "told.txt").open("w") as told:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=told)
+    measured: dict[str, Any] = {}
+    with (folder / "stderr.txt").open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
             for name, number in [("flow", process.pid), *_children(process.pid)]:
                 try:
-                    found[f"{name}_mib"] = max(found.get(f"{name}_mib", 0), peak(number))
-                    found[f"{name}_cpu"] = max(found.get(f"{name}_cpu", 0), _cpu(number))
+                    measured[f"{name}_mib"] = max(measured.get(f"{name}_mib", 0), peak(number))
+                    measured[f"{name}_cpu"] = max(measured.get(f"{name}_cpu", 0), _cpu(number))
                 except (OSError, StopIteration):  # it has ended
                     continue
             time.sleep(0.5)
-    assert process.returncode == 0, (folder / "told.txt").read_text()[-2000:]
+    assert process.returncode == 0, (folder / "stderr.txt").read_text()[-2000:]
     after = _in_database(home)
-    found |= {name: round(after[name] - before.get(name, 0), 1) for name in after}
-    lines = (folder / "told.txt").read_text().count("\n")
-    return found | {"seconds": round(time.monotonic() - began, 1), "lines": lines}
+    measured |= {name: round(after[name] - before.get(name, 0), 1) for name in after}
+    lines = (folder / "stderr.txt").read_text().count("\n")
+    return measured | {"seconds": round(time.monotonic() - began, 1), "lines": lines}
 
 
 def _children(parent: int) -> list[tuple[str, int]]:
     names = {"flows.server.embedded": "server", "spin_core.runtime.worker": "stages"}
-    found = []
+    processes = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
                 command = (stat.parent / "cmdline").read_text()
-                found += [(name, int(stat.parent.name)) for module, name in names.items() if module in command]
+                processes += [(name, int(stat.parent.name)) for module, name in names.items() if module in command]
         except (OSError, IndexError, ValueError):
             continue
-    return found
+    return processes
 
 
 def _cpu(process: int) -> float:
@@ -213,21 +213,21 @@ def _in_database(home: Path) -> dict[str, float]:
     return {"database_mb": size, **rows}
 
 
-def tables(found: dict) -> str:
+def tables(results: dict) -> str:
     """Both results as Markdown."""
-    counts = list(found["rows"])
+    counts = list(results["rows"])
     lines = ["| seconds / processor seconds / peak MiB | " + " | ".join(f"{int(n):,}" for n in counts) + " |"]
     lines.append("|---" + "|---:" * len(counts) + "|")
     for name in STAGES:
-        cells = [found["rows"][n].get(name) for n in counts]
-        told = (f"{c['seconds']:,.0f} / {c['cpu']:,.1f} / {c['mib']:,}" if c else "–" for c in cells)
-        lines.append(f"| {name} | " + " | ".join(told) + " |")
-    decoders = (found["rows"][n].get("reformat parquet", {}).get("child_mib", "–") for n in counts)
+        cells = [results["rows"][n].get(name) for n in counts]
+        texts = (f"{c['seconds']:,.0f} / {c['cpu']:,.1f} / {c['mib']:,}" if c else "–" for c in cells)
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    decoders = (results["rows"][n].get("reformat parquet", {}).get("child_mib", "–") for n in counts)
     lines += ["| parquet's decoder, MiB | " + " | ".join(map(str, decoders)) + " |"]
-    lines += ["| shards | " + " | ".join(f"{found['rows'][n]['reformat']['shards']:,}" for n in counts) + " |", ""]
+    lines += ["| shards | " + " | ".join(f"{results['rows'][n]['reformat']['shards']:,}" for n in counts) + " |", ""]
     figures = ("seconds", "flow_cpu", "flow_mib", "server_cpu", "server_mib", "database_mb", "task_run", "log", "lines")
     lines += ["| shards | run | " + " | ".join(figures) + " |", "|---|---" + "|---:" * len(figures) + "|"]
-    for count, ways in found["shards"].items():
+    for count, ways in results["shards"].items():
         for way, one in ways.items():
             lines.append(
                 f"| {int(count):,} | {way} | "

@@ -34,7 +34,7 @@ def spread(values: list[float]) -> Spread:
 def ratios(report: dict[str, Any]) -> list[dict[str, Any]]:
     """How many times faster (wall, cpu: spreads over the repeats, each against its neighbour in time) and how many
     times less memory above the weights; `target` and `memory_target` where there is one."""
-    found = []
+    results = []
     for name, part in report["sets"].items():
         for fast, slow in COMPARED:
             line: dict[str, Any] = {"set": name, "of": fast, "to": slow, "target": TARGETS.get((fast, slow, name))}
@@ -50,8 +50,8 @@ def ratios(report: dict[str, Any]) -> list[dict[str, Any]]:
                 line["activations"] = (both[0] - kept) / (both[1] - kept)
                 line["memory_target"] = MEMORY_TARGET if slow == "reference" else None
             if "wall" in line or "memory" in line:
-                found.append(line)
-    return found
+                results.append(line)
+    return results
 
 
 def kept_of(report: dict[str, Any]) -> float:
@@ -61,20 +61,20 @@ def kept_of(report: dict[str, Any]) -> float:
 
 def verdicts(lines: list[dict[str, Any]]) -> list[str]:
     """One sentence for each aim: met or missed."""
-    said = []
+    sentences = []
     for line in lines:
         what = f"{line['set']}, {line['of']} : {line['to']}"
         if line["target"] and "wall" in line:
             got = line["wall"]["median"]
-            said.append(f"{_met(got, line['target'])} {what}: {got:.2f}× the pairs/s (aim {line['target']}×)")
+            sentences.append(f"{_met(got, line['target'])} {what}: {got:.2f}× the pairs/s (aim {line['target']}×)")
         if line.get("memory_target"):
             for key, of in (("memory", "memory above the weights"), ("activations", "activations' memory")):
-                said.append(f"{_met(line[key], MEMORY_TARGET)} {what}: 1/{line[key]:.1f} of the {of} (aim 1/5)")
-    return said
+                sentences.append(f"{_met(line[key], MEMORY_TARGET)} {what}: 1/{line[key]:.1f} of the {of} (aim 1/5)")
+    return sentences
 
 
 def page(report: dict[str, Any]) -> str:
-    """The whole Markdown page."""
+    """The full Markdown page."""
     sets = (_set_table(name, part, kept_of(report)) for name, part in report["sets"].items())
     parts = [_head(report), *sets, _ratio_table(report)]
     return "\n".join(part for part in parts if part)
@@ -131,8 +131,8 @@ def _cells(way: str, part: dict[str, Any], kept: float, gpu: bool) -> list[str]:
     else:
         cells += ["–", "–"]
     if memory:
-        peak, whole = memory["any_step_above_weights"], memory["any_step_above_policy"]
-        cells += [str(memory["models"]), *(f"{figure:,.0f} MB" for figure in (peak, peak - kept, whole))]
+        peak, above_policy = memory["any_step_above_weights"], memory["any_step_above_policy"]
+        cells += [str(memory["models"]), *(f"{figure:,.0f} MB" for figure in (peak, peak - kept, above_policy))]
     else:
         cells += ["–"] * 4
     cells.append(f"{speed['loss_difference']:.1e}" if speed and speed["loss_difference"] is not None else "–")

@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for. Raises BadInput for what cannot be run, or is not the same training."""
+    """Everything that was requested. Raises BadInput for what cannot be run, or is not the same training."""
     check(args)
     model = resolve(args.model, "model", "", Path(), "")
     data = resolve(args.data, "dataset", "", Path(), "train")
@@ -119,7 +119,7 @@ def make_works(args: argparse.Namespace, model: Path, data: Path) -> dict[str, A
 
     chat, rows = load_chat(model, ChatSection(max_prompt_length=MAX_PROMPT)), read_rows(data, args.pairs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = {}
+    works = {}
     for name in args.sets:
         pairs = make_pairs(rows, chat, args.pairs, name, seed=1)
         work = Work(
@@ -127,8 +127,8 @@ def make_works(args: argparse.Namespace, model: Path, data: Path) -> dict[str, A
             epochs=args.epochs, lr=args.lr, precision="float32", device=device, threads=args.threads,
             micro_tokens=args.micro_tokens,
         )  # fmt: skip
-        found[name] = work, lengths(pairs)
-    return found
+        works[name] = work, lengths(pairs)
+    return works
 
 
 def run_in_turn(args: argparse.Namespace, name: str, work: Any, bar: tqdm) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +162,7 @@ def speed(
     """Of each way pairs/s, useful tokens/s (each prompt once, no padding; training tokens only) and, on a GPU, the part
     of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once, where the
     output layer has work at labels only and the embedding none."""
-    found = {}
+    results = {}
     for way, repeats in runs.items():
         walls = [run["wall"] for run in repeats]
         seconds = spread(walls)["median"]
@@ -176,13 +176,13 @@ def speed(
             once = settings["body"] * work.useful_tokens + settings["head"] * work.labels
             operations = once * (6 * work.epochs + 2)
             of["flops_used"] = operations / seconds / (args.peak_tflops * 1e12)
-        found[way] = of
-    return found
+        results[way] = of
+    return results
 
 
 def child(way: str, work: Any, memory: bool, bar: tqdm) -> dict[str, Any]:
     """One run in its own process. Raises BadInput where it fails; its own message is on stderr by then."""
-    asked = asdict(replace(work, precision=precision(way)))
+    request = asdict(replace(work, precision=precision(way)))
     threads = str(work.threads)
     plain = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if memory else {}
     known = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **plain}
@@ -193,12 +193,12 @@ def child(way: str, work: Any, memory: bool, bar: tqdm) -> dict[str, Any]:
     )  # fmt: skip
     result = None
     with process:
-        json.dump({"way": way.removesuffix("-bf16"), "work": asked, "memory": memory}, process.stdin)
+        json.dump({"way": way.removesuffix("-bf16"), "work": request, "memory": memory}, process.stdin)
         process.stdin.close()
         for line in process.stdout:
-            said = json.loads(line)
-            bar.update(said.get("tick", 0))
-            result = said.get("result", result)
+            message = json.loads(line)
+            bar.update(message.get("tick", 0))
+            result = message.get("result", result)
     if process.returncode or result is None:
         raise BadInput(f"the run of {way} ended with status {process.returncode}; its message is above")
     return result
@@ -210,7 +210,7 @@ def precision(way: str) -> str:
 
 
 def steps_of(args: argparse.Namespace, first: tuple[Any, Any]) -> int:
-    """Optimiser steps of the whole benchmark, for its bar."""
+    """Optimiser steps of the full benchmark, for its bar."""
     speed_steps = first[0].plan.stop_step * args.repeats if "speed" in args.measure else 0
     return len(args.sets) * len(args.ways) * (speed_steps + (2 if "memory" in args.measure else 0))
 
@@ -242,7 +242,7 @@ def describe(args: argparse.Namespace, model: Path) -> dict[str, Any]:
 
 
 def features() -> list[str]:
-    """Which wide and bfloat16 instructions the CPU has, as Linux names them; [] where it does not tell."""
+    """Which wide and bfloat16 instructions the CPU has, as Linux names them; [] where it does not say."""
     known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16", "i8mm"}
     try:
         return sorted(known & set(Path("/proc/cpuinfo").read_text().split()))

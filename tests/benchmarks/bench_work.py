@@ -1,4 +1,4 @@
-"""What every way of training is given (`Work`) and whom it tells how far it is (`Watch`, `MemoryWatch`)."""
+"""What every way of training is given (`Work`) and where it reports its progress (`Watch`, `MemoryWatch`)."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def memory(which: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{which}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel does not tell {which}; leave out --memory on this system")
+    raise RuntimeError(f"the kernel does not report {which}; leave out --memory on this system")
 
 
 def reset_peak() -> None:

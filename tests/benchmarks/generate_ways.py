@@ -24,32 +24,32 @@ Tick = Callable[[int], None]
 def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is not the protocol
-    asked = json.load(sys.stdin)
-    torch.set_num_threads(asked["threads"])
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
 
     def tick(answers: int) -> None:
         out.write(json.dumps({"tick": answers}) + "\n")
 
-    way = {"naive": naive, "transformers": engine, "vllm": engine}[asked["way"]]
-    sample = way(asked)
-    sample(asked["prompts"][:4], 8, lambda n: None)
-    startup = time.time() - asked["began"]
+    way = {"naive": naive, "transformers": engine, "vllm": engine}[request["way"]]
+    sample = way(request)
+    sample(request["prompts"][:4], 8, lambda n: None)
+    startup = time.time() - request["began"]
     wall, cpu = time.perf_counter(), time.process_time()
-    answers = sample(asked["prompts"], asked["new"], tick)
+    answers = sample(request["prompts"], request["new"], tick)
     result = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "startup": startup}
     out.write(json.dumps({"result": result | {"tokens": sum(map(len, answers)), "answers": answers}}) + "\n")
     out.flush()
     os._exit(0)  # vLLM's threads need not be waited for
 
 
-def naive(asked: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list[list[int]]]:
+def naive(request: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list[list[int]]]:
     """The loop of the reference's generate.py: batches in the dataset's order, padded on the left, transformers'
     `generate` with its default cache until every row of the batch has ended."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=_dtype(asked)).to(asked["device"]).eval()
-    stop, pad, size = asked["stop_ids"], asked["pad_id"], asked["naive_batch"]
-    torch.manual_seed(asked["seed"])
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=_dtype(request)).to(request["device"]).eval()
+    stop, pad, size = request["stop_ids"], request["pad_id"], request["naive_batch"]
+    torch.manual_seed(request["seed"])
 
     @torch.inference_mode()
     def sample(prompts: list[list[int]], new: int, tick: Tick) -> list[list[int]]:
@@ -72,20 +72,20 @@ def naive(asked: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list[
     return sample
 
 
-def engine(asked: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list[list[int]]]:
+def engine(request: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list[list[int]]]:
     """spinloop's engine, as the stage calls it."""
     from spin_core.engines import transformers_engine
 
     run = transformers_engine.sample
-    if asked["way"] == "vllm":
+    if request["way"] == "vllm":
         from spin_core.engines import vllm_engine
 
         run = vllm_engine.sample
     runtime = Runtime(
-        device=asked["device"], threads=asked["threads"], generate_batch=asked["batch"],
-        requests_in_flight=asked["in_flight"],
+        device=request["device"], threads=request["threads"], generate_batch=request["batch"],
+        requests_in_flight=request["in_flight"],
     )  # fmt: skip
-    longest = max(map(len, asked["prompts"]))
+    longest = max(map(len, request["prompts"]))
 
     def sample(prompts: list[list[int]], new: int, tick: Tick) -> list[list[int]]:
         done = 0
@@ -97,19 +97,19 @@ def engine(asked: dict[str, Any]) -> Callable[[list[list[int]], int, Tick], list
                 done = event["done"]
 
         job = Job(out=Path(), scratch=Path(), runtime=runtime, send=send)
-        requests = [Request(str(i), ids, row_seed(asked["seed"], str(i), "bench")) for i, ids in enumerate(prompts)]
+        requests = [Request(str(i), ids, row_seed(request["seed"], str(i), "bench")) for i, ids in enumerate(prompts)]
         # The warm-up takes the same engine: vLLM is started for the longest sequence of the run.
         how = Sampling(
-            1.0, 1.0, new, frozenset(asked["stop_ids"]), asked["pad_id"], max_prompt=longest + asked["new"] - new
+            1.0, 1.0, new, frozenset(request["stop_ids"]), request["pad_id"], max_prompt=longest + request["new"] - new
         )
-        return [answer.token_ids for answer in run(Path(asked["model"]), requests, how, job, "bench")]
+        return [answer.token_ids for answer in run(Path(request["model"]), requests, how, job, "bench")]
 
     return sample
 
 
-def _dtype(asked: dict[str, Any]) -> torch.dtype:
+def _dtype(request: dict[str, Any]) -> torch.dtype:
     """As the engines: float32 on CPU, the model's bfloat16 on a GPU."""
-    return torch.float32 if asked["device"] == "cpu" else torch.bfloat16
+    return torch.float32 if request["device"] == "cpu" else torch.bfloat16
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def rows(count: int, seed: int = 1) -> Iterator[dict[str, Any]]:
     one has a prompt that came before with another answer, and one in 200 has no answer."""
     texts = Texts(seed)
     for number in range(count):
-        # The whole row from its number, so that a later one can be the same again without being kept.
+        # The full row from its number, so that a later one can be the same again without being kept.
         kind = number % 200
         of = number - 100 if kind in (150, 151, 152, 153) else number
         draw = texts.draw = random.Random(f"{seed}-{of}")

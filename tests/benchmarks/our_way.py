@@ -14,7 +14,7 @@ from tests.benchmarks.bench_work import Watch, Work
 
 
 def run(work: Work, watch: Watch) -> list[float]:
-    """The whole training run, as the stages score and finetune do it, the probing of the model included; returns the
+    """The full training run, as the stages score and finetune do it, the probing of the model included; returns the
     loss of each optimiser step."""
     from spin_core.modeling.loading import load_model
     from spin_core.modeling.opponent import release_opponent

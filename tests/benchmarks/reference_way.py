@@ -2,7 +2,7 @@
 tests/training/test_reference_way.py.
 
 Policy and frozen opponent are both in memory. Every pair is two padded sequences with the prompt in each, the float32
-logits of *all* positions are made and turned into log-probs over the whole vocabulary, and the opponent reads every
+logits of *all* positions are made and turned into log-probs over the full vocabulary, and the opponent reads every
 batch of every epoch again.
 """
 
@@ -109,7 +109,7 @@ def batches_of(pairs: Sequence[Pair], indices: Sequence[int], work: Work) -> lis
 
 
 def run(work: Work, watch: Watch) -> list[float]:
-    """The whole training run; returns the loss of each optimiser step."""
+    """The full training run; returns the loss of each optimiser step."""
     from spin_core.modeling.loading import load_model
 
     policy = load_model(work.path, work.device, train=True)

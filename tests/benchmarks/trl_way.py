@@ -35,7 +35,7 @@ class Order(torch.utils.data.Sampler):
 
 
 def run(work: Work, watch: Watch) -> list[float]:
-    """The whole training run; returns the loss of each optimiser step."""
+    """The full training run; returns the loss of each optimiser step."""
     import datasets
 
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")

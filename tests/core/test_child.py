@@ -105,7 +105,7 @@ def test_errors_keep_their_kind_and_the_child_goes_on(spec):
     """Catches bad input that turns into a failure (exit code 1 for 2), and an exception that ends the child."""
     with Children(1) as children:
         with pytest.raises(BadInput, match="line 7"):
-            children.run(spec("bad input", "rows.jsonl line 7: mend it."), print)
+            children.run(spec("bad input", "rows.jsonl line 7: correct it."), print)
         with pytest.raises(StageFailed, match="bad_stage: KeyError") as failed:
             children.run(spec("bug"), print)
         assert not isinstance(failed.value, ChildDied), "a bug is the same bug the second time"
@@ -169,43 +169,43 @@ def test_child_killed_with_its_parent_leaves_nothing_that_it_started(spec, tmp_p
     assert _ended(started)
 
 
-def test_child_killed_alone_is_told_at_once_with_what_it_started_gone(spec, tmp_path):
+def test_child_killed_alone_is_reported_at_once_with_what_it_started_gone(spec, tmp_path):
     """Catches a parent that waits forever because a process which the dead child started holds the pipe open."""
     child = Child()
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def wait() -> None:
         try:
             child.run(spec("hang"), print)
         except ChildDied as error:
-            told.append(error)
+            errors.append(error)
 
     waiter = threading.Thread(target=wait)
     waiter.start()
     started = _started(tmp_path)
     os.kill(child.process.pid, signal.SIGKILL)
     waiter.join(timeout=10)
-    assert told and "SIGKILL" in str(told[0])
+    assert errors and "SIGKILL" in str(errors[0])
     assert _ended(started)
 
 
 def test_jobs_that_share_an_engine_run_side_by_side_in_one_process(spec):
     """Catches jobs of one engine that wait for each other (they would meet never), and events given to the wrong
     job."""
-    found: list[dict] = []
+    answers: list[dict] = []
     with Children(1) as children:
 
         def run(mine: str, theirs: str) -> None:
             met = spec("meet", f"{mine} {theirs}", process="engine m", share=2)
-            found.append(children.run(met, print, timeout=60)[0])
+            answers.append(children.run(met, print, timeout=60)[0])
 
         threads = [threading.Thread(target=run, args=pair) for pair in (("a", "b"), ("b", "a"))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(timeout=90)
-    assert {one["met"] for one in found} == {"a", "b"}
-    assert len({one["pid"] for one in found}) == 1
+    assert {one["met"] for one in answers} == {"a", "b"}
+    assert len({one["pid"] for one in answers}) == 1
 
 
 def test_other_kind_of_job_gets_another_process_and_the_first_is_ended(spec):
@@ -221,19 +221,19 @@ def test_other_kind_of_job_gets_another_process_and_the_first_is_ended(spec):
 
 def test_second_job_of_a_kind_takes_a_free_place_before_a_busy_one(spec):
     """Catches two workers of which one has both shards and the other none."""
-    found: list[int] = []
+    answers: list[int] = []
     with Children(2) as children:
 
         def run(mine: str, theirs: str) -> None:
             met = spec("meet", f"{mine} {theirs}", process="engine m", share=2)
-            found.append(children.run(met, print, timeout=60)[0]["pid"])
+            answers.append(children.run(met, print, timeout=60)[0]["pid"])
 
         threads = [threading.Thread(target=run, args=pair) for pair in (("c", "d"), ("d", "c"))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(timeout=90)
-    assert len(set(found)) == 2
+    assert len(set(answers)) == 2
 
 
 def test_engine_that_died_ends_its_process_with_the_last_words(spec):
@@ -246,23 +246,23 @@ def test_engine_that_died_ends_its_process_with_the_last_words(spec):
         assert children.run(spec("work"), print)[0] == {"done": True}
 
 
-def test_both_jobs_of_a_dead_engine_are_told_so(spec):
+def test_both_jobs_of_a_dead_engine_raise_child_died(spec):
     """Catches the second job of a shared engine that ends with a bug of ours instead of a death worth another try: its
-    process is still being ended when it asks how it ended."""
-    told: list[BaseException] = []
+    process is still being ended when it looks up how it ended."""
+    errors: list[BaseException] = []
     with Children(1) as children:
 
         def run(do: str, text: str) -> None:
             try:
                 children.run(spec(do, text, process="engine m", share=2), print, timeout=60)
             except BaseException as error:
-                told.append(error)
+                errors.append(error)
 
         waiter = threading.Thread(target=run, args=("meet", "e f"))
         waiter.start()
         run("engine died", "")
         waiter.join(timeout=90)
-    assert [type(error) for error in told] == [ChildDied, ChildDied]
+    assert [type(error) for error in errors] == [ChildDied, ChildDied]
 
 
 def test_place_shows_its_gpus_and_the_job_its_interpreter(spec, tmp_path):
@@ -272,9 +272,9 @@ def test_place_shows_its_gpus_and_the_job_its_interpreter(spec, tmp_path):
     other.symlink_to(sys.executable)
     with Children(2, ["0,1", "2,3"]) as children:
         assert children.run(spec("print"), print)[0]["gpus"] == "0,1"
-        asked = spec("print", process="engine m", python=str(other))
-        assert children.run(asked, print)[0]["gpus"] == "2,3"
-        assert children.run(asked, print)[0]["python"] == str(other)
+        job = spec("print", process="engine m", python=str(other))
+        assert children.run(job, print)[0]["gpus"] == "2,3"
+        assert children.run(job, print)[0]["python"] == str(other)
 
 
 def test_closed_children_take_no_job(spec):

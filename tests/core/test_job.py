@@ -5,7 +5,7 @@ from pathlib import Path
 from spin_core.job import Job
 
 
-def test_note_is_said_once_and_by_the_first_process_only(monkeypatch) -> None:
+def test_note_is_given_once_and_by_the_first_process_only(monkeypatch) -> None:
     """Catches a warning for every model that a stage loads, and one for every process that trains."""
     events: list[dict] = []
     job = Job(Path("out"), Path("scratch"), send=events.append)

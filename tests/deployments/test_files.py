@@ -57,7 +57,7 @@ for node in 0 1 2; do SLURM_NODEID=$node "$@" || exit; done
 
 
 def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_path: Path):
-    """Catches a profile that every node plays, arguments that lose their spaces, nodes that look for the leader
+    """Catches a profile that every node runs, arguments that lose their spaces, nodes that look for the leader
     elsewhere or meet at the port of another job."""
     home = tmp_path / "a home"  # with a space
     home.mkdir()

@@ -20,10 +20,10 @@ VERSIONS = ("1.31", kubernetes_validate.latest_version())
 
 def documents() -> list[dict]:
     """Every object of the files that kustomization.yaml lists."""
-    found = []
+    objects = []
     for name in LISTED["resources"]:
-        found += [one for one in yaml.safe_load_all((FOLDER / name).read_text()) if one]
-    return found
+        objects += [one for one in yaml.safe_load_all((FOLDER / name).read_text()) if one]
+    return objects
 
 
 OBJECTS = documents()
@@ -123,7 +123,7 @@ def test_pods_keep_to_the_namespaces_own_rule():
             assert "latest" not in container["image"] and ":" in container["image"]
 
 
-def test_secret_has_what_the_pods_ask_of_it(tmp_path: Path):
+def test_secret_has_what_the_pods_read_from_it(tmp_path: Path):
     """Catches a pod that never starts, because server-env.sh's .env, of which the secret is made, lacks a key; and a
     password that stands in a file."""
     (tmp_path / "deployments").mkdir()
@@ -134,8 +134,8 @@ def test_secret_has_what_the_pods_ask_of_it(tmp_path: Path):
     for pod in PODS.values():
         for entry in pod["spec"]["containers"][0]["env"]:
             if "valueFrom" in entry:
-                asked = entry["valueFrom"]["secretKeyRef"]
-                assert asked["name"] == "spinloop" and made[asked["key"]]
+                reference = entry["valueFrom"]["secretKeyRef"]
+                assert reference["name"] == "spinloop" and made[reference["key"]]
             elif any(word in entry["name"] for word in ("PASSWORD", "AUTH_STRING")):
                 assert entry["value"] in ("spinloop", "PREFECT_API_AUTH_STRING")
     names = [entry["name"] for entry in PODS["server"]["spec"]["containers"][0]["env"]]

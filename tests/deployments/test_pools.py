@@ -157,16 +157,16 @@ def test_process_is_what_prefect_takes():
     assert made.env["SPINLOOP_STORE"] == "/srv/spinloop" and made.command.endswith("prefect.engine")
 
 
-def test_stage_of_several_nodes_asks_for_them():
+def test_stage_of_several_nodes_requests_them():
     """Catches a run whose profile has `compute.nodes: 4` and whose Job has one pod, which then waits for three."""
     from spin_core.config.runtime import Compute, Runtime
     from tasks.runner.pool_run import machines
 
-    def asked(stage: str, **compute) -> dict:
+    def requested(stage: str, **compute) -> dict:
         return machines(stage, Runtime(compute=Compute(**compute)))
 
-    assert asked("finetune", nodes=4, processes=8, sharding="zero3") == {"nodes": 4, "gpus": 8}
-    assert asked("finetune", processes=8) == {} and asked("harness", nodes=4) == {}
-    spec = job(**asked("finetune", nodes=2, processes=3))["spec"]
+    assert requested("finetune", nodes=4, processes=8, sharding="zero3") == {"nodes": 4, "gpus": 8}
+    assert requested("finetune", processes=8) == {} and requested("harness", nodes=4) == {}
+    spec = job(**requested("finetune", nodes=2, processes=3))["spec"]
     assert spec["completions"] == 2
     assert spec["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 3

@@ -193,7 +193,7 @@ WAYS = {"finetune": _finetune, "score": _score, "generate": _generate}
 
 
 def main(text: str) -> None:
-    """Measure the case that `text` is, print what was found."""
+    """Measure the case that `text` is, print the result."""
     import torch
 
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from spin_core.runtime import gpus
 from tests.places import entry as ledger_entry
 
 BIG = ("zephyr-7b", "zephyr-7b-lora", "tulu-70b")
-WHOLE = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]
+UNSHARDED = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]
 COUNTS = {"zephyr-7b": 8, "zephyr-7b-lora": 1, "tulu-70b": 8}
 
 
@@ -30,17 +30,17 @@ def _setting(name: str, *sets: str, gpu: str = "h100-80gb", count: int = 8) -> t
     return setting, config
 
 
-def _told(*args: str, home: Path) -> subprocess.CompletedProcess[str]:
+def _output(*args: str, home: Path) -> subprocess.CompletedProcess[str]:
     """The command line where the hub cannot be reached: its address is a local port that nobody listens on."""
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "flows.cli", *args, "--store", str(home / "store")]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=240)
 
 
-def test_plan_without_a_hub_still_tells_the_costs(tmp_path: Path) -> None:
+def test_plan_without_a_hub_still_shows_the_costs(tmp_path: Path) -> None:
     """Catches a plan that ends where the dataset cannot be read, and a refusal without exit code 2."""
-    sets = [part for one in WHOLE for part in ("--set", one)]
-    ran = _told("plan", "zephyr-7b", "--gpu", "h100-80gb", "--gpus", "8", *sets, home=tmp_path)
+    sets = [part for one in UNSHARDED for part in ("--set", one)]
+    ran = _output("plan", "zephyr-7b", "--gpu", "h100-80gb", "--gpus", "8", *sets, home=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert "the hub cannot be read" in ran.stderr and "Traceback" not in ran.stderr
     table = [line for line in ran.stdout.splitlines() if line.startswith(("finetune", "total"))]
@@ -90,7 +90,7 @@ def test_state_is_divided_as_the_setting_says() -> None:
 
 def test_remedy_is_the_first_that_fits() -> None:
     """Catches a remedy that does not fit either, and a dear one where a cheap one does."""
-    setting, config = _setting("zephyr-7b", *WHOLE)
+    setting, config = _setting("zephyr-7b", *UNSHARDED)
     assert setting.hardware.gpu is not None
     result = fit.remedy(setting, config, "finetune")
     assert result is not None and result[1].gpu <= room(setting.hardware.gpu)
@@ -107,7 +107,7 @@ def test_remedy_is_the_first_that_fits() -> None:
 @pytest.mark.parametrize(
     ("name", "sets", "gpu", "count", "message"),
     [
-        ("zephyr-7b", WHOLE, "h100-80gb", 1, "runtime.compute.offload: optimizer"),
+        ("zephyr-7b", UNSHARDED, "h100-80gb", 1, "runtime.compute.offload: optimizer"),
         ("zephyr-7b-lora", [], "rtx4090", 1, "quantize: nf4"),
         ("tulu-70b", ["runtime.compute.nodes=1", "runtime.compute.offload=none"], "h100-80gb", 8, "offload: optimizer"),
         ("tulu-70b", ["runtime.tensor_parallel=1"], "h100-80gb", 8, "runtime.tensor_parallel: 2"),

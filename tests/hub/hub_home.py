@@ -26,7 +26,7 @@ TOKEN = new_token()  # may write to acme
 def environment(home: Path, url: str, token: str = "", **more: str) -> dict[str, str]:
     """Of a user at `home` who has this token (empty: none) and no Prefect server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PREFECT_", "HUGGING"))}
-    told = {
+    settings = {
         "HOME": str(home),
         "TMPDIR": str(home),
         "HF_ENDPOINT": url,
@@ -38,7 +38,7 @@ def environment(home: Path, url: str, token: str = "", **more: str) -> dict[str,
         "PYTHONPATH": str(ROOT),
         **({"HF_TOKEN": token} if token else {}),
     }
-    return {**kept, **told, **more}
+    return {**kept, **settings, **more}
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A Hugging Face hub on loopback: repositories with branches and commits, tokens with rights, LFS.
 
-It speaks what the real client (huggingface_hub) asks: info, tree, resolve with redirects for LFS files, create, branch,
-preupload, LFS batch and PUT, commit as NDJSON. No xet: the client is told HF_HUB_DISABLE_XET=1.
+It speaks what the client (huggingface_hub) sends: info, tree, resolve with redirects for LFS files, create, branch,
+preupload, LFS batch and PUT, commit as NDJSON. No xet: the client runs with HF_HUB_DISABLE_XET=1.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Repo:
     def find(self, revision: str) -> str | None:
         if revision in self.refs:
             return self.refs[revision]
-        found = [sha for sha in self.commits if len(revision) >= 7 and sha.startswith(revision)]
-        return found[0] if len(found) == 1 else None
+        matches = [sha for sha in self.commits if len(revision) >= 7 and sha.startswith(revision)]
+        return matches[0] if len(matches) == 1 else None
 
 
 @dataclass
 class Hub:
-    """All repositories (`models/acme/good`), tokens → organisations they may write to, and what was asked of it."""
+    """All repositories (`models/acme/good`), tokens → organisations they may write to, and the requests it got."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     tokens: dict[str, set[str]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     authorised: int = 0
     url: str = ""
     infos_left: int = -1
@@ -84,13 +84,13 @@ class Handler(BaseHTTPRequestHandler):
         self.where, self.query = unquote(split.path).strip("/"), parse_qs(split.query)
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length) if length else b""
-        self.hub.asked.append(f"{self.command} /{self.where}")
+        self.hub.requests.append(f"{self.command} /{self.where}")
         try:
             self.who = self.token()
             self.route()
         except Refused as refused:
-            told = {"X-Error-Message": refused.text} | ({"X-Error-Code": refused.code} if refused.code else {})
-            self.reply({"error": refused.text}, refused.status, told)
+            headers = {"X-Error-Message": refused.text} | ({"X-Error-Code": refused.code} if refused.code else {})
+            self.reply({"error": refused.text}, refused.status, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -155,8 +155,8 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.infos_left -= 1
         sha, files = self.at(name, revision)
         repo = self.hub.repos[name]
-        found = {"id": name.partition("/")[2], "sha": sha, "private": repo.private, "gated": "auto" * repo.gated}
-        self.reply({**found, "siblings": [{"rfilename": file} for file in files], "tags": []})
+        answer = {"id": name.partition("/")[2], "sha": sha, "private": repo.private, "gated": "auto" * repo.gated}
+        self.reply({**answer, "siblings": [{"rfilename": file} for file in files], "tags": []})
 
     def tree(self, name: str, revision: str) -> None:
         _, files = self.at(name, revision)
@@ -164,10 +164,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def entry(self, file: str, data: bytes) -> dict:
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        found: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": blob}
+        answer: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": blob}
         if file.endswith(LFS_SUFFIXES):
-            found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        return found
+            answer["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return answer
 
     def resolve(self, name: str, revision: str, file: str) -> None:
         repo = self.repo(name)
@@ -178,26 +178,26 @@ class Handler(BaseHTTPRequestHandler):
         if file not in files:
             raise Refused(404, "Entry not found", "EntryNotFound")
         entry = self.entry(file, files[file])
-        told = {"X-Repo-Commit": sha, "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes"}
         if "lfs" not in entry:
-            return self.send(200, files[file], told)
+            return self.send(200, files[file], headers)
         oid = entry["lfs"]["oid"]
         self.hub.objects[oid] = files[file]
         linked = {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(files[file]))}
         # Another host than the hub's, as the real one's storage: only then is the redirect itself the answer.
         elsewhere = self.hub.url.replace("127.0.0.1", "localhost")
-        self.send(302, b"", {**told, **linked, "Location": f"{elsewhere}/cdn/{oid}"})
+        self.send(302, b"", {**headers, **linked, "Location": f"{elsewhere}/cdn/{oid}"})
 
-    def create(self, asked: dict) -> None:
-        name = f"{asked.get('type') or 'model'}s/{asked['organization']}/{asked['name']}"
+    def create(self, request: dict) -> None:
+        name = f"{request.get('type') or 'model'}s/{request['organization']}/{request['name']}"
         if self.who is None:
             raise Refused(401, "You must be logged in to create a repository")
-        if asked["organization"] not in self.hub.tokens[self.who]:
-            raise Refused(403, f"You don't have the rights to create a model under {asked['organization']}")
+        if request["organization"] not in self.hub.tokens[self.who]:
+            raise Refused(403, f"You don't have the rights to create a model under {request['organization']}")
         url = f"{self.hub.url}/{name.removeprefix('models/')}"
         if name in self.hub.repos:
             return self.reply({"error": "You already created this model repo", "url": url}, 409)
-        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        private = bool(request.get("private")) or request.get("visibility") == "private"
         self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
         self.reply({"url": url, "name": name.partition("/")[2]})
 
@@ -208,8 +208,8 @@ class Handler(BaseHTTPRequestHandler):
         repo.refs[branch] = repo.refs["main"]
         self.reply({})
 
-    def validate(self, asked: dict) -> None:
-        parts = asked["content"].split("---\n")
+    def validate(self, request: dict) -> None:
+        parts = request["content"].split("---\n")
         data = yaml.safe_load(parts[1]) if len(parts) > 2 else None
         good = isinstance(data, dict) and isinstance(data.get("tags", []), list)
         self.reply({"errors": [] if good else [{"message": "no metadata"}], "warnings": []}, 200 if good else 400)
@@ -217,25 +217,25 @@ class Handler(BaseHTTPRequestHandler):
     def preupload(self, name: str, revision: str) -> None:
         self.repo(name, write=True)
         _, files = self.at(name, revision)
-        told = []
+        lines = []
         for one in json.loads(self.body)["files"]:
             lfs = one["path"].endswith(LFS_SUFFIXES)
             line = {"path": one["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
             if one["path"] in files:
                 entry = self.entry(one["path"], files[one["path"]])
                 line["oid"] = entry["lfs"]["oid"] if lfs else entry["oid"]
-            told.append(line)
-        self.reply({"files": told})
+            lines.append(line)
+        self.reply({"files": lines})
 
     def batch(self, name: str) -> None:
         self.repo(name, write=True)
-        told = []
+        lines = []
         for one in json.loads(self.body)["objects"]:
             line: dict[str, Any] = {"oid": one["oid"], "size": one["size"]}
             if one["oid"] not in self.hub.objects:
                 line["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}
-            told.append(line)
-        self.reply({"transfer": "basic", "objects": told})
+            lines.append(line)
+        self.reply({"transfer": "basic", "objects": lines})
 
     def put_object(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
@@ -268,12 +268,12 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def reply(self, value: Any, status: int = 200, told: dict[str, str] | None = None) -> None:
-        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(told or {})})
+    def reply(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
-    def send(self, status: int, data: bytes, told: dict[str, str]) -> None:
+    def send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**told, "Content-Length": str(len(data))}.items():
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -134,12 +134,12 @@ def test_run_that_did_not_end_has_no_best_model(tmp_path):
         with pytest.raises(BadInput, match=f"{which}: the run did not end; run it again, or name a model: --model θ_1"):
             part.choose(which)
     assert part.choose("θ_1") == part.choose("1") == 1
-    whole = RunFacts(run.store, run.name, [*run.steps, replace(run.steps[0], stage="report", label="")], [])
-    assert whole.choose("best") == whole.choose("last") == 1
+    facts = RunFacts(run.store, run.name, [*run.steps, replace(run.steps[0], stage="report", label="")], [])
+    assert facts.choose("best") == facts.choose("last") == 1
 
 
 def test_pairs_card_says_where_imported_pairs_are_from(tmp_path):
-    """Catches: imported pairs whose answers are said to be of a model of this run; and a path of this machine."""
+    """Catches: imported pairs whose answers the card ascribes to a model of this run; and a path of this machine."""
     run = made_run(tmp_path, [], {})
     made = {**run.store.record("finetune", run.steps[0].key).payload, "stage": "import_pairs"}
     steps, commit = [], f"acme/SPIN_iter0@{'c' * 40}"
@@ -200,9 +200,9 @@ def test_masked_token_is_in_no_spelling(token, monkeypatch):
     """Catches: a token that is masked as it is, but not as a client quotes the header that it cannot send."""
     monkeypatch.setenv("HF_TOKEN", f" {token}\n")
     for text in (token, repr(token.encode()), ascii(token), f"Illegal header value {f'Bearer {token}'.encode()!r}"):
-        said = hub.masked(f"Error: {text}.")
-        assert hub.HIDDEN in said and said.startswith("Error: ") and said.endswith(".")
-        assert token.partition("é")[0] not in said and "1234" not in said
+        message = hub.masked(f"Error: {text}.")
+        assert hub.HIDDEN in message and message.startswith("Error: ") and message.endswith(".")
+        assert token.partition("é")[0] not in message and "1234" not in message
     monkeypatch.delenv("HF_TOKEN")
     assert hub.masked(f"x {token} y", token) == f"x {hub.HIDDEN} y"
     assert hub.masked("nothing to hide: hf.co, shf_1, half_life") == "nothing to hide: hf.co, shf_1, half_life"

@@ -46,10 +46,10 @@ def test_load_branch_tag_short_and_full_commit_are_one_content(resolve, hub, tmp
     folder.mkdir()
     for name, data in MODEL.items():
         (folder / name).write_bytes(data)
-    found = [resolve(revision=name) for name in ("", "main", "v1", first[:7], first)]
-    assert not [one for one in found if isinstance(one, str)]
-    assert {one["commit"] for one in found} == {first}
-    assert {one["digest"] for one in found} == {resolve(str(folder))["digest"]}
+    results = [resolve(revision=name) for name in ("", "main", "v1", first[:7], first)]
+    assert not [one for one in results if isinstance(one, str)]
+    assert {one["commit"] for one in results} == {first}
+    assert {one["digest"] for one in results} == {resolve(str(folder))["digest"]}
 
 
 def test_load_moved_branch_is_the_new_commit(resolve, hub):
@@ -61,30 +61,30 @@ def test_load_moved_branch_is_the_new_commit(resolve, hub):
     assert resolve(revision=before["commit"])["digest"] == before["digest"]
 
 
-def test_load_private_and_gated_ask_for_a_token(resolve, hub):
+def test_load_private_and_gated_require_a_token(resolve, hub):
     """Catches: the client's page of advice, a token in the sentence, and one that is not sent."""
     hub.repos["models/acme/good"].private = True
-    said = resolve()
-    assert isinstance(said, str) and "shows no model of this name" in said and "HF_TOKEN" in said and "\n" not in said
+    text = resolve()
+    assert isinstance(text, str) and "shows no model of this name" in text and "HF_TOKEN" in text and "\n" not in text
     wrong = "hf_" + "w" * 34
-    said = resolve(token=wrong)
-    assert isinstance(said, str) and "does not accept the token of $HF_TOKEN" in said and wrong not in said
+    text = resolve(token=wrong)
+    assert isinstance(text, str) and "does not accept the token of $HF_TOKEN" in text and wrong not in text
     assert resolve(token=TOKEN)["commit"] and hub.authorised
     hub.repos["models/acme/good"].private, hub.repos["models/acme/good"].gated = False, True
     hub.repos["models/acme/good"].commit({**MODEL, "config.json": b'{"new": 1}'})
-    said = resolve()
-    assert isinstance(said, str) and "is gated; accept its terms" in said and "\n" not in said
+    text = resolve()
+    assert isinstance(text, str) and "is gated; accept its terms" in text and "\n" not in text
     assert resolve(token=TOKEN)["commit"]
 
 
-def test_load_token_with_a_line_break_is_not_told(resolve, hub):
+def test_load_token_with_a_line_break_is_not_printed(resolve, hub):
     """Catches: a client's complaint about a header, which spells the token out."""
     odd = "hf_" + "x" * 12 + "é" + "y" * 12
-    said = resolve(token=odd)
-    assert isinstance(said, str) and "x" * 12 not in said and "y" * 12 not in said and "\n" not in said
+    text = resolve(token=odd)
+    assert isinstance(text, str) and "x" * 12 not in text and "y" * 12 not in text and "\n" not in text
 
 
-def test_load_unreachable_hub_a_whole_cached_commit_is_used(resolve, hub):
+def test_load_unreachable_hub_a_fully_cached_commit_is_used(resolve, hub):
     """Catches: a failure at a network that is not needed, and a branch of last week used without a word."""
     online = resolve(revision="main")
     full = resolve(revision=online["commit"], url=NOWHERE)
@@ -94,16 +94,16 @@ def test_load_unreachable_hub_a_whole_cached_commit_is_used(resolve, hub):
     assert online["commit"][:8] in branch["note"] and "\n" not in branch["note"]
     assert resolve(HF_HUB_OFFLINE="1")["digest"] == online["digest"], "main is what an empty revision means"
     for other in ("v2", "f" * 40):
-        said = resolve(revision=other, url=NOWHERE)
-        assert isinstance(said, str) and "the hub cannot be read" in said and "\n" not in said
+        text = resolve(revision=other, url=NOWHERE)
+        assert isinstance(text, str) and "the hub cannot be read" in text and "\n" not in text
 
 
 def test_load_unreachable_hub_a_cached_commit_with_a_hole_is_refused(resolve, tmp_path):
-    """Catches: a download that was cut off taken for the whole model: it would have another digest, so another key."""
+    """Catches: a download that was cut off taken for the full model: it would have another digest, so another key."""
     online = resolve()
     os.unlink(Path(online["path"]) / "tokenizer.json")
-    said = resolve(revision=online["commit"], url=NOWHERE)
-    assert isinstance(said, str) and "\n" not in said and "go online" in said
+    text = resolve(revision=online["commit"], url=NOWHERE)
+    assert isinstance(text, str) and "\n" not in text and "go online" in text
     shutil.rmtree(Path(online["path"]).parents[1] / "trees")
     assert isinstance(resolve(revision=online["commit"], url=NOWHERE), str), "which files it has is not known"
     assert resolve() == online
@@ -115,19 +115,19 @@ def test_load_unreachable_hub_a_split_that_was_never_fetched_is_refused(resolve,
     hub.add("datasets/acme/rows", rows)
     online = resolve("acme/rows", "dataset", split="train")
     assert resolve("acme/rows", "dataset", online["commit"], "train", url=NOWHERE)["digest"] == online["digest"]
-    said = resolve("acme/rows", "dataset", online["commit"], "test", url=NOWHERE)
-    assert isinstance(said, str) and "go online" in said
+    text = resolve("acme/rows", "dataset", online["commit"], "test", url=NOWHERE)
+    assert isinstance(text, str) and "go online" in text
 
 
-def test_load_run_tells_the_commits_and_shares_its_keys_with_local_copies(ran: Ran, start_model, start_rows, tmp_path):
+def test_load_run_names_the_commits_and_shares_its_keys_with_local_copies(ran: Ran, start_model, start_rows, tmp_path):
     """Catches: a record that does not say which commit it was, and a hub id, branch or path in a key."""
     model, rows = (ran.hub.repos[name].refs["main"] for name in ("models/acme/start", "datasets/acme/rows"))
     records = ran.store / "spinloop-store-v1" / "records"
     facts = {p.parent.name: json.loads(p.read_text())["facts"] for p in records.glob("[rs][ef][ft]*/*.json")}
     assert facts["sft"]["sources"] == {"model": [f"acme/start@{model}"]}
     assert facts["reformat"]["sources"]["source"] == [f"acme/rows@{rows}"]
-    told = json.loads((ran.folder / "sources.json").read_text())
-    assert [(one["kind"], one["hub"], one["commit"], one["split"]) for one in told] == [
+    sources = json.loads((ran.folder / "sources.json").read_text())
+    assert [(one["kind"], one["hub"], one["commit"], one["split"]) for one in sources] == [
         ("dataset", "acme/rows", rows, "train"),
         ("dataset", "acme/rows", rows, "test"),
         ("model", "acme/start", model, ""),

@@ -68,7 +68,7 @@ def model_tree(ran: Ran, k: int) -> Path:
     return ran.tree("finetune", f"iter {k - 1}") if k else ran.tree("sft", "θ_0")
 
 
-def test_push_best_model_arrives_whole_with_a_card_that_the_hub_takes(push, fetch, hub: Hub, ran: Ran):
+def test_push_best_model_arrives_complete_with_a_card_that_the_hub_takes(push, fetch, hub: Hub, ran: Ran):
     """Catches: another model than the gate's best, a file lost or changed on the way, bookkeeping of the store among
     the files, and a card without the chain from the base model's commit on."""
     done = push()
@@ -88,9 +88,9 @@ def test_push_best_model_arrives_whole_with_a_card_that_the_hub_takes(push, fetc
     figures = {
         metric["type"]: metric["value"] for result in data["model-index"][0]["results"] for metric in result["metrics"]
     }
-    said = json.loads((ran.tree("evaluate", f"θ_{k}") / "metrics.json").read_text())
+    metrics = json.loads((ran.tree("evaluate", f"θ_{k}") / "metrics.json").read_text())
     for name in ("nll/real", "exact_match/greedy"):
-        assert figures[name] == pytest.approx(said[name], rel=1e-5)
+        assert figures[name] == pytest.approx(metrics[name], rel=1e-5)
     for repo in ("models/acme/start", "datasets/acme/rows"):
         assert f"commit `{ran.hub.repos[repo].refs['main']}`" in card["text"], repo
     for words in ('from_pretrained("acme/tiny")', "## Limits", "95 % interval", "## Decision", tree.name):
@@ -112,10 +112,10 @@ def test_push_again_makes_no_commit_and_another_model_one(push, fetch, hub: Hub,
     assert push("--model", "θ_1").code == 0
     repo = hub.repos["models/acme/tiny"]
     commits = len(repo.commits)
-    hub.asked.clear()
+    hub.requests.clear()
     done = push("--model", "1")
     assert done.code == 0 and "acme/tiny: nothing to push, θ_1" in done.out, done.out + done.err
-    assert len(repo.commits) == commits and not [a for a in hub.asked if "/commit/" in a or a.startswith("PUT")]
+    assert len(repo.commits) == commits and not [a for a in hub.requests if "/commit/" in a or a.startswith("PUT")]
     repo.commit({**hub.files("models/acme/tiny"), "model-00001-of-00002.safetensors": b"old", "LICENSE": b"mine"})
     assert push("--model", "last").code == 0
     assert len(repo.commits) == commits + 2
@@ -197,13 +197,13 @@ def _real(pair) -> list[dict]:
     return [*pair.prompt, {"role": "assistant", "content": pair.real}]
 
 
-def test_push_dry_run_asks_the_hub_nothing(push, hub: Hub):
+def test_push_dry_run_sends_the_hub_nothing(push, hub: Hub):
     """Catches: a rehearsal that creates the repository, or is silent on what a push deletes."""
     done = push("--dry-run", "--model", "2", "--pairs", "acme/tiny-pairs", token="")
     assert done.code == 0, done.err
     assert "model.safetensors" in done.out and "iter0/train_prefs" in done.out and "README.md" in done.out
     assert "acme/tiny: other weights and settings" in done.out and "would be deleted" in done.out
-    assert hub.asked == [] and hub.repos == {}
+    assert hub.requests == [] and hub.repos == {}
 
 
 def test_push_latest_is_the_latest_run(spinloop, ran: Ran):
@@ -232,10 +232,10 @@ def test_push_refusals_are_one_sentence_each(push, spinloop, hub: Hub, ran: Ran)
         (push(url="http://127.0.0.1:9"), 1, "acme/tiny: the hub cannot be reached"),
         (spinloop("push", "other", "--to", "acme/x", "--store", ran.store), 2, f"runs there: {ran.run}."),
     ]
-    for done, code, said in cases:
-        assert done.code == code and said in done.err, (said, done)
+    for done, code, message in cases:
+        assert done.code == code and message in done.err, (message, done)
         assert len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err, done.err
-        assert not re.search(r"hf_(w|r){5}", done.err + done.out), "the token is told"
+        assert not re.search(r"hf_(w|r){5}", done.err + done.out), "the token is printed"
     assert "models/acme/tiny" not in hub.repos and list(hub.files("models/acme/public")) == ["a.txt"]
 
 
@@ -250,7 +250,7 @@ def test_push_damaged_model_is_not_uploaded(hub: Hub, ran: Ran, tmp_path):
     victim.write_bytes(data)
     args = ["push", ran.run, "--to", "acme/tiny", "--model", "2", "--store", str(store)]
     done = command(args, environment(tmp_path, hub.url, TOKEN), tmp_path)
-    assert done.code == 2 and "is not whole in the store any more" in done.err and hub.asked == []
+    assert done.code == 2 and "is not whole in the store any more" in done.err and hub.requests == []
 
 
 @pytest.mark.full

@@ -2,7 +2,7 @@
 nor in what was printed or pushed.
 
 Looked for as it is, in base64 (three alignments, both alphabets), URL-encoded, in hex and in UTF-16. Not looked for in
-compressed data: the parquet files of rows and pairs hold what the dataset said, and nothing there reads the
+compressed data: the parquet files of rows and pairs hold the dataset's text, and nothing there reads the
 environment.
 """
 
@@ -25,17 +25,17 @@ def forms(secret: str) -> dict[str, bytes]:
     """What the secret may look like, by name. In base64 its first and last character depend on their neighbours; what
     does not is looked for."""
     raw = secret.encode()
-    found = {"raw": raw, "url": quote(secret, safe="").encode(), "hex": raw.hex().encode()}
-    found["url, small"] = (
+    forms = {"raw": raw, "url": quote(secret, safe="").encode(), "hex": raw.hex().encode()}
+    forms["url, small"] = (
         quote(secret, safe="").replace("%2B", "%2b").replace("%2F", "%2f").replace("%3D", "%3d").encode()
     )
-    found |= {"HEX": raw.hex().upper().encode(), "utf-16": secret.encode("utf-16-le")}
+    forms |= {"HEX": raw.hex().upper().encode(), "utf-16": secret.encode("utf-16-le")}
     for before in range(3):
         text = base64.b64encode(b"\0" * before + raw)
-        whole = text[ceil(before * 8 / 6) : (before + len(raw)) * 8 // 6]
-        found[f"base64+{before}"] = whole
-        found[f"base64url+{before}"] = whole.replace(b"+", b"-").replace(b"/", b"_")
-    return found
+        inner = text[ceil(before * 8 / 6) : (before + len(raw)) * 8 // 6]
+        forms[f"base64+{before}"] = inner
+        forms[f"base64url+{before}"] = inner.replace(b"+", b"-").replace(b"/", b"_")
+    return forms
 
 
 def hits(secret: str, root: Path, **texts: str) -> list[str]:
@@ -46,11 +46,11 @@ def hits(secret: str, root: Path, **texts: str) -> list[str]:
     return [f"{place}: {form}" for place, data in places for form, value in wanted.items() if value in data]
 
 
-def nowhere(what: str, found: list[str]) -> None:
+def nowhere(what: str, matches: list[str]) -> None:
     """A trial for each form: none of `hits` is of it."""
 
     def trial(form: str) -> None:
-        assert not [hit for hit in found if hit.endswith(f": {form}")]
+        assert not [hit for hit in matches if hit.endswith(f": {form}")]
 
     Fault("S9", what).each(forms("hf_+/=x"), trial)
 
@@ -59,13 +59,13 @@ def held(hub: Hub) -> str:
     """All that the hub was given, but for the headers of requests."""
     commits = [commit for repo in hub.repos.values() for commit in repo.commits.values()]
     texts = [message + data.decode("latin-1") for message, files in commits for data in files.values()]
-    return "\n".join([*texts, *hub.asked])
+    return "\n".join([*texts, *hub.requests])
 
 
 def test_secret_of_a_run_and_a_push_is_nowhere(ran: Ran, hub: Hub):
     """Catches: a token in a record's provenance, a flow run's parameters, a log line, a card, a commit message."""
     hub.tokens[ran.token] = {"acme"}
-    asked = [
+    arguments = [
         "push",
         ran.run,
         "--to",
@@ -77,17 +77,17 @@ def test_secret_of_a_run_and_a_push_is_nowhere(ran: Ran, hub: Hub):
         "--store",
         str(ran.store),
     ]
-    done = command(asked, environment(ran.home, hub.url, ran.token), ran.home)
+    done = command(arguments, environment(ran.home, hub.url, ran.token), ran.home)
     assert done.code == 0, done.err
-    again = command(asked, environment(ran.home, hub.url, ran.token), ran.home)
+    again = command(arguments, environment(ran.home, hub.url, ran.token), ran.home)
     assert again.out.count("nothing to push") == 2, again
     shown = command(["report", "--store", str(ran.store)], environment(ran.home, hub.url, ran.token), ran.home)
     assert ran.hub.authorised > 4 and hub.authorised > 4, "the token was used"
     seen = {path.relative_to(ran.home).parts[0] for path in ran.home.rglob("*") if path.is_file()}
     assert {"store", "prefect", "hf"} <= seen and list((ran.home / "prefect").glob("prefect.db*"))
     printed = "".join(one.out + one.err for one in (ran.done, done, again, shown))
-    found = hits(ran.token, ran.home, printed=printed, run=held(ran.hub), pushed=held(hub))
-    nowhere("a token in the environment of a run and a push: forms of it in files, databases, prints", found)
+    matches = hits(ran.token, ran.home, printed=printed, run=held(ran.hub), pushed=held(hub))
+    nowhere("a token in the environment of a run and a push: forms of it in files, databases, prints", matches)
 
 
 @pytest.mark.full
@@ -106,8 +106,8 @@ def test_secret_that_the_hub_refuses_is_nowhere(ran: Ran, hub: Hub, tmp_path):
     assert run.code == 2 and "does not accept the token of $HF_TOKEN" in run.err and hub.authorised > 3, run
     database = b"".join(path.read_bytes() for path in (tmp_path / "prefect").glob("prefect.db*"))
     assert b"does not accept the token of" in database, "the failed flow run is in Prefect's database"
-    found = hits(token, tmp_path, run=run.out + run.err, push=push.out + push.err)
-    nowhere("a token that the hub refuses: forms of it in files, databases, prints", found)
+    matches = hits(token, tmp_path, run=run.out + run.err, push=push.out + push.err)
+    nowhere("a token that the hub refuses: forms of it in files, databases, prints", matches)
 
 
 @pytest.mark.parametrize("form", forms("hf_+/=x"))
@@ -138,4 +138,4 @@ def test_scanner_finds_a_planted_secret(form: str, tmp_path):
     database.close()
     assert any(hit.startswith("a/prefect.db: ") for hit in hits(token, tmp_path))
     assert not hits(new_token(), tmp_path), "another secret"
-    assert hits(token, tmp_path / "a" / "b", text=f"said {token}") == ["text: raw"]
+    assert hits(token, tmp_path / "a" / "b", text=f"token {token}") == ["text: raw"]

@@ -22,12 +22,12 @@ HELD_OUT = PROMPTS[:6]
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
-def asked(text: str) -> list[dict]:
+def question(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def said(prompt: str, answer: str) -> list[dict]:
-    return [*asked(prompt), {"role": "assistant", "content": answer}]
+def chat(prompt: str, answer: str) -> list[dict]:
+    return [*question(prompt), {"role": "assistant", "content": answer}]
 
 
 def published(path: Path, records: list[dict], type=MESSAGES, **more: list) -> None:
@@ -38,7 +38,10 @@ def published(path: Path, records: list[dict], type=MESSAGES, **more: list) -> N
 
 
 def record(prompt: str, real: str = "", generated: str = "") -> dict:
-    return {"real": said(prompt, real or f"real {prompt}"), "generated": said(prompt, generated or f"made {prompt}")}
+    return {
+        "real": chat(prompt, real or f"real {prompt}"),
+        "generated": chat(prompt, generated or f"made {prompt}"),
+    }
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def rows(tmp_path: Path) -> Path:
     tree = tmp_path / "rows"
     tree.mkdir()
     for split, part in (("train", PROMPTS[6:]), ("test", HELD_OUT)):
-        made = [Row(prompt_id(asked(text)), asked(text), f"real {text}") for text in part]
+        made = [Row(prompt_id(question(text)), question(text), f"real {text}") for text in part]
         write_rows(tree / FILES[split], sorted(made, key=lambda row: row.id))
     return tree
 
@@ -78,23 +81,23 @@ def test_published_set_is_what_gather_writes(tmp_path, rows, take, names):
     train, test = [record(text) for text in PROMPTS[:5:-1]], [record(text) for text in HELD_OUT]
     out, _, summary = take(folder(tmp_path, train, test, names), rows)
     ours = tmp_path / "ours.parquet"
-    made = [Pair(prompt_id(asked(p)), asked(p), f"real {p}", f"made {p}", "stop") for p in PROMPTS[6:]]
+    made = [Pair(prompt_id(question(p)), question(p), f"real {p}", f"made {p}", "stop") for p in PROMPTS[6:]]
     write_pairs(ours, sorted(made, key=lambda pair: pair.id))
     assert (out / FILES["train"]).read_bytes() == ours.read_bytes()
     assert summary == {"train_pairs": 18, "test_pairs": 6, "rejected": {}}
-    told = json.loads((out / "quality.json").read_text())["train"]
-    assert told["pairs"] == 18 and told["truncated"] == 0 and "generated_tokens_mean" not in told
+    counts = json.loads((out / "quality.json").read_text())["train"]
+    assert counts["pairs"] == 18 and counts["truncated"] == 0 and "generated_tokens_mean" not in counts
 
 
 def test_rows_that_are_no_pairs_are_counted_with_reasons(tmp_path, rows, take):
     """Catches: the doubled rows of the first published SPIN_iter0 trained on twice, and a bad row taken or fatal."""
     bad = [
-        {"real": said("q", "a"), "generated": said("another q", "b")},
-        {"real": said("q", " "), "generated": said("q", "b")},
-        {"real": asked("q"), "generated": said("q", "b")},
-        {"real": None, "generated": said("q", "b")},
-        {"real": said(" ", "a"), "generated": said(" ", "b")},
-        {"real": [*said("q", "a"), *said("q", "a")][1:], "generated": said("q", "b")},
+        {"real": chat("q", "a"), "generated": chat("another q", "b")},
+        {"real": chat("q", " "), "generated": chat("q", "b")},
+        {"real": question("q"), "generated": chat("q", "b")},
+        {"real": None, "generated": chat("q", "b")},
+        {"real": chat(" ", "a"), "generated": chat(" ", "b")},
+        {"real": [*chat("q", "a"), *chat("q", "a")][1:], "generated": chat("q", "b")},
         record(PROMPTS[7], generated="a second answer"),
     ]
     train = [record(text) for text in PROMPTS[6:]]
@@ -135,10 +138,10 @@ def test_without_rows_the_test_file_says_what_is_held_out(tmp_path, take):
 
 def test_ids_are_those_of_the_rows(tmp_path, take):
     """Catches: a second real answer with the id of the first, which evaluate would then file under the wrong row."""
-    tree, id = tmp_path / "tree", prompt_id(asked("q"))
+    tree, id = tmp_path / "tree", prompt_id(question("q"))
     tree.mkdir()
-    write_rows(tree / FILES["train"], [Row(f"{id}-1", asked("q"), "b")])  # `dataset.limit` drew the second only
-    write_rows(tree / FILES["test"], [Row(prompt_id(asked("t")), asked("t"), "t")])
+    write_rows(tree / FILES["train"], [Row(f"{id}-1", question("q"), "b")])  # `dataset.limit` drew the second only
+    write_rows(tree / FILES["test"], [Row(prompt_id(question("t")), question("t"), "t")])
     train = [record("q", real=real) for real in ("d", "c", "b")]
     _, pairs, _ = take(folder(tmp_path, train, [record("t", real="t")]), tree)
     assert {pair.real: pair.id for pair in pairs["train"]} == {"b": f"{id}-1", "c": id, "d": f"{id}-2"}

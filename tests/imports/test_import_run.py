@@ -32,7 +32,7 @@ class First:
         return self.store / ROOT / "trees" / self.steps[stage, label]["digest"]
 
     def copied(self, stage: str, label: str, place: Path) -> Path:
-        """A whole tree, as `cp -rL runs/…` copies it."""
+        """A complete tree, as `cp -rL runs/…` copies it."""
         shutil.copytree(self.tree(stage, label), place, copy_function=shutil.copyfile)
         for path in (place, *place.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -62,7 +62,7 @@ def profile(path: Path, **changes) -> Path:
 
 
 @pytest.fixture
-def play(spinloop, server, tmp_path):
+def compute(spinloop, server, tmp_path):
     """Run a profile in a fresh store: its steps by stage and label, and the store."""
 
     def call(file: Path, store: str = "store") -> dict[tuple[str, str], dict]:
@@ -76,7 +76,7 @@ def play(spinloop, server, tmp_path):
 
 @pytest.fixture
 def pushed(spinloop, tmp_path):
-    """What `push --pairs` of the run in `play`'s store would upload: file → its repository."""
+    """What `push --pairs` of the run in `compute`'s store would upload: file → its repository."""
 
     def call() -> dict[str, str]:
         push = ("push", "latest", "--to", "acme/m", "--model", "2", "--pairs", "acme/p", "--dry-run")
@@ -92,7 +92,7 @@ def pushed(spinloop, tmp_path):
     return call
 
 
-def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, pushed, spinloop, tmp_path):
+def test_run_from_imported_trees_has_the_keys_of_the_first(first, compute, pushed, spinloop, tmp_path):
     """Catches: an import that is keyed by its path, or that changes a byte: the same iteration would be another one in
     every key from there on. The folder of published things is imported, then named by digests, and is gone when it
     runs. Also a push that has only those of the pairs that the run made itself."""
@@ -106,7 +106,7 @@ def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, pushed, 
     assert lines["θ_1"]["digest"] == first.steps["finetune", "iter 0"]["digest"]
     assert lines["pairs_0"]["digest"] == first.steps["gather", "iter 0"]["digest"]
     start = {"iteration": 1, "pairs": {0: lines["pairs_0"]["digest"]}}
-    steps = play(profile(tmp_path / "from1.yaml", model={"path": lines["θ_1"]["digest"]}, start=start))
+    steps = compute(profile(tmp_path / "from1.yaml", model={"path": lines["θ_1"]["digest"]}, start=start))
     assert not {stage for stage, _ in steps} & {"import_model", "sft"}
     assert not any("iter 0" in label for stage, label in steps if stage != "import_pairs")
     for step in (("gather", "iter 1"), ("score", "iter 1, pairs 0"), ("finetune", "iter 1")):
@@ -118,7 +118,7 @@ def test_run_from_imported_trees_has_the_keys_of_the_first(first, play, pushed, 
 
 
 @pytest.mark.full
-def test_run_directly_at_finetune_gives_the_same_weights(first, play, pushed, tmp_path):
+def test_run_directly_at_finetune_gives_the_same_weights(first, compute, pushed, tmp_path):
     """Catches: pairs in the published form that train in another order or with other ids; answers that are generated
     although their pairs are there; an evaluation that takes the imported model for θ_0's successor; a push that finds
     no pairs where all of them were imported."""
@@ -129,7 +129,7 @@ def test_run_directly_at_finetune_gives_the_same_weights(first, play, pushed, tm
             if path.name != "metrics.jsonl":
                 shutil.copyfile(path, model / path.name)
     pairs = {t: str(first.published(t, tmp_path / f"SPIN_iter{t}")) for t in (0, 1)}
-    steps = play(profile(tmp_path / "f.yaml", model={"path": str(model)}, start={"iteration": 1, "pairs": pairs}))
+    steps = compute(profile(tmp_path / "f.yaml", model={"path": str(model)}, start={"iteration": 1, "pairs": pairs}))
     assert {stage for stage, _ in steps} == {
         "demo_rows", "reformat", "import_model", "import_pairs", "score", "finetune", "evaluate", "gate", "report",
     }  # fmt: skip
@@ -148,7 +148,7 @@ def test_run_directly_at_finetune_gives_the_same_weights(first, play, pushed, tm
     assert parts <= {name for name, repo in pushed().items() if repo == "acme/p"}
 
 
-def test_import_from_the_hub_is_told_with_its_commit(first, tmp_path):
+def test_import_from_the_hub_is_recorded_with_its_commit(first, tmp_path):
     """Catches: an import of which nobody can say later what it was: plan, record and explain name repository and
     commit; another revision is another import."""
     hub, server = start()

@@ -137,8 +137,8 @@ def measured(tree: Path, tokens: float = 1.0) -> Path:
 
 
 def judged_run(root: Path, **kwargs) -> tuple[dict, report.Config]:
-    """`whole_run` with all that issue 6 measures: harness on every model, a gate after every iteration; θ_1 is best."""
-    inputs, config = whole_run(root, **kwargs)
+    """`full_run` with all that issue 6 measures: harness on every model, a gate after every iteration; θ_1 is best."""
+    inputs, config = full_run(root, **kwargs)
     for i, tree in enumerate(inputs["evaluate"]):
         measured(tree, 1 + 0.2 * i)
     inputs |= {"harness": [], "gate": []}
@@ -160,7 +160,7 @@ def matches(count: int, right: int, flips: int = 0) -> list[bool]:
     return [flips <= i < right + flips for i in range(count)]
 
 
-def whole_run(
+def full_run(
     root: Path, rates: tuple[int, ...] = (580, 630, 660), controls: tuple[int, ...] = (590, 600), count: int = 1000
 ) -> tuple[dict, report.Config]:
     """Inputs and config of a run: a start, an iteration per further rate, SFT controls with one and two times its

@@ -93,7 +93,7 @@ def of_harness(old: HarnessItems, new: HarnessItems) -> Comparison:
     return compare(side("a", models[0], items={"θ_1": old}), side("b", models[1], items={"θ_1": new}))
 
 
-def test_harness_averages_tasks_over_the_items_both_were_asked(tmp_path) -> None:
+def test_harness_averages_tasks_over_the_items_that_both_answered(tmp_path) -> None:
     """Catches a mean over items, in which a task of many items counts more, and items of a task that one run had."""
     tasks = {"few": line(), "many": line()}
     old = harness_artifact(tmp_path / "a", tasks, {"few": [1.0, 0.0] * 10, "many": [1.0, 0.0] * 200})
@@ -126,8 +126,8 @@ def test_harness_group_counts_as_one_task_by_its_own_mean(tmp_path, mean, there)
 @pytest.mark.parametrize(
     ("field", "label"), [("prompts_sha256", "prompts"), ("metric", "metric"), ("version", "task version")]
 )
-def test_harness_tasks_that_were_asked_differently_are_not_paired(tmp_path, field, label) -> None:
-    """Catches items of other questions, or marked otherwise, paired by their number, a whole group left out for one of
+def test_harness_tasks_with_other_settings_are_not_paired(tmp_path, field, label) -> None:
+    """Catches items of other questions, or marked otherwise, paired by their number, a group left out for one of
     its subtasks, and a page and a text that do not say what was left out."""
     tasks, other = (
         {"mmlu": line(mean="items", subtasks={"law": line(**part), "art": line()})} for part in ({}, {field: "x"})

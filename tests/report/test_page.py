@@ -13,7 +13,7 @@ from spin_core.report.run import sections
 from spin_core.report.samples import SAMPLES, SCRIPT
 from spin_core.stages import report
 from tests.places import entry as ledger_entry
-from tests.report.made_up import judged_run, render, whole_run
+from tests.report.made_up import full_run, judged_run, render
 
 HOSTILE = (
     "</pre></title><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} ]]> & \" ' $\\frac{ | `x` "
@@ -89,7 +89,7 @@ def run_part(text: str = "") -> str:
     return sections(steps(text), lambda step: None, [{"kind": text, "hub": text, "commit": text, "digest": text}])
 
 
-def test_page_whole_run_fetches_and_runs_nothing_but_its_search(tmp_path):
+def test_page_full_run_fetches_and_runs_nothing_but_its_search(tmp_path):
     """Catches a page that loads a font, an image or a script, so that it is empty offline or lets someone know
     that it is read."""
     html = render(tmp_path / "out", *judged_run(tmp_path))[0].replace(report.STEPS_MARK, run_part())
@@ -101,7 +101,7 @@ def test_page_whole_run_fetches_and_runs_nothing_but_its_search(tmp_path):
 
 def test_page_policy_allows_its_own_script_alone(tmp_path):
     """Catches a hash that is not the script's (the search is dead), and a policy that lets other scripts run."""
-    html = render(tmp_path / "out", *whole_run(tmp_path))[0]
+    html = render(tmp_path / "out", *full_run(tmp_path))[0]
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -126,7 +126,7 @@ def test_fetched_each_way_to_load_is_seen():
 def test_page_hostile_text_everywhere_is_shown_as_text(tmp_path):
     """Catches a field that reaches the page unescaped: label, name, profile, prompt, real and generated answers,
     steps."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     for tree in inputs["evaluate"]:
         rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
         rows = [
@@ -179,7 +179,7 @@ def test_page_of_a_long_run_stays_small(tmp_path):
 def test_page_long_and_odd_text_is_cut_and_writable(tmp_path):
     """Catches a megabyte answer copied uncut into the page, and a lone surrogate or NUL that stops the file from being
     written."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     for tree in inputs["evaluate"]:
         rows = [
             {**json.loads(line), "greedy": "\ud800\x00\u202e" + "y" * 1_000_000}

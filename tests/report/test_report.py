@@ -18,13 +18,13 @@ from spin_core.errors import BadInput
 from spin_core.report.charts import Curve, steps_chart
 from spin_core.report.tables import text_table
 from spin_core.stages import report
-from tests.report.made_up import evaluate_tree, matches, model_tree, pairs_tree, render, whole_run
+from tests.report.made_up import evaluate_tree, full_run, matches, model_tree, pairs_tree, render
 
 
 def test_outputs_two_processes_with_other_hash_seeds_are_equal(tmp_path):
     """Catches ids, dates, set order or a user's matplotlibrc in the bytes: every rerun would be another artifact."""
     code = "import sys; from pathlib import Path; from tests.report.made_up import *; root = Path(sys.argv[1])\n"
-    code += "render(root / sys.argv[2], *whole_run(root / sys.argv[3]))"
+    code += "render(root / sys.argv[2], *full_run(root / sys.argv[3]))"
     for name in ("1", "2"):
         (tmp_path / f"rc{name}").write_text(f"xtick.major.size: {name}\naxes.linewidth: {name}\n")
         env = {**os.environ, "PYTHONHASHSEED": name, "MATPLOTLIBRC": str(tmp_path / f"rc{name}"), "TZ": f"UTC+{name}"}
@@ -43,14 +43,14 @@ def test_outputs_two_processes_with_other_hash_seeds_are_equal(tmp_path):
 
 def test_profile_other_key_order_gives_same_bytes(tmp_path):
     """Catches a page in the profile's own order: equal cache keys would have unequal outputs."""
-    inputs, config = whole_run(tmp_path)
+    inputs, config = full_run(tmp_path)
     turned = config.model_copy(update={"profile": dict(reversed(config.profile.items()))})
     assert render(tmp_path / "a", inputs, config) == render(tmp_path / "b", inputs, turned)
 
 
-def test_figures_whole_run_are_those_of_the_trees(tmp_path):
+def test_figures_full_run_are_those_of_the_trees(tmp_path):
     """Catches rows mixed up, a Δ against the previous model instead of θ_0, and shares of the wrong split."""
-    html, markdown, figures = render(tmp_path / "out", *whole_run(tmp_path))
+    html, markdown, figures = render(tmp_path / "out", *full_run(tmp_path))
     last = figures["rows"][2]
     assert (
         last["label"] == "iteration 1 (θ_2)" and last["greedy"]["value"] == 0.66 and last["nll"] == pytest.approx(2.126)
@@ -69,7 +69,7 @@ def test_figures_whole_run_are_those_of_the_trees(tmp_path):
 
 def test_markdown_report_begins_with_the_table(tmp_path):
     """Catches a report.md whose first table is not that of the models, padded as a terminal shows it."""
-    _, markdown, figures = render(tmp_path / "out", *whole_run(tmp_path))
+    _, markdown, figures = render(tmp_path / "out", *full_run(tmp_path))
     assert markdown.startswith(text_table(figures["rows"]) + "\n\nExact match rose")
 
 
@@ -110,7 +110,7 @@ def test_rows_without_any_tree_still_make_a_report(tmp_path):
 def test_not_a_number_is_missing_and_is_reported(tmp_path):
     """Catches NaN drawn, compared or written to report.json (not JSON), and a diverged training that nothing reports
     ."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     tree = inputs["evaluate"][1]
     (tree / "metrics.json").write_text(
         json.dumps(
@@ -131,7 +131,7 @@ def test_not_a_number_is_missing_and_is_reported(tmp_path):
 
 def test_pairs_mostly_identical_are_pointed_out(tmp_path):
     """Catches a run whose opponent answers like the data already (nothing to learn) without a word about it."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     inputs["gather"] = [pairs_tree(tmp_path / "pairs", 200, 120, 0, 19)]
     assert render(tmp_path / "out", inputs, config)[2]["notes"] == [
         "iteration 0 (θ_1): of the 200 generated answers it learnt from, 60% identical."
@@ -141,7 +141,7 @@ def test_pairs_mostly_identical_are_pointed_out(tmp_path):
 def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
     """Catches a collapse that only metrics.jsonl knows of, a note under another iteration's name, and a label that
     reaches the page as markup through a note."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4, 5), controls=(2,), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4, 5), controls=(2,), count=6)
     lines = [
         {"loss": 0.5, "pairs": 64, "rewards/real": -i / 10, "rewards/margins": i / 5, "rewards/accuracies": 1.0}
         for i in range(1, 41)
@@ -163,7 +163,7 @@ def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
 
 def test_samples_changed_rows_first_and_both_ways(tmp_path):
     """Catches samples chosen to flatter: gains are shown with as many losses, and unchanged rows only after them."""
-    inputs, config = whole_run(tmp_path, rates=(50, 60), controls=(), count=100)
+    inputs, config = full_run(tmp_path, rates=(50, 60), controls=(), count=100)
     html = render(tmp_path / "out", inputs, config)[0]
     shown = re.findall(r'class="tag (gained|lost|changed|same)"', html)
     assert shown[:12] == ["gained"] * 6 + ["lost"] * 6
@@ -173,7 +173,7 @@ def test_samples_changed_rows_first_and_both_ways(tmp_path):
 
 def test_damaged_line_names_file_and_line(tmp_path):
     """Catches a skipped line, which would show figures of fewer rows than were evaluated."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     with (inputs["evaluate"][0] / "rows.jsonl").open("a") as out:
         out.write('{"id": ')
     with pytest.raises(BadInput, match=r"rows\.jsonl, line 7"):
@@ -182,7 +182,7 @@ def test_damaged_line_names_file_and_line(tmp_path):
 
 def test_index_beyond_the_inputs_is_refused(tmp_path):
     """Catches a row that silently shows nothing because its index is wrong."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     inputs["gather"] = []
     with pytest.raises(BadInput, match="gather 0"):
         render(tmp_path / "out", inputs, config)
@@ -190,7 +190,7 @@ def test_index_beyond_the_inputs_is_refused(tmp_path):
 
 def test_model_tree_without_metrics_file_has_no_curve(tmp_path):
     """Catches a crash on a downloaded model, which has no metrics.jsonl."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     (inputs["finetune"][0] / "metrics.jsonl").unlink()
     assert "Training loss" not in render(tmp_path / "out", inputs, config)[0]
 
@@ -198,7 +198,7 @@ def test_model_tree_without_metrics_file_has_no_curve(tmp_path):
 def test_one_step_and_long_training_are_drawn(tmp_path):
     """Catches a curve of one point (invisible without a mark) and of 5,000 points (megabytes of SVG)."""
     for steps_run, name in ((1, "one"), (5000, "many")):
-        inputs, config = whole_run(tmp_path / name, rates=(3, 4), controls=(), count=6)
+        inputs, config = full_run(tmp_path / name, rates=(3, 4), controls=(), count=6)
         inputs["finetune"] = [model_tree(tmp_path / name / "again", steps_run)]
         html = render(tmp_path / name / "out", inputs, config)[0]
         assert "Training loss" in html and len(html) < 350_000
@@ -212,7 +212,7 @@ def test_training_of_one_step_has_a_visible_mark():
 
 def test_label_with_dollar_signs_is_drawn_as_it_is(tmp_path):
     """Catches a label taken for a formula: a wrong one stops the report, a right one changes the label."""
-    inputs, config = whole_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     rows = [row.model_copy(update={"label": "$\\frac{$"}) for row in config.rows]
     assert "$\\frac{$</text>" in render(tmp_path / "out", inputs, config.model_copy(update={"rows": rows}))[0]
 

@@ -129,7 +129,7 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
     assert f"spinloop's commit {'f' * 12} and changes not in it Python 3.11.7 torch 2.9" in text
 
 
-def test_software_of_steps_that_differ_is_told_with_counts() -> None:
+def test_software_of_steps_that_differ_is_listed_with_counts() -> None:
     """Catches a page with the versions of one step only, where cached steps were computed with others."""
     entries = [ledger_entry("gather", f"iter {i}", str(i), "ran", 1.0, "d") for i in range(3)]
     records = [record("gather", "d", {}, provenance={"versions": {"torch": f"2.{min(i, 1)}"}}) for i in range(3)]

@@ -14,7 +14,7 @@ from spin_core.report.charts import draw_all
 from spin_core.report.page import overrides
 from spin_core.report.samples import samples
 from spin_core.report.tables import tables
-from tests.report.made_up import gate_tree, judged_run, matches, render, whole_run
+from tests.report.made_up import full_run, gate_tree, judged_run, matches, render
 
 
 def by_id(rows: list[dict]) -> dict:
@@ -46,7 +46,7 @@ def test_tables_of_a_judged_run_have_every_measure(tmp_path):
 
 def test_tables_of_a_run_that_measured_little_are_few(tmp_path):
     """Catches deserts of dashes: tables and columns for what nobody measured."""
-    figures = render(tmp_path / "out", *whole_run(tmp_path))[2]
+    figures = render(tmp_path / "out", *full_run(tmp_path))[2]
     by_name = by_id(figures["rows"])
     assert list(by_name) == ["models", "opponents", "pairs"] and "decision" not in by_name["models"].columns
     assert by_name["opponents"].columns == ["margin", "accuracy", "loss"]
@@ -134,7 +134,7 @@ def test_charts_of_lengths_margins_and_harness_are_drawn(tmp_path):
     assert draw_all([], []) == []
 
 
-def test_overrides_are_told_with_the_usual_value():
+def test_overrides_are_listed_with_the_usual_value():
     """Catches an iteration's own settings that the page does not show, iteration 10 before 2, and a crash on none."""
     profile = {
         "finetune": {"lr": 5e-7},
@@ -153,7 +153,7 @@ def test_overrides_are_told_with_the_usual_value():
 
 def test_samples_are_the_start_the_best_and_the_last_two(tmp_path):
     """Catches a page with nine answers side by side, and one without the previous or the best model's."""
-    _, config = whole_run(tmp_path, rates=(50, 60, 55, 58, 52, 57), controls=(53, 54), count=100)
+    _, config = full_run(tmp_path, rates=(50, 60, 55, 58, 52, 57), controls=(53, 54), count=100)
     answers = {f"{i:x}": {"greedy": "a", "greedy_match": True} for i in range(3)}
     models = [
         ModelResults(
@@ -168,7 +168,7 @@ def test_samples_are_the_start_the_best_and_the_last_two(tmp_path):
 def test_samples_have_what_the_search_needs(tmp_path):
     """Catches a chip for a tag that no sample has, a sample without its tag, and a page whose samples need the script
     to be seen."""
-    html = render(tmp_path / "out", *whole_run(tmp_path, rates=(50, 60), controls=(), count=100))[0]
+    html = render(tmp_path / "out", *full_run(tmp_path, rates=(50, 60), controls=(), count=100))[0]
     assert html.count('data-tag="gained" aria-pressed') == html.count('data-tag="same" aria-pressed') == 1
     assert 'data-tag="changed" aria-pressed' not in html
     assert html.count('<details class="sample" data-tag="gained"') == 30

@@ -22,7 +22,7 @@ from spin_core.report.charts import Chart, draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
 from tests.places import entry as ledger_entry
-from tests.report.made_up import judged_run, render, whole_run
+from tests.report.made_up import full_run, judged_run, render
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # What GitHub's Markdown, which the UI adds, makes a link of in bare text.
@@ -167,7 +167,7 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Made:
     root = tmp_path_factory.mktemp("ui")
-    inputs, config = whole_run(root)
+    inputs, config = full_run(root)
     page, _, figures = render(root / "out", inputs, config)
     models = [
         read_model(row.label, row.kind, row.iteration, inputs["evaluate"][row.evaluate], finetune, None)

@@ -10,7 +10,7 @@ from spin_core.analysis.results import read_model
 from spin_core.analysis.summary import model_row
 from spin_core.analysis.verdict import verdict
 from spin_core.stages import report
-from tests.report.made_up import evaluate_tree, judged_run, render, whole_run
+from tests.report.made_up import evaluate_tree, full_run, judged_run, render
 
 ROSE = "Exact match rose from 0.580 to 0.660"
 
@@ -56,12 +56,12 @@ def sentence(inputs: dict, config: report.Config) -> str:
 def test_sentence_greedy_exact_match_describes_what_happened(tmp_path, rates, controls, text):
     """Catches "rose" for a fall, the peak instead of the last iteration, and a control with other steps called the
     same number."""
-    assert sentence(*whole_run(tmp_path, rates, controls)) == text
+    assert sentence(*full_run(tmp_path, rates, controls)) == text
 
 
 def test_sentence_change_within_chance_says_so(tmp_path):
     """Catches a gain of five rows with forty lost on the way sold as progress."""
-    text = sentence(*whole_run(tmp_path, (500, 505), ()))
+    text = sentence(*full_run(tmp_path, (500, 505), ()))
     assert (
         "rose from 0.500 to 0.505" in text
         and "within what chance gives on these rows (95 % interval −0.008 to +0.018)" in text
@@ -83,12 +83,12 @@ def test_sentence_without_exact_match_uses_nll(tmp_path, nll, change):
 
 def test_sentence_start_alone_claims_no_change(tmp_path):
     """Catches "over no iterations" or a crash where only θ_0 was evaluated."""
-    assert "no iteration has been run" in sentence(*whole_run(tmp_path, (580,), ()))
+    assert "no iteration has been run" in sentence(*full_run(tmp_path, (580,), ()))
 
 
 def test_sentence_start_not_evaluated_compares_with_nothing(tmp_path):
     """Catches an iteration compared with a start that was not measured."""
-    inputs, config = whole_run(tmp_path, (580, 660), ())
+    inputs, config = full_run(tmp_path, (580, 660), ())
     rows = [config.rows[0].model_copy(update={"evaluate": -1}), config.rows[1]]
     assert "nothing to compare it with" in sentence(inputs, config.model_copy(update={"rows": rows}))
 

@@ -32,7 +32,7 @@ from tests.report.test_ui_pages import figures as made_up
 
 S12 = Fault("S12", "prompts and answers of Markdown, HTML, JS, ANSI, bidi, NUL, 5 MB: report.html, report.md, UI pages")
 S12_LABELS = Fault("S12", "the same as labels, run names, settings, notes, reasons of a gate: comparison, UI, lineage")
-S12_SAID = Fault("S12", "the same in the message of an error: nothing in it that a terminal obeys")
+S12_MESSAGE = Fault("S12", "the same in the message of an error: nothing in it that a terminal obeys")
 
 TEXTS = {
     **{f"Markdown {i}": text for i, text in enumerate(MARKDOWN)},
@@ -90,12 +90,12 @@ def test_hostile_answers_are_text_in_report_and_ui(calm, tmp_path):
     assert_page_is_safe(html, 2_000_000)
     assert Counter(tag for tag, _ in Tags(html).tags) == Counter(tag for tag, _ in Tags(calm_html).tags), "markup"
     assert not obeyed(markdown) and "<b><b>" not in markdown
-    whole = read_model("θ_0", "start", -1, inputs["evaluate"][0], None, None)
+    model = read_model("θ_0", "start", -1, inputs["evaluate"][0], None, None)
 
     def trial(name: str) -> None:
-        held = {key: row for key, row in whole.answers.items() if row["prompt"] == TEXTS[name]}
+        held = {key: row for key, row in model.answers.items() if row["prompt"] == TEXTS[name]}
         assert held, "the report had no such row"
-        shown = samples([replace(whole, answers=held)])
+        shown = samples([replace(model, answers=held)])
         for page in (ui_pages.answers(shown), ui_pages.decision(figures, shown, 0, 2)):
             assert_text_only(page)
             assert not obeyed(page) and len(page) < 20_000
@@ -109,8 +109,8 @@ def test_hostile_names_are_text_everywhere(calm, tmp_path):
     inputs, config, _, headings = calm
     settings = {f"k{i} {text[:40]}": text[:20_000] for i, text in enumerate(TEXTS.values())}
     every = " ".join(text[:99] for text in TEXTS.values())
-    told = config.rows[-1].model_copy(update={"label": every[:1000]})
-    update = {"name": every, "profile": settings, "rows": [*config.rows[:-1], told]}
+    labelled = config.rows[-1].model_copy(update={"label": every[:1000]})
+    update = {"name": every, "profile": settings, "rows": [*config.rows[:-1], labelled]}
     gates = [gate_tree(tmp_path / f"gate{i}", every, 1, every, [every]) for i in range(2)]
     html, markdown, figures = render(tmp_path / "out", {**inputs, "gate": gates}, config.model_copy(update=update))
     assert_page_is_safe(html, 2_000_000)
@@ -143,7 +143,7 @@ def test_hostile_messages_are_printed_escaped():
         assert str(BadInput(TEXTS[name][:1000])).isprintable()
         assert not obeyed(str(StageFailed(TEXTS[name][:1000])).replace("\t", ""))
 
-    S12_SAID.each(TEXTS, trial)
+    S12_MESSAGE.each(TEXTS, trial)
 
 
 def test_what_is_obeyed_is_seen():

@@ -152,8 +152,8 @@ def _refusal(folder: Path) -> str:
 @pytest.mark.parametrize(("fault", "cases"), [(S3, PICKLED), (S4, CODE)], ids=["pickles", "code"])
 def test_hostile_models_are_refused_and_run_nothing(good, tmp_path, marker, monkeypatch, fault, cases):
     """Catches a loader that unpickles, imports a model's Python, fetches a kernel, reads beside the model's folder, or
-    asks on standard input whether it may."""
-    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("it asks"))
+    prompts on standard input whether it may."""
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("it prompts"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def trial(name: str) -> None:

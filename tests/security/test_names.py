@@ -16,7 +16,7 @@ from tests.faults.fault import Fault
 
 S7 = Fault("S7", "a run's name in a profile: ../, absolute, NUL, 300 characters, look-alikes, %2e%2e, devices")
 S7_PATHS = Fault("S7", "the same as path of a model, a data set and a profile")
-S7_RUNS = Fault("S7", "the same as a run's name asked of the store: nothing is opened outside of it")
+S7_RUNS = Fault("S7", "the same as a run's name looked up in the store: nothing is opened outside of it")
 
 NAMES = [
     "..", ".", "", "../x", "../../x", "a/../../b", "a/b", "/", "/etc/passwd", "//host/x", "~", "~root",
@@ -56,8 +56,8 @@ def test_paths_that_are_no_path_are_one_sentence(tmp_path, monkeypatch):
     def trial(name: str) -> None:
         for kind in KINDS:
             with pytest.raises(BadInput) as raised:
-                found = resolve(name, kind, "", tmp_path)
-                pytest.fail(f"{kind} {name!r} is {found}")
+                resolved = resolve(name, kind, "", tmp_path)
+                pytest.fail(f"{kind} {name!r} is {resolved}")
             assert str(raised.value).isprintable()
         with pytest.raises(BadInput) as raised:
             load_profile(name)
@@ -87,7 +87,7 @@ def opened():
     on[0] = False
 
 
-def test_names_asked_of_a_store_touch_nothing_outside(tmp_path, opened, monkeypatch):
+def test_names_looked_up_in_a_store_touch_nothing_outside(tmp_path, opened, monkeypatch):
     """Catches `runs/../../x`: a name from the command line or a request that is joined to a path."""
     from flows.cli.__main__ import main
 
@@ -114,11 +114,11 @@ def test_names_asked_of_a_store_touch_nothing_outside(tmp_path, opened, monkeypa
 
 def outside_of(root: Path, opened: list[str]) -> list[str]:
     """What was opened outside of the store, but for the null device and compiled modules of Python's own."""
-    found = [os.path.abspath(path) for path in opened if path]
+    paths = [os.path.abspath(path) for path in opened if path]
     compiled = (str(Path(__file__).resolve().parents[2]), sys.prefix, sys.base_prefix)
     return [
         path
-        for path in found
+        for path in paths
         if not Path(path).is_relative_to(root)
         and path != os.devnull
         and not ("__pycache__" in Path(path).parts and path.startswith(compiled))

@@ -19,7 +19,7 @@ from tests.faults.fault import Fault
 from tests.faults.input.through import limited
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "golden" / "tokenizer"
-ASK = [{"role": "user", "content": "What is two plus two?"}]
+QUESTION = [{"role": "user", "content": "What is two plus two?"}]
 OPEN = "{{ messages[0]['content'] }}"
 
 # name → template, what the sentence says. Each must end in well under the test's limit.
@@ -98,7 +98,7 @@ def test_hostile_templates_are_ended_and_named(tokenizer, monkeypatch):
         tokenizer.chat_template = source
         began = time.monotonic()
         with pytest.raises(BadInput, match=f"(?s){message}") as raised:
-            Chat(tokenizer, ChatSection(), "org/model").preflight(ASK)
+            Chat(tokenizer, ChatSection(), "org/model").preflight(QUESTION)
         sentence = str(raised.value)
         assert "org/model" in sentence and re.search("use (a|one)", sentence) and len(sentence) < 1000
         assert sentence.isprintable(), "control characters reach the terminal"
@@ -125,9 +125,9 @@ HONEST = {
     "slices": "{{ messages[::-1] }}{{ messages[-1:] }}",
 }
 TALKS = [
-    ASK,
-    [{"role": "system", "content": " Be kind.\n"}, *ASK],
-    [*ASK, {"role": "assistant", "content": "Four <b>&é\u2028😀"}, {"role": "user", "content": "{{ x }} {% y %}"}],
+    QUESTION,
+    [{"role": "system", "content": " Be kind.\n"}, *QUESTION],
+    [*QUESTION, {"role": "assistant", "content": "Four <b>&é\u2028😀"}, {"role": "user", "content": "{{ x }} {% y %}"}],
 ]
 
 
@@ -144,10 +144,10 @@ def test_honest_templates_give_what_transformers_gives(tokenizer, name, header):
 def test_several_templates_the_default_is_used(tokenizer):
     """Catches a model with templates by name (tool_use) that no longer renders, and a traceback without a default."""
     tokenizer.chat_template = {"default": "d{{ messages[0].content }}", "tool_use": "t"}
-    assert render(tokenizer, ASK, "m") == "d" + ASK[0]["content"]
+    assert render(tokenizer, QUESTION, "m") == "d" + QUESTION[0]["content"]
     tokenizer.chat_template = {"tool_use": "t", "rag": "r"}
     with pytest.raises(BadInput, match="no default"):
-        render(tokenizer, ASK, "org/model")
+        render(tokenizer, QUESTION, "org/model")
 
 
 def test_good_template_renders_after_a_hostile_one_was_ended(tokenizer):
@@ -155,7 +155,7 @@ def test_good_template_renders_after_a_hostile_one_was_ended(tokenizer):
     for source in HOSTILE["nested loops"][0], HOSTILE["doubling"][0]:
         tokenizer.chat_template = source
         with pytest.raises(BadInput):
-            render(tokenizer, ASK, "m")
+            render(tokenizer, QUESTION, "m")
         tokenizer.chat_template = OPEN
         for text in ("a", "b", "a", "c" * 3_000_000, "d"):
             assert render(tokenizer, [{"role": "user", "content": text}], "m") == text
@@ -176,10 +176,10 @@ def test_child_has_no_secret_and_writes_no_file(tokenizer, monkeypatch):
     child._end()
 
 
-def test_fork_of_a_process_asks_a_child_of_its_own(tokenizer):
+def test_fork_of_a_process_starts_a_child_of_its_own(tokenizer):
     """Catches two processes (a loader's fork) that talk into one pipe and get each other's prompts."""
     tokenizer.chat_template = OPEN
-    assert render(tokenizer, ASK, "m")
+    assert render(tokenizer, QUESTION, "m")
     pid = os.fork()
     if not pid:
         try:
@@ -208,7 +208,7 @@ def test_stopped_child_is_ended(monkeypatch, length):
 
 
 def test_broken_template_stays_broken(tokenizer):
-    """Catches a second call that asks a child for a template which it could not compile, and says AttributeError."""
+    """Catches a second call that sends a child for a template which it could not compile, and says AttributeError."""
     tokenizer.chat_template = "{% for %}"
     for text in "a", "b", "b":
         with pytest.raises(BadInput, match="TemplateSyntaxError"):
@@ -219,7 +219,7 @@ def test_fork_while_another_thread_renders(tokenizer):
     """Catches a fork that inherits a lock which nobody in it can release."""
     child = templates.Renderer()
     assert child.render("{{ 1 }}", {"messages": []}) == "1"
-    with child._lock:  # as a thread of this process that is asking has it
+    with child._lock:  # as a thread of this process that is in a call has it
         pid = os.fork()
         if not pid:
             signal.alarm(30)

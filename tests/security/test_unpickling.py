@@ -1,4 +1,4 @@
-"""No process of a run unpickles (S2): an audit hook in all of them, through a whole small run."""
+"""No process of a run unpickles (S2): an audit hook in all of them, through a small run from start to end."""
 
 from __future__ import annotations
 

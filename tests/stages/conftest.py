@@ -9,7 +9,7 @@ import pytest
 
 from spin_core.job import Job
 from spin_core.stages import demo_model
-from tests.stages.harness_world import ASKED, CHOICE, WRITE, by_hand, make_folder, run_stage
+from tests.stages.harness_world import CHOICE, TASKS, WRITE, by_hand, make_folder, run_stage
 
 
 @pytest.fixture(scope="session")
@@ -22,5 +22,5 @@ def harness_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo_model.run({}, shape, Job(out=root / "model", scratch=root / "model"))
     folder = make_folder(root / "tasks", root / "model", {"choice.yaml": CHOICE, "write.yaml": WRITE})
     (root / "by_hand.json").write_text(json.dumps(by_hand(root / "model", folder), default=float))
-    run_stage(root, root / "out", ASKED)
+    run_stage(root, root / "out", TASKS)
     return root

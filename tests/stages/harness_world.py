@@ -46,7 +46,7 @@ WRITE = {
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     "metadata": {"version": 1.0},
 }
-ASKED = [
+TASKS = [
     {"task": "sums_choice", "num_fewshot": 2, "metric": "acc_norm"},
     {"task": "sums_write", "limit": 12, "metric": "exact_match,whole"},
 ]
@@ -66,7 +66,7 @@ def greedy(model: Path, prompts: list[str], new: int) -> list[str]:
 
 
 def make_folder(folder: Path, model: Path, tasks: dict[str, dict]) -> Path:
-    """Task files; of the answers that are asked for, every other one is what the model writes."""
+    """Task files; of the expected answers, every other one is what the model writes."""
     draw = random.Random(1)
     sums = [(draw.randint(0, 9), draw.randint(0, 9)) for _ in range(24)]
     (folder / "data").mkdir(parents=True)
@@ -101,7 +101,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def by_hand(model: Path, folder: Path) -> dict:
-    """The two tasks as a person calls the harness, in the folder, where its relative paths are found."""
+    """The two tasks as a person calls the harness, in the folder, where its relative paths lead."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

@@ -96,7 +96,7 @@ _plain = cache(load_model)
 
 @torch.no_grad()
 def _expected(path: Path, request: Request, how: Sampling) -> Answer:
-    """One answer by plain forward passes of the whole sequence, without a cache."""
+    """One answer by plain forward passes of the full sequence, without a cache."""
     model, ids, logps = _plain(path, "cpu"), list(request.prompt), list[float]()
     for uniform in torch.from_numpy(uniforms(request.seed, how.max_new_tokens)):
         logits = model(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
@@ -159,9 +159,9 @@ def test_options_mean_what_they_say_for_every_batch_order_and_split(saved, name:
 def test_prompts_in_several_passes_give_the_same_answers(saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a part of the prompts that is put into another part's slots."""
     path, how = saved(BOTH[0]), _how(1.0)
-    whole = _sample(path, _requests(), how, 10)[0]
+    sampled = _sample(path, _requests(), how, 10)[0]
     monkeypatch.setattr(slots, "PREFILL_TOKENS", 20)
-    assert _sample(path, _requests(), how, 10)[0] == whole
+    assert _sample(path, _requests(), how, 10)[0] == sampled
 
 
 def test_common_beginning_of_prompts_changes_no_answer(saved) -> None:

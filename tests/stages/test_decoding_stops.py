@@ -71,7 +71,7 @@ STOPS = ["\n\nQ:", "é", "☃ snow", "☃☃☃☃☃", " the end", "l", "<|end|
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_tail_finds_what_the_whole_answer_holds(stop: str) -> None:
+def test_tail_matches_what_the_full_answer_holds(stop: str) -> None:
     """Catches a tail that is too short for a string of many tokens, halves of a character, special tokens between the
     string's parts (they are not in the text), and spaces that only the start of a text loses."""
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN)

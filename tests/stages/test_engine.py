@@ -33,7 +33,7 @@ def _job(**runtime) -> Job:
 
 
 @pytest.fixture
-def ask(model):
+def prepare(model):
     """(requests, sampling) of the prompts."""
     chat = load_chat(model, ChatSection(max_prompt_length=48))
 
@@ -45,20 +45,20 @@ def ask(model):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answer_depends_neither_on_batch_nor_on_shard(model, ask, temperature: float) -> None:
+def test_answer_depends_neither_on_batch_nor_on_shard(model, prepare, temperature: float) -> None:
     """Catches draws from one generator for the batch, and padding that shifts positions."""
-    requests, how = ask(temperature)
-    whole = sample(model, requests, how, _job(generate_batch=10), "all")
+    requests, how = prepare(temperature)
+    together = sample(model, requests, how, _job(generate_batch=10), "all")
     alone = [sample(model, [one], how, _job(), "one")[0] for one in requests]
     other = sample(model, requests[::-1], how, _job(generate_batch=3), "three")[::-1]
-    assert [a.token_ids for a in whole] == [a.token_ids for a in alone] == [a.token_ids for a in other]
-    assert [a.id for a in whole] == [r.id for r in requests]
-    assert len({tuple(a.token_ids) for a in whole}) > 1
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone] == [a.token_ids for a in other]
+    assert [a.id for a in together] == [r.id for r in requests]
+    assert len({tuple(a.token_ids) for a in together}) > 1
 
 
-def test_greedy_tokens_are_the_models_arg_max(model, ask) -> None:
+def test_greedy_tokens_are_the_models_arg_max(model, prepare) -> None:
     """Catches a mask, a position or a processor that changes the logits: checked against plain forward passes."""
-    requests, how = ask(0.0)
+    requests, how = prepare(0.0)
     net = load_model(model, "cpu")
     for one, answer in zip(requests, sample(model, requests, how, _job(), "greedy"), strict=True):
         ids = list(one.prompt)
@@ -68,9 +68,9 @@ def test_greedy_tokens_are_the_models_arg_max(model, ask) -> None:
             ids.append(token)
 
 
-def test_seed_and_stream_decide_the_draws(model, ask) -> None:
+def test_seed_and_stream_decide_the_draws(model, prepare) -> None:
     """Catches a seed that is not used, and evaluation that draws what generation drew."""
-    requests, how = ask()
+    requests, how = prepare()
     again = [Request(r.id, r.prompt, row_seed(8, r.id, "generate")) for r in requests]
     first, second = (sample(model, requested, how, _job(), "x") for requested in (requests, again))
     assert [a.token_ids for a in first] != [a.token_ids for a in second]
@@ -100,9 +100,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     assert (_counts(logits, Sampling(1.0, 0.8, 1, frozenset(), 0), 4000) > 0).tolist() == [False, True, True, True]
 
 
-def test_answer_ends_at_a_stop_token_or_is_marked_as_cut(model, ask) -> None:
+def test_answer_ends_at_a_stop_token_or_is_marked_as_cut(model, prepare) -> None:
     """Catches padding that is taken for answer, and a cut answer that looks finished."""
-    requests, how = ask()
+    requests, how = prepare()
     plain = sample(model, requests, how, _job(), "x")
     assert {(a.finish, len(a.token_ids)) for a in plain if a.finish == "length"} <= {("length", 10)}
     stop = next(a.token_ids[3] for a in plain if a.finish == "length")
@@ -116,8 +116,8 @@ def test_answer_ends_at_a_stop_token_or_is_marked_as_cut(model, ask) -> None:
             assert after == before
 
 
-def test_prompt_over_the_models_context_is_refused_by_its_row(model, ask) -> None:
+def test_prompt_over_the_models_context_is_refused_by_its_row(model, prepare) -> None:
     """Catches positions past the end of the model's table, whose answers are noise."""
-    requests, how = ask(new=90)
+    requests, how = prepare(new=90)
     with pytest.raises(BadInput, match=r"row row7: .* context of 128"):
         sample(model, requests, how, _job(), "x")

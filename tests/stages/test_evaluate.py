@@ -105,7 +105,7 @@ def test_margin_is_beta_times_the_difference_of_log_ratios(world, tmp_path) -> N
 
 def test_margin_since_the_start_is_against_theta_0(world, tmp_path) -> None:
     """Catches a margin against θ_0 that is the one against the opponent, and opponent's scores taken for θ_0's. Model 1
-    plays model 0: where θ_0 is model 1 itself, nothing was gained since."""
+    runs against model 0: where θ_0 is model 1 itself, nothing was gained since."""
     plain, _ = _evaluate(world, tmp_path / "plain", 1, paired=True)
     assert plain["spin/margin_start"] == plain["spin/margin"] != 0
     since, rows = _evaluate(world, tmp_path / "same", 1, paired=True, start=1)
@@ -117,8 +117,8 @@ def test_margin_since_the_start_is_against_theta_0(world, tmp_path) -> None:
 
 
 def test_answers_are_measured_without_a_right_one(world, tmp_path) -> None:
-    """Catches style figures of the text instead of the tokens, of greedy answers told as sampled, and no answers for
-    people where rows declare none right."""
+    """Catches style figures of the text instead of the tokens, of greedy answers reported as sampled, and no
+    answers for people where rows declare none right."""
     metrics, rows = _evaluate(world, tmp_path / "out", 0, exact_match="", max_new_tokens=12)
     chat = load_chat(world / "model0", CHAT)
     assert not any(name.startswith("exact_match") for name in metrics) and "greedy_match" not in rows[0]
@@ -140,7 +140,7 @@ def test_answers_are_measured_without_a_right_one(world, tmp_path) -> None:
 
 
 def test_exact_match_compares_what_the_expression_finds() -> None:
-    """Catches a comparison of whole answers where only the last number counts, and of nothing with nothing."""
+    """Catches a comparison of full answers where only the last number counts, and of nothing with nothing."""
     assert evaluate._equal(r"#### (\d+)", "long way #### 7", "short way #### 7 ")
     assert not evaluate._equal(r"#### (\d+)", "#### 7", "#### 77")
     assert not evaluate._equal(r"#### (\d+)", "#### 7", "seven")

@@ -259,7 +259,7 @@ def test_few_items_of_one_task_are_judged_as_any_others(world) -> None:
     assert world.decide(resamples=4000)["best"] == 0
 
 
-def test_metric_is_the_first_that_all_models_have_or_the_one_asked_for(world) -> None:
+def test_metric_is_the_first_that_all_models_have_or_the_requested_one(world) -> None:
     """Catches a comparison of different metrics, and a metric that nobody measured taken as zero."""
     world.add(_rows(greedy_match=_right(0.4), nll=1.0)).add(_rows(nll=1.0, greedy="a"))
     assert world.decide()["metric"] == "nll/real"

@@ -62,7 +62,7 @@ def _texts(count: int, first: int = 0) -> dict[str, str]:
 
 
 def test_line_has_five_fields_and_the_summary_counts_them(answered) -> None:
-    """Catches a field that old readers do not know where nothing was asked for, and counts of other answers."""
+    """Catches a field that old readers do not know where nothing was requested, and counts of other answers."""
     lines, summary, notes = answered(_texts(40))
     assert {tuple(line) for line in lines.values()} == {("id", "text", "finish", "tokens", "token_ids")}
     tokens = [line["tokens"] for line in lines.values()]
@@ -91,7 +91,7 @@ def test_prompt_over_the_context_is_rejected_and_the_others_are_answered(answere
     assert alone["fits"] == lines["fits"]
 
 
-def test_shard_of_rejected_prompts_asks_no_engine(answered, model, tmp_path) -> None:
+def test_shard_of_rejected_prompts_calls_no_engine(answered, model, tmp_path) -> None:
     """Catches an engine that is started (or fails) for nothing."""
     shutil.copytree(model, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
     lines, summary, notes = answered({"one": "x" * 50}, tmp_path / "weightless", max_new_tokens=90)
@@ -190,7 +190,7 @@ def test_logps_stand_beside_the_tokens_with_the_models_digest(answered) -> None:
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message) -> None:
-    """Catches a profile that runs for hours before it is seen to ask for nothing."""
+    """Catches a profile that runs for hours before it is seen to request nothing."""
     with pytest.raises(ValidationError, match=message):
         Generate(**settings)
 
@@ -255,7 +255,7 @@ def test_allowed_answers_pass(chat) -> None:
     ],
 )
 def test_answer_that_cannot_be_is_refused_by_row_and_engine(chat, change, message) -> None:
-    """Catches an engine's fault that would be published, and found by training on it."""
+    """Catches an engine's fault that would be published, and noticed by training on it."""
     with pytest.raises(StageFailed, match=rf"row a: the test engine's answer .*{message}"):
         _checked(chat, replace(GOOD, **change))
 
@@ -280,7 +280,7 @@ def test_text_is_cut_at_the_first_stop_string_before_it_is_stripped(chat) -> Non
 
 
 def test_stop_string_that_begins_with_a_dropped_space_is_seen(model) -> None:
-    """Catches an answer that ended as asked and is refused, or keeps half of the stop string, because the tokenizer
+    """Catches an answer that ended as requested and is refused, or keeps half of the stop string, because the tokenizer
     drops the space before the first word (as Llama 2's does)."""
     chat = load_chat(model, CHAT)
     backend = chat.tokenizer.backend_tokenizer
@@ -292,7 +292,7 @@ def test_stop_string_that_begins_with_a_dropped_space_is_seen(model) -> None:
     assert text_and_finish(answer, chat, how) == ("", "stop")
 
 
-def test_limits_are_found_where_models_keep_them(tmp_path) -> None:
+def test_limits_are_read_where_models_keep_them(tmp_path) -> None:
     """Catches a long prompt that is not seen for a model whose config has another shape."""
     for config, result in (
         ({"max_position_embeddings": 64, "vocab_size": 9}, Limits(64, 9)),

@@ -25,7 +25,7 @@ from spin_core.sources.references import Ref, source
 from spin_core.stages import harness
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store
-from tests.stages.harness_world import ASKED, CHOICE, RUNTIME, WRITE, make_folder, rows_of, run_stage
+from tests.stages.harness_world import CHOICE, RUNTIME, TASKS, WRITE, make_folder, rows_of, run_stage
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def world(harness_world: Path) -> Path:
 
 
 def test_numbers_are_those_of_lm_eval_by_hand(world: Path) -> None:
-    """Catches a stage that asks with other shots, seeds, limits or precision than lm_eval does by itself, that reports
-    another metric than was asked for, and a row with another item's value."""
+    """Catches a stage that evaluates with other shots, seeds, limits or precision than lm_eval does by itself, that
+    reports another metric than was requested, and a row with another item's value."""
     results, hand = (
         json.loads((world / "out" / "results.json").read_text()),
         json.loads((world / "by_hand.json").read_text()),
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_lm_eval_by_hand(world: Path) -> None:
 
 
 def test_answers_are_the_models_own(world: Path) -> None:
-    """Catches agreement of two wrong numbers: half of the answers asked for are what transformers alone generates."""
+    """Catches agreement of two wrong numbers: half of the expected answers are what transformers alone generates."""
     line = json.loads((world / "out" / "results.json").read_text())["tasks"]["sums_write"]
     assert (line["value"], line["rows"], line["of"]) == (0.5, 12, 24)
     rows = [row for row in rows_of(world / "out") if row["task"] == "sums_write"]
@@ -71,13 +71,13 @@ def test_answers_are_the_models_own(world: Path) -> None:
 def test_another_run_gives_the_same_bytes_and_a_task_does_not_hang_on_its_neighbours(world: Path, tmp_path) -> None:
     """Catches a clock, path or order of a set in the files, and examples drawn from a generator that the task before
     has moved."""
-    run_stage(world, tmp_path / "again", ASKED)
+    run_stage(world, tmp_path / "again", TASKS)
     for name in ("results.json", "rows.jsonl", "samples/sums_choice.jsonl", "samples/sums_write.jsonl"):
         assert (tmp_path / "again" / name).read_bytes() == (world / "out" / name).read_bytes(), name
         assert str(world).encode() not in (tmp_path / "again" / name).read_bytes()
-    turned = run_stage(world, tmp_path / "turned", ASKED[::-1])
+    turned = run_stage(world, tmp_path / "turned", TASKS[::-1])
     assert turned["tasks"] == json.loads((world / "out" / "results.json").read_text())["tasks"]
-    other = run_stage(world, tmp_path / "other", ASKED[:1], seeds=[0, 1234, 1234, 7])
+    other = run_stage(world, tmp_path / "other", TASKS[:1], seeds=[0, 1234, 1234, 7])
     assert other["tasks"]["sums_choice"]["prompts_sha256"] != turned["tasks"]["sums_choice"]["prompts_sha256"]
 
 
@@ -99,7 +99,7 @@ def test_drawn_answers_do_not_hang_on_the_tasks_before(world: Path, tmp_path) ->
 def test_progress_counts_every_request(world: Path, tmp_path) -> None:
     """Catches a bar that stands still for the hours that a benchmark takes, or ends before its total."""
     events: list[dict] = []
-    run_stage(world, tmp_path / "out", ASKED, events=events)
+    run_stage(world, tmp_path / "out", TASKS, events=events)
     closed = {one["label"]: (one["done"], one["total"]) for one in events if one.get("closed")}
     assert closed == {"sums_choice": (96, 96), "sums_write": (12, 12)}
 
@@ -129,7 +129,7 @@ def _key(world: Path, folder: Path, tasks: list, **section) -> str:
     return key_of(Step(harness, "", config).payload(inputs | {"tasks": source(str(folder), "tasks", "", Path(), "")}))
 
 
-def test_key_moves_with_what_is_asked_and_only_with_that(world: Path, tmp_path) -> None:
+def test_key_moves_with_what_is_requested_and_only_with_that(world: Path, tmp_path) -> None:
     """Catches results of older data or task files served for new ones, and a benchmark of hours run again because a
     folder was moved, a bytecode file appeared, or the same thing is spelt in another way."""
     folder = Path(shutil.copytree(world / "tasks", tmp_path / "tasks"))
@@ -155,7 +155,7 @@ def test_key_moves_with_what_is_asked_and_only_with_that(world: Path, tmp_path) 
 def test_stage_runs_in_a_child_and_is_cached(world: Path, tmp_path) -> None:
     """Catches a stage that only works in a process that has lm_eval's state, and a folder that was read from where it
     is named, not from where it was hashed."""
-    store, config = Store(tmp_path / "store"), harness.Config(harness=harness.Harness(tasks=ASKED))
+    store, config = Store(tmp_path / "store"), harness.Config(harness=harness.Harness(tasks=TASKS))
     inputs = {
         "model": source(str(world / "model"), "model", "", Path(), ""),
         "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),
@@ -188,7 +188,7 @@ def grouped(world: Path) -> Path:
 
 
 @pytest.mark.parametrize(("mean", "weights"), [("items", (24, 5)), ("subtasks", (1, 1))])
-def test_group_is_the_mean_that_was_asked_for(world: Path, grouped: Path, tmp_path, mean, weights) -> None:
+def test_group_is_the_mean_that_was_requested(world: Path, grouped: Path, tmp_path, mean, weights) -> None:
     """Catches the leaderboard's MMLU weighed by size (or lm_eval's by subject), subtasks that are lost, and an average
     over subtasks in place of tasks."""
     results = run_stage(
@@ -271,10 +271,10 @@ def children() -> Iterator[Children]:
 @pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env")
 @pytest.mark.timeout(600)
 def test_vllm_back_end_gives_the_same_answers(world: Path, tmp_path, children: Children) -> None:
-    """Catches a back end that asks something else, or whose log-probs are of other tokens: the answers are the same,
-    the log-probs differ by rounding."""
+    """Catches a back end that evaluates something else, or whose log-probs are of other tokens: the answers are the
+    same, the log-probs differ by rounding."""
     store = Store(tmp_path / "store")
-    config = harness.Config(harness=harness.Harness(tasks=ASKED, backend="vllm"))
+    config = harness.Config(harness=harness.Harness(tasks=TASKS, backend="vllm"))
     inputs = {
         "model": source(str(world / "model"), "model", "", Path(), ""),
         "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),

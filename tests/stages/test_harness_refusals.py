@@ -58,8 +58,8 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_folder_that_asks_for_code_or_data_elsewhere_is_refused(world: Path, tmp_path, case) -> None:
-    """Catches code run because a data folder asked for it, and data that no key has; refused when it is hashed, before
+def test_folder_that_requests_code_or_data_elsewhere_is_refused(world: Path, tmp_path, case) -> None:
+    """Catches code run because a data folder requested it, and data that no key has; refused when it is hashed, before
     anything runs."""
     name, content, message = BAD_FILES[case]
     folder = _with(world, tmp_path, name, content)
@@ -116,7 +116,7 @@ def test_what_cannot_be_computed_is_one_sentence(world: Path, tmp_path, tasks, s
 
 
 @pytest.mark.parametrize("token", ["hf_" + "a1" * 17, "no-usual-token"])
-def test_what_others_raise_is_told_without_the_token(monkeypatch, token) -> None:
+def test_what_others_raise_is_reported_without_the_token(monkeypatch, token) -> None:
     """Catches a token in a log and in the run's state, because a client quotes the header that it sent."""
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(BadInput, match="lm_eval cannot run the task mine") as refused, calls._errors("mine"):

@@ -91,7 +91,7 @@ def test_shards_of_any_size_and_side_by_side_give_the_same_answers_from_one_engi
     """Catches draws that depend on what else is in the batch, answers given to another shard's rows, and a model that
     is loaded for each shard."""
     ids = list(PROMPTS)
-    whole = world.answers("vllm", ids)
+    together = world.answers("vllm", ids)
     shards = [ids[i : i + 7] for i in range(0, len(ids), 7)]
     records: list[Record] = []
     threads = [threading.Thread(target=lambda s=shard: records.append(world.record("vllm", s))) for shard in shards]
@@ -101,7 +101,7 @@ def test_shards_of_any_size_and_side_by_side_give_the_same_answers_from_one_engi
         thread.join()
     parts = [world.lines(record) for record in records]
     assert sum(map(len, parts)) == len(ids)
-    assert {id: line for part in parts for id, line in part.items()} == whole
+    assert {id: line for part in parts for id, line in part.items()} == together
     loads = [record.facts["summary"]["load_seconds"] for record in records]
     assert sum(seconds > 0 for seconds in loads) <= 1, "the second place may start its own engine, once"
     assert all(record.facts["summary"]["tokens_per_second"] > 0 for record in records)

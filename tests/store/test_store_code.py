@@ -109,7 +109,7 @@ def test_code_digest_golden_is_the_same_on_every_python(lab):
     assert code_digest("lab.stage", lab) == "f3de171211bc8950770614a82e7afa22eb7e56c059e0e14f014f1bf779a0ebbb"
 
 
-def test_code_digest_missing_or_broken_module_is_told(lab):
+def test_code_digest_missing_or_broken_module_is_named(lab):
     """Catches a bare traceback, and a digest of nothing."""
     with pytest.raises(StoreError, match=r"lab\.nothing"):
         code_digest("lab.nothing", lab)
@@ -128,7 +128,7 @@ def test_code_digest_of_a_real_stage_is_one_in_every_process():
 def test_code_digest_is_the_same_when_python_confuses_two_threads(monkeypatch):
     """Catches a cached run that fails because another thread makes a syntax tree at the same moment (CPython before
     3.11.8: SystemError, once in ten runs on a work pool), and one that tries for ever."""
-    whole = code_digest("spin_core.stages.gather")
+    digest = code_digest("spin_core.stages.gather")
     real, calls = ast.parse, []
 
     def confused(source):
@@ -139,7 +139,7 @@ def test_code_digest_is_the_same_when_python_confuses_two_threads(monkeypatch):
 
     monkeypatch.setattr(ast, "parse", confused)
     code._parsed.cache_clear()
-    assert code_digest("spin_core.stages.gather") == whole and len(calls) > 2
+    assert code_digest("spin_core.stages.gather") == digest and len(calls) > 2
     monkeypatch.setattr(ast, "parse", lambda source: confused(calls.clear()))
     code._parsed.cache_clear()
     with pytest.raises(SystemError):

@@ -50,12 +50,12 @@ def finetune(
         ),
     ],
 )
-def test_differences_are_told_most_telling_first(new, lines):
+def test_differences_are_listed_most_telling_first(new, lines):
     """Catches a person being shown the seed, or an input, where the version is the reason."""
     assert differences(finetune(), new) == lines
 
 
-def test_differences_values_that_look_alike_are_still_told():
+def test_differences_values_that_look_alike_are_still_listed():
     """Catches "0.1 → 0.1": long texts that differ behind the cut."""
     assert differences(finetune(loss="x" * 99 + "a"), finetune(loss="x" * 99 + "b")) == ["finetune.loss changed"]
     assert differences(finetune(seed=1), finetune(seed=1.0)) == ["seed: 1 → 1.0"]
@@ -78,14 +78,14 @@ def test_nearest_tie_is_broken_the_same_way_in_every_store(place):
         store = Store(place / str(i))
         for beta in betas:
             publish(store, finetune(beta=beta))
-        found = nearest(store, finetune())
-        assert found is not None
-        answers.add(found.key)
+        neighbour = nearest(store, finetune())
+        assert neighbour is not None
+        answers.add(neighbour.key)
     assert len(answers) == 1
 
 
 def test_explain_simple_cases(store):
-    """Catches telling "never ran" of what is cached, and the reverse."""
+    """Catches saying "never ran" of what is cached, and the reverse."""
     assert explain(store, finetune()) == "never ran before"
     publish(store, finetune())
     assert explain(store, finetune()) == "cached"
@@ -118,16 +118,16 @@ def test_explain_changed_input_is_followed_to_the_setting_that_changed_it(store)
     """Catches stopping at "an input changed": the cause is two steps up."""
     old, new = chain(store, "one"), chain(store, "two", temperature=0.7)
     publish(store, finetune(pairs=[old.digest]))
-    asked = finetune(pairs=[new.digest])
-    assert explain(store, asked) == "input pairs changed because generate.temperature: 1.0 → 0.7"
+    request = finetune(pairs=[new.digest])
+    assert explain(store, request) == "input pairs changed because generate.temperature: 1.0 → 0.7"
 
 
 def test_explain_changed_input_from_outside_names_the_last_known_step(store):
     """Catches a traceback, or a cause made up, where no record made the input."""
     old, new = chain(store, "one"), chain(store, "two", rows="d" * 64)
     publish(store, finetune(pairs=[old.digest]))
-    said = explain(store, finetune(pairs=[new.digest]))
-    assert said == "input pairs changed because input prompts changed"
+    explanation = explain(store, finetune(pairs=[new.digest]))
+    assert explanation == "input pairs changed because input prompts changed"
 
 
 def test_explain_shards_that_stayed_are_no_cause(store):
@@ -148,8 +148,8 @@ def test_explain_nearer_cause_wins_over_a_farther_one(store):
     """Catches running past the step that changed by itself."""
     old, new = chain(store, "one"), chain(store, "two", gather_version=2, temperature=0.5)
     publish(store, finetune(pairs=[old.digest]))
-    said = explain(store, finetune(pairs=[new.digest]))
-    assert said == "input pairs changed because version of gather: 1 → 2"
+    explanation = explain(store, finetune(pairs=[new.digest]))
+    assert explanation == "input pairs changed because version of gather: 1 → 2"
 
 
 def test_explain_own_setting_wins_over_a_changed_input(store):

@@ -31,7 +31,7 @@ def abandoned_tree(place: Path) -> Path:
     return next(path for path in (place / "spinloop-store-v1/tmp").iterdir() if path.is_dir())
 
 
-def test_verify_whole_store_has_no_problems(store):
+def test_verify_intact_store_has_no_problems(store):
     """Catches false alarms, for evidence and run views too."""
     record = publish(store)
     publish(store, files={"other": b"1"})
@@ -171,7 +171,7 @@ def test_gc_keep_runs_counts_a_run_that_was_shown_again_as_the_last(store):
     assert [record.digest for record in store.records()] == [first.digest]
 
 
-def test_gc_killed_at_any_operation_leaves_a_whole_store():
+def test_gc_killed_at_any_operation_leaves_an_intact_store():
     """Catches removing a tree before its record, or piece by piece under its name."""
 
     def build(place: Path) -> Store:

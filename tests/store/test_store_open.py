@@ -39,7 +39,7 @@ def test_read_only_store_without_its_empty_folders_still_hits(store, place):
     assert_right(Store(place).lookup("finetune", KEY))
 
 
-def test_read_only_store_miss_is_told_before_computing(store, place):
+def test_read_only_store_miss_is_reported_before_computing(store, place):
     """Catches hours of work whose output has nowhere to go."""
     fs.hook = refuse_writes
     for act in (Store(place).check_writable, Store(place).new_tree, lambda: Store(place).scratch("finetune", KEY)):
@@ -47,7 +47,7 @@ def test_read_only_store_miss_is_told_before_computing(store, place):
             act()
 
 
-def test_read_only_store_damaged_tree_is_a_miss_that_is_told(store, place):
+def test_read_only_store_damaged_tree_is_a_miss_that_is_reported(store, place):
     """Catches failing on, or serving, what cannot be moved to quarantine."""
     record = publish(store)
     battery.overwrite(record.path / "config.json", b"bad")
@@ -71,14 +71,14 @@ def test_store_of_another_format_is_refused(place):
     assert not (place / "spinloop-store-v1").exists()
 
 
-def test_store_absent_and_not_to_be_made_is_told(place):
+def test_store_absent_and_not_to_be_made_is_reported(place):
     """Catches `spinloop store ls` in the wrong folder making an empty store there."""
     with pytest.raises(StoreError, match="no spinloop store here"):
         Store(place, create=False)
     assert list(place.iterdir()) == []
 
 
-def test_store_path_that_is_a_file_is_told(place):
+def test_store_path_that_is_a_file_is_reported(place):
     """Catches a bare NotADirectoryError."""
     (place / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="file"):
@@ -94,7 +94,7 @@ def test_store_folder_replaced_by_a_link_is_refused(store, place, name):
         Store(place)
 
 
-def test_store_whole_life_without_root(place):
+def test_store_full_life_without_root(place):
     """Catches what only root may do: renaming or removing read-only folders."""
     place.chmod(0o777)
 

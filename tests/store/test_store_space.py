@@ -145,17 +145,17 @@ def test_usage_counts_shared_files_once_and_says_what_only_a_run_has(store):
     store.link_run("one", {"01": rows.digest, "02": first.digest})
     store.link_run("two", {"01": rows.digest, "02": second.digest, "best": second.digest})
     (store.scratch("finetune", second.key) / "checkpoint").write_bytes(b"c" * 77)
-    found = usage(store)
+    used = usage(store)
     models = 2 * 5000 + len(TOKENIZER)
-    assert [(line.name, line.count, line.bytes) for line in found.stages] == [
+    assert [(line.name, line.count, line.bytes) for line in used.stages] == [
         ("finetune", 2, models),
         ("reformat", 1, 100),
     ]
-    assert [(line.name, line.count) for line in found.runs] == [("one", 2), ("two", 2)]
-    assert sum(line.bytes for line in found.runs) == models + 200
-    assert [line.bytes - line.only for line in found.runs] == [100, 100]
-    assert [(line.name, line.bytes) for line in found.other] == [("scratch", 77)]
-    assert found.total == models + 100 + 77
+    assert [(line.name, line.count) for line in used.runs] == [("one", 2), ("two", 2)]
+    assert sum(line.bytes for line in used.runs) == models + 200
+    assert [line.bytes - line.only for line in used.runs] == [100, 100]
+    assert [(line.name, line.bytes) for line in used.other] == [("scratch", 77)]
+    assert used.total == models + 100 + 77
     alone = usage(store, "one")
     assert [(line.name, line.count) for line in alone.stages] == [("finetune", 1), ("reformat", 1)]
     assert [line.name for line in alone.runs] == ["one"] and alone.other == []
@@ -220,7 +220,7 @@ def test_gc_frees_a_shared_file_with_its_last_output_only(store):
     assert not second.path.exists() and store.lookup("finetune", first.key) == first
 
 
-def test_gc_takes_the_quarantine_only_when_asked(store):
+def test_gc_takes_the_quarantine_only_on_request(store):
     """Catches evidence that vanishes by itself, and 14 GB of it that stay for ever."""
     record = model(store, "1", b"1")
     battery.overwrite(record.path / "model.safetensors", b"bad")

@@ -22,9 +22,9 @@ from tests.faults.store.battery import FACTS, FILES, KEY, PAYLOAD, assert_right,
 def test_publish_then_lookup_in_another_store_object_returns_the_same_record(store, place):
     """Catches a record that does not survive being written."""
     record = publish(store)
-    found = Store(place).lookup("finetune", KEY)
-    assert found == record
-    assert_right(found)
+    cached = Store(place).lookup("finetune", KEY)
+    assert cached == record
+    assert_right(cached)
     assert (record.stage, record.key, record.payload, record.facts) == ("finetune", KEY, PAYLOAD, FACTS)
     assert record.path == store.tree(record.digest)
     assert [entry["path"] for entry in record.files] == sorted(FILES)

@@ -10,7 +10,7 @@ from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.modeling.chat import Chat, paper_prompt, reference_texts
 
-ASK = [{"role": "user", "content": "Tell me something about the orchard."}]
+QUESTION = [{"role": "user", "content": "Tell me something about the orchard."}]
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -81,20 +81,20 @@ def test_paper_generation_golden_run_gives_the_reference_tokens_and_texts(golden
 def test_encode_any_template_prompt_and_answer_spell_the_rendered_conversation(tokenizer, template, name):
     """Catches: an answer with the newline behind its end of turn, without its end, or with a second one."""
     chat = chat_for(tokenizer, template(name))
-    whole = [*ASK, {"role": "assistant", "content": "Owls hunt at night."}]
-    rendered = tokenizer.apply_chat_template(whole, tokenize=False)
-    ids = chat.encode_prompt(ASK) + chat.encode_answer(ASK, "Owls hunt at night.")
+    dialogue = [*QUESTION, {"role": "assistant", "content": "Owls hunt at night."}]
+    rendered = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    ids = chat.encode_prompt(QUESTION) + chat.encode_answer(QUESTION, "Owls hunt at night.")
     assert tokenizer.decode(ids) == rendered.rstrip("\n")
     assert ids[-1] in chat.end_ids
-    assert sum(i in chat.end_ids for i in chat.encode_answer(ASK, "Owls hunt at night.")) == 1
+    assert sum(i in chat.end_ids for i in chat.encode_answer(QUESTION, "Owls hunt at night.")) == 1
 
 
 @pytest.mark.parametrize("name", ["zephyr", "chatml", "llama3"])
 def test_encode_answer_truncated_has_no_end_and_is_otherwise_equal(tokenizer, template, name):
     """Catches: teaching a model that an answer which was cut had ended there."""
     chat = chat_for(tokenizer, template(name))
-    finished = chat.encode_answer(ASK, "Owls hunt at")
-    assert chat.encode_answer(ASK, "Owls hunt at", finished=False) == finished[:-1]
+    finished = chat.encode_answer(QUESTION, "Owls hunt at")
+    assert chat.encode_answer(QUESTION, "Owls hunt at", finished=False) == finished[:-1]
 
 
 @pytest.mark.parametrize("name", ["zephyr", "chatml", "llama3"])
@@ -103,19 +103,19 @@ def test_clean_after_encode_answer_gives_the_text_back(tokenizer, template, name
     """Catches: a clean that leaves the end-of-turn marker, or that cuts text on the right."""
     chat = chat_for(tokenizer, template(name))
     padding = [tokenizer.pad_token_id] * 3
-    assert chat.clean(chat.encode_answer(ASK, text) + padding) == text
+    assert chat.clean(chat.encode_answer(QUESTION, text) + padding) == text
 
 
 def test_clean_answer_strips_on_the_left_only(tokenizer):
     """Catches: an answer whose last newline is lost, which the reference keeps."""
     chat = chat_for(tokenizer)
-    assert chat.clean(chat.encode_answer(ASK, " \n Yes. \n")) == "Yes. \n"
+    assert chat.clean(chat.encode_answer(QUESTION, " \n Yes. \n")) == "Yes. \n"
 
 
 def test_clean_answer_drops_what_follows_its_end(tokenizer, template):
     """Catches: text after the end of turn leaking into the answer (a batch goes on until its longest row ends)."""
     chat = chat_for(tokenizer, template("chatml"))
-    ids = chat.encode_answer(ASK, "One.") + tokenizer("Two.", add_special_tokens=False)["input_ids"]
+    ids = chat.encode_answer(QUESTION, "One.") + tokenizer("Two.", add_special_tokens=False)["input_ids"]
     assert chat.clean(ids) == "One."
 
 
@@ -124,14 +124,14 @@ def test_encode_answer_template_without_end_appends_eos(tokenizer):
     source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     source += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     chat = chat_for(tokenizer, source)
-    assert chat.encode_answer(ASK, "Yes.")[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(chat.encode_answer(ASK, "Yes.")) == "Yes.</s>"
+    assert chat.encode_answer(QUESTION, "Yes.")[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(chat.encode_answer(QUESTION, "Yes.")) == "Yes.</s>"
 
 
 def test_encode_prompt_too_long_keeps_its_last_tokens(tokenizer):
     """Catches: cutting the end of a long prompt, that is the question and the answer's header."""
-    full = chat_for(tokenizer).encode_prompt(ASK)
-    assert chat_for(tokenizer, max_prompt_length=5).encode_prompt(ASK) == full[-5:]
+    full = chat_for(tokenizer).encode_prompt(QUESTION)
+    assert chat_for(tokenizer, max_prompt_length=5).encode_prompt(QUESTION) == full[-5:]
 
 
 def test_end_ids_hold_eos_end_of_turn_and_generation_config(tokenizer, template):
@@ -144,11 +144,11 @@ def test_end_ids_hold_eos_end_of_turn_and_generation_config(tokenizer, template)
 def test_prompt_template_that_writes_the_date_is_the_same_every_day(tokenizer):
     """Catches: answers and log-probs that change at midnight (Llama 3.2's template prints today)."""
     chat = chat_for(tokenizer, "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    assert chat.prompt(ASK).startswith("26 Jul 2024")
+    assert chat.prompt(QUESTION).startswith("26 Jul 2024")
 
 
 @pytest.mark.parametrize("name", ["zephyr", "chatml", "llama3"])
-@pytest.mark.parametrize("turns", [ASK, [{"role": "system", "content": "Be kind."}, *ASK]])
+@pytest.mark.parametrize("turns", [QUESTION, [{"role": "system", "content": "Be kind."}, *QUESTION]])
 def test_preflight_usable_template_passes(tokenizer, template, name, turns):
     """Catches: a check so strict that ordinary models are refused."""
     chat_for(tokenizer, template(name)).preflight(turns)
@@ -176,23 +176,23 @@ def test_preflight_unusable_template_is_one_sentence_naming_the_model(tokenizer,
     """Catches: scoring something else than what was sampled, without a word; or a jinja traceback."""
     source, message = BAD_TEMPLATES[case]
     with pytest.raises(BadInput, match=message) as raised:
-        chat_for(tokenizer, source).preflight(ASK)
+        chat_for(tokenizer, source).preflight(QUESTION)
     assert "org/model" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_preflight_template_that_refuses_system_says_what_to_do(tokenizer):
     """Catches: silently dropping the system turn, or an error that names no remedy."""
     chat = chat_for(tokenizer, GEMMA)
-    chat.preflight(ASK)
+    chat.preflight(QUESTION)
     with pytest.raises(BadInput, match=r"System role not supported.*head of the user's"):
-        chat.preflight([{"role": "system", "content": "Be kind."}, *ASK])
+        chat.preflight([{"role": "system", "content": "Be kind."}, *QUESTION])
 
 
 def test_generation_prompt_paper_mode_refuses_what_it_has_no_place_for(tokenizer):
-    """Catches: the reference's defect of asking the system text instead of the user's."""
+    """Catches: the reference's defect of encoding the system text instead of the user's."""
     chat = chat_for(tokenizer, template="paper")
     with pytest.raises(BadInput, match="one user turn only"):
-        chat.preflight([{"role": "system", "content": "Be kind."}, *ASK])
+        chat.preflight([{"role": "system", "content": "Be kind."}, *QUESTION])
 
 
 def test_import_of_text_modules_loads_no_heavy_library():

@@ -38,8 +38,8 @@ def test_examples_known_conventions_give_the_same_row(fields):
 def test_examples_mapped_columns_give_system_prompt_input_and_answer():
     """Catches: mapping ignored, or the system text merged into the user's turn."""
     columns = {"prompt": "ask", "input": "data", "answer": "reply", "system": "rules"}
-    [found] = examples({"ask": "q", "data": "d", "reply": "a", "rules": "r", "messages": []}, columns, "first")
-    assert found == Example([{"role": "system", "content": "r"}, {"role": "user", "content": "q\n\nd"}], "a")
+    [result] = examples({"ask": "q", "data": "d", "reply": "a", "rules": "r", "messages": []}, columns, "first")
+    assert result == Example([{"role": "system", "content": "r"}, {"role": "user", "content": "q\n\nd"}], "a")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_examples_mapped_columns_give_system_prompt_input_and_answer():
 )
 def test_examples_turns_choose_the_answers_and_keep_the_history(turns, expected):
     """Catches: the reference's taking messages[0] and [1] whatever their roles, and dropping later turns."""
-    found = examples({"messages": [S, U, A, U, A]}, {}, turns)
-    assert [example.prompt for example in found if isinstance(example, Example)] == expected
+    result = examples({"messages": [S, U, A, U, A]}, {}, turns)
+    assert [example.prompt for example in result if isinstance(example, Example)] == expected
 
 
 REJECTED: dict[str, Any] = {
@@ -92,9 +92,9 @@ REJECTED: dict[str, Any] = {
 @pytest.mark.parametrize("reason, fields", [(reason, f) for reason, cases in REJECTED.items() for f in cases])
 def test_examples_unusable_record_is_rejected_with_the_reason(reason, fields):
     """Catches: a row made of the wrong turns, an exception for one bad row, or a reason that misleads."""
-    [found] = examples(fields, {}, "first")
-    assert isinstance(found, Reject) and found.reason == reason
-    found.detail.encode()
+    [result] = examples(fields, {}, "first")
+    assert isinstance(result, Reject) and result.reason == reason
+    result.detail.encode()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from spin_core.analysis import figures
+from spin_core.analysis.results import read_model
+from spin_core.analysis.summary import model_row
 from spin_core.config.gather import Gather
 from spin_core.data.rows import FILES, read_pairs, read_rows
 from spin_core.errors import StageFailed
 from spin_core.job import Job
+from spin_core.report.tables import TITLES, figure_cells
 from spin_core.stages import gather, reformat
 from spin_core.stages.gather import Config
 
@@ -101,7 +103,7 @@ def test_run_damaged_shard_names_file_and_line(job, rows, answers, line):
         gathered(job, rows, trees)
 
 
-def test_run_truncated_answers_are_kept_or_dropped_as_told(job, rows, answers):
+def test_run_truncated_answers_are_kept_or_dropped_as_configured(job, rows, answers):
     """Catches: `drop` that keeps cut answers, `keep` that forgets that they were cut, or figures of the wrong set."""
     cut = {read_rows(rows / FILES["train"])[i].id for i in (0, 3, 4)}
     trees = answers(lambda a: {**a, "finish": "length"} if a["id"] in cut else a)
@@ -170,8 +172,8 @@ def test_run_rejected_rows_are_shown_in_the_report(job, rows, answers):
     plain, _ = gathered(job, rows, answers(), "plain")
     shown = []
     for tree in (out, plain):
-        line = figures.table_row(figures.read_model("θ_1", "iteration", 0, None, None, tree), None)
-        shown.append((line["pairs"].get("rejected"), figures.cells(line)[-1]))
+        row = model_row(read_model("θ_1", "iteration", 0, None, None, tree), None)
+        shown.append((row["pairs"].get("rejected"), (TITLES[-1], *figure_cells(row)[-1])))
     assert shown == [(1, ("empty", "0.0 %", "1 rejected")), (None, ("empty", "0.0 %", ""))]
 
 

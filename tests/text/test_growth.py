@@ -54,7 +54,7 @@ def test_write_table_from_disk_has_the_bytes_of_one_from_memory(tmp_path, count)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "memory"]
 
 
-def test_write_table_more_text_than_one_array_numbers_is_whole(tmp_path, monkeypatch):
+def test_write_table_more_text_than_one_array_numbers_is_complete(tmp_path, monkeypatch):
     """Catches: offsets that wrap behind 2 GiB of text, or rows lost where the next array begins."""
     made = made_up(3000)
     monkeypatch.setattr(table_file, "MOST", 300_000)
@@ -68,10 +68,10 @@ def test_sorter_with_runs_on_disk_gives_sorted_records_twice(tmp_path):
     where one of code points is meant."""
     draw = random.Random(5)
     records = [[draw.choice("aé\ud800\uffff😀") * draw.randint(0, 3), draw.randint(-99, 99), n] for n in range(500)]
-    found = Sorter(tmp_path, held=20_000)
+    sorter = Sorter(tmp_path, held=20_000)
     for record in records:
-        found.add(record, len(record[0]))
-    assert list(found) == sorted(records) == list(found)
+        sorter.add(record, len(record[0]))
+    assert list(sorter) == sorted(records) == list(sorter)
 
 
 @pytest.mark.parametrize("settings", [{}, {"limit": 400, "test_limit": 9, "turns": "all"}, {"frac_len": 250}])

@@ -31,10 +31,10 @@ REPOS = {
 class Hub(BaseHTTPRequestHandler):
     """`/api/{kind}/{repo}[/revision/{rev} or /tree/{commit}]` and `[/datasets]/{repo}/resolve/{commit}/{file}`."""
 
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self):
-        Hub.asked.append(f"{self.command} {self.path}")
+        Hub.requests.append(f"{self.command} {self.path}")
         path = self.path.split("?")[0].strip("/")
         if path.startswith("api/"):
             repo, _, revision = path.removeprefix("api/").replace("/tree/", "/revision/").partition("/revision/")
@@ -46,8 +46,8 @@ class Hub(BaseHTTPRequestHandler):
                 files = [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in REPOS[repo].items()]
                 return self.reply(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
             names = [{"rfilename": name} for name in REPOS[repo]]
-            found = {"id": repo.partition("/")[2], "sha": COMMIT, "siblings": names, "private": False, "tags": []}
-            return self.reply(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+            answer = {"id": repo.partition("/")[2], "sha": COMMIT, "siblings": names, "private": False, "tags": []}
+            return self.reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
         repo, _, rest = path.partition("/resolve/")
         data = REPOS[repo if repo.startswith("datasets/") else f"models/{repo}"][rest.partition("/")[2]]
         self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
@@ -68,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def resolve(tmp_path):
-    """Runs `sources.resolve` in a process whose hub is the one on loopback; gives (result or error, what was asked)."""
+    """Runs `sources.resolve` in a process whose hub is the one on loopback; gives (result or error, the requests)."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
@@ -80,14 +80,14 @@ def resolve(tmp_path):
     )
 
     def run(path, kind, revision="", split="", endpoint=f"http://127.0.0.1:{server.server_port}"):
-        Hub.asked.clear()
+        Hub.requests.clear()
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
         env = {**os.environ, **quiet, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
         command = [sys.executable, "-c", code, path, kind, revision, split]
         root = Path(__file__).resolve().parents[2]
         ran = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root, timeout=100)
         assert ran.returncode == 0, ran.stderr
-        return json.loads(ran.stdout), list(Hub.asked)
+        return json.loads(ran.stdout), list(Hub.requests)
 
     yield run
     server.shutdown()
@@ -96,18 +96,18 @@ def resolve(tmp_path):
 
 def test_resolve_hub_model_pins_the_commit_and_fetches_what_it_uses(resolve):
     """Catches: a branch name in place of the commit, and fetching every format that a repository holds."""
-    (digest, path, label, revision), asked = resolve("acme/good", "model")
+    (digest, path, label, revision), requests = resolve("acme/good", "model")
     assert (label, revision) == ("acme/good@01234567", COMMIT)
     assert sorted(p.name for p in Path(path).iterdir()) == ["config.json", "model.safetensors"]
-    assert not [line for line in asked if "resolve" in line and COMMIT not in line]
+    assert not [line for line in requests if "resolve" in line and COMMIT not in line]
     assert resolve("acme/good", "model", "main")[0][0] == digest
 
 
 def test_resolve_hub_dataset_fetches_the_split_only(resolve):
     """Catches: test rows among the training rows, and a digest that does not follow the content."""
-    (digest, path, _, _), asked = resolve("acme/rows", "dataset", split="train")
+    (digest, path, _, _), requests = resolve("acme/rows", "dataset", split="train")
     assert [p.name for p in Path(path).rglob("*.jsonl")] == ["train-00000-of-00001.jsonl"]
-    assert not [line for line in asked if "test-0" in line]
+    assert not [line for line in requests if "test-0" in line]
     (other, _, _, _), _ = resolve("acme/rows", "dataset", split="test")
     assert other != digest
     assert resolve("acme/rows", "dataset", split="train")[0][0] == digest, "with the test file beside it"
@@ -134,12 +134,14 @@ def test_resolve_hub_dataset_configuration_must_be_named(resolve):
 )
 def test_resolve_hub_unusable_is_one_sentence_and_fetches_no_weights(resolve, path, kind, revision, message):
     """Catches: downloading gigabytes to refuse them, or the client's traceback."""
-    found, asked = resolve(path, kind, revision, "validation")
-    assert isinstance(found, str) and message in found and "\n" not in found
-    assert not [line for line in asked if line.endswith((".safetensors", ".bin"))]
+    result, requests = resolve(path, kind, revision, "validation")
+    assert isinstance(result, str) and message in result and "\n" not in result
+    assert not [line for line in requests if line.endswith((".safetensors", ".bin"))]
 
 
 def test_resolve_hub_out_of_reach_is_one_sentence(resolve):
     """Catches: a connection traceback where there is no network."""
-    found, _ = resolve("acme/good", "model", endpoint="http://127.0.0.1:9")
-    assert isinstance(found, str) and "the hub cannot be read" in found and "local copy" in found and "\n" not in found
+    result, _ = resolve("acme/good", "model", endpoint="http://127.0.0.1:9")
+    assert (
+        isinstance(result, str) and "the hub cannot be read" in result and "local copy" in result and "\n" not in result
+    )

@@ -157,14 +157,14 @@ def test_read_missing_path_and_folder_without_data_are_bad_input(tmp_path):
 )
 @pytest.mark.parametrize("form", ["{}\n%s\n{}\n", "[{},\n%s,\n{}]"])
 def test_read_unusable_object_is_a_reject_and_its_neighbours_are_not(tmp_path, line, reason, form):
-    """Catches: the last of two keys winning silently, NaN as a number, or one bad row spoiling a whole array."""
+    """Catches: the last of two keys winning silently, NaN as a number, or one bad row spoiling a full array."""
     path = tmp_path / ("a.jsonl" if form.startswith("{") else "a.json")
     path.write_text(form % line)
     assert [record.reject for record in read(path)] == ["", reason, ""]
 
 
 def test_read_jsonl_endless_line_is_refused_without_reading_it(tmp_path):
-    """Catches: a file read whole before its first row, and a line without an end that fills the memory (32 GB here)."""
+    """Catches: a file read in full before its first row, and an endless line that fills the memory (32 GB here)."""
     with (tmp_path / "a.jsonl").open("wb") as file:
         file.write(b'{"a": 1}\n')
         file.truncate(32 << 30)
@@ -175,7 +175,7 @@ def test_read_jsonl_endless_line_is_refused_without_reading_it(tmp_path):
 
 
 def test_read_parquet_large_rows_stay_within_memory(tmp_path):
-    """Catches: decoding a whole parquet file at once: 125 rows of 3 MB, of which no two are the same."""
+    """Catches: decoding a full parquet file at once: 125 rows of 3 MB, of which no two are the same."""
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("question", pa.string())])) as writer:
         for batch in range(25):
             writer.write_batch(pa.record_batch({"question": [f"{batch} {row} " + "x" * 3_000_000 for row in range(5)]}))

@@ -69,8 +69,8 @@ def test_run_golden_sft_set_gives_the_reference_record(job, golden, jsonl):
     out, _ = reformatted(job, "a", train, test)
 
     def records(split):
-        found = pq.read_table(out / FILES[split]).to_pylist()
-        return sorted(({"real": r["real"], "generated": r["generated"]} for r in found), key=json.dumps)
+        table = pq.read_table(out / FILES[split]).to_pylist()
+        return sorted(({"real": r["real"], "generated": r["generated"]} for r in table), key=json.dumps)
 
     def plain(rows):
         return sorted(({"real": r["real"], "generated": r["generated"]} for r in rows), key=json.dumps)
@@ -204,7 +204,7 @@ def test_run_rejects_are_listed_with_place_and_counted(job, jsonl):
 
 
 def test_run_edited_answer_leaves_every_shard_as_it_was(job, jsonl):
-    """Catches: answers in the shards, so that correcting one regenerates its whole shard."""
+    """Catches: answers in the shards, so that correcting one regenerates its full shard."""
     rows = rows_of(100)
     first, _ = reformatted(job, "a", jsonl(rows, "a.jsonl"), shard_rows=16)
     rows[50]["answer"] = "Fifty-one."

@@ -65,7 +65,7 @@ def test_prompt_id_is_the_documented_hash():
 
 
 @pytest.mark.parametrize(
-    "table, said",
+    "table, message",
     [
         (pa.table({"a": [1]}), "needs the columns real and generated, and has a"),
         (pa.table({"real": [None], "generated": [None]}), "row 1: real must be a list"),
@@ -73,10 +73,10 @@ def test_prompt_id_is_the_documented_hash():
         (pa.table({"real": [[{"role": "user", "content": "q"}]], "generated": [[]]}), "row 1: real must be a list"),
     ],
 )
-def test_read_pairs_wrong_record_names_file_and_row(tmp_path, table, said):
+def test_read_pairs_wrong_record_names_file_and_row(tmp_path, table, message):
     """Catches: a KeyError deep in training for a parquet file of another kind."""
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match=said) as raised:
+    with pytest.raises(BadInput, match=message) as raised:
         read_pairs(tmp_path / "a.parquet")
     assert str(tmp_path) in str(raised.value)
 

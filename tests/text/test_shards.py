@@ -46,7 +46,7 @@ def test_cut_shards_few_edits_change_few_shards(seed, edits, removing):
 
 
 def test_cut_shards_one_edit_seldom_changes_a_second_shard():
-    """Catches: a cut at the maximum where no hash asks for one: its follower moves too (1.29 shards an edit, not
+    """Catches: a cut at the maximum where no hash demands one: its follower moves too (1.29 shards an edit, not
     1.01)."""
     draw, changed = random.Random(1), []
     for _ in range(8):
@@ -62,7 +62,7 @@ def test_cut_shards_one_edit_seldom_changes_a_second_shard():
 @settings(max_examples=200, deadline=None)
 @given(IDS, st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=5), st.data(), st.integers(1, 40))
 def test_cut_shards_every_changed_stretch_has_an_edit_in_it(ids, added, data, aim):
-    """Catches: a cut that depends on anything far away: the number of ids, or a position in the whole list."""
+    """Catches: a cut that depends on anything far away: the number of ids, or a position in the full list."""
     removed = data.draw(st.sets(st.sampled_from(ids), max_size=5)) if ids else set()
     edits = sorted(added ^ removed)
     before = {tuple(shard) for shard in cut(ids, aim, str)}

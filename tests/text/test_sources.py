@@ -1,4 +1,4 @@
-"""Sources: content decides the digest, local wins over hub, and what would run code or is not whole is refused."""
+"""Sources: content decides the digest, local wins over hub, and what would run code or is not complete is refused."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_resolve_relative_path_starts_from_the_profile_then_from_here(tmp_path, 
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "./none", "/none", "~/none", "none/", "", "a b/c", "builtin:tasks"])
-def test_resolve_path_that_can_only_be_local_never_asks_the_hub(path, tmp_path, monkeypatch):
+def test_resolve_path_that_can_only_be_local_never_calls_the_hub(path, tmp_path, monkeypatch):
     """Catches: a misspelt file name that is sent to the hub and fails there with its own words."""
     monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("it went to the network"))
     with pytest.raises(BadInput, match=r"no such file or folder|path is empty"):

@@ -21,7 +21,7 @@ PAD = 3
 
 
 def tiny_llama(dtype: torch.dtype = torch.float64, attention: str = "eager", **changes: Any) -> PreTrainedModel:
-    """Two layers, grouped-query attention, weights so large that a wrong mask or position moves whole nats.
+    """Two layers, grouped-query attention, weights so large that a wrong mask or position moves several nats.
 
     Its norms keep float64; Llama's own compute in float32, and rounding there hides what a float64 test is for.
     """
@@ -102,7 +102,7 @@ def gradients(model: PreTrainedModel, logps: Tensor) -> dict[str, Tensor]:
 
 
 def apart(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest difference of one parameter's gradient by norm, over the norm of the whole expected gradient."""
-    whole = torch.stack([grad.norm() for grad in expected.values()]).norm()
+    """The largest difference of one parameter's gradient by norm, over the norm of the full expected gradient."""
+    full = torch.stack([grad.norm() for grad in expected.values()]).norm()
     most = max(float((result[name] - expected[name]).norm()) for name in expected)
-    return most / max(float(whole), 1e-30) if most else 0.0
+    return most / max(float(full), 1e-30) if most else 0.0

@@ -107,18 +107,18 @@ def test_accuracy_of_one_alarms_in_the_third_window_in_a_row() -> None:
     assert not alarms([{**line, "rewards/accuracies": 0.97} for line in lines], 100)
 
 
-def test_watch_says_what_the_whole_history_says_and_once() -> None:
+def test_watch_gives_what_the_full_history_gives_and_once() -> None:
     """Catches alarms that look ahead or change with later steps, and a note at every step after the first."""
     lines = history(100, lambda part: -part, lambda part: -4 * part, accuracy=1.0)
-    whole = alarms(lines, 100)
-    assert len(whole) == 2
+    complete = alarms(lines, 100)
+    assert len(complete) == 2
     message: list[tuple[int, str]] = []
     now = 0
     look = watch(100, lambda text: message.append((now, text)))
     for now in range(1, 101):
         look(lines[:now])
-        assert alarms(lines[:now], 100) == [alarm for alarm in whole if alarm["step"] <= now]
-    assert message == [(alarm["step"], alarm["text"]) for alarm in whole]
+        assert alarms(lines[:now], 100) == [alarm for alarm in complete if alarm["step"] <= now]
+    assert message == [(alarm["step"], alarm["text"]) for alarm in complete]
 
 
 class Stopped(Exception):
@@ -126,17 +126,17 @@ class Stopped(Exception):
 
 
 def test_finetune_says_and_keeps_its_alarms_also_when_resumed(tmp_path, theta) -> None:
-    """Catches a finetune that tells nobody, an alarm without its own history after a resume, and one that is lost
+    """Catches a finetune that raises no alarm, an alarm without its own history after a resume, and one that is lost
     with the process that gave it: the run that goes on says it again."""
     config = finetune_config(schedule_epochs=40.0, lr=3e-3)
     tree = pairs_tree(tmp_path / "pairs", made_up_pairs(4), [])
     inputs = {"model": theta, "pairs": [tree], "logps": [scored(tmp_path / "score", theta, tree, config)]}
     events: list[dict] = []
-    summary = finetune.run(inputs, config, job_at(tmp_path / "whole", DIGESTS, events))
+    summary = finetune.run(inputs, config, job_at(tmp_path / "full", DIGESTS, events))
     result = summary["alarms"]
     assert result
     assert [event["note"] for event in events if "note" in event] == [alarm["text"] for alarm in result]
-    assert result == alarms(metrics_of(tmp_path / "whole" / "out"), 40)
+    assert result == alarms(metrics_of(tmp_path / "full" / "out"), 40)
     place = next(n for n, event in enumerate(events) if "note" in event)
     assert events[place - 1]["done"] == result[0]["step"], "as soon as it is known"
 

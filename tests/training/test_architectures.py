@@ -114,7 +114,7 @@ def eager(path: Path) -> PreTrainedModel:
 def test_policy_architecture_gives_its_own_logps_packed_or_padded(saved, name) -> None:
     """Catches a common architecture that has quietly lost packing, one that is packed and must not be (attention that
     looks back over a window, state that runs on from answer to answer, sinks), a scale or soft-cap left out, and a
-    fall-back that nobody is told of."""
+    fall-back that no message names."""
     notes: list[str] = []
     model = load_model(saved, "cpu", train=True)
     policy = make_policy(model, 3, "float32", LENGTH, Runtime(device="cpu"), notes.append)

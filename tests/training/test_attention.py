@@ -34,7 +34,7 @@ def states_of(layout: Layout, dtype: torch.dtype = torch.float64, device: str = 
 
 
 def dense(layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The definition: one mask over the whole packed sequence, [1, T, H, D]."""
+    """The definition: one mask over the full packed sequence, [1, T, H, D]."""
     group, branch = torch.from_numpy(layout.group), torch.from_numpy(layout.branch)
     seen = (group[:, None] == group[None]) & ((branch[None] == 0) | (branch[:, None] == branch[None]))
     seen = seen.tril()

@@ -29,14 +29,14 @@ def test_encode_answer_prompt_is_the_prompt_that_was_sampled_from(chat) -> None:
 
 def test_encode_answer_cut_at_max_length_keeps_prompt_and_drops_end(chat) -> None:
     """Catches cuts at the prompt, one token off, or with the end of turn put back behind a cut."""
-    whole = encode_answer(chat, PAIR.prompt, PAIR.real, True, 128, "pair")
-    fits = encode_answer(chat, PAIR.prompt, PAIR.real, True, len(whole), "pair")
-    cut = encode_answer(chat, PAIR.prompt, PAIR.real, True, len(whole) - 1, "pair")
-    assert np.array_equal(fits.ids, whole.ids)
-    assert np.array_equal(cut.ids, whole.ids[:-1])
-    assert cut.prompt == whole.prompt
+    untruncated = encode_answer(chat, PAIR.prompt, PAIR.real, True, 128, "pair")
+    fits = encode_answer(chat, PAIR.prompt, PAIR.real, True, len(untruncated), "pair")
+    cut = encode_answer(chat, PAIR.prompt, PAIR.real, True, len(untruncated) - 1, "pair")
+    assert np.array_equal(fits.ids, untruncated.ids)
+    assert np.array_equal(cut.ids, untruncated.ids[:-1])
+    assert cut.prompt == untruncated.prompt
     with pytest.raises(BadInput, match=r"pair 7: .* no room"):
-        encode_answer(chat, PAIR.prompt, PAIR.real, True, whole.prompt, "pair 7")
+        encode_answer(chat, PAIR.prompt, PAIR.real, True, untruncated.prompt, "pair 7")
 
 
 def test_pad_unlike_lengths_no_wider_than_the_longest(chat) -> None:

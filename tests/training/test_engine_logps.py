@@ -1,4 +1,4 @@
-"""The engine's log-probs in the place of score's: which are taken, that wrong ones are found out, and by whom they were
+"""The engine's log-probs in the place of score's: which are taken, that wrong ones are rejected, and by whom they were
 made."""
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _score(
     """Score with the engine's log-probs: (summary, lines of logps.parquet by id, notes)."""
     events: list[dict] = []
     job = job_at(at, {"model": digest, "pairs": PAIRS}, events)
-    whole = {"max_length": 100, "precision": "float32", "collation": "exact", "engine_logps": True, **settings}
-    summary = score.run({"model": model, "pairs": pairs}, score.Config(score=score.Score(**whole), chat=chat), job)
+    options = {"max_length": 100, "precision": "float32", "collation": "exact", "engine_logps": True, **settings}
+    summary = score.run({"model": model, "pairs": pairs}, score.Config(score=score.Score(**options), chat=chat), job)
     lines = {line["id"]: line for line in pq.read_table(job.out / "logps.parquet").to_pylist()}
     return summary, lines, [event["note"] for event in events if "note" in event]
 
@@ -158,7 +158,7 @@ def test_log_probs_of_other_tokens_are_not_taken(edited, model, plain, tmp_path)
 
 
 def test_log_probs_of_an_answer_that_scoring_cuts_are_not_taken(world, model, tmp_path) -> None:
-    """Catches the whole answer's log-prob for the part of it that max_length leaves."""
+    """Catches the full answer's log-prob for the part of it that max_length leaves."""
     short = 14  # the prompts have 9 to 12 tokens, nearly all answers 8
     own = _score(tmp_path / "own", model, world / "pairs" / "out", max_length=short, engine_logps=False)[1]
     summary, lines, notes = _score(tmp_path / "engine", model, world / "pairs" / "out", max_length=short)
@@ -215,7 +215,7 @@ def test_sample_is_a_twentieth_and_no_fewer_than_32() -> None:
 
 
 def test_finetune_takes_scores_of_this_setting_only(world, model, tmp_path) -> None:
-    """Catches a setting that is not recorded: log-probs from an engine for a training that asked for computed ones."""
+    """Catches a setting that is not recorded: log-probs from an engine for a training that requested computed ones."""
     pairs = world / "pairs" / "out"
     _score(tmp_path / "s", model, pairs)
 

@@ -88,7 +88,7 @@ def objective_of(batch: dict, opponent: torch.Tensor, beta: float = 0.1, loss: s
 
 
 def check_form(calls: list[dict], form: dict, passes: int) -> None:
-    """The decoder was called so often, and in the form that was asked for."""
+    """The decoder was called so often, and in the requested form."""
     assert len(calls) == passes
     assert all(("layout" in call) is form["packing"] for call in calls)
 
@@ -149,7 +149,7 @@ def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tm
 
 @pytest.mark.parametrize("form", FORMS)
 def test_step_golden_variants_loss_equal(step_data, paths, scores, tmp_path, form) -> None:
-    """Catches hinge or β that do not reach the loss of a whole step."""
+    """Catches hinge or β that do not reach the loss of a full step."""
     learner, _, _ = learner_of(paths["policy"], tmp_path, form)
     for number, batch in enumerate(step_data["batches"]):
         for variant in batch["variants"]:

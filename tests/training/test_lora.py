@@ -1,4 +1,4 @@
-"""finetune.lora: each iteration trains a fresh adapter on θ_t and publishes the whole model θ_{t+1}."""
+"""finetune.lora: each iteration trains a fresh adapter on θ_t and publishes the merged model θ_{t+1}."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def test_lora_zero_step_next_opponent_is_policy_to_the_last_bit(spin, tmp_path, 
     assert torch.equal(policy(policy.batch(groups)), other(other.batch(groups)))
 
 
-def test_lora_second_iteration_plays_against_theta_1(spin, tmp_path, inputs) -> None:
+def test_lora_second_iteration_trains_against_theta_1(spin, tmp_path, inputs) -> None:
     """Catches the reference's fault, the SFT base as the opponent of every iteration: with θ_1's scores of the pairs
     the margin of iteration 2 begins at 0, with θ_0's it does not."""
     _, theta_1 = spin(**TRAINED)
@@ -133,12 +133,12 @@ def test_lora_merged_model_is_the_trained_one(tmp_path, groups, kind) -> None:
         GPT2LMHeadModel(config).save_pretrained(source)
     model, part = adapted(source, **({"target_modules": ["q_proj", "down_proj"]} if kind == "two" else {}))
     trained, plain = policy_of(model), load_model(source, "cpu")
-    whole = merged(model, source, part)
+    full = merged(model, source, part)
     out = tmp_path / "out"
     out.mkdir()
-    save_model(whole, source, out)
+    save_model(full, source, out)
     assert set(weights_of(out)) == set(weights_of(source))
-    assert [name for name, _ in whole.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert [name for name, _ in full.named_parameters()] == [name for name, _ in plain.named_parameters()]
     with torch.no_grad():
         result, expected, before = (
             policy(policy.batch(groups)) for policy in (policy_of(load_model(out, "cpu")), trained, policy_of(plain))
@@ -182,7 +182,7 @@ def test_lora_only_the_adapter_is_trained_and_kept(spin, theta, tmp_path, inputs
 
 
 def test_lora_gradient_checkpointing_same_gradients(tmp_path, inputs) -> None:
-    """Catches checkpointed blocks whose inputs ask for no gradient, so that the adapter learns nothing or less, and a
+    """Catches checkpointed blocks whose inputs require no gradient, so that the adapter learns nothing or less, and a
     frozen model in eval mode, where blocks are not checkpointed at all."""
     blocks: list[torch.nn.Module] = []
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
@@ -214,8 +214,8 @@ def test_lora_learns_in_both_precisions(spin) -> None:
 def test_lora_killed_and_resumed_same_bytes(tmp_path, inputs) -> None:
     """Catches a resume without the adapter's weights or moments, or with another A."""
     config = finetune_config(schedule_epochs=3.0, warmup_ratio=0.1, **TRAINED)
-    whole = job_at(tmp_path / "whole", DIGESTS, checkpoint_every=0)
-    finetune.run(inputs, config, whole)
+    full = job_at(tmp_path / "full", DIGESTS, checkpoint_every=0)
+    finetune.run(inputs, config, full)
     for step in (1, 5):
         with pytest.raises(Stopped):
             job = job_at(tmp_path / f"stopped{step}", DIGESTS, checkpoint_every=1)
@@ -224,7 +224,7 @@ def test_lora_killed_and_resumed_same_bytes(tmp_path, inputs) -> None:
     for name, steps in (("stopped1", 0), ("stopped5", 4), ("killed", 2)):
         rerun = job_at(tmp_path / name, DIGESTS, checkpoint_every=2)
         assert finetune.run(inputs, config, rerun)["resumed_at"] >= steps
-        assert content(rerun.out) == content(whole.out)
+        assert content(rerun.out) == content(full.out)
 
 
 def test_lora_same_seed_same_adapter_other_seed_another(spin, theta) -> None:
@@ -279,7 +279,7 @@ def test_lora_nf4_in_float32_refused() -> None:
 
 def test_lora_nf4_on_cpu_refused_in_a_sentence(tmp_path, inputs) -> None:
     """Catches a traceback of bitsandbytes, scores of the unquantised opponent for a quantised policy, and a policy
-    trained unquantised where 4 bits were asked for."""
+    trained unquantised where 4 bits were requested."""
     config = finetune_config(lora={"quantize": "nf4"}, precision="bfloat16")
     with pytest.raises(BadInput, match=r"`score`.*run score again"):
         finetune.run(inputs, config, job_at(tmp_path / "stale", DIGESTS))
@@ -292,7 +292,7 @@ def test_lora_nf4_on_cpu_refused_in_a_sentence(tmp_path, inputs) -> None:
 
 
 def test_evaluate_nf4_likelihood_is_of_the_unquantised_model(tmp_path, theta) -> None:
-    """Catches figures of a quantised model beside answers that the whole one gave: without pairs, no GPU is needed."""
+    """Catches figures of a quantised model beside answers of the unquantised one: without pairs it needs no GPU."""
     tree = rows_tree(tmp_path / "rows", [])
     write_rows(tree / "test_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in made_up_pairs(4)])
     result = []

@@ -87,7 +87,7 @@ def processes_of(parent: int) -> list[str]:
 
 
 def test_nodes_that_do_not_come_are_named(tmp_path, meeting, monkeypatch) -> None:
-    """Catches a stage that waits forever, or tells nobody what it waits for."""
+    """Catches a stage that waits forever, or does not say what it waits for."""
     monkeypatch.setattr(rendezvous, "MEETING_SECONDS", 0.5)
     message: list[str] = []
     compute = Runtime(compute={"nodes": 3}).compute  # type: ignore[arg-type]
@@ -140,8 +140,8 @@ def test_first_known_variable_counts() -> None:
 
 
 def test_node_that_is_gone_ends_the_stage_with_its_number(tmp_path, inputs, meeting) -> None:
-    """Catches processes of node 0 that wait hours for those of a machine that is gone, and what knocks at the port and
-    says nothing, or rubbish."""
+    """Catches processes of node 0 that wait hours for those of a machine that is gone, and what connects to the port
+    and says nothing, or rubbish."""
     how = runtime(1).model_copy(update={"compute": runtime(1).compute.model_copy(update={"nodes": 2})})
     child = Child(launch=launched(how.model_dump()))
     address = ("127.0.0.1", int(meeting["SPINLOOP_JOIN_PORT"]))

@@ -198,7 +198,7 @@ def test_stale_scores_are_refused_with_file_and_remedy(world, scored_once, name)
 
 def test_one_pair_trains_one_step_an_epoch(world) -> None:
     """Catches a plan that drops the last short batch (no step at all), a warm-up that takes every step, and a
-    division by the global batch that was asked for."""
+    division by the requested global batch."""
     here = world(train=1)
     config = finetune_config(schedule_epochs=3.0, warmup_ratio=0.1, global_batch=64)
     lines = metrics_of(here.finetune(here.score(), config).path)
@@ -228,7 +228,7 @@ def test_no_pairs_are_refused(world) -> None:
 
 def test_nan_loss_names_the_step_and_leaves_nothing_behind(world, scored_once) -> None:
     """Catches NaN weights that are published, and checkpoints of a broken run that are gone on from by another: the
-    same command fails alike, from its own checkpoint, and the mended one gives what it gives in a fresh store."""
+    same command fails alike, from its own checkpoint, and the corrected one gives what it gives in a fresh store."""
     here = world()
     for _ in range(2):
         message = here.fails(StageFailed, scored_once, finetune_config(lr=1e30))
@@ -241,8 +241,8 @@ def test_nan_loss_names_the_step_and_leaves_nothing_behind(world, scored_once) -
     assert json.loads(next((here.store.root / "records" / "finetune").iterdir()).read_text())["key"] == fixed.key
 
 
-def test_loss_that_is_no_number_is_told_as_such(tmp_path, theta) -> None:
-    """Catches a loss that nobody looks at: broken weights, of which the gradient's norm alone would tell."""
+def test_loss_that_is_no_number_is_reported_as_such(tmp_path, theta) -> None:
+    """Catches a loss that nobody looks at: broken weights, of which the gradient's norm alone would show."""
     tree = pairs_tree(tmp_path / "pairs", made_up_pairs(3), [])
     logps = scored(tmp_path / "score", theta, tree, finetune_config())
     broken = copy_model(tmp_path / "model")

@@ -18,7 +18,7 @@ GROUPS = [[tokens([7, 8, 9], [10, 11, 50, 51]), tokens([7, 8, 9], [40])]]
 
 
 def made(model, longest: int = 64, **runtime):
-    """The policy and what it said."""
+    """The policy and its messages."""
     notes: list[str] = []
     return make_policy(model, 3, "float32", longest, Runtime(device="cpu", **runtime), notes.append), notes
 
@@ -73,7 +73,7 @@ def test_make_policy_out_of_memory_in_the_probe_is_no_reason_to_pad() -> None:
 
 
 def test_make_policy_positions_ignored_noticed(monkeypatch) -> None:
-    """Catches a probe that cannot tell whether the second answer's positions begin again behind the prompt."""
+    """Catches a probe that cannot see whether the second answer's positions begin again behind the prompt."""
     model = tiny_llama(torch.float32, "sdpa")
     rotary = model.model.rotary_emb.forward
     monkeypatch.setattr(
@@ -116,7 +116,7 @@ def test_make_policy_odd_output_layer_takes_all_logits() -> None:
 
 
 def test_make_policy_packing_off_pads_without_a_note() -> None:
-    """Catches a setting that does nothing, or a warning for what was asked for."""
+    """Catches a setting that does nothing, or a warning for what was requested."""
     model = tiny_llama(torch.float32, "sdpa")
     policy, notes = made(model, packing=False)
     assert not policy.packed and notes == []

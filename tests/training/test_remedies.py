@@ -106,7 +106,7 @@ def test_equal_lengths_length_normalised_is_plain_with_a_smaller_beta() -> None:
 
 
 def test_answer_without_labels_divides_by_one() -> None:
-    """Catches 0/0: one answer cut to nothing would make the loss of its whole batch NaN."""
+    """Catches 0/0: one answer cut to nothing would make the loss of its full batch NaN."""
     learned = SpinPairs([(answer(0), answer(3))], torch.zeros(1, 2), 1.0, "sigmoid", 1.0, True)
     logps = torch.tensor([0.0, -3.0], requires_grad=True)
     loss, figures = learned.sums(logps, [0], torch.ones(1))

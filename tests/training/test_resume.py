@@ -59,9 +59,9 @@ def inputs(tmp_path_factory, theta) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, inputs) -> dict[str, bytes]:
+def uninterrupted(tmp_path_factory, inputs) -> dict[str, bytes]:
     """What a run of 9 steps without interruption and without checkpoints writes."""
-    job = job_at(tmp_path_factory.mktemp("whole"), DIGESTS, checkpoint_every=0)
+    job = job_at(tmp_path_factory.mktemp("uninterrupted"), DIGESTS, checkpoint_every=0)
     finetune.run(inputs, CONFIG, job)
     assert not list(job.scratch.iterdir())
     return content(job.out)
@@ -69,7 +69,7 @@ def whole(tmp_path_factory, inputs) -> dict[str, bytes]:
 
 @pytest.fixture
 def spin_run(tmp_path, inputs):
-    """`run(name, stop_at, every)`: the same run under that name's scratch, ended early at a step if asked."""
+    """`run(name, stop_at, every)`: the same run under that name's scratch, ended early at a step on request."""
 
     def run(
         name: str, stop_at: int | None = None, every: int = 2, config: finetune.Config = CONFIG
@@ -97,7 +97,7 @@ def kill_at(step: int, inputs: dict, place: Path, **changes: Any) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-def test_finetune_killed_twice_and_resumed_same_bytes(tmp_path, inputs, whole) -> None:
+def test_finetune_killed_twice_and_resumed_same_bytes(tmp_path, inputs, uninterrupted) -> None:
     """Catches optimiser state, data order, metrics or learning rate that a resume does not restore."""
     for step in (random.randint(2, 4), random.randint(6, 8)):
         kill_at(step, inputs, tmp_path / "killed")
@@ -108,14 +108,14 @@ def test_finetune_killed_twice_and_resumed_same_bytes(tmp_path, inputs, whole) -
     finetune.run(inputs, CONFIG, rerun)
     done = [event["done"] for event in events if event["label"] == "finetune"]
     assert done[1] >= 4, "it began anew"
-    assert content(rerun.out) == whole
+    assert content(rerun.out) == uninterrupted
 
 
 def test_sft_stopped_and_resumed_same_bytes(tmp_path, theta) -> None:
     """Catches AdamW's moments and step count lost in a resume."""
     tree = rows_tree(tmp_path / "rows", made_up_pairs(10))
     given = {"model": theta, "rows": tree}, sft_config(epochs=3.0)
-    run = job_at(tmp_path / "whole")
+    run = job_at(tmp_path / "uninterrupted")
     sft.run(*given, run)
     with pytest.raises(Stopped):
         sft.run(*given, stopping(job_at(tmp_path / "stopped", checkpoint_every=2), "sft", 5))
@@ -125,11 +125,11 @@ def test_sft_stopped_and_resumed_same_bytes(tmp_path, theta) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
-def test_resume_stopped_at_any_step_same_bytes(spin_run, whole, step) -> None:
+def test_resume_stopped_at_any_step_same_bytes(spin_run, uninterrupted, step) -> None:
     """Catches a resume that is right at one step only, or not at the end of an epoch (step 3)."""
     with pytest.raises(Stopped):
         spin_run("run", stop_at=step, every=1)
-    assert spin_run("run", every=1) == whole
+    assert spin_run("run", every=1) == uninterrupted
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_resume_stopped_at_any_step_same_bytes(spin_run, whole, step) -> None:
         ("state.json", "gone"),
     ],
 )
-def test_resume_damaged_checkpoint_older_one_taken(spin_run, whole, tmp_path, caplog, name, damage) -> None:
+def test_resume_damaged_checkpoint_older_one_taken(spin_run, uninterrupted, tmp_path, caplog, name, damage) -> None:
     """Catches damaged weights, moments or metrics that are trained on, and a crash in place of the older checkpoint."""
     with pytest.raises(Stopped):
         spin_run("run", stop_at=8)
@@ -155,16 +155,16 @@ def test_resume_damaged_checkpoint_older_one_taken(spin_run, whole, tmp_path, ca
         damage
     ]()
     with caplog.at_level(logging.WARNING):
-        assert spin_run("run") == whole
+        assert spin_run("run") == uninterrupted
     assert "checkpoint-00000006 is damaged" in caplog.text
 
 
-def test_resume_half_written_checkpoint_ignored_and_removed(spin_run, whole, tmp_path) -> None:
+def test_resume_half_written_checkpoint_ignored_and_removed(spin_run, uninterrupted, tmp_path) -> None:
     """Catches leftovers of a kill during the write that are read, or stay for ever."""
     left = tmp_path / "run" / "scratch" / "tmp-left"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    assert spin_run("run") == whole
+    assert spin_run("run") == uninterrupted
     assert not left.exists()
 
 

@@ -32,7 +32,7 @@ MORE = [] if LEVEL == "pr" else ["none", pytest.param("zero1", marks=ZERO), pyte
 """Killed at a night's counts too: each starts two processes, 15 s of a quiet machine."""
 # AdamW: its update depends on the number of its step, which a strategy may count otherwise.
 SETTINGS = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 0.01, "schedule_epochs": 3.0}
-LONGER = SETTINGS | {"schedule_epochs": 6.0}  # what is told arrives late: a kill at step 3 of 6 may find it finished
+LONGER = SETTINGS | {"schedule_epochs": 6.0}  # progress arrives late: a kill at step 3 of 6 may find it finished
 
 
 def tied_model(to: Path) -> Path:
@@ -129,8 +129,8 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
 @pytest.mark.parametrize("sharding", [*MORE, "fsdp2", pytest.param("zero3", marks=ZERO)])
 def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, two, sharding) -> None:
     """Catches a checkpoint that lacks a part, an optimiser that begins anew, and weights that are put back in one
-    process only. Killed is a process that is not the first, with the whole run's other processes still there."""
-    whole, _ = train(two, inputs, tmp_path / "whole", sharding, settings=LONGER)
+    process only. Killed is a process that is not the first, with the run's other processes still there."""
+    uninterrupted, _ = train(two, inputs, tmp_path / "uninterrupted", sharding, settings=LONGER)
     child, steps = start(2), []
 
     def kill(event: dict) -> None:
@@ -147,8 +147,8 @@ def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, tw
     assert not (tmp_path / "killed" / "out" / "model.safetensors").exists()
     resumed, summary = train(two, inputs, tmp_path / "killed", sharding, settings=LONGER)
     assert summary["resumed_at"] >= 2
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert metrics_of(resumed) == metrics_of(whole)
+    assert (resumed / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    assert metrics_of(resumed) == metrics_of(uninterrupted)
 
 
 def ranks(child: Child) -> list[int]:
@@ -184,7 +184,7 @@ def test_one_process_that_offloads_needs_no_launcher(tmp_path, inputs, alone, sh
 
 
 def test_checkpoint_of_another_number_of_processes_is_refused(tmp_path, inputs) -> None:
-    """Catches parts that are read as if they were whole, and work that is thrown away without a word."""
+    """Catches shards that are read as if they were full weights, and work that is thrown away without a word."""
     folder = tmp_path / "scratch" / "checkpoint-00000002"
     folder.mkdir(parents=True)
     (folder / "state.json").write_text('{"step": 2, "parts": 8, "sha256": {}, "history": []}')

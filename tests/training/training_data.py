@@ -68,7 +68,7 @@ def rows_tree(path: Path, train: list[Pair]) -> Path:
 
 
 class LoudBar(Bar):
-    """Tells of every step; a bar for people keeps quiet for 0.2 s."""
+    """Reports every step; a bar for people keeps quiet for 0.2 s."""
 
     def advance(self, n: int = 1, **figures: float) -> None:
         self._sent = 0.0

@@ -1,6 +1,6 @@
 """lm_eval's own functions, called: its index of tasks, one task list entry, a model of it per back end.
 
-Needs lm_eval (`pip install 'spinloop[eval]'`), for vLLM under vLLM's interpreter. No network but for a hub task's data;
+Needs lm_eval (the extra `eval`), for vLLM under vLLM's interpreter. No network but for a hub task's data;
 no subprocess, no code off the hub.
 """
 
@@ -56,7 +56,7 @@ def check_version(part: Harness, release: str) -> None:
     wanted = part.lm_eval
     if release != wanted:
         state = f"lm_eval {release} is installed" if release else "lm_eval is not installed"
-        fix = "`pip install 'spinloop[eval]'`" if part.backend == "hf" else "run `make vllm-env` again"
+        fix = f"`pip install lm_eval=={wanted}`" if part.backend == "hf" else "run `make vllm-env` again"
         other = f", or set harness.lm_eval: {release}, which is another result" if release else ""
         raise BadInput(f"harness.lm_eval: {wanted} is requested and {state}; {fix}{other}.")
 

@@ -25,7 +25,7 @@ from spin_core.errors import BadInput, StoreError
 from spin_core.store.record import MAX_BYTES
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'() /=-]*))?", re.ASCII)
-INSTALL = "`pip install 'spinloop[s3]'` (in a checkout `.venv/bin/pip install -e '.[s3]'`)"
+INSTALL = "`pip install s3fs` (in a checkout `.venv/bin/pip install -c constraints.txt -e '.[s3]'`)"
 ATTEMPTS = 8  # with the pauses below 25 s: a service that restarts; $AWS_MAX_ATTEMPTS has another number
 LONGEST_PAUSE = 10.0
 CONNECTIONS = 32

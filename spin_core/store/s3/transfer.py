@@ -69,12 +69,12 @@ def pieces(size: int) -> Iterator[tuple[int, int, int]]:
 def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], report: Report, title: str) -> int:
     """Puts every file where it is not yet; returns the bytes that were sent. `clear` takes what has the name of a file,
     but not its size, out of the way. Raises StoreError, the parts that arrived stay for the next attempt."""
-    found = dict(zip(files, in_parallel(lambda file: objects.head(file.key), files), strict=True))
+    stats = dict(zip(files, in_parallel(lambda file: objects.head(file.key), files), strict=True))
     for file in files:
-        if (stat := found[file]) and stat.size != file.size:
+        if (stat := stats[file]) and stat.size != file.size:
             clear(stat)
-            found[file] = None
-    missing = [file for file in files if not found[file]]
+            stats[file] = None
+    missing = [file for file in files if not stats[file]]
     submit = _threads().submit
     with _Bar(report, title, "upload", missing) as bar:
         jobs = [_Upload(objects, file) for file in missing]
@@ -111,8 +111,8 @@ def _fetch(objects: Objects, file: File, fd: int, start: int, count: int) -> Non
 
 
 def _is_there(objects: Objects, file: File) -> bool:
-    found = objects.head(file.key)
-    return found is not None and found.size == file.size
+    stat = objects.head(file.key)
+    return stat is not None and stat.size == file.size
 
 
 class _Upload:

@@ -128,6 +128,6 @@ def pointers(store: RemoteStore, strict: bool = False) -> dict[str, tuple[dict[s
 def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[UsageLine]:
     unnamed = [size for key, size in sizes.items() if key not in named]
     aside = [stat.size for stat in store.objects.listed("quarantine/")]
-    for what, found in (("(no record)", unnamed), ("quarantine", aside)):
-        if found:
-            yield UsageLine(what, len(found), sum(found))
+    for what, files in (("(no record)", unnamed), ("quarantine", aside)):
+        if files:
+            yield UsageLine(what, len(files), sum(files))

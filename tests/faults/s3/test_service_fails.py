@@ -165,6 +165,6 @@ def test_without_s3fs_it_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == (
-        "a store on S3 needs s3fs, which is not installed: `pip install 'spinloop[s3]'` (in a checkout "
-        "`.venv/bin/pip install -e '.[s3]'`).\n"
+        "a store on S3 needs s3fs, which is not installed: `pip install s3fs` (in a checkout "
+        "`.venv/bin/pip install -c constraints.txt -e '.[s3]'`).\n"
     )
