@@ -13,7 +13,7 @@ LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
-test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (12 minutes on 2 cores)
+test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (20 minutes on 2 cores)
 	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
 	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS) --ignore=tests/architecture
 
