@@ -39,7 +39,7 @@ class BadInput(SpinloopError):
 
 
 class Unreachable(BadInput):
-    """A hub id that is not here, and the hub cannot be asked: a run cannot begin, but what it costs can be told."""
+    """A hub id that is not here, and the hub cannot be reached: a run cannot begin, but its costs can be shown."""
 
 
 class StageFailed(SpinloopError):

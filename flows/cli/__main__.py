@@ -143,7 +143,7 @@ def _deploy_options(sub: argparse.ArgumentParser) -> None:
         "--notify",
         default="",
         metavar="BLOCK",
-        help="a saved notification block, type/name, that is told of each failed run, e.g. slack-webhook/team",
+        help="a saved notification block, type/name, that gets a notice of each failed run, e.g. slack-webhook/team",
     )
 
 

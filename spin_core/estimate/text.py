@@ -65,7 +65,7 @@ def basis(s: Setting, config: Config, nothing_cached: bool) -> list[str]:
     lines = [
         f"GPU: {s.hardware.description}." if s.hardware.gpu else f"For {s.hardware.description}.",
         f"Model: {weights(s.model.weights)} weights. Rows: {s.data.train:,} to train, {s.data.test:,} held out.",
-        f"Tokens: prompt {prompt:,}, real answer {real:,}, generated {new:,} ({s.data.told}).",
+        f"Tokens: prompt {prompt:,}, real answer {real:,}, generated {new:,} ({s.data.basis}).",
     ]
     if s.hardware.gpu:
         lines.append(

@@ -26,13 +26,13 @@ ANYWHERE = (50_000, 500, 200, 250)
 
 @dataclass(frozen=True)
 class Data:
-    """Rows, and tokens of a row in the mean. `told`: where the numbers are from."""
+    """Rows, and tokens of a row in the mean. `basis`: where the numbers are from."""
 
     train: int
     test: int
     prompt: float
     answer: float
-    told: str
+    basis: str
 
     @property
     def rows(self) -> int:
@@ -109,8 +109,8 @@ def measured(tree: Path, train: int, test: int) -> Data:
     size = max(1, len(sample)) * CHARACTERS
     prompt = sum(len(message["content"]) for row in sample for message in row.prompt) / size
     answer = sum(len(row.answer) for row in sample) / size
-    told = f"measured on {len(sample):,} rows at {CHARACTERS:g} characters a token"
-    return Data(train, test, max(1.0, prompt), max(1.0, answer), told)
+    basis = f"measured on {len(sample):,} rows at {CHARACTERS:g} characters a token"
+    return Data(train, test, max(1.0, prompt), max(1.0, answer), basis)
 
 
 def assumed(config: Config) -> Data:
@@ -123,5 +123,5 @@ def assumed(config: Config) -> Data:
     if part.frac_len:
         train, test = (max(0, min(part.frac_len, n - part.data_frac * part.frac_len)) for n in (train, test))
     train, test = min(train, part.limit or train), min(test, part.test_limit or test)
-    told = f"assumed for {part.path}" if part.path in listed else "assumed, as nothing is known of the dataset here"
-    return Data(train, test, prompt, answer, told)
+    basis = f"assumed for {part.path}" if part.path in listed else "assumed, as nothing is known of the dataset here"
+    return Data(train, test, prompt, answer, basis)

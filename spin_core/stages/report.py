@@ -9,7 +9,7 @@ Inputs: `evaluate` (metrics.json and rows.jsonl), `finetune` (metrics.jsonl of a
 (quality.json of a pair set), `harness` (results.json), `gate` (decision.json); all but `evaluate` may be absent.
 `Config.rows` names those of one row of the table.
 Output: `report.html` (nothing fetched; its one script, a search of the samples, is allowed by its hash; the caller may
-put `report_run.sections(…)` where `STEPS_MARK` stands), `report.md` (begins with the table), `report.json` (figures).
+put `report.run.sections(…)` where `STEPS_MARK` stands), `report.md` (begins with the table), `report.json` (figures).
 Assumes: all models were evaluated on the same held-out rows where the ids are equal. A figure that is missing or not
 finite is shown as "–" and never counts as zero.
 """
