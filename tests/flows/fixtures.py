@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 TINY = {
     "name": "tiny",
@@ -103,12 +105,31 @@ def run(spinloop, server, tiny) -> Callable[..., list[dict]]:
     return call
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of this test run, filled by `make`: once, whichever of pytest-xdist's processes asks first. A
+    tiny run takes 20 to 40 s of a core."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{place}.lock"):
+        if not (place / "made").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            make(place)
+            (place / "made").touch()
+    return place
+
+
 @pytest.fixture(scope="session")
-def finished(server, tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
+def finished(tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
     """A store in which the tiny profile has run once, and that run's ledger. Tests that change a store copy it
-    first."""
-    store = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == 0, done.stderr
-    return store, json.loads(Path(json.loads(done.stdout)["folder"], "steps.json").read_text())
+    first. The run is on no test's server."""
+
+    def make(place: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        ours = {"PREFECT_HOME": str(place / "prefect"), "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(place / "store"), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=kept | ours, check=False)
+        assert done.returncode == 0, done.stderr
+
+    store = once(tmp_path_factory, "finished", make) / "store"
+    return store, json.loads((store / "spinloop-store-v1" / "latest" / "steps.json").read_text())

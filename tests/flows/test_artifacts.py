@@ -53,39 +53,48 @@ def profile(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_run_leaves_its_pages(finished, server) -> None:
-    """Catches a page that is missing, empty, larger than a server takes, or of no flow run; and a table without the
-    run's own sentence."""
-    store, steps = finished
-    root = Store(store, create=False).root
-    sentence = json.loads((root / "trees" / steps[-1]["digest"] / "report.json").read_text())["sentence"]
-    run = (root / "latest").resolve().name
-    # Other tests run this profile with other settings on the same server.
-    (*_, flow_run) = [p["flow_run_id"] for p in on_server(server, "tiny-iterations") if run in p["data"]]
-    every = {kind: on_server(server, f"tiny-{kind}") for kind in KINDS}
-    pages = {kind: next(p for p in versions if p["flow_run_id"] == flow_run) for kind, versions in every.items()}
-    for page in pages.values():
-        assert page["type"] == "markdown" and page["flow_run_id"] and 100 < len(page["data"]) < 200_000
-    assert sentence[:30] in pages["iterations"]["data"]
-    assert re.search(r"spinloop report tiny-[0-9a-f]{6}`", pages["iterations"]["data"])
-    digest = next(step["digest"] for step in steps if step["stage"] == "finetune")
-    assert digest[:7] in pages["lineage"]["data"] and "· ran" in pages["lineage"]["data"]
-    assert not on_server(server, "tiny-report")
-
-
-def test_each_run_is_a_line_of_history_and_profiles_do_not_mix(
-    finished, server, spinloop, profile, tmp_path, monkeypatch
-) -> None:
-    """Catches keys that change from run to run or that two profiles share, a cached run that shows nothing or says that
-    it ran, and a report's link that is not there or is made of what is no address."""
+@pytest.fixture
+def two_words(finished, server, spinloop, profile, tmp_path, monkeypatch) -> tuple[Path, Callable[[], None]]:
+    """A copy of the finished store in which the second finetune is to run again, and what runs a profile there."""
     store = tmp_path / "store"
     shutil.copytree(finished[0], store, symlinks=True)
-    before = len(on_server(server, "tiny-lineage"))
+    key = next(step["key"] for step in finished[1] if (step["stage"], step["label"]) == ("finetune", "iter 1"))
+    (store / "spinloop-store-v1" / "records" / "finetune" / f"{key}.json").unlink()
+    path = profile("two.words")
+
+    def run() -> None:
+        code, _, err = spinloop("run", path, "--store", store)
+        assert code == 0, err
+
     monkeypatch.setenv("SPINLOOP_REPORTS_URL", "http://reports.example:8000/runs/")
-    assert spinloop("run", profile("two.words"), "--store", store)[0] == 0
+    run()
+    return store, run
+
+
+def test_run_leaves_its_pages_and_profiles_do_not_mix(finished, two_words, server, monkeypatch) -> None:
+    """Catches a page that is missing, empty, larger than a server takes, or of no flow run; a table without the run's
+    own sentence; keys that change from run to run or that two profiles share; a cached run that shows nothing or says
+    that it ran; and a report's link that is not there or is made of what is no address."""
+    store, again = two_words
+    root = Store(store, create=False).root
+    steps = json.loads((root / "latest" / "steps.json").read_text())
+    sentence = json.loads((root / "trees" / steps[-1]["digest"] / "report.json").read_text())["sentence"]
+    (flow_run,) = {page["flow_run_id"] for page in on_server(server, "two-words-iterations")}
+    pages = {}
+    for kind in KINDS:
+        (pages[kind],) = on_server(server, f"two-words-{kind}")
+    for page in pages.values():
+        assert page["type"] == "markdown" and 100 < len(page["data"]) < 200_000
+        assert page["flow_run_id"] == flow_run
+    assert sentence[:30] in pages["iterations"]["data"]
+    assert re.search(r"spinloop report two\.words-[0-9a-f]{6}`", pages["iterations"]["data"])
+    digest = next(step["digest"] for step in steps if step["state"] == "ran")
+    assert digest[:7] in pages["lineage"]["data"]
+    assert pages["lineage"]["data"].count("· ran") == 1 and "· Cached" in pages["lineage"]["data"]
+
     monkeypatch.setenv("SPINLOOP_REPORTS_URL", "javascript:alert(1)")
-    assert spinloop("run", profile("two.words"), "--store", store)[0] == 0
-    assert len(on_server(server, "tiny-lineage")) == before
+    again()
+    assert not on_server(server, "tiny-lineage")
     for kind in KINDS:
         assert len(on_server(server, f"two-words-{kind}")) == 2, kind
     shown = on_server(server, "two-words-lineage")[0]["data"]

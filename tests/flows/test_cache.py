@@ -99,10 +99,11 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the full
     set in it."""
     data = tmp_path / "data.jsonl"
-    rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(300)]
+    rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(100)]
     settings = [
         f"dataset.path={data}",
         "dataset.limit=0",
+        "dataset.shard_rows=8",
         "iterations=1",
         "generate.max_new_tokens=2",
         f"model.path={model}",
@@ -123,23 +124,23 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     grown = generate_steps("run", [*rows[::-1], {"prompt": "Reverse: more", "response": "erom"}])
     assert 1 <= sum(step["state"] == "ran" for step in grown) <= 2
     rows[0]["response"] = "another answer"
-    edited = generate_steps("run", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
-    assert {step["state"] for step in edited} == {"Cached"}, "an answer's edit regenerates nothing"
+    edited = generate_steps("plan", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
+    assert {step["state"] for step in edited} == {"cached"}, "an answer's edit regenerates nothing"
 
 
 def test_copied_source_is_a_full_hit_and_no_tree_knows_a_path(spinloop, server, tiny, model, tmp_path) -> None:
     """Catches a path of this machine in a key, a record or an output: a colleague's copy of the data would miss."""
     store = tmp_path / "store"
-    for place in ("here", "there"):
+    for place, command in (("here", "run"), ("there", "plan")):
         (tmp_path / place).mkdir()
         shutil.copytree(model, tmp_path / place / "model")
         rows = [{"prompt": f"Sort: {i:03d}", "response": "".join(sorted(f"{i:03d}"))} for i in range(40)]
         (tmp_path / place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = [f"dataset.path={tmp_path / place / 'data.jsonl'}", f"model.path={tmp_path / place / 'model'}"]
         sets = [part for setting in [*settings, "sft=", "iterations=1"] for part in ("--set", setting)]
-        code, out, err = spinloop("run", tiny, "--store", store, "--json", *sets)
+        code, out, err = spinloop(command, tiny, "--store", store, "--json", *sets)
         assert code == 0, err
-    assert json.loads(out)["ran"] == 0
+    assert {step["state"] for step in json.loads(out)} == {"cached"}
     root = store / "spinloop-store-v1"
     files = [path for folder in ("trees", "records") for path in (root / folder).rglob("*") if path.is_file()]
     assert files

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.flows.fixtures import TINY
+from tests.flows.fixtures import TINY, once
 from tests.hub.hub_home import TOKEN, Done, Ran, command, environment, new_token
 from tests.hub.hub_server import Hub, start
 
@@ -76,21 +77,29 @@ def start_rows() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def ran(tmp_path_factory: pytest.TempPathFactory, start_model: Path, start_rows: dict[str, bytes]) -> Iterator[Ran]:
-    """The tiny profile, run with a token in the environment, from a private model and a private dataset."""
-    hub, server = start()
-    home, token = tmp_path_factory.mktemp("home"), new_token()
-    hub.tokens[token] = {"acme"}
-    files = {path.name: path.read_bytes() for path in start_model.iterdir()}
-    hub.add("models/acme/start", files, private=True)
-    hub.add("datasets/acme/rows", start_rows, private=True)
-    dataset = {**TINY["dataset"], "path": "acme/rows", "split": "train", "test_split": "test", "revision": "main"}
-    profile = home / "tiny.yaml"
-    profile.write_text(yaml.safe_dump({**TINY, "model": {"path": "acme/start"}, "dataset": dataset}))
-    done = command(
-        ["run", str(profile), "--store", str(home / "store"), "--json"], environment(home, hub.url, token), home
-    )
-    assert done.code == 0, done.err
-    yield Ran(home / "store", json.loads(done.out)["run"], home, done, hub, profile, token)
-    server.shutdown()
-    server.server_close()
+def ran(tmp_path_factory: pytest.TempPathFactory, start_model: Path, start_rows: dict[str, bytes]) -> Ran:
+    """The tiny profile, run with a token in the environment, from a private model and a private dataset. The hub has
+    gone since; what it had and was requested is there."""
+
+    def make(place: Path) -> None:
+        hub, server = start()
+        home, token = place / "home", new_token()
+        home.mkdir()
+        hub.tokens[token] = {"acme"}
+        files = {path.name: path.read_bytes() for path in start_model.iterdir()}
+        hub.add("models/acme/start", files, private=True)
+        hub.add("datasets/acme/rows", start_rows, private=True)
+        dataset = {**TINY["dataset"], "path": "acme/rows", "split": "train", "test_split": "test", "revision": "main"}
+        profile = home / "tiny.yaml"
+        profile.write_text(yaml.safe_dump({**TINY, "model": {"path": "acme/start"}, "dataset": dataset}))
+        done = command(
+            ["run", str(profile), "--store", str(home / "store"), "--json"], environment(home, hub.url, token), home
+        )
+        server.shutdown()
+        server.server_close()
+        assert done.code == 0, done.err
+        ran = Ran(home / "store", json.loads(done.out)["run"], home, done, hub, profile, token)
+        (place / "ran.pickle").write_bytes(pickle.dumps(ran))
+
+    made: Ran = pickle.loads((once(tmp_path_factory, "hub-run", make) / "ran.pickle").read_bytes())
+    return made

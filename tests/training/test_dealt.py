@@ -77,6 +77,7 @@ def answers(place: Path) -> list[dict]:
     return [json.loads(line) for line in (place / "out" / "answers.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed (pip install .[dev])")
 def test_lora_under_zero2_gives_the_curve_of_one_process(tmp_path, two, theta) -> None:
     """Catches adapters that no part of the optimiser owns, and a base model that is saved without them."""

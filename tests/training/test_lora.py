@@ -211,6 +211,7 @@ def test_lora_learns_in_both_precisions(spin) -> None:
         assert lines[-1]["rewards/margins"] > 0.5
 
 
+@pytest.mark.full
 def test_lora_killed_and_resumed_same_bytes(tmp_path, inputs) -> None:
     """Catches a resume without the adapter's weights or moments, or with another A."""
     config = finetune_config(schedule_epochs=3.0, warmup_ratio=0.1, **TRAINED)

@@ -22,11 +22,17 @@ from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
 
 ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed (pip install .[dev])")
-SHARDINGS = [
-    "fsdp2",
-    pytest.param("zero3", marks=ZERO),
-    pytest.param("none", marks=pytest.mark.full),
-    *(pytest.param(f"zero{n}", marks=[ZERO, pytest.mark.full]) for n in (1, 2)),
+CASES = [
+    pytest.param("fsdp2", True, id="fsdp2-tied"),
+    pytest.param("zero3", False, id="zero3-untied", marks=ZERO),
+    pytest.param("fsdp2", False, id="fsdp2-untied", marks=pytest.mark.full),
+    pytest.param("zero3", True, id="zero3-tied", marks=[ZERO, pytest.mark.full]),
+    *(pytest.param("none", tied, id=f"none-{tied}", marks=pytest.mark.full) for tied in (True, False)),
+    *(
+        pytest.param(f"zero{n}", tied, id=f"zero{n}-{tied}", marks=[ZERO, pytest.mark.full])
+        for n in (1, 2)
+        for tied in (True, False)
+    ),
 ]
 MORE = [] if LEVEL == "pr" else ["none", pytest.param("zero1", marks=ZERO), pytest.param("zero2", marks=ZERO)]
 """Killed at a night's counts too: each starts two processes, 15 s of a quiet machine."""
@@ -98,8 +104,7 @@ def layout(file: Path) -> dict:
         }
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize(("sharding", "tied"), CASES)
 def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made, two, sharding, tied) -> None:
     """Catches gradients averaged where the sum is meant, a norm of one part, a step that is counted twice, weights
     that are handed out wrongly, and a model that is saved in parts or under other names.
@@ -126,7 +131,7 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
     assert not list(tmp_path.glob("scratch/tmp-*"))
 
 
-@pytest.mark.parametrize("sharding", [*MORE, "fsdp2", pytest.param("zero3", marks=ZERO)])
+@pytest.mark.parametrize("sharding", [*MORE, "fsdp2", pytest.param("zero3", marks=[ZERO, pytest.mark.full])])
 def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, two, sharding) -> None:
     """Catches a checkpoint that lacks a part, an optimiser that begins anew, and weights that are put back in one
     process only. Killed is a process that is not the first, with the run's other processes still there."""

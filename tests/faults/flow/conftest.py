@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.faults.flow.forks import Forks
-from tests.faults.flow.smoke import PROFILE, Smoke, make_smoke
+from tests.faults.flow.smoke import PROFILE, Smoke, make_smoke, read_smoke
+from tests.flows.fixtures import once
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smoke(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     """That profile's finished run."""
-    return make_smoke(profile, tmp_path_factory.mktemp("smoke"))
+    return read_smoke(once(tmp_path_factory, "smoke", lambda place: make_smoke(profile, place)))
 
 
 @pytest.fixture(scope="session")

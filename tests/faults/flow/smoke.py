@@ -90,7 +90,13 @@ def make_smoke(profile: Path, place: Path, before: Sequence[str] = (), *settings
         cwd=place, env=environment(home), capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    steps = json.loads(Path(json.loads(done.stdout)["folder"], "steps.json").read_text())
+    return read_smoke(place)
+
+
+def read_smoke(place: Path) -> Smoke:
+    """The run that was made at `place`."""
+    home, store = place / "prefect", place / "store"
+    steps = json.loads((store / "spinloop-store-v1" / "latest" / "steps.json").read_text())
     return Smoke(store, steps, home, watched(home))
 
 

@@ -55,8 +55,8 @@ def test_random_kills_of_vllm_and_its_own_workers(tiny, server, tmp_path) -> Non
 def test_worker_killed_twice_among_two_with_forty_shards(tiny, server, tmp_path) -> None:
     """Catches a dead worker's shard that nobody takes over, one that both take, and a run that gives up."""
     store = tmp_path / "store"
-    call = command(tiny, store, "iterations=1", "dataset.shard_rows=8", "dataset.limit=300", "runtime.workers=2")
-    run = Marked([*call, "--set", "generate.max_new_tokens=40", "--set", "chat.max_prompt_length=40"])
+    few = ("iterations=1", "sft=", "dataset.shard_rows=6", "dataset.limit=200", "runtime.workers=2")
+    run = Marked(command(tiny, store, *few, "generate.max_new_tokens=40", "chat.max_prompt_length=40"))
     killed = []
     for count in (4, 12):
         while run.process.poll() is None and len(records(store)) < count:

@@ -50,6 +50,7 @@ def _workers_of(store: Path) -> list[str]:
     return pids
 
 
+@pytest.mark.full
 def test_run_killed_during_generate_keeps_the_finished_shards(run, server, tiny, tmp_path: Path) -> None:
     """Catches shards that are published all together at the end, and a lock that outlives its killed holder."""
     store = tmp_path / "store"
@@ -89,6 +90,7 @@ def test_run_killed_during_finetune_goes_on_from_its_checkpoint_to_the_same_mode
     assert not list(scratch.glob("finetune-*")), "the checkpoints go when the stage has published"
 
 
+@pytest.mark.full
 def test_child_killed_alone_is_tried_again(tiny, server, tmp_path: Path) -> None:
     """Catches a run that hangs, or fails for good, when only the stage's process is killed (the kernel's way of
     reporting out of memory)."""

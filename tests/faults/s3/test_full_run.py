@@ -38,6 +38,7 @@ def cached(tmp_path: Path, name: str) -> list[Path]:
     return list((tmp_path / name).rglob("*.safetensors"))
 
 
+@pytest.mark.full
 def test_run_on_s3_is_cached_on_another_machine_and_seen_by_every_command(
     server, tiny, url, proxy, on, spinloop, tmp_path
 ):

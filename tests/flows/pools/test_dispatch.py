@@ -55,6 +55,7 @@ def test_stage_that_a_person_starts_shares_the_cache(workers, api, gpu_runs, pro
     assert ended.state.message == "0 steps ran, 1 were cached."
 
 
+@pytest.mark.full
 def test_run_of_another_store_is_refused_before_it_computes(
     workers, api, gpu_runs, profile, spinloop, tmp_path
 ) -> None:
@@ -67,6 +68,7 @@ def test_run_of_another_store_is_refused_before_it_computes(
     assert "Traceback" not in err and gpu_runs.states("sft") == ["Failed"]
 
 
+@pytest.mark.full
 def test_pool_without_such_a_deployment_is_one_sentence(deployed, profile, spinloop, tmp_path) -> None:
     """Catches a traceback, or a run that waits for ever, where runtime.pools names nothing."""
     code, _, err = spinloop(
