@@ -34,7 +34,7 @@ class Meter:
 
 
 class Meters:
-    """Called with a step's title and an event of `Job.progress`, from the thread of the step's task."""
+    """Called with a step's title, an event of `Job.progress` and what it says, from the thread of the step's task."""
 
     def __init__(self) -> None:
         self.profile = ""
@@ -42,7 +42,7 @@ class Meters:
         self._queue: queue.SimpleQueue[Meter | threading.Event] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, title: str, event: dict) -> None:
+    def __call__(self, title: str, event: dict, text: str) -> None:
         task = TaskRunContext.get()
         if task is None or not event["total"]:
             return
@@ -53,7 +53,7 @@ class Meters:
                 key = re.sub("[^a-z0-9]+", "-", f"{self.profile} progress {title.partition('[')[0]}".strip())
                 made = ArtifactCreate(type="progress", key=key, task_run_id=run.id, flow_run_id=run.flow_run_id)
                 meter = self._meters[title, run.run_count] = Meter(made, now + EVERY)
-            meter.made.data, meter.made.description = share, escape(where(title, event), 300)
+            meter.made.data, meter.made.description = share, escape(text, 300)
             if now >= meter.due or (closed and meter.shown):
                 meter.due, meter.shown = now + EVERY, True
                 if not meter.waiting:
@@ -93,9 +93,3 @@ class Meters:
                         get_run_logger().warning("The UI does not show all progress (%s).", one_line(error))
                     failed = True
         meter.set()
-
-
-def where(title: str, event: dict) -> str:
-    """Where a step is, for a log."""
-    figures = "".join(f", {name} {value:.4g}" for name, value in event["figures"].items())
-    return f"{title} {event['label']}: {event['done']:,} of {event['total']:,} {event['unit']}{figures}"

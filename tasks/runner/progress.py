@@ -1,4 +1,7 @@
-"""Shows the progress of running steps: a bar on a terminal, else a line in the task run's log now and then."""
+"""Shows the progress of running steps: a bar on a terminal, else a line in the task run's log now and then.
+
+Commands that run no flow use it too, so nothing here imports Prefect (1.3 s), unless it is there already.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
 from tqdm import tqdm
 
-from tasks.runner.meters import Meters, where
+if TYPE_CHECKING:
+    from tasks.runner.meters import Meters
 
 LOG_SECONDS = 15
 
@@ -27,11 +30,17 @@ class Progress:
         self._noted: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
-        self.meters = Meters()
+
+    @cached_property
+    def meters(self) -> Meters:
+        """Progress in the UI of Prefect."""
+        from tasks.runner.meters import Meters
+
+        return Meters()
 
     def __call__(self, title: str, event: dict) -> None:
-        if "done" in event:
-            self.meters(title, event)
+        if "done" in event and "prefect" in sys.modules:
+            self.meters(title, event, where(title, event))
         if "note" in event:
             self._note(title, event["note"])
         elif "log" in event:
@@ -90,10 +99,22 @@ class Progress:
             for bar in self._bars.values():
                 bar.close()
             self._bars.clear()
-        self.meters.close()
+        if "prefect" in sys.modules:
+            self.meters.close()
+
+
+def where(title: str, event: dict) -> str:
+    """Where a step is, for a log."""
+    figures = "".join(f", {name} {value:.4g}" for name, value in event["figures"].items())
+    return f"{title} {event['label']}: {event['done']:,} of {event['total']:,} {event['unit']}{figures}"
 
 
 def _logger() -> Any:
+    if "prefect" not in sys.modules:
+        return logging.getLogger(__name__)
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
     try:
         return get_run_logger()
     except MissingContextError:

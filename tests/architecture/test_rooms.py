@@ -105,6 +105,12 @@ def test_import_of_core_config_and_stages_loads_nothing_heavy():
     assert not loads(["spin_core", "spin_core.config.profile", *sorted(stages)], HEAVY)
 
 
+def test_commands_that_run_no_flow_load_no_prefect():
+    """Catches an import of Prefect (1.3 s of a core) at the start of `store`, `report`, `push` and `import`."""
+    commands = ["__main__", "store", "report", "push", "imports"]
+    assert not loads([f"flows.cli.{name}" for name in commands], HEAVY | {"prefect"})
+
+
 def test_loads_a_heavy_and_a_blocked_import_are_seen(tmp_path):
     """Catches a `loads` that sees nothing, with which the two tests above would always pass."""
     (tmp_path / "slow_one.py").write_text("import pyarrow\n")
