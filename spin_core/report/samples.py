@@ -6,7 +6,6 @@ wrong take turns, then changed answers, ties by hash of the row id.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
@@ -54,40 +53,6 @@ class Samples(TypedDict):
     text: str
     rows: list[ShownRow]
     tags: list[tuple[str, str]]
-
-
-# The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
-SCRIPT = """
-(() => {
-  const box = document.getElementById("find");
-  if (!box) return;
-  const input = box.querySelector("input"), told = box.querySelector("output");
-  const more = document.getElementById("more");
-  const rows = Array.from(document.querySelectorAll("details.sample"));
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  let tag = "";
-  const look = () => {
-    const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    let count = 0;
-    rows.forEach((row, i) => {
-      const hit = (!tag || row.dataset.tag === tag) && words.every((word) => texts[i].includes(word));
-      row.hidden = !hit;
-      count += hit ? 1 : 0;
-    });
-    if (more && (words.length || tag)) more.open = true;
-    told.textContent = count + " of " + rows.length + " samples";
-  };
-  input.addEventListener("input", look);
-  box.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => {
-    tag = button.dataset.tag;
-    box.querySelectorAll("button").forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
-    look();
-  }));
-  box.hidden = false;
-  look();
-})();
-"""
-SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
 def samples(models: Sequence[ModelResults], most: int = SAMPLES, digests: Digests | None = None) -> Samples:
