@@ -24,13 +24,12 @@ from spin_core.report.run_facts import RunFacts, hub_ids, read_run
 from spin_core.store.store import Store
 
 NAME = "model-card.md"
-RATES = {
+MEASURES = {  # of evaluate: what they are called on a card
     "exact_match/greedy": "exact match, greedy answers",
     "exact_match/sampled": "exact match, answers drawn at temperature 1",
     "spin/accuracy": "real answer preferred to the opponent's",
-}
-MEANS = {"nll/real": "nats per token of real answers", "spin/margin": "margin over the opponent"}
-PLAIN = {
+    "nll/real": "nats per token of real answers",
+    "spin/margin": "margin over the opponent",
     "length/greedy_tokens": "tokens of a greedy answer",
     "repetition/greedy": "repeated 4-grams in a greedy answer",
     "distinct_2/greedy": "distinct 2-grams over all greedy answers",
@@ -173,9 +172,9 @@ def measures(run: RunFacts, k: int) -> list[Measure]:
     """What `run` measured of θ_k, in the order of a card. Raises BadInput for an artifact that is damaged."""
     steps = run.measured("evaluate", k), run.measured("harness", k)
     evaluate, harness = (run.store.tree(step.digest) if step else None for step in steps)
-    model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, None, None, harness)
+    model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, harness=harness)
     figures = []
-    for name, label in {**RATES, **MEANS, **PLAIN}.items():
+    for name, label in MEASURES.items():
         value = model.metrics.get(name)
         if value is not None:
             figures.append(Measure(name, label, value, *interval(name, value, model)))
