@@ -13,7 +13,7 @@ from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.analysis.verdict import value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import rendered
-from spin_core.report.samples import Samples
+from spin_core.report.samples import TAGS, Samples
 from spin_core.report.tables import ReportTable, TableLine, starred, start_label, tables
 
 OPEN = 3  # samples that are unfolded at first
@@ -45,6 +45,7 @@ def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Map
         tables=tables(rows),
         charts=charts,
         samples=shown,
+        tags=TAGS,
         open=OPEN,
         folded=FOLDED,
         overrides=overrides(profile),
