@@ -84,16 +84,12 @@ def front(data: Mapping) -> str:
 
 def parse(file: Path) -> dict[str, Any]:
     """The front matter of a card; {} where there is none that can be read."""
+    from huggingface_hub import metadata_load
+
     try:
-        with file.open("rb") as opened:
-            text = opened.read(MAX_BYTES + 1)
-        lines = text.decode().split("\n")
-        if len(text) > MAX_BYTES or lines[0] != "---":
-            return {}
-        data = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+        return (metadata_load(file) if file.stat().st_size <= MAX_BYTES else None) or {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def title(chain: Mapping) -> str:

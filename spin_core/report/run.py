@@ -45,7 +45,8 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
     software, downloaded = _software([one for one in by_step.values() if one], sources)
     return rendered(
         "run.html.j2",
-        cost_text=_cost_text(made),
+        total=made["total"],
+        gpus=made["gpus"],
         tiles=_tiles(made),
         costs=_cost_table(made),
         nodes=_lineage(steps, record, sources),
@@ -59,17 +60,6 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
 def facts_of(record: Record | None) -> dict:
     """The facts of a record, with the step's own config, as `costs` takes them."""
     return {**record.facts, "config": record.payload.get("config")} if record else {}
-
-
-def _cost_text(made: Costs) -> str:
-    total = made["total"]
-    text = f"{total['cached']:,} of {total['steps']:,} steps were cached"
-    if total["cached"]:
-        text += f": {time_text(total['saved']['seconds'])} that were not computed again"
-        text += " (an earlier try of this run may have computed them)"
-    if total["cached"] < total["steps"]:
-        text += f"; the others took {time_text(total['used']['seconds'])}"
-    return text + "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
 
 
 def _cost_table(made: Costs) -> ReportTable:
@@ -117,20 +107,17 @@ def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]
     shown = [step for step in steps if step.stage in (*DRAWN, "evaluate")]
     nodes, edges = graph(steps, shown, inputs)
     hub = {one.get("digest"): f"{one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
-    anchors = {name: _anchor(node.digest) or f"node-{name}" for name, node in nodes.items()}
-    lines = []
-    for name, node in nodes.items():
-        made_from = [(anchors[start], plain(nodes[start].title, 80)) for start, end in edges if end == name]
-        small = "" if node.style == "outside" else node.small.rpartition(" · ")[2]
-        many = node.small.partition(" · ")[0] if not node.digest else ""
-        line: dict = {"id": anchors[name], "title": plain(node.title, 80), "style": node.style, "state": short(small)}
-        line |= {"digest": plain(node.digest[:12], 12), "many": short(many), "from": made_from}
-        lines.append(line | {"hub": plain(hub.get(node.digest, ""), 200)})
-    return lines
-
-
-def _anchor(digest: str) -> str:
-    return f"made-{digest[:12]}" if re.fullmatch(r"[0-9a-f]{12,64}", digest) else ""
+    is_digest = re.compile("[0-9a-f]{12,64}").fullmatch
+    anchors = {n: f"made-{node.digest[:12]}" if is_digest(node.digest) else f"node-{n}" for n, node in nodes.items()}
+    return [
+        {
+            "id": anchors[name],
+            "node": node,
+            "hub": hub.get(node.digest, ""),
+            "from": [(anchors[start], nodes[start].title) for start, end in edges if end == name],
+        }
+        for name, node in nodes.items()
+    ]
 
 
 def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> tuple[list[tuple[str, str]], list[str]]:
