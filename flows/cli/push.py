@@ -16,8 +16,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Entry
 from spin_core.report import hub_push, model_card
 from spin_core.report.hub_push import Files, Target
-from spin_core.report.pairs_card import pairs_card, place
-from spin_core.report.run_card import full_card
+from spin_core.report.run_card import full_card, pairs_card, place
 from spin_core.report.run_facts import RunFacts, read_run
 from spin_core.store.opening import open_store
 from tasks.runner.progress import Progress

@@ -47,25 +47,19 @@ def costs(steps: Sequence[Entry], facts: Callable[[Entry], Facts]) -> Costs:
     known = [(step, dict(facts(step))) for step in steps]
     per_pair = _tokens_per_pair(known)
     lines: dict[str, StageCosts] = {}
+    total = _line("total")
     names: dict[str, None] = {}
     for step, fact in known:
         device = fact.get("device")
         if isinstance(device, dict) and device.get("name"):
             names[str(device["name"])] = None
-        line = lines.setdefault(step.stage, _line(step.stage))
         cached = step.state == "Cached"
-        line["steps"] += 1
-        line["cached"] += cached
-        for name, value in _figures(step, fact, per_pair).items():
-            line["saved" if cached else "used"][name] += value
+        for line in (lines.setdefault(step.stage, _line(step.stage)), total):
+            line["steps"] += 1
+            line["cached"] += cached
+            for name, value in _figures(step, fact, per_pair).items():
+                line["saved" if cached else "used"][name] += value
     ordered = sorted(lines.values(), key=lambda one: ORDER.index(one["stage"]) if one["stage"] in ORDER else len(ORDER))
-    total = _line("total")
-    for line in ordered:
-        for name in FIGURES:
-            total["used"][name] += line["used"][name]
-            total["saved"][name] += line["saved"][name]
-        total["steps"] += line["steps"]
-        total["cached"] += line["cached"]
     return {"lines": ordered, "total": total, "gpus": list(names)}
 
 

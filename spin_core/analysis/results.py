@@ -1,4 +1,5 @@
-"""What the stages wrote about one model of a run, read back from their artifacts.
+"""What the stages wrote about one model of a run, read back from their artifacts, and how much an item of a harness
+task counts in the mean over tasks.
 
 Is not: metrics (evaluate and harness compute them) nor what is made of them (`spin_core.analysis.summary`). Imports
 neither torch nor pyarrow.
@@ -41,9 +42,9 @@ def read_model(
     label: str,
     kind: str,
     iteration: int,
-    evaluate: Path | None,
-    finetune: Path | None,
-    gather: Path | None,
+    evaluate: Path | None = None,
+    finetune: Path | None = None,
+    gather: Path | None = None,
     harness: Path | None = None,
     gate: Path | None = None,
 ) -> ModelResults:
@@ -74,10 +75,24 @@ def paired(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[flo
     return [(old[key], new[key]) for key in sorted(old.keys() & new.keys())]
 
 
-def train_part(quality: Mapping[str, Any]) -> dict[str, Any]:
-    """The training rows' part of a quality.json; empty where there is none."""
-    part = quality.get("train")
-    return part if isinstance(part, dict) else {}
+def weights(tasks: Mapping[str, dict[str, Any]], counts: Mapping[str, int]) -> dict[str, float]:
+    """Task (or subtask) → weight of each of its items, so that the mean over all items is the mean of the tasks'
+    values, as leaderboards take it: a group by its own mean, and with a minus where less is better.
+
+    `tasks`: those of results.json. `counts`: items of each task; tasks without items count for nothing. Of a single
+    task the weight is 1 and not nearly so: the paired test looks whether items are just right or wrong.
+    """
+    groups = {
+        name: [leaf for leaf in entry.get("subtasks", [name]) if counts.get(leaf)] for name, entry in tasks.items()
+    }
+    total, several = sum(counts.values()), sum(map(bool, groups.values()))
+    weight = {}
+    for name, leaves in groups.items():
+        items = sum(counts[leaf] for leaf in leaves)
+        for leaf in leaves:
+            part = 1 / len(leaves) if tasks[name].get("mean") == "subtasks" else counts[leaf] / items
+            weight[leaf] = total / counts[leaf] * part / several * (1 if tasks[name]["higher_is_better"] else -1)
+    return weight
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -154,6 +154,8 @@ class Figures(TypedDict):
     notes: list[str]
 
 
-def estimate(interval: Interval) -> Estimate:
-    """The interval as report.json has it."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "rows": interval.rows}
+def estimate(value: float, interval: Interval | None) -> Estimate:
+    """A figure as report.json has it, with the bounds of its interval where it has one."""
+    if interval is None:
+        return {"value": value, "low": None, "high": None, "rows": None}
+    return {"value": value, "low": interval.low, "high": interval.high, "rows": interval.rows}

@@ -17,9 +17,8 @@ from typing import Any
 from spin_core.analysis.costs import Costs
 from spin_core.analysis.format import bounds, plain, plural, short, show
 from spin_core.analysis.profile_diff import Difference, differences
-from spin_core.analysis.results import ModelResults, paired
+from spin_core.analysis.results import ModelResults, paired, weights
 from spin_core.analysis.statistics import bootstrap
-from spin_core.analysis.task_weights import weights
 from spin_core.errors import BadInput
 
 LONG = {  # names of metrics in a sentence
@@ -111,22 +110,18 @@ def compare(here: Side, there: Side) -> Comparison:
     """Raises BadInput where the best models of both share no held-out row and no harness item."""
     settings = differences(here.profile, there.profile)
     sides = [{model.label: model for model in side.models} for side in (here, there)]
-    best = _pair(here, there, sides[0][here.best], sides[1][there.best])
-    if not best.changes:
+    last = [next((m.label for m in reversed(side.models) if m.kind != "control"), "") for side in (here, there)]
+    wanted = [(here.best, there.best)]
+    wanted += [(last[0], last[1])] if all(last) and last[0] != last[1] else []
+    wanted += [(label, label) for label in sides[0] if label in sides[1]]
+    pairs = [_pair(here, there, sides[0][old], sides[1][new]) for old, new in dict.fromkeys(wanted)]
+    if not pairs[0].changes:
         counts = [len(side[run.best].answers) for side, run in zip(sides, (here, there), strict=True)]
         raise BadInput(
             f"{here.name} and {there.name}: their models share no held-out rows ({counts[0]:,} and {counts[1]:,}, none "
             "with the same id); compare runs on the same dataset, seed and held-out split."
-            + (f" {_note([best])}" if best.unlike else "")
+            + (f" {_note(pairs[:1])}" if pairs[0].unlike else "")
         )
-    last = [[model.label for model in side.models if model.kind != "control"][-1:] for side in (here, there)]
-    pairs = [best]
-    if last[0] and last[1] and last[0] != last[1] and (last[0][0], last[1][0]) != (here.best, there.best):
-        pairs.append(_pair(here, there, sides[0][last[0][0]], sides[1][last[1][0]]))
-    for label, model in sides[0].items():
-        other = sides[1].get(label)
-        if other is not None and (label, label) != (here.best, there.best):
-            pairs.append(_pair(here, there, model, other))
     return Comparison(here, there, settings, pairs, _verdict(here, there, pairs, settings), _note(pairs))
 
 

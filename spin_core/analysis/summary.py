@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from spin_core.analysis import statistics
 from spin_core.analysis.format import plain, short
-from spin_core.analysis.results import ModelResults, number, paired, train_part
+from spin_core.analysis.results import ModelResults, number, paired
 from spin_core.analysis.rows import (
     AnswerStyle,
     Decision,
@@ -41,6 +41,9 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
     metrics = model.metrics
     before = start if start is not model else None
     nll = metrics.get("nll/real")
+    part = model.quality.get("train")  # the training rows' part of quality.json
+    part = part if isinstance(part, dict) else {}
+    quality = {name: value for name in QUALITY if (value := number(part.get(name))) is not None}
     row: ModelRow = {
         "label": short(model.label),
         "kind": model.kind,
@@ -52,11 +55,11 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
         "margin": metrics.get("spin/margin"),
         "accuracy": metrics.get("spin/accuracy"),
         "steps": len(model.steps) or None,
-        "pairs": _pair_shares(model.quality),
+        "pairs": _pair_shares(quality),
         "delta": {"greedy": None, "sampled": None, "nll": None},
         "opponents": _opponents(model),
         "style": _style(model, before),
-        "quality": {name: v for name in QUALITY if (v := number(train_part(model.quality).get(name))) is not None},
+        "quality": quality,
         "harness": _harness(model.harness),
         "decision": _decision(model.decision),
     }
@@ -74,9 +77,9 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
 def mean(values: Sequence[float]) -> Estimate | None:
     """A mean with its interval, which one value has not; None without values."""
     if len(values) == 1:
-        return {"value": values[0], "low": None, "high": None, "rows": 1}
+        return {**estimate(values[0], None), "rows": 1}
     interval = statistics.mean(values)
-    return estimate(interval) if interval else None
+    return estimate(interval.value, interval) if interval else None
 
 
 def nll_change(before: ModelResults, after: ModelResults) -> Estimate | None:
@@ -84,7 +87,7 @@ def nll_change(before: ModelResults, after: ModelResults) -> Estimate | None:
     old, new, tokens = before.column("nll"), after.column("nll"), after.column("tokens")
     keys = [key for key in new if key in old and tokens.get(key)]
     interval = statistics.mean([new[key] - old[key] for key in keys], [tokens[key] for key in keys])
-    return estimate(interval) if interval else None
+    return estimate(interval.value, interval) if interval else None
 
 
 def _rate(model: ModelResults, kind: Kind) -> Estimate | None:
@@ -92,9 +95,7 @@ def _rate(model: ModelResults, kind: Kind) -> Estimate | None:
     if value is None:
         return None
     rows = len(model.column(f"{kind}_match")) or int(model.metrics.get("rows", 0))
-    if rows <= 0 or not 0 <= value <= 1:
-        return {"value": value, "low": None, "high": None, "rows": None}
-    return estimate(statistics.rate(value, rows))
+    return estimate(value, statistics.rate(value, rows) if rows > 0 and 0 <= value <= 1 else None)
 
 
 def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateChange | None:
@@ -102,29 +103,18 @@ def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateCh
     if before is None or after is None:
         return None
     change = statistics.rate_change(paired(start.column(f"{kind}_match"), model.column(f"{kind}_match")))
-    if change is None:
-        return {"value": after - before, "low": None, "high": None, "gained": None, "lost": None, "rows": None}
-    interval, gained, lost = change
-    return {**estimate(interval), "gained": gained, "lost": lost, "value": after - before}
+    interval, gained, lost = change or (None, None, None)
+    return {**estimate(after - before, interval), "gained": gained, "lost": lost}
 
 
-def _pair_shares(quality: Mapping[str, Any]) -> PairShares | None:
-    part = train_part(quality)
-    rows = number(part.get("rows"))
+def _pair_shares(counts: Mapping[str, float]) -> PairShares | None:
+    rows = counts.get("rows")
     if not rows:
         return None
-
-    def share(name: str) -> float | None:
-        value = number(part.get(name))
-        return None if value is None else value / rows
-
-    shares: PairShares = {
-        "rows": int(rows),
-        "identical": share("identical_to_real"),
-        "truncated": share("truncated"),
-        "empty": share("empty"),
-    }
-    if rejected := number(part.get("rejected")):  # only where there are any, and not among `rows`
+    names = ("identical_to_real", "truncated", "empty")
+    identical, truncated, empty = (counts[name] / rows if name in counts else None for name in names)
+    shares: PairShares = {"rows": int(rows), "identical": identical, "truncated": truncated, "empty": empty}
+    if rejected := counts.get("rejected"):  # only where there are any, and not among `rows`
         shares["rejected"] = int(rejected)
     return shares
 
@@ -146,11 +136,12 @@ def _opponents(model: ModelResults) -> Opponents:
 def _against(model: ModelResults, end: str) -> tuple[Estimate | None, Estimate | None]:
     """Margin and accuracy, with the intervals of their rows."""
     values = [*model.column(f"margin{end}").values()]
-    accuracy = model.metrics.get(f"spin/accuracy{end}")
-    seen = None
-    if accuracy is not None and values and 0 <= accuracy <= 1:
-        seen = estimate(statistics.rate(accuracy, len(values)))
-    return _with(model.metrics.get(f"spin/margin{end}"), mean(values)), _with(accuracy, seen)
+    margin, accuracy = (model.metrics.get(f"spin/{name}{end}") for name in ("margin", "accuracy"))
+    rate = statistics.rate(accuracy, len(values)) if values and accuracy is not None and 0 <= accuracy <= 1 else None
+    return (
+        None if margin is None else {**(mean(values) or estimate(margin, None)), "value": margin},
+        None if accuracy is None else estimate(accuracy, rate),
+    )
 
 
 def _style(model: ModelResults, start: ModelResults | None) -> Style:
@@ -223,11 +214,3 @@ def _read_estimate(raw: object) -> Estimate | None:
     if not isinstance(raw, dict) or number(raw.get("value")) is None:
         return None
     return cast(Estimate, {name: number(raw.get(name)) for name in ("value", "low", "high", "rows")})
-
-
-def _with(value: float | None, seen: Estimate | None) -> Estimate | None:
-    """A metric with the interval of its rows."""
-    if value is None:
-        return None
-    unknown: Estimate = {"value": value, "low": None, "high": None, "rows": None}
-    return {**(seen or unknown), "value": value}

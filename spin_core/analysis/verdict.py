@@ -32,9 +32,11 @@ def verdict(rows: list[ModelRow]) -> str:
     done = sorted((row for row in rows if row["kind"] == "iteration"), key=lambda row: row["iteration"])
     for metric, name, rising in HEADLINES:
         seen = [row for row in done if value_of(row, metric) is not None]
-        if start is not None and value_of(start, metric) is not None and seen:
+        if start is None or value_of(start, metric) is None:
+            continue
+        if seen:
             return _change(start, seen, metric, name, rising) + _controls(rows, done, seen[-1], metric, rising) + "."
-        if start is not None and value_of(start, metric) is not None and not done:
+        if not done:
             figures = f"{show(value_of(start, metric))} ({_what(start, metric)})"
             return f"{name} of the start is {figures}; no iteration has been run."
     for metric, name, _ in HEADLINES:
@@ -113,7 +115,7 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str, name: str, risin
     if low is not None and high is not None and low <= 0 <= high and before != after:
         interval = bounds(low, high, signed=True)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
-    best = (max if rising else min)(seen, key=lambda row: value_of(row, metric))
+    best = _best(seen, metric, rising)
     if best is not last and show(value_of(best, metric)) != show(after):
         text += f"; it was best after {best['label']}, at {show(value_of(best, metric))}"
     return text
@@ -127,22 +129,19 @@ def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric
     measured = [row for row in rows if row["kind"] == "control" and value_of(row, metric) is not None]
     if not measured:
         return ""
-    best = (max if rising else min)(measured, key=lambda row: value_of(row, metric))
+    best = _best(measured, metric, rising)
     fair = next((row for row in measured if total and row["steps"] == total), None)
-    text = ""
-    if fair is not None:
-        text = f"; the same number of SFT steps ({total:,}) reached {show(value_of(fair, metric))}"
-    ahead = (
-        value_of(best, metric) >= value_of(last, metric) if rising else value_of(best, metric) <= value_of(last, metric)
-    )
-    if fair is None or (best is not fair and ahead):
-        steps = (
-            f" in {best['steps']:,} steps against SPIN's {total:,}"
-            if best["steps"] and total and best["steps"] != total
-            else ""
-        )
-        text += f"; the control “{best['label']}” reached {show(value_of(best, metric))}{steps}"
+    text = f"; the same number of SFT steps ({total:,}) reached {show(value_of(fair, metric))}" if fair else ""
+    if fair is None or (best is not fair and _best([best, last], metric, rising) is best):
+        text += f"; the control “{best['label']}” reached {show(value_of(best, metric))}"
+        if best["steps"] and total and best["steps"] != total:
+            text += f" in {best['steps']:,} steps against SPIN's {total:,}"
     return text
+
+
+def _best(rows: list[ModelRow], metric: str, rising: bool) -> ModelRow:
+    """The row with the best figure, of equal ones the first."""
+    return (max if rising else min)(rows, key=lambda row: value_of(row, metric))
 
 
 def _verb(before: float, after: float) -> str:

@@ -13,6 +13,8 @@ import itertools
 import math
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +86,7 @@ def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Ch
     names = [name for name in series if any(_point(row, name) for row in columns)]
     if not names:
         return None
-    with _style():
-        figure, axes = _axes()
+    with _axes() as axes:
         for i, name in enumerate(names):
             shift = 0.08 * (2 * i - len(names) + 1)
             at = [(x + shift, point) for x, row in enumerate(columns) if (point := _point(row, name))]
@@ -100,14 +101,14 @@ def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Ch
             axes.axvline(path - 0.5, color=RULE, lw=0.8)
         _name_columns(axes, columns)
         if len(names) > 1:
-            figure.legend(loc="outside upper left", ncols=len(names), frameon=False)
+            axes.figure.legend(loc="outside upper left", ncols=len(names))
         values = [
             f"{row['label']}: {series[name]} {point[0]:.3f}"
             for row in columns
             for name in names
             if (point := _point(row, name))
         ]
-        return Chart(title, _finish(figure), plain("; ".join(values), 600))
+        return Chart(title, _finish(axes.figure), plain("; ".join(values), 600))
 
 
 def _name_columns(axes: Any, columns: list[ModelRow]) -> None:
@@ -141,8 +142,7 @@ def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
     """Curves over optimiser steps, each iteration named above its part of the run; None without curves."""
     if not lines:
         return None
-    with _style():
-        figure, axes = _axes()
+    with _axes() as axes:
         for line in lines:
             mark = "o" if len(line.xs) == 1 else None
             dashes: Any = (0, (3, 1.5)) if line.dashed else "-"
@@ -160,9 +160,9 @@ def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
         for name, dashed in styles.items():
             axes.plot([], [], INK, lw=1.3, ls=(0, (3, 1.5)) if dashed else "-", label=name)
         if styles:
-            figure.legend(loc="outside upper left", ncols=2, frameon=False)
+            axes.figure.legend(loc="outside upper left", ncols=2)
         ends = "; ".join(f"iteration {line.iteration} {line.name}: {_ends(line.ys)}" for line in lines)
-        return Chart(title, _finish(figure), plain(ends, 600))
+        return Chart(title, _finish(axes.figure), plain(ends, 600))
 
 
 def _ends(ys: list[float]) -> str:
@@ -191,33 +191,28 @@ def _binned(points: list[tuple[int, float | None]]) -> tuple[list[float], list[f
     return [sum(x for x, _ in part) / len(part) for part in bins], [sum(y) / len(y) if y else math.nan for y in known]
 
 
-def _style():
-    """Matplotlib's own defaults with the report's few changes, for the duration of a `with`."""
+@contextmanager
+def _axes() -> Iterator[Any]:
+    """Empty axes, under matplotlib's own defaults with the report's few changes."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     changes: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "spinloop",
+        "figure.figsize": SIZE, "figure.constrained_layout.use": True, "figure.facecolor": "none",
+        "axes.facecolor": "none", "axes.xmargin": 0.03, "axes.formatter.useoffset": False,
         "text.parse_math": False, "font.size": 9,
         "font.family": ["DejaVu Sans"],
         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE, "axes.labelcolor": INK,
         "axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE, "grid.linewidth": 0.5,
         "xtick.color": RULE, "ytick.color": RULE,
         "xtick.labelcolor": INK, "ytick.labelcolor": INK, "text.color": INK,
-        "legend.labelcolor": INK,
+        "legend.labelcolor": INK, "legend.frameon": False,
         "axes.unicode_minus": True,
     }  # fmt: skip
     defaults: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-    return matplotlib.rc_context(defaults | changes)
-
-
-def _axes():
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
-    axes.margins(x=0.03)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    return figure, axes
+    with matplotlib.rc_context(defaults | changes):
+        yield Figure().add_subplot()
 
 
 def _finish(figure) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from spin_core.analysis.format import NONE, bounds, escape_markdown, markdown_table, plain, show
 from spin_core.analysis.run_comparison import Change, ComparedModels, Comparison
-from spin_core.report.compare_html import COMPARE
-from spin_core.report.html import CSS
-from spin_core.report.page import rendered
+from spin_core.report.html import rendered
 from spin_core.report.run import COSTS
 from spin_core.report.tables import ReportTable, TableLine, with_small
 
@@ -19,7 +17,7 @@ def page(made: Comparison) -> str:
     name = f"{here} and {there}"
     parts = {"best": tables[0], "others": tables[1:], "settings": settings, "costs": _costs(made)}
     texts = {"name": name, "sentence": plain(made.verdict, 2000), "note": plain(made.note, 1000)}
-    return rendered(COMPARE, kind="comparison", hash="", css=CSS, **texts, **parts)
+    return rendered("compare_page.html.j2", kind="comparison", **texts, **parts)
 
 
 def text(made: Comparison) -> str:
@@ -39,16 +37,8 @@ def _pair(made: Comparison, pair: ComparedModels, i: int) -> ReportTable:
     names = [plain(run, 80) if both else f"{label}, {plain(run, 80)}" for run, label in sides]
     title = pair.here if both else f"{pair.here} and {pair.there}"
     title = f"Best models: {title}" if i == 0 else title
-    key = [
-        (
-            "difference",
-            "The second run less the first, over the rows that both answered; in small print the 95 % interval "
-            "(bootstrap over rows) and the number of rows. ▲ clearly better, ▼ clearly worse, ≈ within what chance "
-            "gives.",
-        )
-    ]
     lines = [TableLine(change.name, _cells(change)) for change in pair.changes]
-    return ReportTable(f"pair-{i}", title, "", "metric", ["difference", *names], lines, key if i == 0 else [])
+    return ReportTable(f"pair-{i}", title, "", "metric", ["difference", *names], lines)
 
 
 def _cells(change: Change) -> list[tuple[str, str]]:

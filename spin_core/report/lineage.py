@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spin_core.analysis.format import plural
 from spin_core.config.stage_table import DRAWN
 from spin_core.job import Entry
 
@@ -26,12 +27,14 @@ Inputs = Callable[[Entry], Mapping[str, str | Sequence[str]]]
 
 @dataclass(frozen=True)
 class Node:
-    """Something made, or read from outside; `digest` of one step's output, empty for many shards."""
+    """Something made, or read from outside; `digest` of one step's output, empty for many shards, of which `small` says
+    how many. `state`: whether it was cached, empty for what is from outside."""
 
     title: str
     small: str
     style: str
     digest: str = ""
+    state: str = ""
 
 
 def lineage(steps: Sequence[Entry], inputs: Inputs) -> str:
@@ -80,7 +83,6 @@ def _node(made: Sequence[Entry]) -> Node:
     first = made[0]
     t = _iteration(first)
     count = first.summary
-    shards = f"{len(made):,} shard{'' if len(made) == 1 else 's'}"
     title = {
         "demo_rows": f"dataset, {first.label}",
         "demo_model": "base model",
@@ -95,9 +97,10 @@ def _node(made: Sequence[Entry]) -> Node:
     }[first.stage]
     cached = sum(step.state == "Cached" for step in made)
     state = "Cached" if cached == len(made) else f"{cached:,} Cached" if cached else "ran"
-    many = first.stage == "generate"
     style = "cached" if cached == len(made) else "ran"
-    return Node(title, f"{shards if many else first.digest[:7]} · {state}", style, "" if many else first.digest)
+    if first.stage == "generate":
+        return Node(title, plural(len(made), "shard"), style, state=state)
+    return Node(title, first.digest[:7], style, first.digest, state)
 
 
 def _iteration(step: Entry) -> int:
@@ -112,9 +115,8 @@ def _count(summary: Mapping, name: str) -> str:
 def _drawn(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
     lines = ["```mermaid", "flowchart TB"]
     for name, node in nodes.items():
-        title, small, style = (
-            re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in (node.title, node.small, node.style)
-        )
+        small = f"{node.small} · {node.state}" if node.state else node.small
+        title, small, style = (re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in (node.title, small, node.style))
         lines.append(f'  {name}["{title}<br/>{small}"]:::{style}')
     lines += [f"  {start} --> {end}" for start, end in edges]
     lines += ["  linkStyle default stroke:#8a95a6"] if edges else []  # the UI's own is all but invisible when dark

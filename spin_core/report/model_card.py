@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from spin_core.analysis.format import escape_markdown
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.store.keys import DIGEST
@@ -26,11 +27,6 @@ MAX_BYTES = 1 << 20
 STAGES = ("sft", "finetune")
 HUB: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["spinloop", "spin"]}
 SHOWN = ("loss", "rewards/margins", "rewards/accuracies")
-LIMITS = (
-    "SPIN moves a model towards the answers of its own training data; it adds no knowledge and no safety training. "
-    "What the base model gets wrong, and what the training answers get wrong, this model may get wrong too. The "
-    "licences of the base model and of the data apply to it."
-)
 
 
 def write_card(job: Job, stage: str, settings: Mapping, source: Path, history: Sequence[Mapping]) -> None:
@@ -48,7 +44,9 @@ def write_card(job: Job, stage: str, settings: Mapping, source: Path, history: S
     step |= {"inputs": dict(sorted(job.digests.items())), "settings": dict(settings)}
     step["result"] = {"steps": len(history), **_results(history)}
     chain["steps"].append(step)
-    text = front({**HUB, "spinloop": chain}) + _body(chain)
+    text = front({**HUB, "spinloop": chain}) + filled(
+        "model_card.md.j2", title=title(chain), step=step, chain=chain, settings=as_json(settings)
+    )
     try:
         (job.out / FILE).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -86,16 +84,12 @@ def front(data: Mapping) -> str:
 
 def parse(file: Path) -> dict[str, Any]:
     """The front matter of a card; {} where there is none that can be read."""
+    from huggingface_hub import metadata_load
+
     try:
-        with file.open("rb") as opened:
-            text = opened.read(MAX_BYTES + 1)
-        lines = text.decode().split("\n")
-        if len(text) > MAX_BYTES or lines[0] != "---":
-            return {}
-        data = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+        return (metadata_load(file) if file.stat().st_size <= MAX_BYTES else None) or {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def title(chain: Mapping) -> str:
@@ -106,48 +100,21 @@ def title(chain: Mapping) -> str:
     return f"SPIN iteration {done}" if done else "the model that training starts from"
 
 
-def steps_text(chain: Mapping) -> str:
-    """A Markdown table of the chain: what each training step read, and how its loss went."""
-    lines = ["| step | trained from | on | steps | loss |", "|---|---|---|---|---|"]
-    for step in chain["steps"]:
-        name = f"SPIN iteration {step['iteration']}" if step["stage"] == "finetune" else "SFT"
-        read = step["inputs"].get("pairs") or step["inputs"].get("rows") or []
-        shown = ", ".join(f"`{one[:12]}`" for one in ([read] if isinstance(read, str) else read))
-        result = step["result"]
-        loss = f"{result.get('loss/first', '–')} → {result.get('loss/last', '–')}"
-        start = str(step["inputs"].get("model", ""))[:12]
-        lines.append(f"| {name} | `{start}` | {shown} | {result['steps']} | {loss} |")
-    return "\n".join(lines) + "\n"
+def as_json(settings: Mapping) -> str:
+    """The settings of a step."""
+    return json.dumps(dict(settings), indent=1, sort_keys=True, ensure_ascii=False)
 
 
-def settings_text(settings: Mapping) -> str:
-    """The settings of a step as an indented block of JSON."""
-    return "```json\n" + json.dumps(dict(settings), indent=1, sort_keys=True, ensure_ascii=False) + "\n```\n"
+def filled(template: str, **values: object) -> str:
+    """A Markdown template that lies beside this file, with its values: texts from outside go through `escaped`."""
+    import jinja2
 
-
-def loading_text(place: str) -> str:
-    """How the model is loaded from `place`, a hub id or a directory."""
-    return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("{place}")\n'
-        'messages = [{"role": "user", "content": "…"}]\n'
-        "prompt = tokenizer.apply_chat_template(\n"
-        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-        "answer = model.generate(**prompt, max_new_tokens=256)\n"
-        'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n'
-    )
-
-
-def _body(chain: Mapping) -> str:
-    step, what = chain["steps"][-1], title(chain)
-    return (
-        f"\n# {what[0].upper()}{what[1:]}\n\n"
-        f"Trained by spinloop from the model with the content digest `{step['inputs'].get('model', 'unknown')}`. The "
-        f"chain of training steps starts at `{chain['base'] or 'unknown'}`.\n\n{steps_text(chain)}\n"
-        f"## Settings of the last step\n\n{settings_text(step['settings'])}\n"
-        f"## Load it\n\n{loading_text('path/of/this/directory')}\n## Limits\n\n{LIMITS}\n"
-    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=jinja2.select_autoescape(), keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["escaped"] = escape_markdown
+    return environment.get_template(template).render(**values)
 
 
 def _results(history: Sequence[Mapping]) -> dict[str, float]:

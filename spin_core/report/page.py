@@ -3,18 +3,23 @@ from outside escaped and bounded."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from spin_core.analysis.format import plain, setting_text, show
 from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.analysis.verdict import value_of
 from spin_core.report.charts import Chart
-from spin_core.report.html import CSS, PAGE
-from spin_core.report.samples import SCRIPT, SCRIPT_HASH, Samples
-from spin_core.report.tables import ReportTable, TableLine, starred, tables
+from spin_core.report.html import rendered
+from spin_core.report.samples import TAGS, Samples
+from spin_core.report.tables import ReportTable, TableLine, starred, start_label, tables
 
 OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
+# The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
+SCRIPT = "\n" + Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 TILES = (
     ("harness", "harness average"),
     ("greedy", "exact match, greedy"),
@@ -30,7 +35,7 @@ def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Map
 
     rows = figures["rows"]
     return rendered(
-        PAGE,
+        "page.html.j2",
         kind="report",
         name=plain(figures["name"], 120),
         sentence=plain(figures["sentence"], 2000),
@@ -40,14 +45,15 @@ def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Map
         tables=tables(rows),
         charts=charts,
         samples=shown,
+        tags=TAGS,
         open=OPEN,
         folded=FOLDED,
         overrides=overrides(profile),
         # Sorted: profiles that differ in order alone have one key, so they must give the same bytes.
         profile=plain(yaml.safe_dump(dict(profile), sort_keys=True, allow_unicode=True, width=100), 40_000),
-        css=CSS,
+        start=start_label(rows),
         script=SCRIPT,
-        hash=SCRIPT_HASH,
+        hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         mark=mark,
     )
 
@@ -67,17 +73,6 @@ def overrides(profile: Mapping) -> ReportTable | None:
     text = "Settings of single iterations that differ from the rest of the run."
     title = "Iterations with settings of their own"
     return ReportTable("overrides", title, text, "iteration", columns, lines) if lines else None
-
-
-def rendered(template: str, **values: object) -> str:
-    """A template of the report with its values, which are escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.from_string(template).render(**values)
 
 
 def _tiles(rows: list[ModelRow]) -> list[tuple[str, str, str]]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from spin_core.analysis.costs import Costs, StageCosts, costs
 from spin_core.analysis.format import NONE, count_text, hours_text, plain, plural, short, time_text
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
-from spin_core.analysis.results import number
 from spin_core.config.stage_table import DRAWN
 from spin_core.errors import BadInput
 from spin_core.job import Entry
+from spin_core.report.html import rendered
 from spin_core.report.lineage import graph
-from spin_core.report.page import rendered
-from spin_core.report.run_html import COST, LEDGER, LINEAGE, SOFTWARE, STEPS
 from spin_core.report.tables import ReportTable, TableLine
 from spin_core.store.record import Record
 
@@ -42,24 +41,20 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
     def record(step: Entry) -> Record | None:
         return by_step[id(step)]
 
-    parts = [
-        _cost(steps, record),
-        _lineage(steps, record, sources),
-        _software([one for one in by_step.values() if one], sources),
-        _ledger([one for step in steps if step.stage == "report" and (one := record(step))]),
-        steps_section(steps),
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def steps_section(steps: Sequence[Entry]) -> str:
-    """Every step: what it did, how long it took, its key and its artifact."""
-    shown = []
-    for step in steps:
-        text = {name: short(getattr(step, name) or "") for name in ("label", "stage", "state")}
-        text |= {name: plain(str(getattr(step, name) or "")[:12], 12) for name in ("key", "digest")}
-        shown.append({**text, "cached": step.state == "Cached", "time": time_text(number(step.seconds))})
-    return rendered(STEPS, steps=shown)
+    made = costs(steps, lambda step: facts_of(record(step)))
+    software, downloaded = _software([one for one in by_step.values() if one], sources)
+    return rendered(
+        "run.html.j2",
+        total=made["total"],
+        gpus=made["gpus"],
+        tiles=_tiles(made),
+        costs=_cost_table(made),
+        nodes=_lineage(steps, record, sources),
+        software=software,
+        downloaded=downloaded,
+        **_ledger([one for step in steps if step.stage == "report" and (one := record(step))]),
+        steps=steps,
+    )
 
 
 def facts_of(record: Record | None) -> dict:
@@ -67,23 +62,14 @@ def facts_of(record: Record | None) -> dict:
     return {**record.facts, "config": record.payload.get("config")} if record else {}
 
 
-def _cost(steps: Sequence[Entry], record: Records) -> str:
-    made = costs(steps, lambda step: facts_of(record(step)))
+def _cost_table(made: Costs) -> ReportTable:
     total = made["total"]
-    text = f"{total['cached']:,} of {total['steps']:,} steps were cached"
-    if total["cached"]:
-        text += f": {time_text(total['saved']['seconds'])} that were not computed again"
-        text += " (an earlier try of this run may have computed them)"
-    if total["cached"] < total["steps"]:
-        text += f"; the others took {time_text(total['used']['seconds'])}"
-    text += "." + (f" GPUs: {', '.join(map(short, made['gpus']))}." if made["gpus"] else "")
     columns = ["steps", "cached", "took", "time, cached", "tokens"]
     gpu = bool(total["used"]["gpu_hours"] or total["saved"]["gpu_hours"])
     columns += ["GPU hours", "GPU hours, cached"] if gpu else []
     lines = [TableLine(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
     lines.append(TableLine("all", _cost_cells(total, gpu), "total"))
-    table = ReportTable("cost-table", "What ran and what it cost", "", "stage", columns, lines)
-    return rendered(COST, table=table, text=text, tiles=_tiles(made))
+    return ReportTable("cost-table", "What ran and what it cost", "", "stage", columns, lines)
 
 
 def _tiles(made: Costs) -> list[tuple[str, str, str]]:
@@ -113,7 +99,7 @@ def _cost_cells(line: StageCosts, gpu: bool) -> list[tuple[str, str]]:
     return cells + ([(hours_text(used["gpu_hours"]), ""), (hours_text(saved["gpu_hours"]), "")] if gpu else [])
 
 
-def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]) -> str:
+def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]) -> list[dict]:
     def inputs(step: Entry) -> Mapping:
         known = record(step)
         return known.payload.get("inputs", {}) if known else {}
@@ -121,23 +107,20 @@ def _lineage(steps: Sequence[Entry], record: Records, sources: Sequence[Mapping]
     shown = [step for step in steps if step.stage in (*DRAWN, "evaluate")]
     nodes, edges = graph(steps, shown, inputs)
     hub = {one.get("digest"): f"{one.get('hub')}@{one.get('commit')}" for one in sources if one.get("hub")}
-    anchors = {name: _anchor(node.digest) or f"node-{name}" for name, node in nodes.items()}
-    lines = []
-    for name, node in nodes.items():
-        made_from = [(anchors[start], plain(nodes[start].title, 80)) for start, end in edges if end == name]
-        small = "" if node.style == "outside" else node.small.rpartition(" · ")[2]
-        many = node.small.partition(" · ")[0] if not node.digest else ""
-        line: dict = {"id": anchors[name], "title": plain(node.title, 80), "style": node.style, "state": short(small)}
-        line |= {"digest": plain(node.digest[:12], 12), "many": short(many), "from": made_from}
-        lines.append(line | {"hub": plain(hub.get(node.digest, ""), 200)})
-    return rendered(LINEAGE, nodes=lines) if lines else ""
+    is_digest = re.compile("[0-9a-f]{12,64}").fullmatch
+    anchors = {n: f"made-{node.digest[:12]}" if is_digest(node.digest) else f"node-{n}" for n, node in nodes.items()}
+    return [
+        {
+            "id": anchors[name],
+            "node": node,
+            "hub": hub.get(node.digest, ""),
+            "from": [(anchors[start], nodes[start].title) for start, end in edges if end == name],
+        }
+        for name, node in nodes.items()
+    ]
 
 
-def _anchor(digest: str) -> str:
-    return f"made-{digest[:12]}" if re.fullmatch(r"[0-9a-f]{12,64}", digest) else ""
-
-
-def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> str:
+def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> tuple[list[tuple[str, str]], list[str]]:
     """What computed the steps, several values where it was not the same for all; and what was downloaded."""
     seen: dict[str, dict[str, int]] = {}
 
@@ -166,23 +149,20 @@ def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> str:
     for name, values in seen.items():
         counted = [f"{value} ({plural(count, 'step')})" for value, count in values.items()]
         lines.append((name, ", ".join((counted if len(values) > 1 else list(values))[:6])))
-    return rendered(SOFTWARE, lines=lines, sources=[plain(one, 240) for one in sorted(downloaded)]) if lines else ""
+    return lines, [plain(one, 240) for one in sorted(downloaded)]
 
 
-def _ledger(reports: Sequence[Record]) -> str:
+def _ledger(reports: Sequence[Record]) -> dict[str, Any]:
     """What differs from the paper's preset, the first setting first."""
     profile = reports[-1].payload.get("config", {}).get("profile") if reports else None
-    if not isinstance(profile, dict):
-        return ""
     try:
         other = preset(DEFAULT)
     except BadInput:  # an installation without deployments/profiles
-        return ""
+        other = None
+    if not isinstance(profile, dict) or other is None:
+        return {"ledger": None}
     differing = differences(profile, other)
     lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in differing]
-    text = (
-        sentence(differing, DEFAULT)
-        + " The preset is the paper's run (arXiv 2401.01335); names and runtime do not count."
-    )
-    table = ReportTable("ledger", "Reproduction ledger", "", "setting", ["this run", f"preset {DEFAULT}"], lines)
-    return rendered(LEDGER, table=table, text=text)
+    columns = ["this run", f"preset {DEFAULT}"]
+    table = ReportTable("ledger", "Reproduction ledger", "", "setting", columns, lines)
+    return {"ledger": table, "first_difference": sentence(differing, DEFAULT)}

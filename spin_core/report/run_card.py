@@ -1,24 +1,40 @@
-"""The model card of a run: the artifact's own card, and what only the run knows: names and commits of what it started
-from, held-out figures with intervals, the gate's decision, and the step behind every digest.
+"""The cards of what a run made. Of a model: the artifact's own card, and what only the run knows: names and commits of
+what it started from, figures on held-out rows and by the harness with 95 % intervals, the gate's decision, and the step
+behind every digest. Of a pair set as a dataset repository: one configuration for each iteration, in the reference's
+record.
 
-Is not: part of any key or artifact. It is written into runs/<name>/ for people and goes to the hub with a push; the
-same run gives the same text. Local paths are not in it.
+Is not: part of any key or artifact. The model's is written into runs/<name>/ for people, and both go to the hub with a
+push; the same run gives the same text. Local paths are not in it, nor figures that are missing or not finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from spin_core.analysis.format import escape_markdown
+from spin_core.analysis import statistics
+from spin_core.analysis.results import ModelResults, number, read_model
+from spin_core.analysis.statistics import Z95
 from spin_core.config.stage_table import makers
+from spin_core.data.rows import TEST_FILE, TRAIN_FILE
 from spin_core.job import Entry
 from spin_core.report import model_card
-from spin_core.report.card_metrics import Measure, measures
-from spin_core.report.run_facts import RunFacts, hub_ids, read_run, repository
+from spin_core.report.run_facts import RunFacts, hub_ids, read_run
 from spin_core.store.store import Store
 
 NAME = "model-card.md"
-SPIN = "[SPIN](https://arxiv.org/abs/2401.01335) (self-play fine-tuning)"
+MEASURES = {  # of evaluate: what they are called on a card
+    "exact_match/greedy": "exact match, greedy answers",
+    "exact_match/sampled": "exact match, answers drawn at temperature 1",
+    "spin/accuracy": "real answer preferred to the opponent's",
+    "nll/real": "nats per token of real answers",
+    "spin/margin": "margin over the opponent",
+    "length/greedy_tokens": "tokens of a greedy answer",
+    "repetition/greedy": "repeated 4-grams in a greedy answer",
+    "distinct_2/greedy": "distinct 2-grams over all greedy answers",
+    "truncated/greedy": "greedy answers that reached the cap",
+}
 
 
 def write(store: Store, name: str) -> None:
@@ -39,11 +55,9 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
     from huggingface_hub import ModelCardData
 
     made = run.models[k]
-    tree = run.store.tree(made.digest)
-    chain = model_card.parse(tree / model_card.FILE).get("spinloop") or {}
+    chain = model_card.parse(run.store.tree(made.digest) / model_card.FILE).get("spinloop") or {}
     metrics = measures(run, k)
     models, data = hub_ids(run, "model"), hub_ids(run, "dataset")
-    block = {**chain, "run": run.name, "model": made.digest}
     metadata = ModelCardData(
         base_model=models[0] if models else None,
         datasets=data or None,
@@ -51,79 +65,63 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
         eval_results=[one.result(data) for one in metrics] or None,
         ignore_metadata_errors=False,
         **model_card.HUB,
-        spinloop=block,
+        spinloop={**chain, "run": run.name, "model": made.digest},
     ).to_dict()
     metadata.pop("model_name", None)
-    parts = [
-        f"# {run.name}, θ_{k}: {_what(chain, k)}\n\n{_sentence(run, k)}\n\n{_provenance(run, made)}",
-        f"## Held-out figures\n\n{_measures_text(metrics)}",
-        *_decision(run, k),
-        f"## Training\n\n{model_card.steps_text(chain)}\nSettings of the last step:\n\n{_settings(run, k, chain)}"
-        if chain
-        else "",
-        f"## Lineage\n\n{_lineage(run, k)}",
-        f"## Load it\n\n{model_card.loading_text(repo or 'path/of/the/model')}",
-        f"## Limits\n\n{model_card.LIMITS}",
-    ]
-    return model_card.front(metadata) + "\n" + "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def _what(chain: Mapping, k: int) -> str:
-    return model_card.title(chain) if chain else f"SPIN iteration {k}" if k else "the model that training starts from"
-
-
-def _sentence(run: RunFacts, k: int) -> str:
-    last = max(run.models)
-    done = f"iteration {k} of the {last} that the run made" if k else f"where its {last} iterations start"
-    how = f"{SPIN}, {done}." if k else f"The start of a run of {SPIN}: {done}."
-    versions = run.facts(run.models[k]).get("provenance", {})
-    made = ", ".join(f"{name} {version}" for name, version in versions.get("versions", {}).items())
-    commit = f" (spinloop at commit `{versions['commit'][:12]}`)" if versions.get("commit") else ""
-    return how + (f" Trained with {made}{commit}." if made else "")
-
-
-def _provenance(run: RunFacts, made: Entry) -> str:
-    lines = ["| | | content digest |", "|---|---|---|"]
-    for kind, stage, builtin in (
-        ("model", "demo_model", "the demo's untrained model"),
-        ("dataset", "demo_rows", "the demo's made-up tasks"),
-    ):
-        what = "base model" if kind == "model" else kind
-        for one in (source for source in run.sources if source["kind"] == kind):
-            place = (
-                f"[{one['hub']}](https://huggingface.co/{'datasets/' * (kind == 'dataset')}{repository(one['hub'])})"
-            )
-            named = f"{place} at commit `{one['commit']}`" if one["hub"] else f"a local {kind}"
-            split = f", split {escape_markdown(one['split'], 60)}" if one["split"] else ""
-            lines.append(f"| {what} | {named}{split} | `{one['digest']}` |")
-        for step in (step for step in run.steps if step.stage == stage and step.digest):
-            lines.append(f"| {what} | {builtin} {step.label} | `{step.digest}` |")
-    lines.append(f"| this model | run {run.name} | `{made.digest}` |")
-    return "\n".join(lines)
-
-
-def _measures_text(metrics: list[Measure]) -> str:
-    if not metrics:
-        return "None: this run evaluated nothing."
-    lines = ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
-    return "\n".join(lines + [one.line() for one in metrics])
-
-
-def _decision(run: RunFacts, k: int) -> list[str]:
-    """The decision on this model when it was new, and which one is best in the end."""
     decisions = [run.read(gate, "decision.json") for gate in run.gates]
-    own = next((one for one in decisions if one.get("models") == k + 1 - run.first), {})
-    if not decisions:
-        return []
-    lines = []
-    if own:
-        lines.append(f"When it was new: **{own.get('outcome')}**. {escape_markdown(str(own.get('reason', '')), 1000)}")
-        lines += [f"- {escape_markdown(str(alarm), 1000)}" for alarm in own.get("alarms", [])]
     best = run.decision.get("best")
-    if isinstance(best, int) and run.ended:
-        best += run.first
-        lines.append(f"\nThe best of the run by its last decision: θ_{best}{' (this model)' if best == k else ''}.")
-    return ["## Decision\n\n" + "\n".join(lines).strip()]
+    lineage = [step for step in run.steps if step.digest and step.stage != "report" and _leads_to(step, k)]
+    return model_card.front(metadata) + model_card.filled(
+        "run_card.md.j2",
+        run=run,
+        k=k,
+        repo=repo,
+        chain=chain,
+        title=model_card.title(chain or {"steps": [{"stage": "finetune"}] * k}),
+        made_with=run.facts(made).get("provenance", {}),
+        metrics=metrics,
+        decisions=decisions,
+        own=next((one for one in decisions if one.get("models") == k + 1 - run.first), {}),  # when it was new
+        best=best + run.first if isinstance(best, int) and run.ended else None,
+        settings=_settings(run, k, chain),
+        lineage=lineage,
+        shards=sum(step.stage == "generate" for step in lineage),
+    )
+
+
+def pairs_card(run: RunFacts, pairs: Mapping[int, Entry], repo: str, model: str) -> str:
+    """README.md of the repository `repo` with the pairs that `model` was trained on (t → the step that made or imported
+    them)."""
+    from huggingface_hub import DatasetCardData
+
+    configs: list[dict] = [
+        {
+            "config_name": f"iter{t}",
+            "data_files": [
+                {"split": "train_prefs", "path": place(t, TRAIN_FILE)},
+                {"split": "test_prefs", "path": place(t, TEST_FILE)},
+            ],
+        }
+        for t in pairs
+    ]
+    configs[-1]["default"] = True
+    data = DatasetCardData(
+        task_categories=["text-generation"],
+        tags=model_card.HUB["tags"],
+        source_datasets=hub_ids(run, "dataset") or None,
+        configs=configs,
+        spinloop={"run": run.name, "pairs": {f"iter{t}": step.digest for t, step in pairs.items()}},
+    ).to_dict()
+    imported = {t: run.facts(step).get("sources") or {} for t, step in pairs.items() if step.place.role == "import"}
+    origins = {t: (sources.get("source") or ["a local copy"])[0] for t, sources in imported.items()}  # never a path
+    return model_card.front(data) + model_card.filled(
+        "run_card.pairs.md.j2", run=run, pairs=pairs, repo=repo, model=model, origins=origins
+    )
+
+
+def place(t: int, file: str) -> str:
+    """Where iteration `t`'s file of pairs lies in the repository."""
+    return f"iter{t}/{file}"
 
 
 def _settings(run: RunFacts, k: int, chain: Mapping) -> str:
@@ -132,22 +130,7 @@ def _settings(run: RunFacts, k: int, chain: Mapping) -> str:
     shard = next(shards, None)
     record = run.store.record("generate", shard.key) if shard else None
     made = {"generate": record.payload["config"].get("generate")} if record else {}
-    return model_card.settings_text({**chain["steps"][-1]["settings"], **made}) if chain.get("steps") else ""
-
-
-def _lineage(run: RunFacts, k: int) -> str:
-    lines = ["| step | key | output |", "|---|---|---|"]
-    shards = 0
-    for step in run.steps:
-        if not step.digest or step.stage == "report" or not _leads_to(step, k):
-            continue
-        if step.stage == "generate":
-            shards += 1
-            continue
-        name = escape_markdown(f"{step.stage} {step.label}".strip(), 80)
-        lines.append(f"| {name} | `{step.key}` | `{step.digest}` |")
-    answers = f"\n\nThe answers came from {shards} generate shards, which the gather steps read." if shards else ""
-    return "\n".join(lines) + answers
+    return model_card.as_json({**chain["steps"][-1]["settings"], **made}) if chain.get("steps") else ""
 
 
 def _leads_to(step: Entry, k: int) -> bool:
@@ -156,3 +139,77 @@ def _leads_to(step: Entry, k: int) -> bool:
     if place.role == "control" or (place.iteration is not None and place.iteration >= k):
         return False
     return step.stage in makers("model") or place.model in (None, k)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure. `metric` is its name in the artifact, `low` and `high` its 95 % interval (None: unknown)."""
+
+    metric: str
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    rows: int | None = None
+    task: str = ""
+
+    def result(self, datasets: Sequence[str]) -> Any:
+        """The figure as the hub's own metadata (`EvalResult`)."""
+        from huggingface_hub import EvalResult
+
+        held_out = datasets[0] if datasets else "held-out"
+        return EvalResult(
+            task_type="text-generation",
+            dataset_type=self.task or held_out,
+            dataset_name=self.task or "held-out rows",
+            metric_type=self.metric,
+            metric_name=self.label,
+            metric_value=float(f"{self.value:.6g}"),
+        )
+
+
+def measures(run: RunFacts, k: int) -> list[Measure]:
+    """What `run` measured of θ_k, in the order of a card. Raises BadInput for an artifact that is damaged."""
+    steps = run.measured("evaluate", k), run.measured("harness", k)
+    evaluate, harness = (run.store.tree(step.digest) if step else None for step in steps)
+    model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, harness=harness)
+    figures = []
+    for name, label in MEASURES.items():
+        value = model.metrics.get(name)
+        if value is not None:
+            figures.append(Measure(name, label, value, *interval(name, value, model)))
+    return figures + _harness(model.harness)
+
+
+def interval(name: str, value: float, model: ModelResults) -> tuple[float | None, float | None, int | None]:
+    """(low, high, rows) of a rate or a mean over the model's held-out rows; no bounds for other figures."""
+    margins, seen = [*model.column("margin").values()], None
+    if name.startswith("exact_match/"):
+        if not (judged := len(model.column(f"{name.partition('/')[2]}_match"))):
+            return None, None, None
+        seen = statistics.rate(min(max(value, 0.0), 1.0), judged)
+    elif name == "nll/real":
+        nll, tokens = model.column("nll"), model.column("tokens")
+        keys = [key for key in nll if tokens.get(key)]
+        seen = statistics.mean([nll[key] for key in keys], [tokens[key] for key in keys])
+    elif name == "spin/accuracy" and margins:
+        seen = statistics.rate(min(max(value, 0.0), 1.0), len(margins))
+    elif name == "spin/margin":
+        seen = statistics.mean(margins)
+    return (seen.low, seen.high, seen.rows) if seen else (None, None, len(model.answers) or None)
+
+
+def _harness(results: dict) -> list[Measure]:
+    measured = []
+    tasks = results.get("tasks")
+    for name, task in sorted(tasks.items()) if isinstance(tasks, dict) else []:
+        value, error = number(task.get("value")), number(task.get("stderr"))
+        if value is None:
+            continue
+        metric = str(task.get("metric", "")).partition(",")[0]
+        shots = task.get("num_fewshot", 0)  # None: a group whose subtasks differ
+        shown = "mixed shots" if shots is None else f"{shots}-shot"
+        label = f"{name}, {metric}, {shown} (lm-eval {results.get('lm_eval', '')})"
+        low, high = (None, None) if error is None else (value - Z95 * error, value + Z95 * error)
+        measured.append(Measure(metric or "value", label, value, low, high, task.get("rows"), task=name))
+    return measured

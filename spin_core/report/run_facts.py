@@ -148,12 +148,8 @@ def best_tree(store: Store, name: str) -> str | None:
 
 def hub_ids(run: RunFacts, kind: str) -> list[str]:
     """The hub repositories of a kind that the run started from, each once."""
-    return list(dict.fromkeys(repository(one["hub"]) for one in run.sources if one["kind"] == kind and one["hub"]))
-
-
-def repository(path: str) -> str:
-    """`org/name` of a path inside a repository."""
-    return "/".join(path.split("/")[:2])
+    paths = (one["hub"] for one in run.sources if one["kind"] == kind and one["hub"])
+    return list(dict.fromkeys("/".join(path.split("/")[:2]) for path in paths))
 
 
 def sources_file(sources: list[tuple[str, Any, str]]) -> bytes:

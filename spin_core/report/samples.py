@@ -6,7 +6,6 @@ wrong take turns, then changed answers, ties by hash of the row id.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from spin_core.analysis.verdict import best_of
 
 TEXT = 1200  # characters of a prompt or an answer that are shown
 SAMPLES = 200
+FIRST = 12  # of them, as many that became right as wrong; then both by turns
 BYTES = 1_000_000  # of all texts, as they stand in the page: with charts and tables it stays below 2 MB
 MODELS = 5  # side by side
 
@@ -37,87 +37,42 @@ class ShownAnswer(TypedDict):
 
 
 class ShownRow(TypedDict):
-    """One held-out row. `tag` is one of TAGS, `label` what a reader sees of it; `head` begins the prompt."""
+    """One held-out row. `tag` is one of TAGS."""
 
     tag: str
-    label: str
     id: str
-    head: str
     prompt: str
     real: str
     answers: list[ShownAnswer]
 
 
 class Samples(TypedDict):
-    """The rows, with a sentence about them and the tags that occur."""
+    """The rows, with a sentence about them."""
 
     text: str
     rows: list[ShownRow]
-    tags: list[tuple[str, str]]
 
 
-# The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
-SCRIPT = """
-(() => {
-  const box = document.getElementById("find");
-  if (!box) return;
-  const input = box.querySelector("input"), told = box.querySelector("output");
-  const more = document.getElementById("more");
-  const rows = Array.from(document.querySelectorAll("details.sample"));
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  let tag = "";
-  const look = () => {
-    const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    let count = 0;
-    rows.forEach((row, i) => {
-      const hit = (!tag || row.dataset.tag === tag) && words.every((word) => texts[i].includes(word));
-      row.hidden = !hit;
-      count += hit ? 1 : 0;
-    });
-    if (more && (words.length || tag)) more.open = true;
-    told.textContent = count + " of " + rows.length + " samples";
-  };
-  input.addEventListener("input", look);
-  box.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => {
-    tag = button.dataset.tag;
-    box.querySelectorAll("button").forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
-    look();
-  }));
-  box.hidden = false;
-  look();
-})();
-"""
-SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-
-
-def samples(models: Sequence[ModelResults], most: int = SAMPLES, digests: Digests | None = None) -> Samples:
-    """At most `most` rows, with the answers of the start, the best, the previous and the new model
-    and of controls. `digests`: label → {evaluate, model}, what an answer is traced by."""
+def samples(models: Sequence[ModelResults], digests: Digests | None = None) -> Samples:
+    """At most SAMPLES rows, with the answers of the start, the best, the previous and the new model and of controls.
+    `digests`: label → {evaluate, model}, what an answer is traced by."""
     shown = _side_by_side([model for model in models if model.answers])
     if not shown:
-        return {"text": "", "rows": [], "tags": []}
+        return {"text": "", "rows": []}
     before = next((m for m in shown if m.kind == "start"), shown[0])
     after = max((m for m in shown if m.kind == "iteration"), key=lambda m: m.iteration, default=before)
     groups: dict[str, list[str]] = {name: [] for name in TAGS}
     keys = before.answers.keys() & after.answers.keys()
     for key in sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest()):
         groups[_group(before.answers[key], after.answers[key])].append(key)
-    half = min(most, 12) // 2
-    first = min(most, 12)
-    gained = groups["gained"][: max(half, first - len(groups["lost"]))]
-    lost = groups["lost"][: first - len(gained)]
+    gained = groups["gained"][: max(FIRST // 2, FIRST - len(groups["lost"]))]
+    lost = groups["lost"][: FIRST - len(gained)]
     picked = [(key, "gained") for key in gained] + [(key, "lost") for key in lost]
-    turns = zip_longest(groups["gained"][len(gained) :], groups["lost"][len(lost) :])
-    for pair in turns:
+    for pair in zip_longest(groups["gained"][len(gained) :], groups["lost"][len(lost) :]):
         picked += [(key, tag) for key, tag in zip(pair, ("gained", "lost"), strict=True) if key is not None]
     picked += [(key, name) for name in ("changed", "same") for key in groups[name]]
-    rows = _bounded(picked[:most], shown, before, digests or {})
-    present = [tag for tag in TAGS if any(row["tag"] == tag for row in rows)]
-    return {
-        "text": _describe(groups, before, after, len(rows)),
-        "rows": rows,
-        "tags": [(tag, TAGS[tag]) for tag in present],
-    }
+    rows = _bounded(picked[:SAMPLES], shown, before, digests or {})
+    return {"text": _describe(groups, before, after, len(rows)), "rows": rows}
 
 
 def _side_by_side(models: list[ModelResults]) -> list[ModelResults]:
@@ -136,14 +91,13 @@ def _side_by_side(models: list[ModelResults]) -> list[ModelResults]:
 
 
 def _describe(groups: Mapping[str, list], before: ModelResults, after: ModelResults, count: int) -> str:
-    total = sum(len(keys) for keys in groups.values())
-    gained, lost = (len(groups[name]) for name in ("gained", "lost"))
-    moved = f"{plural(gained, 'row')} became right and {lost:,} wrong"
+    total = sum(map(len, groups.values()))
     judged = any(
         row.get("greedy_match") is not None or row.get("sampled_match") is not None for row in after.answers.values()
     )
     text = f"{total:,} held-out rows."
     if judged and after is not before:
+        moved = f"{plural(len(groups['gained']), 'row')} became right and {len(groups['lost']):,} wrong"
         text = f"From {short(before.label)} to {short(after.label)}, {moved}, of {total:,}."
     return f"{text} Shown: {count:,}."
 
@@ -194,8 +148,4 @@ def _sample(key: str, tag: str, models: Sequence[ModelResults], start: ModelResu
             }
         )
     prompt, real = plain(first.get("prompt", ""), TEXT), plain(first.get("real", ""), TEXT)
-    head = " ".join(prompt.split())[:90]
-    return {
-        "tag": tag, "label": TAGS[tag], "id": plain(key, 64), "head": head, "prompt": prompt, "real": real,
-        "answers": answers,
-    }  # fmt: skip
+    return {"tag": tag, "id": plain(key, 64), "prompt": prompt, "real": real, "answers": answers}

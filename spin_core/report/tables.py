@@ -6,17 +6,14 @@ Text only: every figure comes from `summary.model_row`. A column without any fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
-from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
+from spin_core.analysis.rows import Estimate, HarnessTask, ModelRow
 
 Cell = tuple[str, str]  # figure, small print
-NO_STYLE: AnswerStyle = {
-    "tokens": None, "repetition": None, "distinct_1": None, "distinct_2": None, "truncated": None, "change": None,
-}  # fmt: skip
 TITLES = (
     "EM greedy", "EM sampled", "Δ EM", "NLL", "Δ NLL", "margin", "accuracy", "identical", "truncated", "empty",
 )  # fmt: skip
@@ -36,7 +33,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table under a heading; `head` names the first column, `key` explains the columns."""
+    """A table under a heading; `head` names the first column."""
 
     id: str
     title: str
@@ -44,7 +41,6 @@ class ReportTable:
     head: str
     columns: list[str]
     lines: list[TableLine]
-    key: list[tuple[str, str]] = field(default_factory=list)
 
 
 def tables(rows: Sequence[ModelRow]) -> list[ReportTable]:
@@ -87,6 +83,11 @@ def starred(row: ModelRow) -> str:
     return row["label"] + (" ★" if row.get("best") else "")
 
 
+def start_label(rows: Sequence[ModelRow]) -> str:
+    """What the start of the run is called."""
+    return next((row["label"] for row in rows if row["kind"] == "start"), "θ_0")
+
+
 def with_small(cell: Cell) -> str:
     """`figure (small print)`."""
     figure, small = cell
@@ -126,34 +127,11 @@ def _models(rows: Sequence[ModelRow]) -> ReportTable:
             "decision": (decision.get("outcome") or NONE, gate),
         }
 
-    key = [
-        (
-            "EM",
-            "Exact match: share of held-out prompts whose generated answer agrees with the real one; greedy decoding, "
-            "or sampled at temperature 1. Small print: 95 % Wilson interval.",
-        ),
-        (
-            "Δ",
-            "Difference from the start. Small print: held-out rows that became right (gained) and wrong (lost), "
-            "and the 95 % interval of the change on the same rows.",
-        ),
-        (
-            "NLL",
-            "Mean negative log-likelihood per token of the real answers; lower is better. SPIN does not optimise it "
-            "and may raise it.",
-        ),
-        (
-            "decision",
-            "What the gate said after the iteration; small print: the change of its metric against the best model "
-            "before, with its bootstrap interval. ★ marks the best model of the run.",
-        ),
-        ("–", "Not measured in this run, or not finite."),
-    ]
-    return _made("models", "Models", "", rows, line, key, keep=("EM greedy", "NLL"))
+    return _made("models", "Models", "", rows, line, keep=("EM greedy", "NLL"))
 
 
 def _opponents(rows: Sequence[ModelRow]) -> ReportTable:
-    start = next((row["label"] for row in rows if row["kind"] == "start"), "θ_0")
+    start = start_label(rows)
 
     def line(row: ModelRow) -> dict[str, Cell]:
         of: Any = row.get("opponents") or {}
@@ -168,25 +146,14 @@ def _opponents(rows: Sequence[ModelRow]) -> ReportTable:
             "same answers": (percent(of.get("identical")), ""),
         }
 
-    key = [
-        (
-            "margin, accuracy",
-            "β times the gap of log-ratios between real and generated answers against the iteration's opponent, the "
-            "previous model, and the share of held-out rows where it is positive (a tie counts half); with "
-            f"{start} against the start instead. Small print: 95 % intervals.",
-        ),
-        ("reward", "β times the log-ratio of the new model to its opponent: of real, and of generated answers."),
-        ("loss", "The training's loss on held-out pairs; 0.693 (sigmoid) is a model that did not move."),
-        ("same answers", "Share of held-out prompts that the model answers, greedily, as the model before it did."),
-    ]
-    return _made("opponents", "Against the opponents", "Held-out pairs of each iteration.", rows, line, key)
+    return _made("opponents", "Against the opponents", "Held-out pairs of each iteration.", rows, line)
 
 
 def _style(rows: Sequence[ModelRow]) -> ReportTable:
     def line(row: ModelRow) -> dict[str, Cell]:
         of: Any = row.get("style") or {}
-        greedy, sampled = (of.get(kind) or NO_STYLE for kind in ("greedy", "sampled"))
-        change: Estimate | None = greedy["change"]
+        greedy, sampled = (of.get(kind) or {} for kind in ("greedy", "sampled"))
+        change: Estimate | None = greedy.get("change")
         moved = _bounds(change, 1, True)
         moved = f"{show(change['value'], 1, True)}, {moved}" if change and moved else ""
         length, drawn = show(greedy.get("tokens"), 1), show(sampled.get("tokens"), 1)
@@ -199,22 +166,12 @@ def _style(rows: Sequence[ModelRow]) -> ReportTable:
             "real length": (show(of.get("real_tokens"), 1), ""),
         }
 
-    key = [
-        (
-            "length",
-            "Mean tokens of a greedy answer. Small print: change since the start on the same rows, with its 95 % "
-            "interval, and the length of answers sampled at temperature 1, as in the other columns.",
-        ),
-        ("repetition", "Mean share of an answer's 4-grams that it had already: loops."),
-        ("distinct 1 · 2", "Different words and pairs of neighbours over all answers, as a share; low is monotonous."),
-        ("cut", "Share of the answers that reached the length cap."),
-    ]
-    made = _made("style", "Style of the answers", "Answers to the held-out prompts.", rows, line, key)
-    return made if set(made.columns) - {"real length"} else _made(made.id, made.title, "", [], line, key)
+    made = _made("style", "Style of the answers", "Answers to the held-out prompts.", rows, line)
+    return made if set(made.columns) - {"real length"} else replace(made, lines=[])
 
 
-def _distinct(part: AnswerStyle) -> str:
-    values = (part["distinct_1"], part["distinct_2"])
+def _distinct(part: Mapping[str, Any]) -> str:
+    values = (part.get("distinct_1"), part.get("distinct_2"))
     return " · ".join(show(one, 2) for one in values) if any(one is not None for one in values) else NONE
 
 
@@ -244,17 +201,8 @@ def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
             "length, generated": length("generated_characters"),
         }
 
-    key = [
-        (
-            "identical, truncated, empty, repeated",
-            "Shares of the generated answers, before any is dropped, that equal the real one (they teach nothing), "
-            "were cut at the length cap, are empty, or are another prompt's answer too. Small print: further rows "
-            "without an answer, as their prompt does not fit into the model's context (rejected).",
-        ),
-        ("length", "Mean characters of real and of generated answers."),
-    ]
     text = "The generated answers that each model learnt from (training rows)."
-    return _made("pairs", "Pair quality", text, rows, line, key)
+    return _made("pairs", "Pair quality", text, rows, line)
 
 
 def _harness(rows: Sequence[ModelRow]) -> ReportTable:
@@ -269,13 +217,7 @@ def _harness(rows: Sequence[ModelRow]) -> ReportTable:
     versions = sorted({row["harness"]["lm_eval"] for row in shown} - {""})
     presets = sorted({row["harness"]["preset"] for row in shown} - {""})
     text = f"lm-evaluation-harness {', '.join(versions)}" + (f", preset {', '.join(presets)}" if presets else "")
-    key = [
-        ("figures", "The task's metric ± its standard error, as the harness reports both."),
-        ("average", "Plain mean of the tasks, as leaderboards take it."),
-    ]
-    return ReportTable(
-        "harness", "Harness", f"{text}." if shown else "", "task", [starred(row) for row in shown], lines, key
-    )
+    return ReportTable("harness", "Harness", f"{text}." if shown else "", "task", [*map(starred, shown)], lines)
 
 
 def _task(task: HarnessTask) -> str:
@@ -301,7 +243,6 @@ def _made(
     text: str,
     rows: Sequence[ModelRow],
     line: Callable[[ModelRow], dict[str, Cell]],
-    key: list[tuple[str, str]],
     keep: Sequence[str] = (),
 ) -> ReportTable:
     """A table of models without the columns and lines that have no figure (with `keep` every line stays)."""
@@ -313,7 +254,7 @@ def _made(
         for row, cells in known
         if keep or any(cells[name][0] != NONE for name in columns)
     ]
-    return ReportTable(id, title, text, "model", columns, lines, key)
+    return ReportTable(id, title, text, "model", columns, lines)
 
 
 def _valued(figure: Estimate | None) -> Cell:

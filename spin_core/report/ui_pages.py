@@ -11,13 +11,14 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
-from spin_core.analysis.format import ALL_MARKUP, NONE, count, escape_markdown, percent, plain_line, show
-from spin_core.analysis.results import ModelResults, number, read_model, train_part
+from spin_core.analysis.format import ALL_MARKUP, NONE, escape_markdown, plain_line
+from spin_core.analysis.results import ModelResults, read_model
 from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.report.charts import Chart
 from spin_core.report.samples import Samples, ShownAnswer
-from spin_core.report.tables import TITLES, Cell, figure_cells, starred, tables
+from spin_core.report.tables import TITLES, Cell, ReportTable, figure_cells, starred, tables
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 
@@ -40,18 +41,22 @@ COLOURS = {"ink": "#7c8798", "rule": "#9aa4b3"} | {
 
 
 def models(record: Record, store: Store) -> list[ModelResults]:
-    """The start and every iteration of a report's `record`: training and pair quality of all, answers of the last
-    two."""
+    """The start and every iteration of a report's `record`: training of all, answers of the last two."""
     rows = [row for row in record.payload["config"]["rows"] if row["kind"] != "control"]
-    results = []
-    for row in rows:
-        evaluate, finetune, gather = (
-            store.tree(record.payload["inputs"][stage][row[stage]]) if row[stage] >= 0 else None
-            for stage in ("evaluate", "finetune", "gather")
+
+    def tree(row: Mapping, stage: str) -> Path | None:
+        return store.tree(record.payload["inputs"][stage][row[stage]]) if row[stage] >= 0 else None
+
+    return [
+        read_model(
+            row["label"],
+            row["kind"],
+            row["iteration"],
+            evaluate=tree(row, "evaluate") if row in rows[-2:] else None,
+            finetune=tree(row, "finetune"),
         )
-        answers = evaluate if row in rows[-2:] else None
-        results.append(read_model(row["label"], row["kind"], row["iteration"], answers, finetune, gather))
-    return results
+        for row in rows
+    ]
 
 
 def escape(text: object, limit: int = CELL) -> str:
@@ -81,23 +86,13 @@ def table(rows: Sequence[ModelRow], columns: int = 7) -> str:
     return _drawn(titles, lines)
 
 
-def pairs(sets: Sequence[tuple[str, Mapping]]) -> str:
-    """What the training pairs of each iteration are like. `sets`: the model that learnt from them, its quality.json."""
-    titles = ["pairs of", "answers", "pairs", "identical", "truncated", "empty", "repeated"]
-    titles += ["length: real", "generated"]
-    lines = []
-    for label, quality in _ends(sets):
-        part = train_part(quality)
-        counts = [count(number(part.get(name))) for name in ("rows", "pairs")]
-        names = ("identical_to_real", "truncated", "empty", "duplicate_answers")
-        shares = [percent(number(part.get(f"{name}_fraction"))) for name in names]
-        lengths = [show(number(part.get(f"{name}_characters_mean")), 0) for name in ("real", "generated")]
-        lines.append([escape(label, 48), *counts, *shares, *lengths])
+def pairs(rows: Sequence[ModelRow]) -> str:
+    """What the training pairs of each iteration are like; empty where no model has any."""
     text = (
         "Generated answers to the training prompts, before any is dropped: equal to the real answer, cut at the length "
         "cap, empty, the same as another prompt's; mean lengths are in characters. Identical pairs teach nothing."
     )
-    return f"{_drawn(titles, lines)}\n\n{text}"
+    return "".join(f"{_report_table(one)}\n\n{text}" for one in tables(rows)[1:] if one.id == "pairs")
 
 
 def answers(shown: Samples, most: int = SAMPLES, limit: int = CELL) -> str:
@@ -169,13 +164,13 @@ def _decided(figures: Figures) -> list[str]:
 
 def _further(rows: Sequence[ModelRow]) -> list[str]:
     """The report's other tables but that of the pairs, which have a page."""
-    parts = []
-    for one in tables(rows)[1:]:
-        if one.id != "pairs":
-            titles = [escape(title, 60) for title in (one.head, *one.columns)]
-            lines = [[escape(f"{line.label} {line.small}", 140), *map(_small, line.cells)] for line in _ends(one.lines)]
-            parts.append(f"### {escape(one.title)}\n\n{_drawn(titles, lines)}")
-    return parts
+    return [f"### {escape(one.title)}\n\n{_report_table(one)}" for one in tables(rows)[1:] if one.id != "pairs"]
+
+
+def _report_table(table: ReportTable) -> str:
+    titles = [escape(title, 60) for title in (table.head, *table.columns)]
+    lines = [[escape(f"{line.label} {line.small}", 140), *map(_small, line.cells)] for line in _ends(table.lines)]
+    return _drawn(titles, lines)
 
 
 def _notes(figures: Figures, most: int = 20) -> list[str]:

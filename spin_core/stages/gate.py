@@ -30,9 +30,8 @@ from typing import Any
 from pydantic import Field
 
 from spin_core.analysis.format import show
-from spin_core.analysis.results import ModelResults, is_finite, paired, read_model
+from spin_core.analysis.results import ModelResults, is_finite, paired, read_model, weights
 from spin_core.analysis.statistics import Interval, bootstrap
-from spin_core.analysis.task_weights import weights
 from spin_core.config.base import Section
 from spin_core.config.choices import GateMetric
 from spin_core.config.gate import Gate

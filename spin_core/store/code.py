@@ -3,7 +3,7 @@
 It is kept beside an output and compared when a step is cached, so that a person sees "the code changed and VERSION did
 not". It never enters a key: a key that moves with every edit hides what moved it (the two ancestors that hashed code
 gave it up). Reads source files and imports none of them. It does not see imports by string
-(`importlib.import_module`), data files, or other people's packages.
+(`importlib.import_module`), data files but DATA, or other people's packages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("errors", "job", "config.base", "config.runtime", "store")
 # `kind` is the u of u"text"; the other one is a comment.
 UNSEEN = {"kind", "type_comment"}
+DATA = (".j2", ".css", ".js")
+"""Templates, style sheets, scripts; those that begin with a module's name are its own: `page.html.j2` of `page`."""
 
 
 def code_digest(module_name: str, root: Path = ROOT) -> str:
@@ -33,7 +35,7 @@ def code_digest(module_name: str, root: Path = ROOT) -> str:
 
 
 def code_parts(module_name: str, root: Path = ROOT) -> dict[str, str]:
-    """Module name → sha256 of its code, for every module that `code_digest` covers."""
+    """Module name → sha256 of its code, for every module that `code_digest` covers; file name → that of its DATA."""
     if _source(root, module_name) is None:
         raise StoreError(f"{module_name}: no such module under {root}; give the stage's module name.")
     parts: dict[str, str] = {}
@@ -45,6 +47,8 @@ def code_parts(module_name: str, root: Path = ROOT) -> dict[str, str]:
             continue
         try:
             parts[name], imports = _parsed(file.read_bytes(), name, file.name == "__init__.py")
+            for data in (other for other in file.parent.glob(f"{file.stem}.*") if other.suffix in DATA):
+                parts[data.relative_to(root).as_posix()] = hashlib.sha256(data.read_bytes()).hexdigest()
         except (OSError, SyntaxError, ValueError) as error:
             raise StoreError(f"{file}: cannot be read as Python ({error}).") from error
         waiting += imports

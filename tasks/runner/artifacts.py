@@ -50,10 +50,9 @@ def so_far(run: Run, tree: Path, t: int) -> str:
 def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name: str = "") -> None:
     figures = _figures(tree)
     charts = draw_all(models, figures["rows"])
-    quality = [(model.label, model.quality) for model in models if model.quality]
     pages = {
         "iterations": (ui_pages.iterations(figures, report, name), "The models of the run on held-out rows."),
-        "pairs": (ui_pages.pairs(quality), "What the models learnt from."),
+        "pairs": (ui_pages.pairs(figures["rows"]), "What the models learnt from."),
         "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
         "curves": (ui_pages.curves(charts), "Held-out metrics, and the course of training."),
         "lineage": (_lineage(run), "What each model was made of, by content."),

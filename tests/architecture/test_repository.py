@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -141,6 +142,18 @@ def test_ci_runs_the_tests():
         ".ci/run has no line that runs `make test`"
     )
     assert os.access(ROOT / ".ci" / "run", os.X_OK), ".ci/run is not executable"
+
+
+def test_installed_package_has_its_data_files():
+    """Catches a template or a table that a checkout finds beside its module and an installation does not."""
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    there = {
+        file for name, ends in packaged.items() for end in ends for file in ROOT.joinpath(*name.split(".")).glob(end)
+    }
+    files = (file for file in tracked_files() if where(file).partition("/")[0] in ("flows", "tasks", "spin_core"))
+    assert {where(file) for file in files if file.suffix != ".py"} <= {where(file) for file in there}
 
 
 def test_there_are_profiles():

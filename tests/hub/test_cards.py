@@ -14,9 +14,7 @@ from spin_core.analysis.results import ModelResults
 from spin_core.errors import BadInput
 from spin_core.job import Entry, Job
 from spin_core.report import model_card
-from spin_core.report.card_metrics import measures
-from spin_core.report.pairs_card import pairs_card
-from spin_core.report.run_card import full_card
+from spin_core.report.run_card import full_card, measures, pairs_card
 from spin_core.report.run_facts import RunFacts, read_run
 from spin_core.sources import hub
 from spin_core.store.store import Store
@@ -187,7 +185,7 @@ def test_card_interval_of_the_likelihood_covers_the_truth(tmp_path):
 
 
 def _likelihood(rows: list[dict], value: float) -> tuple[float, float]:
-    from spin_core.report.card_metrics import interval
+    from spin_core.report.run_card import interval
 
     model = ModelResults("θ_1", "iteration", 0, answers={str(i): row for i, row in enumerate(rows)})
     low, high, count = interval("nll/real", value, model)

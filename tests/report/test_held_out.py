@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spin_core.report.card_metrics import _harness
+from spin_core.report.run_card import _harness
 
 
 @pytest.mark.parametrize(("shots", "text"), [(None, "mixed shots"), (0, "0-shot"), (25, "25-shot")])

@@ -9,8 +9,9 @@ import re
 from html.parser import HTMLParser
 
 from spin_core.job import Entry
+from spin_core.report.page import SCRIPT
 from spin_core.report.run import sections
-from spin_core.report.samples import SAMPLES, SCRIPT
+from spin_core.report.samples import SAMPLES
 from spin_core.stages import report
 from tests.places import entry as ledger_entry
 from tests.report.made_up import full_run, judged_run, render

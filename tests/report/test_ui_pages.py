@@ -15,7 +15,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from spin_core.analysis.format import plain
-from spin_core.analysis.results import read_model
+from spin_core.analysis.results import ModelResults, read_model
+from spin_core.analysis.summary import model_row
 from spin_core.job import Entry
 from spin_core.report import ui_pages
 from spin_core.report.charts import Chart, draw_all
@@ -121,7 +122,7 @@ def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: s
     """Catches a label, a note, a sentence or a path that is markup on the pages with figures, and in the form."""
     made = figures("x" + label, "x" + note, "x" + sentence, nll=1.5)
     assert_text_only(ui_pages.iterations(made, path, path))
-    assert_text_only(ui_pages.pairs([("x" + label, {})]))
+    assert_text_only(ui_pages.pairs(figures("x" + label, quality={"rows": 9.0})["rows"]))
     assert_text_only(ui_pages.decision(made, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
 
 
@@ -149,8 +150,9 @@ def test_other_tables_are_on_the_page(tmp_path) -> None:
 
 def test_figures_that_are_none_or_not_finite_are_dashes() -> None:
     """Catches `nan`, `inf` and `None` before a person's eyes, and a figure that is lost."""
-    quality = {"rows": 1200, "pairs": math.inf, "empty_fraction": math.nan, "real_characters_mean": "x"}
-    assert cells(ui_pages.pairs([("θ_1", {"train": quality})]))[9:] == ["θ_1", "1,200", *["–"] * 7]
+    quality = {"rows": 1200, "pairs": math.inf, "empty": math.nan, "real_characters_mean": "x"}
+    row = model_row(ModelResults("θ_1", "iteration", 0, quality={"train": quality}), None)
+    assert cells(ui_pages.pairs([row])) == ["model", "answers", "θ_1", "1,200"] and ui_pages.pairs([]) == ""
     assert cells(ui_pages.table(figures(nll=0.5)["rows"])) == ["model", "NLL", "θ_1", "0.500"]
 
 

@@ -98,6 +98,15 @@ def test_code_digest_edit_with_meaning_changes_it(lab, name, old, new):
     assert code_digest("lab.stage", lab) != edit(lab, name, old, new)
 
 
+def test_code_digest_covers_a_modules_templates_and_no_others(lab):
+    """Catches a page whose template changed and whose output is called up to date."""
+    for name in ("deep.page.j2", "deep.css", "unused.j2", "deep.txt"):
+        (lab / "lab" / name).write_text("a", encoding="utf-8")
+    assert {name for name in code_parts("lab.stage", lab) if "/" in name} == {"lab/deep.page.j2", "lab/deep.css"}
+    first = code_digest("lab.stage", lab)
+    assert first == edit(lab, "lab/unused.j2", "a", "b") != edit(lab, "lab/deep.page.j2", "a", "b")
+
+
 def test_code_digest_reads_modules_without_running_them(lab):
     """Catches importing a stage (and torch with it) to hash it."""
     first = code_digest("lab.stage", lab)
