@@ -25,9 +25,8 @@ from transformers.masking_utils import sdpa_mask
 
 from spin_core.engines import Request
 from spin_core.engines.decoding import OpenRow, Rate, Sampler
-from spin_core.errors import one_line
 from spin_core.modeling import attention
-from spin_core.modeling.logprobs import FINE, ROUGH
+from spin_core.modeling.logprobs import HALF, attention_cut, differs
 
 NAME = "spinloop_slots"
 """What `set_attn_implementation` takes for SDPA that reads grouped keys without repeating them."""
@@ -164,30 +163,16 @@ class Slots(Cache):
 def unfit(model: PreTrainedModel, longest: int) -> str:
     """Why slots would be wrong for this model and sequences of `longest` tokens, or empty. The cache that transformers
     would make says what the layers keep; the rest is tried, once, on a few tokens against the model's own logits."""
+    if why := _keeps_other(model, longest):
+        return why
     if model not in _tried:
-        _tried[model] = _try(model)
-    return _keeps_other(model, longest) or _tried[model]
+        plain = torch.stack([model(torch.tensor([row], device=model.device)).logits[0, -1] for row in _PROBE])
+        rough = model.dtype in HALF
+        _tried[model] = differs(partial(_probe, model), plain.float().log_softmax(-1), rough)
+    return _tried[model]
 
 
 _tried: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-
-
-def _try(model: PreTrainedModel) -> str:
-    try:
-        if why := _keeps_other(model, 0):
-            return why
-        with _attention(model):
-            tried = _probe(model)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        # Whatever an architecture does with arguments that it was not written for.
-        return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
-    plain = torch.stack([model(torch.tensor([row], device=model.device)).logits[0, -1] for row in _PROBE])
-    difference = (tried.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs()
-    rough = model.dtype in (torch.bfloat16, torch.float16)
-    off = float(difference.mean() if rough else difference.max())
-    return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
 
 
 def _keeps_other(model: PreTrainedModel, longest: int) -> str:
@@ -198,11 +183,7 @@ def _keeps_other(model: PreTrainedModel, longest: int) -> str:
         window = getattr(layer, "sliding_window", longest)
         if window < longest:
             return f"its sliding window of {window} is shorter than a sequence of {longest}"
-    for name in ("sliding_window", "attention_chunk_size"):  # of models whose cache does not know
-        size = getattr(model.config, name, None)
-        if size and size < longest:
-            return f"its {name} of {size} is shorter than a sequence of {longest}"
-    return ""
+    return attention_cut(model, longest)  # of models whose cache does not know
 
 
 _PROBE = [[1, 2, 3, 5, 8, 13, 21, 34, 3], [1, 2, 4, 9, 16, 25, 2, 7], [1, 2, 30, 20, 10, 6]]
@@ -210,15 +191,16 @@ _PROBE = [[1, 2, 3, 5, 8, 13, 21, 34, 3], [1, 2, 4, 9, 16, 25, 2, 7], [1, 2, 30,
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Logits behind each row of the probe, in slots that held other rows before."""
-    slots = Slots(model, 4, max(map(len, _PROBE)))
-    slots.share(_PROBE[0][:2])
-    slots.enter(0, [_PROBE[0][::-1], *(row[:-1] for row in _PROBE)])
-    slots.step([row[-2] for row in (_PROBE[0], *_PROBE)], [len(row) - 2 for row in (_PROBE[0], *_PROBE)])
-    slots.move([3], [0])
-    order = [_PROBE[2], _PROBE[0], _PROBE[1]]
-    logits = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
-    return logits[[1, 2, 0]]
+    """Log-probs of all tokens behind each row of the probe, in slots that held other rows before."""
+    with _attention(model):
+        slots = Slots(model, 4, max(map(len, _PROBE)))
+        slots.share(_PROBE[0][:2])
+        slots.enter(0, [_PROBE[0][::-1], *(row[:-1] for row in _PROBE)])
+        slots.step([row[-2] for row in (_PROBE[0], *_PROBE)], [len(row) - 2 for row in (_PROBE[0], *_PROBE)])
+        slots.move([3], [0])
+        order = [_PROBE[2], _PROBE[0], _PROBE[1]]
+        logits = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
+    return logits[[1, 2, 0]].float().log_softmax(-1)
 
 
 @contextmanager

@@ -94,8 +94,8 @@ def sample(
         [i, row.tokens, row.finish, row.logps if sampling.logprobs else None] for i, row in zip(mine, rows, strict=True)
     ]
     shares = process_group.gather([own, rate.per_second(), rate.in_flight()])
-    job.figures |= {"tokens_per_second": sum(share[1] for share in shares)}
-    job.figures |= {"in_flight_mean": sum(share[2] for share in shares)}
+    _, speeds, flying = zip(*shares, strict=True)
+    job.figures |= {"tokens_per_second": sum(speeds), "in_flight_mean": sum(flying)}
     answers = {i: Answer(requests[i].id, *answer) for share in shares for i, *answer in share[0]}
     return [answers[i] for i in range(len(requests))]
 
@@ -106,17 +106,14 @@ def _rows(
     """The finished rows of requests that come longest first; where weights are `sharded`, this process's share."""
     from spin_core.engines import padded, slots
 
-    size = job.runtime.generate_batch
     if not requests:
         return []
-    if sharded:
-        why = "the model is sharded"
-    else:
-        why = slots.unfit(model, len(requests[0].prompt) + sampler.sampling.max_new_tokens)
+    size, longest = job.runtime.generate_batch, len(requests[0].prompt) + sampler.sampling.max_new_tokens
+    why = "the model is sharded" if sharded else slots.unfit(model, longest)
     if not why:
         return slots.answers(model, requests, sampler, size, rate)
     job.note(f"Answers come from transformers' generate in padded batches, which is slower: {why}.")
-    return (padded.answers_in_step if sharded else padded.answers)(model, requests, sampler, size, rate)
+    return padded.answers(model, requests, sampler, size, rate, in_step=sharded)
 
 
 def _check_lengths(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,16 @@ PROBE = ((24, (12, 9)), (15, (7, 10)))
 FINE, ROUGH = 3e-4, 5e-2
 """Nats per label by which two ways of computing it may differ: the largest difference in float32 (rounding was 1e-5 on
 a 135M model; a foreign mask changes tenths), the mean in half precision, which quantised models and flash-attn have."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Policy(torch.nn.Module):
     """`model` with the form that its batches have. Call it with what `batch` made."""
 
     def __init__(
-        self, model: PreTrainedModel, pad_id: int, precision: Precision, kernel: str | None, head: Head | None
-    ):
+        self, model: PreTrainedModel, pad_id: int, precision: Precision, kernel: str | None = None,
+        head: Head | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.model, self.pad_id, self.precision, self.kernel = model, pad_id, precision, kernel
         self._head = (head,)  # in a tuple, as the layer in it is the model's and must not be registered twice
@@ -76,8 +79,10 @@ class Policy(torch.nn.Module):
         `per_label` those of the labels, [N], without the precision's autocast: to compare ways of computing them."""
         (head,) = self._head
         batch = batch.to(self.model.device)
+        compute = partial(_head_logps, self.model, batch, head) if head else partial(_plain_logps, self.model, batch)
         with nullcontext() if per_label else self.autocast():
-            logps = _inside(self.model, batch, head) if head else _plain_logps(self.model, batch)
+            # A sharded model has what it reads gathered in its own forward pass only.
+            logps = self.model(inside=compute) if head and hasattr(self.model, "runs_inside") else compute()
         return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
 
     def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> None:
@@ -111,10 +116,8 @@ class Policy(torch.nn.Module):
         """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
         model = self.model
         # What the probe is too short to see: where attention is cut off, or depends on the place in the packed row.
-        for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
-            size = getattr(model.config, name, None)
-            if size and longest > size:
-                return f"its {what} of {size} is shorter than a sequence of {longest}"
+        if why := attention_cut(model, longest):
+            return why
         if getattr(model.config, "attn_temperature_tuning", None):
             return "its attention is scaled by the place in the row"
         before = model.config._attn_implementation
@@ -130,28 +133,38 @@ class Policy(torch.nn.Module):
 
     def _differs(self, batch: Batch, plain: Tensor) -> str:
         """Empty where the probe's log-probs come out as `plain` in every process; else what is wrong."""
-        return next(filter(None, process_group.gather(self._differs_here(batch, plain))), "")
-
-    def _differs_here(self, batch: Batch, plain: Tensor) -> str:
-        try:
-            tried = self._probe(batch)
-        except attention.CannotPack as error:
-            return str(error)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-            # Whatever an architecture does with arguments that it was not written for: it is then run without them.
-            return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
         flash = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
-        rough = flash or self.model.dtype in (torch.bfloat16, torch.float16)
-        difference = (tried - plain).abs()
-        off = float(difference.mean() if rough else difference.max())
-        return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+        why = differs(partial(self._probe, batch), plain, flash or self.model.dtype in HALF)
+        return next(filter(None, process_group.gather(why)), "")
 
     @torch.no_grad()
     def _probe(self, batch: Batch) -> Tensor:
         logps: Tensor = self(batch, True)  # called, not `forward`: hooks gather weights that are sharded
         return logps
+
+
+def differs(compute: Callable[[], Tensor], plain: Tensor, rough: bool) -> str:
+    """Empty where the log-probs that `compute` gives are `plain`; else what is wrong."""
+    try:
+        difference = (compute() - plain).abs()
+    except attention.CannotPack as error:
+        return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        # Whatever an architecture does with arguments that it was not written for: it is then run without them.
+        return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
+    off = float(difference.mean() if rough else difference.max())
+    return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+
+
+def attention_cut(model: PreTrainedModel, longest: int) -> str:
+    """What of the model's attention is shorter than a sequence of `longest` tokens, or empty."""
+    for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
+        size = getattr(model.config, name, None)
+        if size and longest > size:
+            return f"its {what} of {size} is shorter than a sequence of {longest}"
+    return ""
 
 
 def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
@@ -179,7 +192,7 @@ def make_policy(
 
     Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
     """
-    policy = Policy(model, pad_id, precision, None, None)
+    policy = Policy(model, pad_id, precision)
     policy.settle(longest, runtime, note)
     return policy
 
@@ -198,14 +211,6 @@ def _plain_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """log p of each label [N] from the model's own logits, of all positions."""
     logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)
     return token_logps(logits[None, batch.predictors], batch.targets[None])[0]
-
-
-def _inside(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:
-    """`_head_logps`, for a sharded model run as its forward pass, as only that gathers what it reads."""
-    if getattr(model, "runs_inside", False):
-        result: Tensor = model(inside=lambda: _head_logps(model, batch, head))
-        return result
-    return _head_logps(model, batch, head)
 
 
 def _head_logps(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:

@@ -17,17 +17,10 @@ IGNORE = -100
 """Label of a position that is not part of an answer (the default `ignore_index` of cross-entropy)."""
 
 
-def sigmoid(z: Tensor) -> Tensor:
-    """−log σ(z): the paper's choice."""
-    return -F.logsigmoid(z)
-
-
-def hinge(z: Tensor) -> Tensor:
-    """max(0, 1 − z)."""
-    return torch.relu(1 - z)
-
-
-LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hinge": hinge}
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda z: -F.logsigmoid(z),  # the paper's choice
+    "hinge": lambda z: torch.relu(1 - z),
+}
 """ℓ by the name that `finetune.loss` has for it: of z [B], the loss of each pair. A new one is its function, a line
 here and its name in `choices.Loss` (a test compares the two)."""
 

@@ -1,12 +1,13 @@
 """What the training loop learns: SPIN's loss over pairs, or the likelihood of answers over rows (torch module).
 
-What it is *not*: no loop, no optimiser, no model: log-probs come in. Both are `training.Objective`s.
+What it is *not*: no loop, no optimiser, no model: log-probs come in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,26 @@ from torch import Tensor
 from spin_core.config.choices import Loss
 from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loss import per_label, spin_loss
+
+
+class Objective(Protocol):
+    """What is learned: examples by index, a loss to be summed over them, and figures beside it."""
+
+    name: str
+    """What one example is called in metrics and figures (`pairs`, `rows`)."""
+
+    def group(self, index: int) -> Sequence[Tokens]:
+        """The example's token sequences, which share a prompt."""
+
+    def size(self, index: int) -> int:
+        """How much the example counts in the mean over the global batch (1 a pair; its answer tokens for a row)."""
+
+    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
+        likewise.
+
+        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
+        """
 
 
 @dataclass

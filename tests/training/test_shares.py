@@ -11,7 +11,7 @@ from packing_data import forms_of, tiny_llama, tokens
 
 from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.modeling.packing import Group
-from spin_core.training.loop import _shares
+from spin_core.training.strategy import _shares
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)
 costs_of = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(lambda costs: sorted(costs, reverse=True))
