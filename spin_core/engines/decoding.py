@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -75,22 +76,12 @@ class Sampler:
         if tokens[-1] in self.sampling.stop_ids:
             return "stop"
         if self.tokenizer is not None and self.sampling.stop:
-            text = self.tokenizer.decode(
-                self._tail(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            # The last tokens that can hold a stop string; special ones are not in the text and do not count.
+            tail = list(islice((token for token in reversed(tokens) if token not in self.special), self.tail))
+            text = self.tokenizer.decode(tail[::-1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             if any(stop in text for stop in self.sampling.stop):
                 return "stop"
         return "length" if len(tokens) >= self.sampling.max_new_tokens else ""
-
-    def _tail(self, tokens: list[int]) -> list[int]:
-        """The last tokens that can hold a stop string; special ones are not in the text and do not count."""
-        tail: list[int] = []
-        for token in reversed(tokens):
-            if token not in self.special:
-                tail.append(token)
-                if len(tail) == self.tail:
-                    break
-        return tail[::-1]
 
 
 class Rate:

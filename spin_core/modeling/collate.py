@@ -113,9 +113,11 @@ def encode_reference(
     longest = max(len(ids) for ids, _ in answers)
     hidden = [i for i, token in enumerate(prompt) if token == eos]
     if len(prompt) + longest > max_length:
-        kept = _kept(len(prompt), max_prompt_length, truncation_mode)
-        hidden = [i - kept.start for i in hidden if i in kept]
-        prompt = prompt[kept.start : kept.stop]
+        if truncation_mode not in ("keep_start", "keep_end"):
+            raise ValueError(f"truncation_mode must be keep_end or keep_start, not {truncation_mode!r}")
+        start, end = (None, max_prompt_length) if truncation_mode == "keep_start" else (-max_prompt_length, None)
+        kept = range(len(prompt))[start:end]
+        hidden, prompt = [i - kept.start for i in hidden if i in kept], prompt[start:end]
     if len(prompt) + longest > max_length:
         answers = [(ids[: max_length - max_prompt_length], masked) for ids, masked in answers]
 
@@ -124,15 +126,6 @@ def encode_reference(
         return Tokens(np.array(prompt + ids, np.int32), len(prompt), np.array(at, np.int32) if at else None)
 
     return tokens(*answers[0]), tokens(*answers[1])
-
-
-def _kept(length: int, max_length: int, mode: str) -> range:
-    """The positions of a prompt that the reference's cut keeps."""
-    if mode == "keep_start":
-        return range(length)[:max_length]
-    if mode == "keep_end":
-        return range(length)[-max_length:]
-    raise ValueError(f"truncation_mode must be keep_end or keep_start, not {mode!r}")
 
 
 def pad(sequences: Sequence[Tokens], pad_id: int) -> PaddedBatch:

@@ -44,8 +44,7 @@ class Policy(torch.nn.Module):
         head: Head | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.model, self.pad_id, self.precision, self.kernel = model, pad_id, precision, kernel
-        self._head = (head,)  # in a tuple, as the layer in it is the model's and must not be registered twice
+        self.model, self.pad_id, self.precision, self.kernel, self.head = model, pad_id, precision, kernel, head
 
     @property
     def packed(self) -> bool:
@@ -60,7 +59,7 @@ class Policy(torch.nn.Module):
 
     def own_gradients(self) -> None:
         """The output layer's gradient is added in place from here on: for one process that calls `backward`."""
-        self._head = tuple(head and replace(head, in_place=True) for head in self._head)  # type: ignore[assignment]
+        self.head = self.head and replace(self.head, in_place=True)
 
     def cost(self, group: Group) -> int:
         """Tokens that the group puts into a forward pass, beside groups that are no longer."""
@@ -77,8 +76,7 @@ class Policy(torch.nn.Module):
     def forward(self, batch: Batch, per_label: bool = False) -> Tensor:
         """log p(answer | prompt) of each sequence, [S], in nats: the sum over its labels, float32 at least. With
         `per_label` those of the labels, [N], without the precision's autocast: to compare ways of computing them."""
-        (head,) = self._head
-        batch = batch.to(self.model.device)
+        head, batch = self.head, batch.to(self.model.device)
         compute = partial(_head_logps, self.model, batch, head) if head else partial(_plain_logps, self.model, batch)
         with nullcontext() if per_label else self.autocast():
             # A sharded model has what it reads gathered in its own forward pass only.
@@ -96,12 +94,12 @@ class Policy(torch.nn.Module):
             )
         trained = any(parameter.requires_grad for parameter in model.parameters())
         attention.require(runtime.attn_implementation, model.device, trained, self.precision)
-        self.kernel, self._head = None, (None,)
+        self.kernel = self.head = None
         padded, problems = pad_groups(_probe_groups(model), self.pad_id), []
         plain = self._probe(padded)
-        self._head = (head_of(model),)
-        if self._head[0] and (why := self._differs(padded, plain)):
-            self._head = (None,)
+        self.head = head_of(model)
+        if self.head and (why := self._differs(padded, plain)):
+            self.head = None
             problems.append(f"all its logits are computed, as its output layer is not just linear ({why})")
         kernel = runtime.attn_implementation if runtime.packing else None
         if kernel and (why := self._cannot_pack(kernel, plain, longest)):
