@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -242,9 +243,8 @@ def answers(
 
 def _beginning(prompts: Sequence[list[int]]) -> list[int]:
     """The longest list that all of them begin with: that of the two that are furthest apart in order."""
-    low, high = min(prompts), max(prompts)
-    differs = (i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
-    return low[: next(differs, len(low))]
+    apart = zip(min(prompts), max(prompts), strict=False)
+    return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], apart)]
 
 
 def _leave(slots: Slots, rows: list[OpenRow]) -> list[OpenRow]:

@@ -22,9 +22,6 @@ from spin_core.job import Job
 from spin_core.modeling.chat import Chat, reference_texts
 from spin_core.modeling.loss import IGNORE
 
-PaddedBatch = dict[str, Tensor]
-"""`input_ids`, `attention_mask`, `labels`: int64 [B, W], padded on the right; labels −100 outside the answers."""
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -128,15 +125,13 @@ def encode_reference(
     return tokens(*answers[0]), tokens(*answers[1])
 
 
-def pad(sequences: Sequence[Tokens], pad_id: int) -> PaddedBatch:
-    """A batch of `sequences`, as wide as the longest; `pad_id` under attention 0 behind each."""
+def pad(sequences: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `labels` of `sequences`, int64 [B, W], as wide as the longest; behind each is
+    `pad_id` under attention 0. Labels are −100 outside the answers."""
     shape = (len(sequences), max(len(s) for s in sequences))
     ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
     for row, sequence in enumerate(sequences):
         end = len(sequence)
         ids[row, :end], mask[row, :end], labels[row, :end] = sequence.ids, sequence.mask(), sequence.labels()
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy(mask),
-        "labels": torch.from_numpy(labels),
-    }
+    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

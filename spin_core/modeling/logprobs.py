@@ -78,9 +78,10 @@ class Policy(torch.nn.Module):
         `per_label` those of the labels, [N], without the precision's autocast: to compare ways of computing them."""
         head, batch = self.head, batch.to(self.model.device)
         compute = partial(_head_logps, self.model, batch, head) if head else partial(_plain_logps, self.model, batch)
+        # A sharded model has all that it reads gathered in its own forward pass only.
+        inside: Any = getattr(self.model, "inside", None) if head else None
         with nullcontext() if per_label else self.autocast():
-            # A sharded model has what it reads gathered in its own forward pass only.
-            logps = self.model(inside=compute) if head and hasattr(self.model, "runs_inside") else compute()
+            logps: Tensor = inside(compute) if inside else compute()
         return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
 
     def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> None:

@@ -156,7 +156,7 @@ def _call(segments: list[tuple[int, int, int, int]], trunk: bool) -> Call:
     return Call(trunk, _joined(queries), _joined(keys), tuple(map(len, queries)), tuple(map(len, keys)))
 
 
-def _batch(inputs: dict[str, Any], labels: list[tuple[np.ndarray, ...]]) -> Batch:
+def _batch(inputs: dict[str, Any], labels: Sequence[tuple[np.ndarray, ...]]) -> Batch:
     """Of each sequence's `labels`: where they are predicted, their ids, the sequence's number."""
     predictors, targets, owners = (torch.from_numpy(_joined(part)) for part in zip(*labels, strict=True))
     return Batch(inputs, predictors, targets, owners, sequences=len(labels))

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator, DistributedType
 from transformers import PreTrainedModel
 
-from spin_core.config.choices import Optimizer, Precision
 from spin_core.config.finetune import Finetune
 from spin_core.config.sft import Sft
 from spin_core.errors import BadInput, StageFailed
@@ -33,54 +32,39 @@ from spin_core.training.strategy import Strategy
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long, how fast, in which order: what finetune and sft have in common. Epochs may be fractions."""
+    """How long, how fast, in which order, as the section of a profile says it. Epochs may be fractions."""
 
-    lr: float
-    optimizer: Optimizer
-    weight_decay: float
-    warmup_ratio: float
-    schedule_epochs: float
-    stop_epoch: float
-    global_batch: int
-    max_grad_norm: float
+    part: Finetune | Sft
     seed: int
     examples: int
-
-    @classmethod
-    def of(cls, part: Finetune | Sft, seed: int, examples: int) -> TrainingPlan:
-        """As the section of a profile has it."""
-        epochs, stop = (part.epochs, 0.0) if isinstance(part, Sft) else (part.schedule_epochs, part.stop_epoch)
-        return cls(
-            lr=part.lr, optimizer=part.optimizer, weight_decay=part.weight_decay, warmup_ratio=part.warmup_ratio,
-            schedule_epochs=epochs, stop_epoch=stop, global_batch=part.global_batch,
-            max_grad_norm=part.max_grad_norm, seed=seed, examples=examples,
-        )  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:
         """The last step of an epoch may have fewer examples than `global_batch`."""
-        return math.ceil(self.examples / self.global_batch)
+        return math.ceil(self.examples / self.part.global_batch)
 
     @property
     def schedule_steps(self) -> int:
-        return math.ceil(self.schedule_epochs * self.steps_per_epoch)
+        epochs = self.part.epochs if isinstance(self.part, Sft) else self.part.schedule_epochs
+        return math.ceil(epochs * self.steps_per_epoch)
 
     @property
     def stop_step(self) -> int:
-        return math.ceil(self.stop_epoch * self.steps_per_epoch) if self.stop_epoch else self.schedule_steps
+        stop = 0.0 if isinstance(self.part, Sft) else self.part.stop_epoch
+        return math.ceil(stop * self.steps_per_epoch) if stop else self.schedule_steps
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimiser step `step` (from 0): transformers' `linear`, whose warm-up begins at 0."""
-        warmup = math.ceil(self.warmup_ratio * self.schedule_steps)
+        warmup = math.ceil(self.part.warmup_ratio * self.schedule_steps)
         if step < warmup:
-            return self.lr * (step / warmup)
-        return self.lr * max(0.0, (self.schedule_steps - step) / max(1, self.schedule_steps - warmup))
+            return self.part.lr * (step / warmup)
+        return self.part.lr * max(0.0, (self.schedule_steps - step) / max(1, self.schedule_steps - warmup))
 
     def examples_of(self, step: int) -> np.ndarray:
         """Indices of the examples in step `step`: a slice of the epoch's permutation, drawn from (seed, epoch)."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
-        return order[place * self.global_batch :][: self.global_batch]
+        return order[place * self.part.global_batch :][: self.part.global_batch]
 
 
 def load_trainable(source: Path, job: Job) -> PreTrainedModel:
@@ -106,17 +90,17 @@ def make_strategy(policy: Policy, plan: TrainingPlan, job: Job, accelerator: Acc
         model.reshard()  # type: ignore[operator]  # a pass without gradients leaves the outermost weights gathered
     kinds = {"rmsprop": torch.optim.RMSprop, "adamw": torch.optim.AdamW}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = kinds[plan.optimizer](trained, lr=plan.lr, weight_decay=plan.weight_decay)
-    settings = plan.max_grad_norm, job.runtime.micro_tokens
+    optimizer = kinds[plan.part.optimizer](trained, lr=plan.part.lr, weight_decay=plan.part.weight_decay)
+    max_norm, micro_tokens = plan.part.max_grad_norm, job.runtime.micro_tokens
     if compute.sharding.startswith("zero"):
         from spin_core.training import zero
 
-        return zero.Zero(policy, *zero.wrap(policy, optimizer, compute, plan.max_grad_norm), *settings, True)
+        return zero.Zero(policy, *zero.wrap(policy, optimizer, compute, max_norm), max_norm, micro_tokens, True)
     if compute.sharding == "fsdp2":
-        return Strategy(policy, policy, optimizer, *settings, sharded=True)
+        return Strategy(policy, policy, optimizer, max_norm, micro_tokens, sharded=True)
     if accelerator.num_processes == 1:
         policy.own_gradients()
-    return Strategy(policy, accelerator.prepare_model(policy), optimizer, *settings, sharded=False)
+    return Strategy(policy, accelerator.prepare_model(policy), optimizer, max_norm, micro_tokens, sharded=False)
 
 
 def make_accelerator(job: Job) -> Accelerator:
@@ -137,8 +121,8 @@ def make_accelerator(job: Job) -> Accelerator:
 
 
 def train(
-    model: PreTrainedModel, pad_id: int, precision: Precision, objective: Objective, plan: TrainingPlan, job: Job,
-    label: str, watch: Callable[[list[Metrics]], None] = lambda history: None,
+    model: PreTrainedModel, pad_id: int, objective: Objective, plan: TrainingPlan, job: Job, label: str,
+    watch: Callable[[list[Metrics]], None] = lambda history: None,
 ) -> tuple[list[Metrics], int, Strategy]:  # fmt: skip
     """Trains the weights of `model` that ask for gradients, in place, to `plan.stop_step`.
 
@@ -164,7 +148,7 @@ def train(
     if job.runtime.liger:
         use_liger(model)
     longest = max(len(tokens) for i in range(plan.examples) for tokens in objective.group(i))
-    policy = Policy(model, pad_id, precision)
+    policy = Policy(model, pad_id, plan.part.precision)
     if job.runtime.compute.sharding == "zero3":  # its weights can be read once DeepSpeed has the policy
         strategy = make_strategy(policy, plan, job, accelerator)
         policy.settle(longest, job.runtime, job.note)

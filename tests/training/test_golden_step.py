@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
+from spin_core.config.finetune import Finetune
 from spin_core.config.score import Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
@@ -77,10 +78,8 @@ def strategy_of(
     model = load_model(path, "cpu", train=True)
     job = job_at(tmp_path, micro_tokens=budget, **form)
     policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
-    plan = TrainingPlan(
-        lr=1e-3, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=1.0, stop_epoch=0.0,
-        global_batch=4, max_grad_norm=clip, seed=0, examples=4,
-    )  # fmt: skip
+    part = Finetune(lr=1e-3, warmup_ratio=0.0, schedule_epochs=1.0, global_batch=4, max_grad_norm=clip)
+    plan = TrainingPlan(part, seed=0, examples=4)
     return make_strategy(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model
 
 

@@ -87,7 +87,10 @@ class Calls:
         names = {one.task for one in part.tasks}
         if not names <= own.keys() or any(one.kind.name == "GROUP" for one in own.values()):
             index.update(_shipped() | own)
-        self._check_names(names)
+        for name in sorted(names - index.keys()):
+            near = difflib.get_close_matches(name, index, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
+            raise BadInput(f"harness.tasks: there is no task {name} in lm_eval {part.lm_eval}; {hint}")
         self.loaded = {}
         seen: set[str] = set()
         for entry in part.tasks:
@@ -95,14 +98,6 @@ class Calls:
             if both := seen & loaded["tasks"].keys():
                 raise BadInput(f"harness.tasks: {min(both)} is in the list twice, once in {entry.task}; leave one out.")
             seen |= loaded["tasks"].keys()
-
-    def _check_names(self, names: set[str]) -> None:
-        known = self.manager.task_index
-        for name in sorted(names):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
-                raise BadInput(f"harness.tasks: there is no task {name} in lm_eval {self.part.lm_eval}; {hint}")
 
     def _load(self, entry: HarnessTask) -> tuple[dict[str, Any], tuple]:
         """The tasks of an entry as `simple_evaluate` sets them up, its seeds first; and where the generators then
