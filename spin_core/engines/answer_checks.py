@@ -95,15 +95,12 @@ def _wrong(answer: Answer, sampling: Sampling, chat: Chat, vocab_size: int) -> s
     if answer.finish == "length" and (ended or len(ids) < sampling.max_new_tokens):
         how = "in a stop token" if ended else f"after {len(ids)} of {sampling.max_new_tokens} tokens"
         return f"is said to be cut, but ended {how}"
-    return _wrong_logps(answer) if sampling.logprobs else ""
-
-
-def _wrong_logps(answer: Answer) -> str:
-    logps = answer.logps
-    if logps is None or len(logps) != len(answer.token_ids):
-        return f"has {'no' if logps is None else len(logps)} log-probs for its {len(answer.token_ids)} tokens"
-    strange = [logp for logp in logps if not math.isfinite(logp) or logp > ABOVE_ZERO]
-    return f"has the log-prob {strange[0]}" if strange else ""
+    if not sampling.logprobs:
+        return ""
+    if answer.logps is None or len(answer.logps) != len(ids):
+        return f"has {'no' if answer.logps is None else len(answer.logps)} log-probs for its {len(ids)} tokens"
+    impossible = [logp for logp in answer.logps if not math.isfinite(logp) or logp > ABOVE_ZERO]
+    return f"has the log-prob {impossible[0]}" if impossible else ""
 
 
 def _has_stop_string(answer: Answer, chat: Chat, sampling: Sampling) -> bool:

@@ -27,7 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from spin_core.engines import Request
 from spin_core.engines.decoding import OpenRow, Rate, Sampler
 from spin_core.modeling import attention
-from spin_core.modeling.logprobs import HALF, attention_cut, differs
+from spin_core.modeling.logprobs import HALF, attention_cut, differs, micro_batches
 
 NAME = "spinloop_slots"
 """What `set_attn_implementation` takes for SDPA that reads grouped keys without repeating them."""
@@ -104,18 +104,13 @@ class Slots(Cache):
         ]
 
     def enter(self, first: int, prompts: Sequence[list[int]]) -> None:
-        """Puts prompts into the slots from `first` on, all but each one's last token."""
+        """Puts prompts, longest first, into the slots from `first` on, all but each one's last token."""
         for layer, (keys, values) in zip(self.layers, self.shared, strict=False):
             layer.keys[first : first + len(prompts), :, : self.prefix] = keys
             layer.values[first : first + len(prompts), :, : self.prefix] = values
-        part: list[list[int]] = []
-        for number, prompt in enumerate(prompts):
-            own = prompt[self.prefix : -1]
-            if part and (len(part) + 1) * max(len(own), *map(len, part)) > PREFILL_TOKENS:
-                self._fill(first + number - len(part), part)
-                part = []
-            part.append(own)
-        self._fill(first + len(prompts) - len(part), part)
+        own = [prompt[self.prefix : -1] for prompt in prompts]
+        for part in micro_batches([len(tokens) for tokens in own], PREFILL_TOKENS, packed=False):
+            self._fill(first + part[0], [own[n] for n in part])
 
     def _fill(self, first: int, rows: list[list[int]]) -> None:
         """Tokens behind the prefix. They are padded on the right: what is computed there is overwritten or masked."""

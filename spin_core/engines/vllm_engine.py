@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,15 @@ def sample(
     return [row.answer() for row in mine]
 
 
+@dataclass
 class _Row:
     """A request at work."""
 
-    def __init__(self, request: Request, sampling: Sampling):
-        self.request, self.sampling = request, sampling
-        self.tokens: list[int] = []
-        self.logps: list[float] = []
-        self.finish = ""
+    request: Request
+    sampling: Sampling
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish: str = ""
 
     def take(self, output: Any) -> None:
         """What one step added."""

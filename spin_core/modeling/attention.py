@@ -41,24 +41,20 @@ class CannotPack(Exception):
 
 def require(kernel: Kernel, device: torch.device, train: bool, precision: str) -> None:
     """Raises BadInput where the kernel's package or device is absent, or it cannot run there."""
+    why = ""
     if kernel == "flex_attention" and train and device.type == "cpu":
-        raise BadInput(
-            "runtime.attn_implementation: flex_attention has no backward pass on CPU, so it can only score there; use "
-            "sdpa"
+        why = "flex_attention has no backward pass on CPU, so it can only score there;"
+    elif kernel == "flash_attention_2" and find_spec("flash_attn") is None:
+        why = (
+            "flash_attention_2 needs the package flash-attn, which is not installed; `pip install flash-attn` on a "
+            "CUDA machine, or"
         )
-    if kernel != "flash_attention_2":
-        return
-    if find_spec("flash_attn") is None:
-        raise BadInput(
-            "runtime.attn_implementation: flash_attention_2 needs the package flash-attn, which is not installed; "
-            "`pip install flash-attn` on a CUDA machine, or use sdpa"
-        )
-    if device.type != "cuda":
-        raise BadInput(f"runtime.attn_implementation: flash_attention_2 runs on CUDA, not on {device.type}; use sdpa")
-    if precision != "bfloat16":
-        raise BadInput(
-            f"runtime.attn_implementation: flash_attention_2 computes in bfloat16, precision is {precision}; use sdpa"
-        )
+    elif kernel == "flash_attention_2" and device.type != "cuda":
+        why = f"flash_attention_2 runs on CUDA, not on {device.type};"
+    elif kernel == "flash_attention_2" and precision != "bfloat16":
+        why = f"flash_attention_2 computes in bfloat16, precision is {precision};"
+    if why:
+        raise BadInput(f"runtime.attn_implementation: {why} use sdpa")
 
 
 def _sdpa(

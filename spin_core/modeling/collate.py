@@ -1,8 +1,8 @@
-"""Pairs and rows to token sequences and to padded batches (torch module).
+"""Pairs and rows to token sequences.
 
 Two ways: *exact* (what was sampled is what is scored; nothing is cut that fits) and *reference* (the published code's
 tokenisation, masks and cuts, for reproducing its numbers). What it is *not*: no chat templates (that is `chat`), no
-model.
+batches (that is `packing`), no model.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spin_core.config.score import Score
 from spin_core.data.rows import Messages, Pair
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.modeling.chat import Chat, reference_texts
-from spin_core.modeling.loss import IGNORE
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ class Tokens:
         if self.masked is not None:
             mask[self.masked] = 0
         return mask
-
-    def labels(self) -> np.ndarray:
-        labels = self.ids.astype(np.int64)
-        labels[: self.prompt] = IGNORE
-        return labels
 
 
 def encode_answer(chat: Chat, prompt: Messages, answer: str, finished: bool, max_length: int, where: str) -> Tokens:
@@ -123,15 +115,3 @@ def encode_reference(
         return Tokens(np.array(prompt + ids, np.int32), len(prompt), np.array(at, np.int32) if at else None)
 
     return tokens(*answers[0]), tokens(*answers[1])
-
-
-def pad(sequences: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask`, `labels` of `sequences`, int64 [B, W], as wide as the longest; behind each is
-    `pad_id` under attention 0. Labels are −100 outside the answers."""
-    shape = (len(sequences), max(len(s) for s in sequences))
-    ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
-    for row, sequence in enumerate(sequences):
-        end = len(sequence)
-        ids[row, :end], mask[row, :end], labels[row, :end] = sequence.ids, sequence.mask(), sequence.labels()
-    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

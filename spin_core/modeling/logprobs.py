@@ -7,9 +7,8 @@ model itself, against its own plain logits. What it is *not*: no loss, no optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,13 +56,29 @@ class Policy(torch.nn.Module):
             return pack(groups, self.kernel)
         return pad_groups(groups, self.pad_id)
 
-    def own_gradients(self) -> None:
-        """The output layer's gradient is added in place from here on: for one process that calls `backward`."""
-        self.head = self.head and replace(self.head, in_place=True)
-
     def cost(self, group: Group) -> int:
         """Tokens that the group puts into a forward pass, beside groups that are no longer."""
         return tokens_of(group) if self.packed else len(group) * max(map(len, group))
+
+    def passes(
+        self, groups: Mapping[int, Group], budget: int, processes: int, in_step: bool
+    ) -> list[list[tuple[list[int], bool]]]:
+        """The forward passes of each process over numbered groups: which numbers, and whether the pass counts.
+
+        Sorted by length, longest first, as like with like needs little padding. Each group goes to the process that has
+        the fewest tokens so far. `in_step`: all have equally many passes, so that none waits for ever; where a process
+        has nothing left, a pass of the shortest group, which does not count, keeps it in step with the others.
+        """
+        costs = {number: self.cost(group) for number, group in groups.items()}
+        order = sorted(costs, key=lambda number: (-costs[number], number))
+        hands = process_group.deal([costs[number] for number in order], processes)
+        owned = [[order[place] for place in hand] for hand in hands]
+        cuts = [micro_batches([costs[number] for number in own], budget, self.packed) for own in owned]
+        rounds = max(map(len, cuts)) if in_step else 0
+        return [
+            [([own[n] for n in part], True) for part in cut] + [([order[-1]], False)] * (rounds - len(cut))
+            for own, cut in zip(owned, cuts, strict=True)
+        ]
 
     def autocast(self) -> Any:
         """The precision's autocast. Around several passes it casts each weight that is trained only once; of a
@@ -84,9 +99,12 @@ class Policy(torch.nn.Module):
             logps: Tensor = inside(compute) if inside else compute()
         return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
 
-    def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> None:
+    def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> Policy:
         """Finds out how sequences of at most `longest` tokens can be computed; says by `note` where they cannot be
-        packed. Of several processes each must call it. Raises BadInput as `make_policy`."""
+        packed. Of several processes each must call it. Gives itself.
+
+        Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
+        """
         model = self.model
         room = getattr(model.config, "max_position_embeddings", None)
         if room and longest > room:
@@ -110,6 +128,7 @@ class Policy(torch.nn.Module):
         if problems:
             name = type(model).__name__.removeprefix("FSDP")
             note(f"{name}: {'; '.join(problems)}. The result is the same, in more time.")
+        return self
 
     def _cannot_pack(self, kernel: str, plain: Tensor, longest: int) -> str:
         """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
@@ -181,19 +200,6 @@ def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[
         cut[-1].append(number)
         spent += cost
     return cut
-
-
-def make_policy(
-    model: PreTrainedModel, pad_id: int, precision: Precision, longest: int, runtime: Runtime,
-    note: Callable[[str], None] = lambda text: None,
-) -> Policy:  # fmt: skip
-    """The policy of `model` for sequences of at most `longest` tokens; says by `note` where it cannot be packed.
-
-    Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
-    """
-    policy = Policy(model, pad_id, precision)
-    policy.settle(longest, runtime, note)
-    return policy
 
 
 def _probe_groups(model: PreTrainedModel) -> list[list[Tokens]]:

@@ -24,8 +24,6 @@ from spin_core.modeling.loading import load_model
 if TYPE_CHECKING:
     from spin_core.config.finetune import Lora
 
-ADAPTER = "default"
-
 
 def add_adapter(model: PreTrainedModel, part: Lora, seed: int) -> PeftModel:
     """peft's handle on `model`, which is changed in place: a new adapter in it is all that asks for gradients.
@@ -40,7 +38,7 @@ def add_adapter(model: PreTrainedModel, part: Lora, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # peft draws on CPU, wherever the model is
         try:
-            return get_peft_model(model, config, adapter_name=ADAPTER)
+            return get_peft_model(model, config)
         except ValueError as error:
             raise BadInput(
                 f"finetune.lora.target_modules: peft refuses them for {type(model).__name__} ({error})"
@@ -67,7 +65,7 @@ def merged(trained: PreTrainedModel, source: Path, part: Lora) -> PreTrainedMode
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             weight = cast(torch.Tensor, layer.get_base_layer().weight)
-            delta = cast(Any, layer).get_delta_weight(ADAPTER)
+            delta = cast(Any, layer).get_delta_weight("default")
             weight.copy_(torch.where(delta == 0, weight, weight + delta))  # −0.0 + 0.0 would be 0.0
     handle.unload()
     return model

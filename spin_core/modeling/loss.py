@@ -13,10 +13,6 @@ from torch import Tensor
 
 from spin_core.config.choices import Loss
 
-IGNORE = -100
-"""Label of a position that is not part of an answer (the default `ignore_index` of cross-entropy)."""
-
-
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda z: -F.logsigmoid(z),  # the paper's choice
     "hinge": lambda z: torch.relu(1 - z),
@@ -55,11 +51,12 @@ def per_label(logps: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is −100.
+    """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is
+    −100 (what cross-entropy ignores).
 
     Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by nats.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return -nll.view(targets.shape)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.modeling.collate import Tokens, pad
+from spin_core.modeling.collate import Tokens
 
 Group = Sequence[Tokens]
 
@@ -140,13 +140,13 @@ def pack(groups: Sequence[Group], kernel: str = "sdpa") -> Batch:
 def pad_groups(groups: Sequence[Group], pad_id: int) -> Batch:
     """The same labels from padded sequences, each with its own copy of the prompt: for models that cannot be packed."""
     sequences = [tokens for group in groups for tokens in group]
-    batch = pad(sequences, pad_id)
-    width = batch["input_ids"].shape[1]
-    labels = [
-        (row * width + np.arange(len(s) - s.targets, len(s)) - 1, s.ids[len(s) - s.targets :], np.full(s.targets, row))
-        for row, s in enumerate(sequences)
-    ]
-    return _batch({name: batch[name] for name in ("input_ids", "attention_mask")}, labels)
+    shape = len(sequences), max(map(len, sequences))
+    ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), []
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens.ids, tokens.mask()
+        labelled = np.arange(len(tokens) - tokens.targets, len(tokens))
+        labels.append((row * shape[1] + labelled - 1, tokens.ids[labelled], np.full(tokens.targets, row)))
+    return _batch({"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}, labels)
 
 
 def _call(segments: list[tuple[int, int, int, int]], trunk: bool) -> Call:

@@ -23,9 +23,6 @@ from transformers.initialization import no_init_weights
 from spin_core.modeling import loading
 from spin_core.runtime import process_group
 
-Put = Callable[[str, Tensor, Tensor | None], None]
-"""Sets one weight: its name, the parameter, and on process 0 its value. Every process calls it, in the same order."""
-
 
 def empty_model(path: Path) -> PreTrainedModel:
     """The architecture in `path`, its weights not read. Raises BadInput as `load_model` for what it may not be."""
@@ -37,9 +34,13 @@ def empty_model(path: Path) -> PreTrainedModel:
     return model
 
 
-def fill(model: PreTrainedModel, path: Path, put: Put, train: bool, device: torch.device) -> PreTrainedModel:
-    """Puts the weights in `path` into the shards of `model`, and its buffers on `device`. Process 0 holds all of them
-    meanwhile, in the host's memory and in the dtype of its files; the others wait."""
+def fill(
+    model: PreTrainedModel, path: Path, put: Callable[[str, Tensor, Tensor | None], None], train: bool,
+    device: torch.device,
+) -> PreTrainedModel:  # fmt: skip
+    """Puts the weights in `path` into the shards of `model`, and its buffers on `device`. `put` sets one weight: its
+    name, the parameter, and on process 0 its value; every process calls it, in the same order. Process 0 holds all of
+    them meanwhile, in the host's memory and in the dtype of its files; the others wait."""
     source: Any = loading.load_model(path, "cpu", loading.source_dtype(path)) if process_group.rank() == 0 else None
     values = dict(source.named_parameters()) if source else {}
     for name, parameter in list(model.named_parameters()):

@@ -27,7 +27,6 @@ from spin_core.errors import StageFailed
 from spin_core.runtime import process_group
 
 KEPT = 2
-KINDS = ("model", "optimizer")
 Tensors = dict[str, Tensor]
 Metrics = dict[str, float]
 """What one optimiser step is described by: loss, learning rate, rewards …"""
@@ -116,7 +115,7 @@ def _beside(weight: Tensor, part: Tensor) -> Tensor:
 
 def _files(sharded: bool) -> list[str]:
     mine = f"-{process_group.rank() + 1:05d}-of-{process_group.world():05d}" if sharded else ""
-    return [f"{kind}{mine}.safetensors" for kind in KINDS]
+    return [f"{kind}{mine}.safetensors" for kind in ("model", "optimizer")]
 
 
 def _new_folder(scratch: Path) -> Path:
@@ -146,10 +145,9 @@ def _sound(path: Path, sharded: bool) -> bool:
         made = state.get("parts", 1)
         if made == expected:
             hashes = {name: _sha256(path / name) for name in _files(sharded)} | {"history": _digest(state["history"])}
-            if all(state["sha256"][name] == value for name, value in hashes.items()):
-                return True
-            log.warning("%s is damaged (a hash does not fit); going on from an older one", path)
-            return False
+            if any(state["sha256"][name] != value for name, value in hashes.items()):
+                raise ValueError("a hash does not fit")
+            return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s); going on from an older one", path, error)
         return False

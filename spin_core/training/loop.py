@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,8 @@ def make_strategy(policy: Policy, plan: TrainingPlan, job: Job, accelerator: Acc
     if compute.sharding == "fsdp2":
         return Strategy(policy, policy, optimizer, max_norm, micro_tokens, sharded=True)
     if accelerator.num_processes == 1:
-        policy.own_gradients()
+        # Nothing but `backward` looks at the output layer's gradient: it may be added in place.
+        policy.head = policy.head and replace(policy.head, in_place=True)
     return Strategy(policy, accelerator.prepare_model(policy), optimizer, max_norm, micro_tokens, sharded=False)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,26 +14,6 @@ from torch import Tensor
 from spin_core.config.choices import Loss
 from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loss import per_label, spin_loss
-
-
-class Objective(Protocol):
-    """What is learned: examples by index, a loss to be summed over them, and figures beside it."""
-
-    name: str
-    """What one example is called in metrics and figures (`pairs`, `rows`)."""
-
-    def group(self, index: int) -> Sequence[Tokens]:
-        """The example's token sequences, which share a prompt."""
-
-    def size(self, index: int) -> int:
-        """How much the example counts in the mean over the global batch (1 a pair; its answer tokens for a row)."""
-
-    def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
-        likewise.
-
-        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
-        """
 
 
 @dataclass
@@ -53,14 +32,22 @@ class SpinPairs:
     sft_weight: float = 0.0
     length_normalised: bool = False
     name: str = "pairs"
+    """What one example is called in metrics and figures."""
 
     def group(self, index: int) -> Sequence[Tokens]:
+        """The example's token sequences, which share a prompt."""
         return self.pairs[index]
 
     def size(self, index: int) -> int:
+        """How much the example counts in the mean over the global batch."""
         return 1
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
+        likewise.
+
+        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
+        """
         ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
         real, generated = ours.unbind(1)
         labels = torch.tensor([[tokens.targets for tokens in self.pairs[i]] for i in indices], device=logps.device)
@@ -102,3 +89,6 @@ class AnswerRows:
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}
+
+
+Objective = SpinPairs | AnswerRows

@@ -10,8 +10,7 @@ how many processes share the work, but for the rounding of sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from spin_core.errors import StageFailed
-from spin_core.modeling.logprobs import Policy, micro_batches
+from spin_core.modeling.logprobs import Policy
 from spin_core.runtime import process_group
 from spin_core.training import checkpoint
 from spin_core.training.checkpoint import Metrics
@@ -49,14 +48,16 @@ class Strategy:
         before the weights are touched, when loss or gradient is not finite.
         """
         policy, processes = self.policy, process_group.world()
-        size = sum(objective.size(int(i)) for i in batch)
-        shares = _shares(policy, objective, batch, self.micro_tokens, processes)[process_group.rank()]
+        groups = {int(i): objective.group(int(i)) for i in batch}
+        size = sum(map(objective.size, groups))
+        mine = policy.passes(groups, self.micro_tokens, processes, in_step=True)[process_group.rank()]
         totals: dict[str, Tensor] = {}
         with policy.autocast():
-            for number, (indices, weights) in enumerate(shares, 1):
-                last = number == len(shares)
-                logps = self.logps(policy.batch([objective.group(i) for i in indices]), last)
-                loss, figures = objective.sums(logps, indices, weights.to(logps.device))
+            for number, (indices, counts) in enumerate(mine, 1):
+                last = number == len(mine)
+                logps = self.logps(policy.batch([groups[i] for i in indices]), last)
+                weights = torch.full((len(indices),), float(counts), device=logps.device)
+                loss, figures = objective.sums(logps, indices, weights)
                 # Every strategy averages gradients over processes; the sum is wanted.
                 self.backward(loss * (processes / size), last)
                 for name, value in {"loss": loss, **figures}.items():
@@ -121,10 +122,9 @@ class Strategy:
                     weights[name] = full.detach().to("cpu", dtype, copy=True)
         return weights
 
-    @contextmanager
-    def gathered(self, parameter: Tensor) -> Iterator[Tensor]:
+    def gathered(self, parameter: Tensor) -> AbstractContextManager[Tensor]:
         """The parameter with all its shards."""
-        yield parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        return nullcontext(parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
 
 
 def apply_gradients(optimizer: torch.optim.Optimizer, lr: float, norm: float) -> None:
@@ -140,24 +140,3 @@ def check_norm(norm: float) -> None:
     """Raise StageFailed for a gradient norm that is not finite."""
     if not math.isfinite(norm):
         raise StageFailed(f"the gradient norm is {norm}")
-
-
-def _shares(
-    policy: Policy, objective: Objective, batch: np.ndarray, budget: int, processes: int
-) -> list[list[tuple[list[int], Tensor]]]:
-    """The micro-batches of a global batch for every process: (indices, weights), equally many for each.
-
-    Sorted by length, longest first: within one optimiser step order means nothing, and like with like needs little
-    padding. Each example goes to the process that has the fewest tokens so far. Where a process has nothing left, an
-    example of weight 0 keeps it in step with the others.
-    """
-    costs = {int(i): policy.cost(objective.group(int(i))) for i in batch}
-    order = sorted(costs, key=lambda i: (-costs[i], i))
-    owned = [[order[n] for n in hand] for hand in process_group.deal([costs[i] for i in order], processes)]
-    cuts = [micro_batches([costs[i] for i in own], budget, policy.packed) for own in owned]
-    rounds = max(map(len, cuts))
-    shares = []
-    for own, cut in zip(owned, cuts, strict=True):
-        share = [([own[n] for n in part], torch.ones(len(part))) for part in cut]
-        shares.append(share + [([order[-1]], torch.zeros(1))] * (rounds - len(share)))
-    return shares

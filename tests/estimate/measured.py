@@ -158,12 +158,12 @@ def _score(case: Case) -> Any:
     import torch
 
     from spin_core.config.runtime import Runtime
-    from spin_core.modeling.logprobs import make_policy, micro_batches
+    from spin_core.modeling.logprobs import Policy, micro_batches
 
     groups = _examples(case)
     model = llama(case.shape).eval().requires_grad_(False)
     longest = max(len(tokens) for group in groups for tokens in group)
-    policy = make_policy(model, 0, case.precision, longest, Runtime(device="cpu", score_tokens=case.tokens))
+    policy = Policy(model, 0, case.precision).settle(longest, Runtime(device="cpu", score_tokens=case.tokens))
     costs = [policy.cost(group) for group in groups]
     with torch.inference_mode(), policy.autocast():
         for part in micro_batches(costs, case.tokens, policy.packed):

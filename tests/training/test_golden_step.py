@@ -15,7 +15,7 @@ from spin_core.config.score import Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
-from spin_core.modeling.logprobs import make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.stages.score import logps_of
 from spin_core.training.loop import TrainingPlan, make_strategy
 from spin_core.training.objectives import SpinPairs
@@ -77,7 +77,7 @@ def strategy_of(
     """The project's strategy of the model in `path`, and what its decoder is called with from here on."""
     model = load_model(path, "cpu", train=True)
     job = job_at(tmp_path, micro_tokens=budget, **form)
-    policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
+    policy = Policy(model, 3, "float32").settle(112, job.runtime, pytest.fail)
     part = Finetune(lr=1e-3, warmup_ratio=0.0, schedule_epochs=1.0, global_batch=4, max_grad_norm=clip)
     plan = TrainingPlan(part, seed=0, examples=4)
     return make_strategy(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model

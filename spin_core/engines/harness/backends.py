@@ -24,14 +24,13 @@ def _hf(path: Path, max_length: int | None, job: Job) -> Any:
     apply_threads(job.runtime)
     device = pick_device(job.runtime)
     model = load_model(path, device, torch.float32 if device.type == "cpu" else source_dtype(path))
-    lm: Any = HFLM(
+    return HFLM(
         pretrained=model,
         tokenizer=load_tokenizer(path),
         backend="causal",
         batch_size=job.runtime.harness_batch,
         max_length=max_length,
     )
-    return lm
 
 
 def _vllm(path: Path, max_length: int | None, job: Job) -> Any:

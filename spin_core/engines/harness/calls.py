@@ -158,16 +158,10 @@ def _check_metric(name: str, task: Any, wanted: str) -> None:
 @contextmanager
 def _errors(task: str) -> Iterator[None]:
     """What lm_eval, datasets, jinja2, the hub and the tasks raise, of no common family, as one sentence."""
-    import torch
-
     try:
         yield
     except (SpinloopError, MemoryError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise StageFailed(
-            f"harness: the task {task} ran out of GPU memory; lower runtime.harness_batch or set harness.max_length."
-        ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -206,6 +200,10 @@ def _resolve(index: dict[str, Any], local: Path, scratch: Path) -> dict[str, Any
 
 def _rejected(task: str, error: Exception) -> SpinloopError:
     """What lm_eval raised, as one sentence with the remedy."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return StageFailed(
+            f"harness: the task {task} ran out of GPU memory; lower runtime.harness_batch or set harness.max_length."
+        )
     text = one_line(hub.masked(one_line(error, 100_000, kind=True)), 240)  # a hub's error has addresses
     if "EngineDead" in text:
         return ChildDied(f"harness: vLLM's engine died in the task {task} ({text})")
