@@ -94,8 +94,7 @@ class Slots(Cache):
         self.prefix = 0
 
     def share(self, tokens: list[int]) -> None:
-        """Computes what every prompt begins with."""
-        self.prefix = 0
+        """Computes what every prompt begins with, before the first enters."""
         self._fill(0, [tokens])
         self.prefix = len(tokens)
         self.shared = [
@@ -220,7 +219,10 @@ def answers(
     slots = Slots(model, min(size, len(rows)), longest + sampler.sampling.max_new_tokens - 1)
     waiting, at_work = list(rows[::-1]), list[OpenRow]()
     with _attention(model):
-        if shared := _beginning([request.prompt[:-1] for request in requests]):
+        # What all prompts begin with is what the two begin with that are furthest apart in order.
+        prompts = [request.prompt[:-1] for request in requests]
+        apart = zip(min(prompts), max(prompts), strict=False)
+        if shared := [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], apart)]:
             slots.share(shared)
         while waiting or at_work:
             if waiting and len(at_work) < slots.size:
@@ -234,12 +236,6 @@ def answers(
             at_work = _leave(slots, at_work)
             rate.step(before, before - len(at_work))
     return rows
-
-
-def _beginning(prompts: Sequence[list[int]]) -> list[int]:
-    """The longest list that all of them begin with: that of the two that are furthest apart in order."""
-    apart = zip(min(prompts), max(prompts), strict=False)
-    return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], apart)]
 
 
 def _leave(slots: Slots, rows: list[OpenRow]) -> list[OpenRow]:

@@ -65,12 +65,12 @@ def sample(
     import torch
 
     from spin_core.engines.decoding import Rate, Sampler
-    from spin_core.modeling.loading import apply_threads, load_tokenizer, process_device, source_dtype
+    from spin_core.modeling.loading import apply_threads, load_tokenizer, pick_device, source_dtype
     from spin_core.modeling.opponent import opponent
     from spin_core.runtime import process_group
 
     apply_threads(job.runtime)
-    device, sharded = process_device(job.runtime), job.runtime.compute.in_parts
+    device, sharded = pick_device(job.runtime), job.runtime.compute.in_parts
     dtype = torch.float32 if device.type == "cpu" else source_dtype(model_path)
     began = time.monotonic()
     model = opponent(model_path, device, dtype, sharded=sharded)
@@ -85,14 +85,11 @@ def sample(
         try:
             rows = _rows(model, [requests[i] for i in (order if sharded else mine)], sampler, sharded, job, rate)
         except torch.OutOfMemoryError:
-            size = job.runtime.generate_batch
             raise StageFailed(
-                f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
+                f"generate: the GPU is out of memory; lower runtime.generate_batch (now {job.runtime.generate_batch})."
             ) from None
     job.engine = versions(PACKAGES)
-    own = [
-        [i, row.tokens, row.finish, row.logps if sampling.logprobs else None] for i, row in zip(mine, rows, strict=True)
-    ]
+    own = [[i, row.tokens, row.finish, row.logps or None] for i, row in zip(mine, rows, strict=True)]
     shares = process_group.gather([own, rate.per_second(), rate.in_flight()])
     _, speeds, flying = zip(*shares, strict=True)
     job.figures |= {"tokens_per_second": sum(speeds), "in_flight_mean": sum(flying)}

@@ -116,7 +116,7 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     """
     import torch
 
-    from spin_core.modeling.loading import apply_threads, process_device
+    from spin_core.modeling.loading import apply_threads, pick_device
     from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
     from spin_core.runtime import process_group
@@ -125,7 +125,7 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
         return []
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
-    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, sharded=sharded)
+    model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
     pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
     policy = Policy(model, pad_id, settings.precision).settle(longest, job.runtime, job.note)

@@ -46,8 +46,13 @@ def save(scratch: Path, weights: Tensors, state: dict[Tensor, Any], history: lis
     leads = not sharded or process_group.rank() == 0
     moments = {f"{i}.{name}": value for i, w in enumerate(weights.values()) for name, value in state[w].items()}
     try:
-        made = _new_folder(scratch) if leads else None
-        draft = Path(process_group.broadcast(str(made))) if sharded else Path(str(made))
+        made = ""
+        if leads:
+            scratch.mkdir(parents=True, exist_ok=True)
+            for left in scratch.glob("tmp-*"):
+                shutil.rmtree(left)
+            made = tempfile.mkdtemp(prefix="tmp-", dir=scratch)
+        draft = Path(process_group.broadcast(made) if sharded else made)
         hashes = {}
         for name, tensors in zip(_files(sharded), (weights, moments), strict=True):
             save_file({key: _here(value.detach()).contiguous() for key, value in tensors.items()}, draft / name)
@@ -116,13 +121,6 @@ def _beside(weight: Tensor, part: Tensor) -> Tensor:
 def _files(sharded: bool) -> list[str]:
     mine = f"-{process_group.rank() + 1:05d}-of-{process_group.world():05d}" if sharded else ""
     return [f"{kind}{mine}.safetensors" for kind in ("model", "optimizer")]
-
-
-def _new_folder(scratch: Path) -> Path:
-    scratch.mkdir(parents=True, exist_ok=True)
-    for left in scratch.glob("tmp-*"):
-        shutil.rmtree(left)
-    return Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
 
 
 def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[Metrics], parts: int) -> None:

@@ -129,14 +129,9 @@ class Strategy:
 
 def apply_gradients(optimizer: torch.optim.Optimizer, lr: float, norm: float) -> None:
     """One step of the optimiser, unless the gradients' norm is not finite (StageFailed); they are forgotten."""
-    check_norm(norm)
+    if not math.isfinite(norm):
+        raise StageFailed(f"the gradient norm is {norm}")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
-
-
-def check_norm(norm: float) -> None:
-    """Raise StageFailed for a gradient norm that is not finite."""
-    if not math.isfinite(norm):
-        raise StageFailed(f"the gradient norm is {norm}")

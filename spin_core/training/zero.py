@@ -8,6 +8,7 @@ its own (the policy's autocast is the same for scoring and training).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.runtime import Compute
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, StageFailed
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.sharded_loading import empty_model, fill
 from spin_core.runtime import process_group
 from spin_core.training.checkpoint import Metrics
-from spin_core.training.strategy import Strategy, check_norm
+from spin_core.training.strategy import Strategy
 
 
 def settings(compute: Compute, max_norm: float, device: str) -> dict[str, Any]:
@@ -107,7 +108,8 @@ class Zero(Strategy):
             group["lr"] = lr
         self.wrapped.step()
         norm = float(self.wrapped.get_global_grad_norm())
-        check_norm(norm)
+        if not math.isfinite(norm):
+            raise StageFailed(f"the gradient norm is {norm}")
         return norm
 
     def held(self) -> tuple[dict[str, Tensor], dict[Tensor, Any]]:

@@ -27,10 +27,6 @@ from spin_core.sources import hub, task_folder
 if TYPE_CHECKING:
     from spin_core.config.harness import Harness, HarnessTask
 
-SETTINGS = {
-    "HF_EVALUATE_OFFLINE": "1",  # `evaluate` would fetch metrics, which are code
-    "DISABLE_MULTIPROC": "1",  # its bootstrap would fork this process, which may hold a GPU
-}
 BOOTSTRAP = 1000  # resamples for the error of what is no mean: lm_eval's 100,000 in one process is minutes of a metric
 
 
@@ -70,7 +66,8 @@ class Calls:
     """
 
     def __init__(self, part: Harness, local: Path | None, scratch: Path):
-        os.environ.update(SETTINGS)
+        os.environ["HF_EVALUATE_OFFLINE"] = "1"  # `evaluate` would fetch metrics, which are code
+        os.environ["DISABLE_MULTIPROC"] = "1"  # its bootstrap would fork this process, which may hold a GPU
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         from jinja2 import BaseLoader, StrictUndefined
         from jinja2.sandbox import SandboxedEnvironment
