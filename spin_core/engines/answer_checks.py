@@ -90,26 +90,20 @@ def _wrong(answer: Answer, sampling: Sampling, chat: Chat, vocab_size: int) -> s
     if any(token in sampling.stop_ids for token in ids[:-1]):
         return "goes on behind a token that ends it"
     ended = bool(ids) and ids[-1] in sampling.stop_ids
-    if answer.finish == "stop" and not ended and not _has_stop_string(answer, chat, sampling):
-        return "is said to have stopped, but ends in no stop token and holds no stop string"
+    if answer.finish == "stop" and not ended:
+        # Engines differ in whether special tokens are text; of the first space, see `text_and_finish`.
+        texts = [" " + _decoded(answer, chat, skip_special) for skip_special in (False, True)]
+        if not any(stop in text for stop in sampling.stop for text in texts):
+            return "is said to have stopped, but ends in no stop token and holds no stop string"
     if answer.finish == "length" and (ended or len(ids) < sampling.max_new_tokens):
         how = "in a stop token" if ended else f"after {len(ids)} of {sampling.max_new_tokens} tokens"
         return f"is said to be cut, but ended {how}"
-    return _wrong_logps(answer) if sampling.logprobs else ""
-
-
-def _wrong_logps(answer: Answer) -> str:
-    logps = answer.logps
-    if logps is None or len(logps) != len(answer.token_ids):
-        return f"has {'no' if logps is None else len(logps)} log-probs for its {len(answer.token_ids)} tokens"
-    strange = [logp for logp in logps if not math.isfinite(logp) or logp > ABOVE_ZERO]
-    return f"has the log-prob {strange[0]}" if strange else ""
-
-
-def _has_stop_string(answer: Answer, chat: Chat, sampling: Sampling) -> bool:
-    # Engines differ in whether special tokens are text; of the first space, see `text_and_finish`.
-    texts = [" " + _decoded(answer, chat, skip_special) for skip_special in (False, True)] if sampling.stop else []
-    return any(stop in text for stop in sampling.stop for text in texts)
+    if not sampling.logprobs:
+        return ""
+    if answer.logps is None or len(answer.logps) != len(ids):
+        return f"has {'no' if answer.logps is None else len(answer.logps)} log-probs for its {len(ids)} tokens"
+    impossible = [logp for logp in answer.logps if not math.isfinite(logp) or logp > ABOVE_ZERO]
+    return f"has the log-prob {impossible[0]}" if impossible else ""
 
 
 def _decoded(answer: Answer, chat: Chat, skip_special: bool) -> str:

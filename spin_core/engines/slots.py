@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,9 +26,8 @@ from transformers.masking_utils import sdpa_mask
 
 from spin_core.engines import Request
 from spin_core.engines.decoding import OpenRow, Rate, Sampler
-from spin_core.errors import one_line
 from spin_core.modeling import attention
-from spin_core.modeling.logprobs import FINE, ROUGH
+from spin_core.modeling.logprobs import HALF, attention_cut, differs, micro_batches
 
 NAME = "spinloop_slots"
 """What `set_attn_implementation` takes for SDPA that reads grouped keys without repeating them."""
@@ -94,8 +94,7 @@ class Slots(Cache):
         self.prefix = 0
 
     def share(self, tokens: list[int]) -> None:
-        """Computes what every prompt begins with."""
-        self.prefix = 0
+        """Computes what every prompt begins with, before the first enters."""
         self._fill(0, [tokens])
         self.prefix = len(tokens)
         self.shared = [
@@ -104,18 +103,13 @@ class Slots(Cache):
         ]
 
     def enter(self, first: int, prompts: Sequence[list[int]]) -> None:
-        """Puts prompts into the slots from `first` on, all but each one's last token."""
+        """Puts prompts, longest first, into the slots from `first` on, all but each one's last token."""
         for layer, (keys, values) in zip(self.layers, self.shared, strict=False):
             layer.keys[first : first + len(prompts), :, : self.prefix] = keys
             layer.values[first : first + len(prompts), :, : self.prefix] = values
-        part: list[list[int]] = []
-        for number, prompt in enumerate(prompts):
-            own = prompt[self.prefix : -1]
-            if part and (len(part) + 1) * max(len(own), *map(len, part)) > PREFILL_TOKENS:
-                self._fill(first + number - len(part), part)
-                part = []
-            part.append(own)
-        self._fill(first + len(prompts) - len(part), part)
+        own = [prompt[self.prefix : -1] for prompt in prompts]
+        for part in micro_batches([len(tokens) for tokens in own], PREFILL_TOKENS, packed=False):
+            self._fill(first + part[0], [own[n] for n in part])
 
     def _fill(self, first: int, rows: list[list[int]]) -> None:
         """Tokens behind the prefix. They are padded on the right: what is computed there is overwritten or masked."""
@@ -164,30 +158,16 @@ class Slots(Cache):
 def unfit(model: PreTrainedModel, longest: int) -> str:
     """Why slots would be wrong for this model and sequences of `longest` tokens, or empty. The cache that transformers
     would make says what the layers keep; the rest is tried, once, on a few tokens against the model's own logits."""
+    if why := _keeps_other(model, longest):
+        return why
     if model not in _tried:
-        _tried[model] = _try(model)
-    return _keeps_other(model, longest) or _tried[model]
+        plain = torch.stack([model(torch.tensor([row], device=model.device)).logits[0, -1] for row in _PROBE])
+        rough = model.dtype in HALF
+        _tried[model] = differs(partial(_probe, model), plain.float().log_softmax(-1), rough)
+    return _tried[model]
 
 
 _tried: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-
-
-def _try(model: PreTrainedModel) -> str:
-    try:
-        if why := _keeps_other(model, 0):
-            return why
-        with _attention(model):
-            tried = _probe(model)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        # Whatever an architecture does with arguments that it was not written for.
-        return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
-    plain = torch.stack([model(torch.tensor([row], device=model.device)).logits[0, -1] for row in _PROBE])
-    difference = (tried.float().log_softmax(-1) - plain.float().log_softmax(-1)).abs()
-    rough = model.dtype in (torch.bfloat16, torch.float16)
-    off = float(difference.mean() if rough else difference.max())
-    return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
 
 
 def _keeps_other(model: PreTrainedModel, longest: int) -> str:
@@ -198,11 +178,7 @@ def _keeps_other(model: PreTrainedModel, longest: int) -> str:
         window = getattr(layer, "sliding_window", longest)
         if window < longest:
             return f"its sliding window of {window} is shorter than a sequence of {longest}"
-    for name in ("sliding_window", "attention_chunk_size"):  # of models whose cache does not know
-        size = getattr(model.config, name, None)
-        if size and size < longest:
-            return f"its {name} of {size} is shorter than a sequence of {longest}"
-    return ""
+    return attention_cut(model, longest)  # of models whose cache does not know
 
 
 _PROBE = [[1, 2, 3, 5, 8, 13, 21, 34, 3], [1, 2, 4, 9, 16, 25, 2, 7], [1, 2, 30, 20, 10, 6]]
@@ -210,15 +186,16 @@ _PROBE = [[1, 2, 3, 5, 8, 13, 21, 34, 3], [1, 2, 4, 9, 16, 25, 2, 7], [1, 2, 30,
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Logits behind each row of the probe, in slots that held other rows before."""
-    slots = Slots(model, 4, max(map(len, _PROBE)))
-    slots.share(_PROBE[0][:2])
-    slots.enter(0, [_PROBE[0][::-1], *(row[:-1] for row in _PROBE)])
-    slots.step([row[-2] for row in (_PROBE[0], *_PROBE)], [len(row) - 2 for row in (_PROBE[0], *_PROBE)])
-    slots.move([3], [0])
-    order = [_PROBE[2], _PROBE[0], _PROBE[1]]
-    logits = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
-    return logits[[1, 2, 0]]
+    """Log-probs of all tokens behind each row of the probe, in slots that held other rows before."""
+    with _attention(model):
+        slots = Slots(model, 4, max(map(len, _PROBE)))
+        slots.share(_PROBE[0][:2])
+        slots.enter(0, [_PROBE[0][::-1], *(row[:-1] for row in _PROBE)])
+        slots.step([row[-2] for row in (_PROBE[0], *_PROBE)], [len(row) - 2 for row in (_PROBE[0], *_PROBE)])
+        slots.move([3], [0])
+        order = [_PROBE[2], _PROBE[0], _PROBE[1]]
+        logits = slots.step([row[-1] for row in order], [len(row) - 1 for row in order])
+    return logits[[1, 2, 0]].float().log_softmax(-1)
 
 
 @contextmanager
@@ -242,7 +219,10 @@ def answers(
     slots = Slots(model, min(size, len(rows)), longest + sampler.sampling.max_new_tokens - 1)
     waiting, at_work = list(rows[::-1]), list[OpenRow]()
     with _attention(model):
-        if shared := _beginning([request.prompt[:-1] for request in requests]):
+        # What all prompts begin with is what the two begin with that are furthest apart in order.
+        prompts = [request.prompt[:-1] for request in requests]
+        apart = zip(min(prompts), max(prompts), strict=False)
+        if shared := [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], apart)]:
             slots.share(shared)
         while waiting or at_work:
             if waiting and len(at_work) < slots.size:
@@ -256,13 +236,6 @@ def answers(
             at_work = _leave(slots, at_work)
             rate.step(before, before - len(at_work))
     return rows
-
-
-def _beginning(prompts: Sequence[list[int]]) -> list[int]:
-    """The longest list that all of them begin with: that of the two that are furthest apart in order."""
-    low, high = min(prompts), max(prompts)
-    differs = (i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
-    return low[: next(differs, len(low))]
 
 
 def _leave(slots: Slots, rows: list[OpenRow]) -> list[OpenRow]:

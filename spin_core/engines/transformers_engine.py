@@ -65,12 +65,12 @@ def sample(
     import torch
 
     from spin_core.engines.decoding import Rate, Sampler
-    from spin_core.modeling.loading import apply_threads, load_tokenizer, process_device, source_dtype
+    from spin_core.modeling.loading import apply_threads, load_tokenizer, pick_device, source_dtype
     from spin_core.modeling.opponent import opponent
     from spin_core.runtime import process_group
 
     apply_threads(job.runtime)
-    device, sharded = process_device(job.runtime), job.runtime.compute.in_parts
+    device, sharded = pick_device(job.runtime), job.runtime.compute.in_parts
     dtype = torch.float32 if device.type == "cpu" else source_dtype(model_path)
     began = time.monotonic()
     model = opponent(model_path, device, dtype, sharded=sharded)
@@ -85,17 +85,14 @@ def sample(
         try:
             rows = _rows(model, [requests[i] for i in (order if sharded else mine)], sampler, sharded, job, rate)
         except torch.OutOfMemoryError:
-            size = job.runtime.generate_batch
             raise StageFailed(
-                f"generate: the GPU is out of memory; lower runtime.generate_batch (now {size})."
+                f"generate: the GPU is out of memory; lower runtime.generate_batch (now {job.runtime.generate_batch})."
             ) from None
     job.engine = versions(PACKAGES)
-    own = [
-        [i, row.tokens, row.finish, row.logps if sampling.logprobs else None] for i, row in zip(mine, rows, strict=True)
-    ]
+    own = [[i, row.tokens, row.finish, row.logps or None] for i, row in zip(mine, rows, strict=True)]
     shares = process_group.gather([own, rate.per_second(), rate.in_flight()])
-    job.figures |= {"tokens_per_second": sum(share[1] for share in shares)}
-    job.figures |= {"in_flight_mean": sum(share[2] for share in shares)}
+    _, speeds, flying = zip(*shares, strict=True)
+    job.figures |= {"tokens_per_second": sum(speeds), "in_flight_mean": sum(flying)}
     answers = {i: Answer(requests[i].id, *answer) for share in shares for i, *answer in share[0]}
     return [answers[i] for i in range(len(requests))]
 
@@ -106,17 +103,14 @@ def _rows(
     """The finished rows of requests that come longest first; where weights are `sharded`, this process's share."""
     from spin_core.engines import padded, slots
 
-    size = job.runtime.generate_batch
     if not requests:
         return []
-    if sharded:
-        why = "the model is sharded"
-    else:
-        why = slots.unfit(model, len(requests[0].prompt) + sampler.sampling.max_new_tokens)
+    size, longest = job.runtime.generate_batch, len(requests[0].prompt) + sampler.sampling.max_new_tokens
+    why = "the model is sharded" if sharded else slots.unfit(model, longest)
     if not why:
         return slots.answers(model, requests, sampler, size, rate)
     job.note(f"Answers come from transformers' generate in padded batches, which is slower: {why}.")
-    return (padded.answers_in_step if sharded else padded.answers)(model, requests, sampler, size, rate)
+    return padded.answers(model, requests, sampler, size, rate, in_step=sharded)
 
 
 def _check_lengths(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> None:

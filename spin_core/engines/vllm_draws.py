@@ -1,4 +1,4 @@
-"""vLLM's side of `draws`: a logits processor that leaves each row one token, the one drawn with the row's own numbers.
+"""vLLM's side of `decoding`: a logits processor that leaves each row one token, drawn with the row's own numbers.
 
 vLLM then takes the arg max (requests are sent with its temperature 0). Its own seeded sampling is not used: on CPU it
 ends the engine when a prompt is prefilled in parts (0.32), on GPU it draws row by row. Imported by vLLM's processes
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
-from spin_core.engines.draws import draw, uniforms
+from spin_core.engines.decoding import draw, uniforms
 
 
 class RowDraws(LogitsProcessor):

@@ -1,7 +1,7 @@
 """The engine `vllm`: continuous batching, paged attention, one engine for all shards of its process.
 
-Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own
-(`draws`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
+Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own (see
+`decoding`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
 computed together differs from run to run, and with it the rounding (1e-6 in float32, 1e-2 in bfloat16): an answer
 differs where a draw falls that close to the border between two tokens. README says how often that was.
 Several jobs may call `sample` at once, from threads: while one shard's last rows end, the next shard's are at work.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def sample(
     model_path: Path, requests: Sequence[Request], sampling: Sampling, job: Job, label: str
 ) -> list[Answer]:  # fmt: skip
     """See `Engine`. Raises BadInput for a model or setting that vLLM refuses, ChildDied when its engine died."""
+    key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
     began = time.monotonic()
-    shared, loaded = _shared(model_path, sampling, job.runtime)
+    shared, loaded = engine_of(key, lambda cpu: _Shared(_start(*key, job.runtime, cpu)), job.runtime)
     ready = time.monotonic()
     mine = [_Row(request, sampling) for request in requests]
     shared.add(mine, sampling)
@@ -98,14 +100,15 @@ def sample(
     return [row.answer() for row in mine]
 
 
+@dataclass
 class _Row:
     """A request at work."""
 
-    def __init__(self, request: Request, sampling: Sampling):
-        self.request, self.sampling = request, sampling
-        self.tokens: list[int] = []
-        self.logps: list[float] = []
-        self.finish = ""
+    request: Request
+    sampling: Sampling
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish: str = ""
 
     def take(self, output: Any) -> None:
         """What one step added."""
@@ -123,8 +126,8 @@ class _Row:
 class _Shared:
     """One vLLM engine, driven by one of the threads that wait for answers; the others sleep until theirs are there."""
 
-    def __init__(self, engine: Any, key: tuple):
-        self.engine, self.key = engine, key
+    def __init__(self, engine: Any):
+        self.engine = engine
         self.rows: dict[str, _Row] = {}
         self.count = 0
         self.flying = 0
@@ -178,25 +181,35 @@ class _Shared:
         return self.flying
 
 
-_engine: _Shared | None = None
+_engines: dict[tuple, Any] = {}
 _starting = threading.Lock()
 
 
-def _shared(model_path: Path, sampling: Sampling, runtime: Runtime) -> tuple[_Shared, bool]:
-    """The engine of this model, and whether it was started for this call. A process has one, for one model and one
-    longest sequence: the parent sends it no other jobs (`process`), and here they end it."""
-    global _engine
-    key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
+def engine_of(key: tuple, start: Callable[[bool], Any], runtime: Runtime) -> tuple[Any, bool]:
+    """The engine `key` (its first part is the model's path) of this process, and whether it was started for this call:
+    by `start`, which is told whether vLLM computes on CPU. A process has one: the parent sends it no other jobs, and
+    here they end it (ChildDied). Raises BadInput for a model that vLLM does not take."""
     with _starting:
-        if _engine is not None and _engine.key == key:
-            return _engine, False
-        if _engine is not None:
+        if key in _engines:
+            return _engines[key], False
+        if _engines:
             raise ChildDied("vLLM: this process has an engine for another model or longer sequences")
-        _engine = _Shared(_start(*key, runtime), key)
-        return _engine, True
+        cpu = _prepare(runtime)
+        import vllm
+
+        try:
+            _engines[key] = start(cpu)
+        except Exception as error:
+            message = one_line(error, 300)
+            if not cpu and "memory" in message.lower():  # perhaps of a process just ended: worth another try
+                raise ChildDied(
+                    f"vLLM did not start ({message}); lower runtime.gpu_memory or runtime.workers"
+                ) from error
+            raise BadInput(f"{key[0]}: vLLM {vllm.__version__} does not take this model ({message})") from error
+        return _engines[key], True
 
 
-def prepare(runtime: Runtime) -> bool:
+def _prepare(runtime: Runtime) -> bool:
     """Set what vLLM reads from the environment when it is imported; whether it computes on CPU."""
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it takes no logits processor, and that is how rows draw
@@ -234,40 +247,26 @@ def arguments(model_path: Path, runtime: Runtime, cpu: bool) -> dict[str, Any]:
     }
 
 
-def refused(model_path: Path, error: Exception, cpu: bool) -> SpinloopError:
-    """What to raise where an engine did not start."""
-    import vllm
-
-    message = one_line(error, 300)
-    if not cpu and "memory" in message.lower():  # perhaps of a process that has just been ended: worth another try
-        return ChildDied(f"vLLM did not start ({message}); lower runtime.gpu_memory or runtime.workers")
-    return BadInput(f"{model_path}: vLLM {vllm.__version__} does not take this model ({message})")
-
-
-def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime) -> Any:
+def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime, cpu: bool) -> Any:
     """A vLLM engine."""
-    cpu = prepare(runtime)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from spin_core.engines.vllm_draws import RowDraws
 
-    try:
-        args = EngineArgs(
-            model=str(model_path),
-            **arguments(model_path, runtime, cpu),
-            max_model_len=length,
-            skip_tokenizer_init=not decodes,
-            async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
-            logits_processors=[RowDraws],
-            seed=0,
-        )
-        engine = LLMEngine.from_engine_args(args)
-        if cpu:
-            check_heads(engine.vllm_config.model_config.get_head_size())
-        return engine
-    except Exception as error:
-        raise refused(model_path, error, cpu) from error
+    args = EngineArgs(
+        model=str(model_path),
+        **arguments(model_path, runtime, cpu),
+        max_model_len=length,
+        skip_tokenizer_init=not decodes,
+        async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
+        logits_processors=[RowDraws],
+        seed=0,
+    )
+    engine = LLMEngine.from_engine_args(args)
+    if cpu:
+        check_heads(engine.vllm_config.model_config.get_head_size())
+    return engine
 
 
 def check_heads(size: int) -> None:

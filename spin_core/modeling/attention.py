@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 
 from spin_core.config.choices import Kernel
 from spin_core.errors import BadInput
-from spin_core.modeling.packing import Call, Layout
+from spin_core.modeling.packing import Layout
 
 NAME = "spinloop"
 """What `set_attn_implementation` takes for it."""
@@ -41,24 +41,20 @@ class CannotPack(Exception):
 
 def require(kernel: Kernel, device: torch.device, train: bool, precision: str) -> None:
     """Raises BadInput where the kernel's package or device is absent, or it cannot run there."""
+    why = ""
     if kernel == "flex_attention" and train and device.type == "cpu":
-        raise BadInput(
-            "runtime.attn_implementation: flex_attention has no backward pass on CPU, so it can only score there; use "
-            "sdpa"
+        why = "flex_attention has no backward pass on CPU, so it can only score there;"
+    elif kernel == "flash_attention_2" and find_spec("flash_attn") is None:
+        why = (
+            "flash_attention_2 needs the package flash-attn, which is not installed; `pip install flash-attn` on a "
+            "CUDA machine, or"
         )
-    if kernel != "flash_attention_2":
-        return
-    if find_spec("flash_attn") is None:
-        raise BadInput(
-            "runtime.attn_implementation: flash_attention_2 needs the package flash-attn, which is not installed; "
-            "`pip install flash-attn` on a CUDA machine, or use sdpa"
-        )
-    if device.type != "cuda":
-        raise BadInput(f"runtime.attn_implementation: flash_attention_2 runs on CUDA, not on {device.type}; use sdpa")
-    if precision != "bfloat16":
-        raise BadInput(
-            f"runtime.attn_implementation: flash_attention_2 computes in bfloat16, precision is {precision}; use sdpa"
-        )
+    elif kernel == "flash_attention_2" and device.type != "cuda":
+        why = f"flash_attention_2 runs on CUDA, not on {device.type};"
+    elif kernel == "flash_attention_2" and precision != "bfloat16":
+        why = f"flash_attention_2 computes in bfloat16, precision is {precision};"
+    if why:
+        raise BadInput(f"runtime.attn_implementation: {why} use sdpa")
 
 
 def _sdpa(
@@ -104,27 +100,21 @@ def _sdpa_calls(layout: Layout, device: torch.device) -> list[tuple]:
     """For each call: padded rows of queries [n, Lq] and keys [n, Lk], mask [n, 1, Lq, Lk] or None for plainly causal,
     and which of the n·Lq outputs are real (None: all)."""
     prepared = []
-    for call in _calls(layout):
+    for call in layout.calls:
         q, q_real = _padded(call.q, call.q_lengths, left=False)
         # Keys of a branch end with its own tokens: padded on the left, query i of every row sees the same columns.
-        trunk = call is layout.trunks
-        k, k_real = (q, q_real) if trunk else _padded(call.k, call.k_lengths, left=True)
+        k, k_real = (q, q_real) if call.trunk else _padded(call.k, call.k_lengths, left=True)
         mask = None
-        if not trunk or layout.hidden is not None:
+        if not call.trunk or layout.hidden is not None:
             seen = k_real if layout.hidden is None else k_real & ~layout.hidden[k]
-            mask = seen[:, None, :] & _causal(call, q.shape[1], k.shape[1], trunk)
+            # Query i is the token behind all keys up to its own.
+            columns, places = np.arange(k.shape[1])[None, None, :], np.arange(q.shape[1])[None, :, None]
+            own = places if call.trunk else places + (k.shape[1] - np.array(call.q_lengths))[:, None, None]
             # No row is empty, which SDPA would make NaN: `packable` has the first token of every group seen.
-            mask = torch.from_numpy(mask[:, None]).to(device)
+            mask = torch.from_numpy((seen[:, None, :] & (columns <= own))[:, None]).to(device)
         kept = None if q_real.all() else torch.from_numpy(np.flatnonzero(q_real)).to(device)
         prepared.append((_index(q, device), _index(k, device), mask, kept))
     return prepared
-
-
-def _causal(call: Call, queries: int, keys: int, trunk: bool) -> np.ndarray:
-    """[n, queries, keys]: query i is the token behind all keys up to its own."""
-    columns, rows = np.arange(keys)[None, None, :], np.arange(queries)[None, :, None]
-    own = rows if trunk else rows + (keys - np.array(call.q_lengths))[:, None, None]
-    return columns <= own
 
 
 def _padded(rows: np.ndarray, lengths: tuple[int, ...], left: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +151,7 @@ def _restore(layout: Layout, outputs: list[Tensor]) -> Tensor:
 
 
 def _order(layout: Layout, device: torch.device) -> Tensor | None:
-    places = np.concatenate([call.q for call in _calls(layout)])
+    places = np.concatenate([call.q for call in layout.calls])
     order = np.argsort(places)
     return None if (order == np.arange(len(order))).all() else torch.from_numpy(order).to(device)
 
@@ -214,20 +204,17 @@ def _flash(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: f
 
 
 def _varlen_calls(layout: Layout, device: torch.device) -> list[tuple]:
-    def ends(lengths: tuple[int, ...]) -> Tensor:
-        return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
-
     return [
         (
-            torch.from_numpy(call.q).to(device), torch.from_numpy(call.k).to(device),
-            ends(call.q_lengths), ends(call.k_lengths), call,
+            *(torch.from_numpy(places).to(device) for places in (call.q, call.k)),
+            *(
+                torch.tensor([0, *np.cumsum(n)], dtype=torch.int32, device=device)
+                for n in (call.q_lengths, call.k_lengths)
+            ),
+            call,
         )
-        for call in _calls(layout)
-    ]  # fmt: skip
-
-
-def _calls(layout: Layout) -> list[Call]:
-    return [layout.trunks] if layout.branches is None else [layout.trunks, layout.branches]
+        for call in layout.calls
+    ]
 
 
 def _prepare(layout: Layout, name: str, device: torch.device, make: Any) -> Any:

@@ -147,16 +147,11 @@ def render(tokenizer: Any, messages: Messages, where: str, answer_header: bool =
             f"Model {where}: its tokenizer has no chat template; add `chat_template.jinja` to the model's directory "
             "(for instance its instruct version's)."
         )
+    special = tokenizer.special_tokens_map.items()
     variables = {
-        "messages": messages,
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": answer_header,
-        **{
-            name: token if isinstance(token, list) else str(token)
-            for name, token in tokenizer.special_tokens_map.items()
-        },
-    }
+        "messages": messages, "tools": None, "documents": None, "add_generation_prompt": answer_header,
+        **{name: token if isinstance(token, list) else str(token) for name, token in special},
+    }  # fmt: skip
     try:
         return templates.render(tokenizer.get_chat_template(), variables)
     except (templates.TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default

@@ -76,9 +76,7 @@ class _LabelLogps(torch.autograd.Function):
         parts: list[Tensor] = []
         grad_weight = grad_bias = None
         for rows, labels, grad in zip(*(t.split(ctx.rows) for t in (hidden, targets, grads[0])), strict=True):
-            lsm = kept
-            if lsm is None:
-                lsm = torch.log_softmax(_logits(rows, weight, bias, ctx.head), -1)
+            lsm = torch.log_softmax(_logits(rows, weight, bias, ctx.head), -1) if kept is None else kept
             d = _grad_logits(lsm, labels, grad, rows, weight, bias, ctx.head).to(hidden.dtype)
             if need_hidden:
                 parts.append(d @ weight)

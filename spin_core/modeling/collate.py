@@ -1,8 +1,8 @@
-"""Pairs and rows to token sequences and to padded batches (torch module).
+"""Pairs and rows to token sequences.
 
 Two ways: *exact* (what was sampled is what is scored; nothing is cut that fits) and *reference* (the published code's
 tokenisation, masks and cuts, for reproducing its numbers). What it is *not*: no chat templates (that is `chat`), no
-model.
+batches (that is `packing`), no model.
 """
 
 from __future__ import annotations
@@ -12,18 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spin_core.config.score import Score
 from spin_core.data.rows import Messages, Pair
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.modeling.chat import Chat, reference_texts
-from spin_core.modeling.loss import IGNORE
-
-PaddedBatch = dict[str, Tensor]
-"""`input_ids`, `attention_mask`, `labels`: int64 [B, W], padded on the right; labels −100 outside the answers."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +43,6 @@ class Tokens:
         if self.masked is not None:
             mask[self.masked] = 0
         return mask
-
-    def labels(self) -> np.ndarray:
-        labels = self.ids.astype(np.int64)
-        labels[: self.prompt] = IGNORE
-        return labels
 
 
 def encode_answer(chat: Chat, prompt: Messages, answer: str, finished: bool, max_length: int, where: str) -> Tokens:
@@ -113,9 +102,11 @@ def encode_reference(
     longest = max(len(ids) for ids, _ in answers)
     hidden = [i for i, token in enumerate(prompt) if token == eos]
     if len(prompt) + longest > max_length:
-        kept = _kept(len(prompt), max_prompt_length, truncation_mode)
-        hidden = [i - kept.start for i in hidden if i in kept]
-        prompt = prompt[kept.start : kept.stop]
+        if truncation_mode not in ("keep_start", "keep_end"):
+            raise ValueError(f"truncation_mode must be keep_end or keep_start, not {truncation_mode!r}")
+        start, end = (None, max_prompt_length) if truncation_mode == "keep_start" else (-max_prompt_length, None)
+        kept = range(len(prompt))[start:end]
+        hidden, prompt = [i - kept.start for i in hidden if i in kept], prompt[start:end]
     if len(prompt) + longest > max_length:
         answers = [(ids[: max_length - max_prompt_length], masked) for ids, masked in answers]
 
@@ -124,26 +115,3 @@ def encode_reference(
         return Tokens(np.array(prompt + ids, np.int32), len(prompt), np.array(at, np.int32) if at else None)
 
     return tokens(*answers[0]), tokens(*answers[1])
-
-
-def _kept(length: int, max_length: int, mode: str) -> range:
-    """The positions of a prompt that the reference's cut keeps."""
-    if mode == "keep_start":
-        return range(length)[:max_length]
-    if mode == "keep_end":
-        return range(length)[-max_length:]
-    raise ValueError(f"truncation_mode must be keep_end or keep_start, not {mode!r}")
-
-
-def pad(sequences: Sequence[Tokens], pad_id: int) -> PaddedBatch:
-    """A batch of `sequences`, as wide as the longest; `pad_id` under attention 0 behind each."""
-    shape = (len(sequences), max(len(s) for s in sequences))
-    ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
-    for row, sequence in enumerate(sequences):
-        end = len(sequence)
-        ids[row, :end], mask[row, :end], labels[row, :end] = sequence.ids, sequence.mask(), sequence.labels()
-    return {
-        "input_ids": torch.from_numpy(ids),
-        "attention_mask": torch.from_numpy(mask),
-        "labels": torch.from_numpy(labels),
-    }

@@ -43,25 +43,23 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 
 
 def pick_device(runtime: Runtime) -> torch.device:
-    """`runtime.device` as torch's; auto is the first GPU where there is one. Raises BadInput for an absent GPU."""
+    """`runtime.device` as torch's; auto is the first GPU where there is one, and of several processes of one node each
+    has its own. Raises BadInput for an absent GPU."""
     if runtime.device == "auto":
         cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"  # what the launcher of several processes decided
-        return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    try:
-        device = torch.device(runtime.device)
-    except RuntimeError:
-        raise BadInput(f"runtime.device {runtime.device!r} is not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+        device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    else:
+        try:
+            device = torch.device(runtime.device)
+        except RuntimeError:
+            raise BadInput(
+                f"runtime.device {runtime.device!r} is not a device; use auto, cpu, cuda or cuda:N"
+            ) from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise BadInput(
             f"runtime.device {runtime.device!r}: this machine has {count} CUDA devices; use auto, cpu or one of them"
         )
-    return device
-
-
-def process_device(runtime: Runtime) -> torch.device:
-    """`pick_device`, and of several processes of one node each has its own GPU."""
-    device = pick_device(runtime)
     if device.type == "cuda" and device.index is None and process_group.world() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

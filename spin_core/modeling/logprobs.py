@@ -7,9 +7,9 @@ model itself, against its own plain logits. What it is *not*: no loss, no optimi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,17 +32,18 @@ PROBE = ((24, (12, 9)), (15, (7, 10)))
 FINE, ROUGH = 3e-4, 5e-2
 """Nats per label by which two ways of computing it may differ: the largest difference in float32 (rounding was 1e-5 on
 a 135M model; a foreign mask changes tenths), the mean in half precision, which quantised models and flash-attn have."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Policy(torch.nn.Module):
     """`model` with the form that its batches have. Call it with what `batch` made."""
 
     def __init__(
-        self, model: PreTrainedModel, pad_id: int, precision: Precision, kernel: str | None, head: Head | None
-    ):
+        self, model: PreTrainedModel, pad_id: int, precision: Precision, kernel: str | None = None,
+        head: Head | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.model, self.pad_id, self.precision, self.kernel = model, pad_id, precision, kernel
-        self._head = (head,)  # in a tuple, as the layer in it is the model's and must not be registered twice
+        self.model, self.pad_id, self.precision, self.kernel, self.head = model, pad_id, precision, kernel, head
 
     @property
     def packed(self) -> bool:
@@ -55,13 +56,29 @@ class Policy(torch.nn.Module):
             return pack(groups, self.kernel)
         return pad_groups(groups, self.pad_id)
 
-    def own_gradients(self) -> None:
-        """The output layer's gradient is added in place from here on: for one process that calls `backward`."""
-        self._head = tuple(head and replace(head, in_place=True) for head in self._head)  # type: ignore[assignment]
-
     def cost(self, group: Group) -> int:
         """Tokens that the group puts into a forward pass, beside groups that are no longer."""
         return tokens_of(group) if self.packed else len(group) * max(map(len, group))
+
+    def passes(
+        self, groups: Mapping[int, Group], budget: int, processes: int, in_step: bool
+    ) -> list[list[tuple[list[int], bool]]]:
+        """The forward passes of each process over numbered groups: which numbers, and whether the pass counts.
+
+        Sorted by length, longest first, as like with like needs little padding. Each group goes to the process that has
+        the fewest tokens so far. `in_step`: all have equally many passes, so that none waits for ever; where a process
+        has nothing left, a pass of the shortest group, which does not count, keeps it in step with the others.
+        """
+        costs = {number: self.cost(group) for number, group in groups.items()}
+        order = sorted(costs, key=lambda number: (-costs[number], number))
+        hands = process_group.deal([costs[number] for number in order], processes)
+        owned = [[order[place] for place in hand] for hand in hands]
+        cuts = [micro_batches([costs[number] for number in own], budget, self.packed) for own in owned]
+        rounds = max(map(len, cuts)) if in_step else 0
+        return [
+            [([own[n] for n in part], True) for part in cut] + [([order[-1]], False)] * (rounds - len(cut))
+            for own, cut in zip(owned, cuts, strict=True)
+        ]
 
     def autocast(self) -> Any:
         """The precision's autocast. Around several passes it casts each weight that is trained only once; of a
@@ -74,15 +91,20 @@ class Policy(torch.nn.Module):
     def forward(self, batch: Batch, per_label: bool = False) -> Tensor:
         """log p(answer | prompt) of each sequence, [S], in nats: the sum over its labels, float32 at least. With
         `per_label` those of the labels, [N], without the precision's autocast: to compare ways of computing them."""
-        (head,) = self._head
-        batch = batch.to(self.model.device)
+        head, batch = self.head, batch.to(self.model.device)
+        compute = partial(_head_logps, self.model, batch, head) if head else partial(_plain_logps, self.model, batch)
+        # A sharded model has all that it reads gathered in its own forward pass only.
+        inside: Any = getattr(self.model, "inside", None) if head else None
         with nullcontext() if per_label else self.autocast():
-            logps = _inside(self.model, batch, head) if head else _plain_logps(self.model, batch)
+            logps: Tensor = inside(compute) if inside else compute()
         return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
 
-    def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> None:
+    def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> Policy:
         """Finds out how sequences of at most `longest` tokens can be computed; says by `note` where they cannot be
-        packed. Of several processes each must call it. Raises BadInput as `make_policy`."""
+        packed. Of several processes each must call it. Gives itself.
+
+        Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
+        """
         model = self.model
         room = getattr(model.config, "max_position_embeddings", None)
         if room and longest > room:
@@ -91,12 +113,12 @@ class Policy(torch.nn.Module):
             )
         trained = any(parameter.requires_grad for parameter in model.parameters())
         attention.require(runtime.attn_implementation, model.device, trained, self.precision)
-        self.kernel, self._head = None, (None,)
+        self.kernel = self.head = None
         padded, problems = pad_groups(_probe_groups(model), self.pad_id), []
         plain = self._probe(padded)
-        self._head = (head_of(model),)
-        if self._head[0] and (why := self._differs(padded, plain)):
-            self._head = (None,)
+        self.head = head_of(model)
+        if self.head and (why := self._differs(padded, plain)):
+            self.head = None
             problems.append(f"all its logits are computed, as its output layer is not just linear ({why})")
         kernel = runtime.attn_implementation if runtime.packing else None
         if kernel and (why := self._cannot_pack(kernel, plain, longest)):
@@ -106,15 +128,14 @@ class Policy(torch.nn.Module):
         if problems:
             name = type(model).__name__.removeprefix("FSDP")
             note(f"{name}: {'; '.join(problems)}. The result is the same, in more time.")
+        return self
 
     def _cannot_pack(self, kernel: str, plain: Tensor, longest: int) -> str:
         """Why packing is impossible, or empty. Leaves the model with the attention that it is to be used with."""
         model = self.model
         # What the probe is too short to see: where attention is cut off, or depends on the place in the packed row.
-        for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
-            size = getattr(model.config, name, None)
-            if size and longest > size:
-                return f"its {what} of {size} is shorter than a sequence of {longest}"
+        if why := attention_cut(model, longest):
+            return why
         if getattr(model.config, "attn_temperature_tuning", None):
             return "its attention is scaled by the place in the row"
         before = model.config._attn_implementation
@@ -130,28 +151,38 @@ class Policy(torch.nn.Module):
 
     def _differs(self, batch: Batch, plain: Tensor) -> str:
         """Empty where the probe's log-probs come out as `plain` in every process; else what is wrong."""
-        return next(filter(None, process_group.gather(self._differs_here(batch, plain))), "")
-
-    def _differs_here(self, batch: Batch, plain: Tensor) -> str:
-        try:
-            tried = self._probe(batch)
-        except attention.CannotPack as error:
-            return str(error)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-            # Whatever an architecture does with arguments that it was not written for: it is then run without them.
-            return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
         flash = getattr(batch.inputs.get("layout"), "kernel", "") == "flash_attention_2"
-        rough = flash or self.model.dtype in (torch.bfloat16, torch.float16)
-        difference = (tried - plain).abs()
-        off = float(difference.mean() if rough else difference.max())
-        return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+        why = differs(partial(self._probe, batch), plain, flash or self.model.dtype in HALF)
+        return next(filter(None, process_group.gather(why)), "")
 
     @torch.no_grad()
     def _probe(self, batch: Batch) -> Tensor:
         logps: Tensor = self(batch, True)  # called, not `forward`: hooks gather weights that are sharded
         return logps
+
+
+def differs(compute: Callable[[], Tensor], plain: Tensor, rough: bool) -> str:
+    """Empty where the log-probs that `compute` gives are `plain`; else what is wrong."""
+    try:
+        difference = (compute() - plain).abs()
+    except attention.CannotPack as error:
+        return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        # Whatever an architecture does with arguments that it was not written for: it is then run without them.
+        return f"it fails with {type(error).__name__} ({one_line(error, 120)})"
+    off = float(difference.mean() if rough else difference.max())
+    return "" if off <= (ROUGH if rough else FINE) else f"its log-probs are off by {off:.2g} nats"
+
+
+def attention_cut(model: PreTrainedModel, longest: int) -> str:
+    """What of the model's attention is shorter than a sequence of `longest` tokens, or empty."""
+    for name, what in (("sliding_window", "sliding window"), ("attention_chunk_size", "attention chunk")):
+        size = getattr(model.config, name, None)
+        if size and longest > size:
+            return f"its {what} of {size} is shorter than a sequence of {longest}"
+    return ""
 
 
 def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
@@ -171,19 +202,6 @@ def micro_batches(costs: Sequence[int], budget: int, packed: bool) -> list[list[
     return cut
 
 
-def make_policy(
-    model: PreTrainedModel, pad_id: int, precision: Precision, longest: int, runtime: Runtime,
-    note: Callable[[str], None] = lambda text: None,
-) -> Policy:  # fmt: skip
-    """The policy of `model` for sequences of at most `longest` tokens; says by `note` where it cannot be packed.
-
-    Raises BadInput where `longest` is beyond the model's context, or the requested attention cannot run.
-    """
-    policy = Policy(model, pad_id, precision, None, None)
-    policy.settle(longest, runtime, note)
-    return policy
-
-
 def _probe_groups(model: PreTrainedModel) -> list[list[Tokens]]:
     """Two prompts with two answers each, of random tokens, the same every time."""
     draws, groups = np.random.default_rng(0), []
@@ -198,14 +216,6 @@ def _plain_logps(model: PreTrainedModel, batch: Batch) -> Tensor:
     """log p of each label [N] from the model's own logits, of all positions."""
     logits = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)
     return token_logps(logits[None, batch.predictors], batch.targets[None])[0]
-
-
-def _inside(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:
-    """`_head_logps`, for a sharded model run as its forward pass, as only that gathers what it reads."""
-    if getattr(model, "runs_inside", False):
-        result: Tensor = model(inside=lambda: _head_logps(model, batch, head))
-        return result
-    return _head_logps(model, batch, head)
 
 
 def _head_logps(model: PreTrainedModel, batch: Batch, head: Head) -> Tensor:

@@ -24,8 +24,6 @@ from spin_core.modeling.loading import load_model
 if TYPE_CHECKING:
     from spin_core.config.finetune import Lora
 
-ADAPTER = "default"
-
 
 def add_adapter(model: PreTrainedModel, part: Lora, seed: int) -> PeftModel:
     """peft's handle on `model`, which is changed in place: a new adapter in it is all that asks for gradients.
@@ -33,14 +31,27 @@ def add_adapter(model: PreTrainedModel, part: Lora, seed: int) -> PeftModel:
     A is drawn from `seed`, B is 0. torch's generators are left as they were. Raises BadInput for target modules that
     the model lacks.
     """
-    _check_targets(model, part)
+    if part.target_modules != "all-linear":
+        # The output layer is none of the linear layers: it may be tied to the embeddings.
+        known = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+        }
+        for target in part.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in known):
+                some = ", ".join(sorted({name.rpartition(".")[2] for name in known})[:12])
+                raise BadInput(
+                    f"finetune.lora.target_modules: {type(model).__name__} has no linear layer {target!r} that takes "
+                    f"an adapter; name some of {some}, or give all-linear"
+                )
     config = LoraConfig(
         r=part.rank, lora_alpha=part.alpha, target_modules=part.target_modules, lora_dropout=0.0, bias="none"
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # peft draws on CPU, wherever the model is
         try:
-            return get_peft_model(model, config, adapter_name=ADAPTER)
+            return get_peft_model(model, config)
         except ValueError as error:
             raise BadInput(
                 f"finetune.lora.target_modules: peft refuses them for {type(model).__name__} ({error})"
@@ -67,25 +78,7 @@ def merged(trained: PreTrainedModel, source: Path, part: Lora) -> PreTrainedMode
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             weight = cast(torch.Tensor, layer.get_base_layer().weight)
-            delta = cast(Any, layer).get_delta_weight(ADAPTER)
+            delta = cast(Any, layer).get_delta_weight("default")
             weight.copy_(torch.where(delta == 0, weight, weight + delta))  # −0.0 + 0.0 would be 0.0
     handle.unload()
     return model
-
-
-def _check_targets(model: PreTrainedModel, part: Lora) -> None:
-    """Every name must be that of a linear layer. The output layer is none of them: it may be tied to the embeddings."""
-    known = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
-    }
-    if part.target_modules == "all-linear":
-        return
-    for target in part.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in known):
-            some = ", ".join(sorted({name.rpartition(".")[2] for name in known})[:12])
-            raise BadInput(
-                f"finetune.lora.target_modules: {type(model).__name__} has no linear layer {target!r} that takes an "
-                f"adapter; name some of {some}, or give all-linear"
-            )

@@ -13,21 +13,10 @@ from torch import Tensor
 
 from spin_core.config.choices import Loss
 
-IGNORE = -100
-"""Label of a position that is not part of an answer (the default `ignore_index` of cross-entropy)."""
-
-
-def sigmoid(z: Tensor) -> Tensor:
-    """−log σ(z): the paper's choice."""
-    return -F.logsigmoid(z)
-
-
-def hinge(z: Tensor) -> Tensor:
-    """max(0, 1 − z)."""
-    return torch.relu(1 - z)
-
-
-LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hinge": hinge}
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda z: -F.logsigmoid(z),  # the paper's choice
+    "hinge": lambda z: torch.relu(1 - z),
+}
 """ℓ by the name that `finetune.loss` has for it: of z [B], the loss of each pair. A new one is its function, a line
 here and its name in `choices.Loss` (a test compares the two)."""
 
@@ -62,11 +51,12 @@ def per_label(logps: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is −100.
+    """Log-prob of each target: logits [B, T, V] that predict targets [B, T] → [B, T], 0 where the target is
+    −100 (what cross-entropy ignores).
 
     Half-precision logits are raised to float32 first: a sum of 1,000 log-probs in bfloat16 is off by nats.
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return -nll.view(targets.shape)

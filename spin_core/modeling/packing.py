@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.modeling.collate import Tokens, pad
+from spin_core.modeling.collate import Tokens
 
 Group = Sequence[Tokens]
 
@@ -26,8 +26,11 @@ class Call:
     """One attention call over ragged segments: segment i's queries are the last of its keys, and causal among them.
 
     `q`, `k`: places in the packed sequence, int64, segments one after another; `q_lengths`, `k_lengths`: their sizes.
+    Segments of `trunk` are a prompt and its first answer, plainly causal, else further answers, whose keys are their
+    prompt and themselves.
     """
 
+    trunk: bool
     q: np.ndarray
     k: np.ndarray
     q_lengths: tuple[int, ...]
@@ -36,15 +39,14 @@ class Call:
 
 @dataclass(eq=False)
 class Layout:
-    """Which token of a packed sequence sees which: `trunks` are prompt and first answer, plainly causal; `branches`
-    the further answers, which see their prompt and themselves.
+    """Which token of a packed sequence sees which: `calls` are that of the trunks, and where there are any that of the
+    branches.
 
     `group`, `branch`: of each token, int64 [T]; branch 0 is a prompt. `hidden`: bool [T], keys that nobody sees, or
     None. `prepared` is what a kernel makes of it once per batch, so that no layer does it again.
     """
 
-    trunks: Call
-    branches: Call | None
+    calls: list[Call]
     group: np.ndarray
     branch: np.ndarray
     hidden: np.ndarray | None
@@ -81,96 +83,84 @@ def packable(group: Group) -> bool:
     first = group[0]
     shared = all(
         s.prompt == first.prompt
-        and np.array_equal(_prompt(s), _prompt(first))
+        and np.array_equal(s.ids[: s.prompt], first.ids[: s.prompt])
         and np.array_equal(s.mask()[: s.prompt], first.mask()[: s.prompt])
         for s in group[1:]
     )
     return shared and all(len(s) and s.mask()[0] for s in group)
 
 
-def _prompt(tokens: Tokens) -> np.ndarray:
-    return tokens.ids[: tokens.prompt]
-
-
 def pack(groups: Sequence[Group], kernel: str = "sdpa") -> Batch:
     """Groups one after another, each prompt once, for attention by `kernel`. All must be `packable`."""
-    ids, positions, group_of, branch_of, masks = [], [], [], [], []
-    predictors, targets, owners = [], [], []
-    # Of each: start of the prompt, its length, start of the answer, its length.
+    # Of each piece (a prompt, an answer): ids, positions, mask, group, branch. Of each answer: its labels.
+    pieces: list[tuple[np.ndarray, ...]] = []
+    labels: list[tuple[np.ndarray, ...]] = []
+    # Of each segment: start of the prompt, its length, start of the answer, its length.
     trunks: list[tuple[int, int, int, int]] = []
     branches: list[tuple[int, int, int, int]] = []
     start = sequence = 0
     for number, group in enumerate(groups):
         prompt = group[0].prompt
         end = start + prompt
-        parts = [(_prompt(group[0]), np.arange(prompt), 0, group[0].mask()[:prompt])]
-        for branch, tokens in enumerate(group, 1):
-            answer = tokens.ids[prompt:]
-            parts.append((answer, np.arange(prompt, len(tokens)), branch, tokens.mask()[prompt:]))
-            (trunks if branch == 1 else branches).append((start, prompt, end, len(answer)))
+        for branch, tokens in enumerate((group[0], *group)):
+            cut = slice(prompt, None) if branch else slice(prompt)
+            piece = tokens.ids[cut]
+            of_group = np.full(len(piece), number), np.full(len(piece), branch)
+            pieces.append((piece, np.arange(len(tokens))[cut], tokens.mask()[cut], *of_group))
+            if branch == 0:
+                continue
+            if branch == 1 or len(piece):
+                (trunks if branch == 1 else branches).append((start, prompt, end, len(piece)))
             # The last token of the prompt predicts the first of every answer; without a prompt nothing does.
-            at = np.arange(end - 1, end + len(answer) - 1)
-            if len(answer):
+            at = np.arange(end - 1, end + len(piece) - 1)
+            if len(piece):
                 at[0] = start + prompt - 1
             labelled = slice(0 if prompt else 1, None)
-            predictors.append(at[labelled])
-            targets.append(answer[labelled])
-            owners.append(np.full(len(at[labelled]), sequence))
-            end, sequence = end + len(answer), sequence + 1
-        for piece, place, branch, mask in parts:
-            ids.append(piece)
-            positions.append(place)
-            masks.append(mask)
-            group_of.append(np.full(len(piece), number))
-            branch_of.append(np.full(len(piece), branch))
+            labels.append((at[labelled], piece[labelled], np.full(len(at[labelled]), sequence)))
+            end, sequence = end + len(piece), sequence + 1
         start = end
-    hidden = _joined(masks) == 0
+    ids, positions, masks, group_of, branch_of = map(_joined, zip(*pieces, strict=True))
+    hidden = masks == 0
     layout = Layout(
-        _call(trunks, trunk=True),
-        _call(branches, trunk=False) if any(length for *_, length in branches) else None,
-        _joined(group_of),
-        _joined(branch_of),
+        [_call(part, trunk) for part, trunk in ((trunks, True), (branches, False)) if trunk or part],
+        group_of,
+        branch_of,
         hidden if hidden.any() else None,
         max(len(tokens) for group in groups for tokens in group),
         "sdpa" if kernel == "flash_attention_2" and hidden.any() else kernel,  # flash-attn can hide no token
     )
     # With four axes the mask is handed on as it is: the layout says what it would.
     inputs = {
-        "input_ids": _row(ids), "position_ids": _row(positions), "layout": layout,
+        "input_ids": torch.from_numpy(ids)[None], "position_ids": torch.from_numpy(positions)[None], "layout": layout,
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
     }  # fmt: skip
-    return Batch(inputs, *_labels(predictors, targets, owners), sequences=sequence)
+    return _batch(inputs, labels)
 
 
 def pad_groups(groups: Sequence[Group], pad_id: int) -> Batch:
     """The same labels from padded sequences, each with its own copy of the prompt: for models that cannot be packed."""
     sequences = [tokens for group in groups for tokens in group]
-    batch = pad(sequences, pad_id)
-    width = batch["input_ids"].shape[1]
-    predictors = [row * width + np.arange(len(s) - s.targets, len(s)) - 1 for row, s in enumerate(sequences)]
-    targets = [s.ids[len(s) - s.targets :] for s in sequences]
-    owners = [np.full(s.targets, row) for row, s in enumerate(sequences)]
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    return Batch(inputs, *_labels(predictors, targets, owners), sequences=len(sequences))
+    shape = len(sequences), max(map(len, sequences))
+    ids, mask, labels = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), []
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens.ids, tokens.mask()
+        labelled = np.arange(len(tokens) - tokens.targets, len(tokens))
+        labels.append((row * shape[1] + labelled - 1, tokens.ids[labelled], np.full(tokens.targets, row)))
+    return _batch({"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}, labels)
 
 
 def _call(segments: list[tuple[int, int, int, int]], trunk: bool) -> Call:
     """The attention call of trunks (queries: prompt and answer) or of branches (queries: the answer alone)."""
-    segments = segments if trunk else [s for s in segments if s[3]]
     keys = [np.r_[prompt : prompt + size, own : own + length] for prompt, size, own, length in segments]
     queries = keys if trunk else [np.arange(own, own + length) for _, _, own, length in segments]
-    lengths = (tuple(map(len, queries)), tuple(map(len, keys)))
-    return Call(_joined(queries), _joined(keys), *lengths)
+    return Call(trunk, _joined(queries), _joined(keys), tuple(map(len, queries)), tuple(map(len, keys)))
+
+
+def _batch(inputs: dict[str, Any], labels: Sequence[tuple[np.ndarray, ...]]) -> Batch:
+    """Of each sequence's `labels`: where they are predicted, their ids, the sequence's number."""
+    predictors, targets, owners = (torch.from_numpy(_joined(part)) for part in zip(*labels, strict=True))
+    return Batch(inputs, predictors, targets, owners, sequences=len(labels))
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int64) for part in parts])
-
-
-def _labels(*parts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
-    predictors, targets, owners = (torch.from_numpy(_joined(part)) for part in parts)
-    return predictors, targets, owners
-
-
-def _row(parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(_joined(parts))[None]

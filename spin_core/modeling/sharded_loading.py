@@ -5,8 +5,8 @@ Not here: training (`training.zero`, `training.fsdp`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,13 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from spin_core.modeling import loading
 from spin_core.runtime import process_group
-
-Put = Callable[[str, Tensor, Tensor | None], None]
-"""Sets one weight: its name, the parameter, and on process 0 its value. Every process calls it, in the same order."""
 
 
 def empty_model(path: Path) -> PreTrainedModel:
@@ -37,9 +34,13 @@ def empty_model(path: Path) -> PreTrainedModel:
     return model
 
 
-def fill(model: PreTrainedModel, path: Path, put: Put, train: bool, device: torch.device) -> PreTrainedModel:
-    """Puts the weights in `path` into the shards of `model`, and its buffers on `device`. Process 0 holds all of them
-    meanwhile, in the host's memory and in the dtype of its files; the others wait."""
+def fill(
+    model: PreTrainedModel, path: Path, put: Callable[[str, Tensor, Tensor | None], None], train: bool,
+    device: torch.device,
+) -> PreTrainedModel:  # fmt: skip
+    """Puts the weights in `path` into the shards of `model`, and its buffers on `device`. `put` sets one weight: its
+    name, the parameter, and on process 0 its value; every process calls it, in the same order. Process 0 holds all of
+    them meanwhile, in the host's memory and in the dtype of its files; the others wait."""
     source: Any = loading.load_model(path, "cpu", loading.source_dtype(path)) if process_group.rank() == 0 else None
     values = dict(source.named_parameters()) if source else {}
     for name, parameter in list(model.named_parameters()):
@@ -68,30 +69,19 @@ def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, t
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    names: dict[Tensor, list[str]] = {}
+    names: dict[Tensor, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)  # tied weights have several
+        names[parameter].append(name)  # tied weights have several
+    shards: dict[str, Tensor] = {}
 
     def put(name: str, parameter: Any, value: Tensor | None) -> None:
         given = torch.empty(parameter.shape, dtype=dtype, device=device) if value is None else value.to(device, dtype)
         own = torch.nn.Parameter(distribute_tensor(given, parameter.device_mesh, parameter.placements))
-        for place in names[parameter]:
-            owner, _, last = place.rpartition(".")
-            setattr(model.get_submodule(owner), last, own)
+        shards.update(dict.fromkeys(names[parameter], own))
 
     fill(model, path, put, train, device)
-    model.load_state_dict({}, strict=False)  # shows FSDP that its parameters are others now
-    _run_inside(model)
+    model.load_state_dict(shards, strict=False, assign=True)
+    # `model.inside(f)` gives `f()`, run as its forward pass is: with its outermost weights gathered.
+    model.inside = lambda compute: compute()  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "inside")
     return model
-
-
-def _run_inside(model: PreTrainedModel) -> None:
-    """`model(inside=f)` gives `f()`, run as the model's forward pass: with its outermost weights gathered."""
-    plain = model.forward
-
-    @wraps(plain)
-    def forward(*args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        return inside() if inside else plain(*args, **kwargs)
-
-    model.forward = forward  # type: ignore[method-assign]
-    model.runs_inside = True  # type: ignore[assignment]

@@ -62,9 +62,9 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
-    plan, precision = TrainingPlan.of(config.finetune, config.seed, len(pairs)), config.finetune.precision
+    plan = TrainingPlan(config.finetune, config.seed, len(pairs))
     watching = watch(plan.stop_step, job.note)
-    history, resumed_at, strategy = train(model, pad_id, precision, objective, plan, job, "finetune", watching)
+    history, resumed_at, strategy = train(model, pad_id, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, config.finetune), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]

@@ -116,8 +116,8 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     """
     import torch
 
-    from spin_core.modeling.loading import apply_threads, process_device
-    from spin_core.modeling.logprobs import make_policy
+    from spin_core.modeling.loading import apply_threads, pick_device
+    from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
     from spin_core.runtime import process_group
 
@@ -125,48 +125,29 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
         return []
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
-    model = opponent(path, process_device(job.runtime), quantize=settings.quantize, sharded=sharded)
+    model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
     pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
-    policy = make_policy(model, pad_id, settings.precision, longest, job.runtime, job.note)
-    costs = [policy.cost(group) for group in groups]
-    order = sorted(range(len(groups)), key=lambda i: (-costs[i], i))
+    policy = Policy(model, pad_id, settings.precision).settle(longest, job.runtime, job.note)
+    passes = policy.passes(dict(enumerate(groups)), job.runtime.score_tokens, process_group.world(), in_step=sharded)
+    mine = passes[process_group.rank()]
     own_logps: list[tuple[int, list[float]]] = []
-    with torch.inference_mode(not sharded), torch.no_grad(), policy.autocast():
-        passes = _passes([costs[i] for i in order], job.runtime.score_tokens, policy.packed, sharded)
-        own = sum(len(part) for part, counts in passes if counts)
-        with job.progress(label, own, "groups") as bar:
-            for part, counts in passes:
-                batch = [order[n] for n in part]
-                try:
-                    values = policy(policy.batch([groups[i] for i in batch])).tolist()
-                except torch.OutOfMemoryError as error:
-                    size = job.runtime.score_tokens
-                    raise StageFailed(
-                        f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})"
-                    ) from error
-                if not counts:
-                    continue
-                for i in batch:
-                    own_logps.append((i, values[: len(groups[i])]))
-                    values = values[len(groups[i]) :]
-                bar.advance(len(batch))
+    bar_of = job.progress(label, sum(len(batch) for batch, counts in mine if counts), "groups")
+    with torch.inference_mode(not sharded), torch.no_grad(), policy.autocast(), bar_of as bar:
+        for batch, counts in mine:
+            try:
+                values = policy(policy.batch([groups[i] for i in batch])).tolist()
+            except torch.OutOfMemoryError as error:
+                size = job.runtime.score_tokens
+                raise StageFailed(f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})") from error
+            if not counts:
+                continue
+            for i in batch:
+                own_logps.append((i, values[: len(groups[i])]))
+                values = values[len(groups[i]) :]
+            bar.advance(len(batch))
     logps = dict(pair for process in process_group.gather(own_logps) for pair in process)
     return [value for i in range(len(groups)) for value in logps[i]]
-
-
-def _passes(costs: list[int], budget: int, packed: bool, sharded: bool) -> list[tuple[list[int], bool]]:
-    """This process's forward passes over groups of the given costs, longest first, and whether each counts. Where the
-    weights are sharded, a process that has nothing left repeats a pass for the others' sake."""
-    from spin_core.modeling.logprobs import micro_batches
-    from spin_core.runtime import process_group
-
-    cuts = [
-        [[hand[n] for n in part] for part in micro_batches([costs[n] for n in hand], budget, packed)]
-        for hand in process_group.deal(costs, process_group.world())
-    ]
-    own = [(part, True) for part in cuts[process_group.rank()]]
-    return own + [([len(costs) - 1], False)] * (max(map(len, cuts)) - len(own) if sharded else 0)
 
 
 def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:

@@ -50,9 +50,9 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     rows = _encode(cast(Path, inputs["rows"]), chat, part.max_length, job)
     release_opponent()
     model = load_trainable(source, job)
-    plan = TrainingPlan.of(part, config.seed, len(rows))
+    plan = TrainingPlan(part, config.seed, len(rows))
     pad_id = chat.tokenizer.pad_token_id
-    history, resumed_at, strategy = train(model, pad_id, part.precision, AnswerRows(rows), plan, job, "sft")
+    history, resumed_at, strategy = train(model, pad_id, AnswerRows(rows), plan, job, "sft")
     write_results(model, history, source, job.out, strategy)
     write_card(job, "sft", config_payload(config), source, history)
     return {

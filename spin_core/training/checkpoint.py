@@ -13,39 +13,49 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from spin_core.errors import StageFailed
 from spin_core.runtime import process_group
 
 KEPT = 2
-KINDS = ("model", "optimizer")
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, Tensor]
+Metrics = dict[str, float]
+"""What one optimiser step is described by: loss, learning rate, rewards …"""
 
 log = logging.getLogger(__name__)
 
 
-def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict], sharded: bool = False) -> Path:
-    """Writes the state after `len(history)` optimiser steps and keeps the newest two. Where it is `sharded` every
-    process calls it with its own tensors, else one process with all.
+def save(scratch: Path, weights: Tensors, state: dict[Tensor, Any], history: list[Metrics], sharded: bool) -> None:
+    """Writes the state after `len(history)` optimiser steps and keeps the newest two: `weights` by name, and what the
+    optimiser has for each (RMSprop and AdamW: nothing but tensors). Where it is `sharded` every process calls it with
+    its own part, else one process with all.
 
     Complete and durable before it has its name, so a kill at any moment leaves the older one. Raises StageFailed when
     the disk is full.
     """
     final = scratch / f"checkpoint-{len(history):08d}"
     leads = not sharded or process_group.rank() == 0
+    moments = {f"{i}.{name}": value for i, w in enumerate(weights.values()) for name, value in state[w].items()}
     try:
-        made = _new_folder(scratch) if leads else None
-        draft = Path(process_group.broadcast(str(made))) if sharded else Path(str(made))
+        made = ""
+        if leads:
+            scratch.mkdir(parents=True, exist_ok=True)
+            for left in scratch.glob("tmp-*"):
+                shutil.rmtree(left)
+            made = tempfile.mkdtemp(prefix="tmp-", dir=scratch)
+        draft = Path(process_group.broadcast(made) if sharded else made)
         hashes = {}
-        for name, tensors in zip(_files(sharded), (weights, optimizer), strict=True):
-            save_file(tensors, draft / name)
+        for name, tensors in zip(_files(sharded), (weights, moments), strict=True):
+            save_file({key: _here(value.detach()).contiguous() for key, value in tensors.items()}, draft / name)
             _fsync(draft / name)
             hashes[name] = _sha256(draft / name)
         for other in process_group.gather(hashes) if sharded else ():
@@ -56,10 +66,9 @@ def save(scratch: Path, weights: Tensors, optimizer: Tensors, history: list[dict
         raise StageFailed(
             f"no checkpoint could be written to {scratch} ({error}); free disk space or set checkpoint_every: 0"
         ) from error
-    return final
 
 
-def newest(scratch: Path, sharded: bool = False) -> Path | None:
+def newest(scratch: Path, sharded: bool) -> Path | None:
     """The newest checkpoint whose files have the hashes that it says, in the eyes of every process (each looks at the
     files that it will read); a damaged one is logged and passed over.
 
@@ -78,70 +87,43 @@ def newest(scratch: Path, sharded: bool = False) -> Path | None:
     return scratch / max(common) if common else None
 
 
-def history_of(path: Path) -> list[dict]:
-    """The metrics of the steps that a checkpoint has behind it."""
-    history: list[dict] = json.loads((path / "state.json").read_text())["history"]
+@torch.no_grad()
+def restore(scratch: Path, weights: Tensors, state: dict[Tensor, Any], sharded: bool) -> list[Metrics]:
+    """Puts the newest sound checkpoint into `weights` and `state`; the metrics of its steps, [] where there is none."""
+    path = newest(scratch, sharded)
+    if path is None:
+        return []
+    saved, moments = (load_file(path / name) for name in _files(sharded))
+    states: dict[int, Tensors] = defaultdict(dict)
+    for key, value in moments.items():
+        number, _, name = key.partition(".")
+        states[int(number)][name] = value
+    for i, (name, weight) in enumerate(weights.items()):
+        _here(weight).copy_(saved[name])
+        state[weight] = {what: value if what == "step" else _beside(weight, value) for what, value in states[i].items()}
+    history: list[Metrics] = json.loads((path / "state.json").read_text())["history"]
     return history
 
 
-def tensors_of(path: Path, sharded: bool = False) -> tuple[Tensors, Tensors]:
-    """A checkpoint's weights and optimiser state, or this process's shard of them, on CPU."""
-    weights, optimizer = (load_file(path / name) for name in _files(sharded))
-    return weights, optimizer
+def _here(value: Tensor) -> Tensor:
+    """This process's part."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
-def weights_of(model: torch.nn.Module) -> Tensors:
-    """The weights that training changes: all of a model's, or those of an adapter. Tied ones are named once; as the
-    model still ties them, restoring one restores both."""
-    return {name: p.detach().contiguous() for name, p in _trained(model)}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's state as `<parameter number>.<name>` (RMSprop and AdamW hold nothing but tensors)."""
-    return flat(optimizer.state_dict()["state"].items())
-
-
-def flat(states: Iterable[tuple[int, dict[str, Any]]]) -> Tensors:
-    """Numbered states as tensors by `<number>.<name>`."""
-    return {f"{i}.{name}": value.contiguous() for i, values in states for name, value in values.items()}
-
-
-def numbered(tensors: Tensors) -> dict[int, dict[str, Any]]:
-    """The reverse of `flat`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    return state
-
-
-def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Puts an unsharded checkpoint's weights and optimiser state in place; the metrics of the steps so far."""
-    weights, state = tensors_of(path)
-    with torch.no_grad():
-        for name, parameter in _trained(model):
-            parameter.copy_(weights[name])
-    optimizer.load_state_dict({"state": numbered(state), "param_groups": optimizer.state_dict()["param_groups"]})
-    return history_of(path)
-
-
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _beside(weight: Tensor, part: Tensor) -> Tensor:
+    """An optimiser's moment as it lies beside its weight."""
+    part = part.to(weight.device)
+    if not isinstance(weight, DTensor):
+        return part
+    return DTensor.from_local(part, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride())
 
 
 def _files(sharded: bool) -> list[str]:
     mine = f"-{process_group.rank() + 1:05d}-of-{process_group.world():05d}" if sharded else ""
-    return [f"{kind}{mine}.safetensors" for kind in KINDS]
+    return [f"{kind}{mine}.safetensors" for kind in ("model", "optimizer")]
 
 
-def _new_folder(scratch: Path) -> Path:
-    scratch.mkdir(parents=True, exist_ok=True)
-    for left in scratch.glob("tmp-*"):
-        shutil.rmtree(left)
-    return Path(tempfile.mkdtemp(prefix="tmp-", dir=scratch))
-
-
-def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[dict], parts: int) -> None:
+def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[Metrics], parts: int) -> None:
     state = {"step": len(history), "parts": parts, "sha256": {**hashes, "history": _digest(history)}}
     (draft / "state.json").write_text(json.dumps(state | {"history": history}))
     _fsync(draft / "state.json")
@@ -161,10 +143,9 @@ def _sound(path: Path, sharded: bool) -> bool:
         made = state.get("parts", 1)
         if made == expected:
             hashes = {name: _sha256(path / name) for name in _files(sharded)} | {"history": _digest(state["history"])}
-            if all(state["sha256"][name] == value for name, value in hashes.items()):
-                return True
-            log.warning("%s is damaged (a hash does not fit); going on from an older one", path)
-            return False
+            if any(state["sha256"][name] != value for name, value in hashes.items()):
+                raise ValueError("a hash does not fit")
+            return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s); going on from an older one", path, error)
         return False
@@ -179,7 +160,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(history: list[dict]) -> str:
+def _digest(history: list[Metrics]) -> str:
     return hashlib.sha256(json.dumps(history).encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """What the training loop learns: SPIN's loss over pairs, or the likelihood of answers over rows (torch module).
 
-What it is *not*: no loop, no optimiser, no model: log-probs come in. Both are `training.Objective`s.
+What it is *not*: no loop, no optimiser, no model: log-probs come in.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ class SpinPairs:
     sft_weight: float = 0.0
     length_normalised: bool = False
     name: str = "pairs"
+    """What one example is called in metrics and figures."""
 
     def group(self, index: int) -> Sequence[Tokens]:
+        """The example's token sequences, which share a prompt."""
         return self.pairs[index]
 
     def size(self, index: int) -> int:
+        """How much the example counts in the mean over the global batch."""
         return 1
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
+        likewise.
+
+        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
+        """
         ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
         real, generated = ours.unbind(1)
         labels = torch.tensor([[tokens.targets for tokens in self.pairs[i]] for i in indices], device=logps.device)
@@ -81,3 +89,6 @@ class AnswerRows:
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}
+
+
+Objective = SpinPairs | AnswerRows

@@ -8,7 +8,10 @@ its own (the policy's autocast is the same for scoring and training).
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.runtime import Compute
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, StageFailed
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.sharded_loading import empty_model, fill
 from spin_core.runtime import process_group
-from spin_core.training import checkpoint
-from spin_core.training.strategy import Metrics, check_norm
-
-FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}
-"""Where DeepSpeed's optimiser of a stage has this process's float32 weights, one flat tensor a group."""
+from spin_core.training.checkpoint import Metrics
+from spin_core.training.strategy import Strategy
 
 
 def settings(compute: Compute, max_norm: float, device: str) -> dict[str, Any]:
@@ -79,78 +79,65 @@ def load(path: Path, compute: Compute, device: torch.device) -> PreTrainedModel:
     return fill(model, path, put, True, device)
 
 
-class Zero:
-    """A `Strategy`. The model is one of `load` (stage 3), or has all weights in each process."""
+def wrap(policy: Policy, optimizer: torch.optim.Optimizer, compute: Compute, max_norm: float) -> tuple[Any, Any]:
+    """DeepSpeed's engine and optimiser. The model is one of `load` (stage 3), or has all weights in each process."""
+    deepspeed = begin(policy.model.device)
+    output: Any = policy.model.get_output_embeddings()
+    if compute.sharding == "zero3" and output is not None:  # read outside of its layer's forward, see `Policy`
+        deepspeed.zero.register_external_parameter(policy, output.weight)
+    conf = settings(compute, max_norm, policy.model.device.type)
+    engine, wrapped, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=conf)
+    return engine, wrapped
 
-    def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, compute: Compute, max_norm: float):
-        device = policy.model.device
-        deepspeed = begin(device)
-        self.policy, self.stage = policy, int(compute.sharding[-1])
-        output: Any = policy.model.get_output_embeddings()
-        if self.stage == 3 and output is not None:  # read outside of its layer's forward, see `Policy`
-            deepspeed.zero.register_external_parameter(policy, output.weight)
-        conf = settings(compute, max_norm, device.type)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=conf)
+
+class Zero(Strategy):
+    """A strategy whose `wrapped` and `optimizer` are those of `wrap`."""
 
     def logps(self, batch: Any, last: bool) -> Tensor:
-        self.engine.set_gradient_accumulation_boundary(last)
-        result: Tensor = self.engine(batch)
+        self.wrapped.set_gradient_accumulation_boundary(last)
+        result: Tensor = self.wrapped(batch)
         return result
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        self.engine.backward(loss)
+        self.wrapped.backward(loss)
         if not last:
-            self.engine.step()  # counts the pass; the weights move at the last one
+            self.wrapped.step()  # counts the pass; the weights move at the last one
 
-    def step(self, lr: float) -> float:
+    def move(self, lr: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
-        check_norm(norm)
+        self.wrapped.step()
+        norm = float(self.wrapped.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise StageFailed(f"the gradient norm is {norm}")
         return norm
 
-    def save(self, scratch: Path, history: list[Metrics]) -> None:
-        weights = {str(i): shard.detach().cpu() for i, shard in enumerate(self._flat())}
-        state = self.optimizer.optimizer.state
-        moments = checkpoint.flat((i, state[shard]) for i, shard in enumerate(self._flat()))
-        checkpoint.save(scratch, weights, moments, history, sharded=True)
+    def held(self) -> tuple[dict[str, Tensor], dict[Tensor, Any]]:
+        """By number: this process's float32 weights, one flat tensor a group of the optimiser."""
+        sharded = self.wrapped.zero_optimization_partition_weights()
+        name = "fp32_partitioned_groups_flat" if sharded else "single_partition_of_fp32_groups"
+        return {str(i): flat for i, flat in enumerate(getattr(self.optimizer, name))}, self.optimizer.optimizer.state
 
     @torch.no_grad()
     def restore(self, scratch: Path) -> list[Metrics]:
-        newest = checkpoint.newest(scratch, sharded=True)
-        if newest is None:
+        if not (history := super().restore(scratch)):
             return []
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
-        weights, moments = checkpoint.tensors_of(newest, sharded=True)
-        state = checkpoint.numbered(moments)
-        for i, shard in enumerate(self._flat()):
-            shard.data.copy_(weights[str(i)])
-            at = {name: value if name == "step" else value.to(shard.device) for name, value in state[i].items()}
-            self.optimizer.optimizer.state[shard] = at
+        weights_sharded = self.wrapped.zero_optimization_partition_weights()
         trained: Any = self.policy.parameters()
         for parameter in trained:
-            if parameter.requires_grad and self.stage == 3:
+            if parameter.requires_grad and weights_sharded:
                 parameter.ds_tensor.data.copy_(safe_get_local_fp32_param(parameter))
             elif parameter.requires_grad:
                 parameter.data.copy_(safe_get_full_fp32_param(parameter))
-        if self.stage == 3 and (kept := self.optimizer.persistent_parameters):  # small ones that stay gathered
+        if weights_sharded and (kept := self.optimizer.persistent_parameters):  # small ones that stay gathered
             kept[0].partition(kept)
-        return checkpoint.history_of(newest)
+        return history
 
-    def _flat(self) -> list[Tensor]:
-        shards: list[Tensor] = getattr(self.optimizer, FLAT[self.stage])
-        return shards
-
-    def full_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
-        if self.stage < 3:
-            return None
+    @contextmanager
+    def gathered(self, parameter: Tensor) -> Iterator[Tensor]:
         import deepspeed
 
-        weights = {}
-        for name, parameter in self.policy.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if process_group.rank() == 0:
-                    weights[name] = parameter.detach().to("cpu", dtype, copy=True)
-        return weights
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield parameter

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spin_core.config.choices import Precision
+from spin_core.config.finetune import Finetune
 from spin_core.modeling.collate import Tokens
 from spin_core.training.loop import TrainingPlan
 
@@ -34,7 +36,7 @@ class Work:
     micro: int
     epochs: int
     lr: float
-    precision: str
+    precision: Precision
     device: str
     threads: int
     micro_tokens: int = 0
@@ -73,11 +75,11 @@ class Work:
     @property
     def plan(self) -> TrainingPlan:
         """RMSprop, linear decay to 0 without warm-up; the order of the pairs comes from `seed`."""
-        return TrainingPlan(
-            lr=self.lr, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=self.epochs,
-            stop_epoch=0.0, global_batch=self.batch, max_grad_norm=self.max_grad_norm, seed=self.seed,
-            examples=len(self.rows),
+        part = Finetune(
+            lr=self.lr, warmup_ratio=0.0, schedule_epochs=self.epochs, global_batch=self.batch,
+            max_grad_norm=self.max_grad_norm, precision=self.precision,
         )  # fmt: skip
+        return TrainingPlan(part, self.seed, len(self.rows))
 
     def warm_up(self) -> Work:
         """One optimiser step on the shortest pair: what a process does only once is then behind it."""

@@ -29,9 +29,7 @@ def run(work: Work, watch: Watch) -> list[float]:
         watch.weights(model)
         objective = SpinPairs(pairs, opponent, work.beta)
         with watch.part("train"):
-            history, *_ = train(
-                model, work.pad_id, work.precision, objective, work.plan, job, "train", lambda history: watch.step()
-            )
+            history, *_ = train(model, work.pad_id, objective, work.plan, job, "train", lambda history: watch.step())
         return [metrics["loss"] for metrics in history]
 
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from spin_core.modeling.collate import Tokens
-from spin_core.modeling.loss import IGNORE, spin_loss
+from spin_core.modeling.loss import spin_loss
 from tests.benchmarks.bench_work import Pair, Watch, Work
 
 Padded = dict[str, Tensor]
+IGNORE = -100
+"""Label of a position that is not part of an answer."""
 
 
 def pad_reference(pairs: Sequence[tuple[Tokens, Tokens]], pad_id: int) -> Padded:

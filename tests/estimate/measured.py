@@ -119,7 +119,7 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
     """Two optimiser steps, the second with the optimiser's state there from the first."""
     import torch
 
-    from spin_core.config.finetune import Lora
+    from spin_core.config.finetune import Finetune, Lora
     from spin_core.config.runtime import Compute, Runtime
     from spin_core.job import Job
     from spin_core.training.loop import TrainingPlan, load_trainable, train
@@ -143,12 +143,13 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
         add_adapter(model, Lora(rank=case.lora), 0)
     rows = [group[0] for group in pairs if len(group) == 1]
     objective = AnswerRows(rows) if rows else SpinPairs(pairs, torch.zeros(len(pairs), 2), 0.1)
-    plan = TrainingPlan(
-        lr=1e-6, optimizer=case.optimizer, weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=2.0, stop_epoch=2.0,
-        global_batch=len(pairs), max_grad_norm=1.0, seed=0, examples=len(pairs),
+    part = Finetune(
+        lr=1e-6, optimizer=case.optimizer, warmup_ratio=0.0, schedule_epochs=2.0, global_batch=len(pairs),
+        precision=case.precision,
     )  # fmt: skip
+    plan = TrainingPlan(part, seed=0, examples=len(pairs))
     with tempfile.TemporaryDirectory() as folder:
-        train(model, 0, case.precision, objective, plan, Job(Path(folder), Path(folder), runtime), "finetune")
+        train(model, 0, objective, plan, Job(Path(folder), Path(folder), runtime), "finetune")
     return model
 
 
@@ -157,12 +158,12 @@ def _score(case: Case) -> Any:
     import torch
 
     from spin_core.config.runtime import Runtime
-    from spin_core.modeling.logprobs import make_policy, micro_batches
+    from spin_core.modeling.logprobs import Policy, micro_batches
 
     groups = _examples(case)
     model = llama(case.shape).eval().requires_grad_(False)
     longest = max(len(tokens) for group in groups for tokens in group)
-    policy = make_policy(model, 0, case.precision, longest, Runtime(device="cpu", score_tokens=case.tokens))
+    policy = Policy(model, 0, case.precision).settle(longest, Runtime(device="cpu", score_tokens=case.tokens))
     costs = [policy.cost(group) for group in groups]
     with torch.inference_mode(), policy.autocast():
         for part in micro_batches(costs, case.tokens, policy.packed):

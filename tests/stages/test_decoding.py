@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Answer, Request, Sampling, slots
-from spin_core.engines.draws import draw, uniforms
+from spin_core.engines.decoding import draw, uniforms
 from spin_core.engines.transformers_engine import sample
 from spin_core.job import Job
 from spin_core.modeling.loading import load_model

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from training_data import sequence_logps
+from training_data import labels_of, pad, sequence_logps
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from spin_core.modeling.chunked_logps import head_of
-from spin_core.modeling.collate import Tokens, pad
+from spin_core.modeling.collate import Tokens
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.packing import Group
 
@@ -39,7 +39,7 @@ def tiny_llama(dtype: torch.dtype = torch.float64, attention: str = "eager", **c
 
 
 def forms_of(model: PreTrainedModel, kernel: str = "sdpa") -> tuple[Policy, Policy]:
-    """Policies of one model, packed and padded. No probe: that is `make_policy`'s, and has tests of its own."""
+    """Policies of one model, packed and padded. No probe: that is `settle`'s, and has tests of its own."""
     model.set_attn_implementation("spinloop")
     return tuple(Policy(model, PAD, "float32", form, head_of(model)) for form in (kernel, None))  # type: ignore
 
@@ -81,7 +81,9 @@ def alone(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
     logps = []
     for group in groups:
         for one in group:
-            ids, mask, labels = (torch.from_numpy(np.int64(part))[None] for part in (one.ids, one.mask(), one.labels()))
+            ids, mask, labels = (
+                torch.from_numpy(np.int64(part))[None] for part in (one.ids, one.mask(), labels_of(one))
+            )
             logps.append(sequence_logps(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, labels)[0])
     return torch.stack(logps)
 

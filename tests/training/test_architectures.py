@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spin_core.config.runtime import Runtime
 from spin_core.modeling.loading import load_model, no_dropout
-from spin_core.modeling.logprobs import make_policy
+from spin_core.modeling.logprobs import Policy
 
 COMMON = {
     "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -117,7 +117,7 @@ def test_policy_architecture_gives_its_own_logps_packed_or_padded(saved, name) -
     fall-back that no message names."""
     notes: list[str] = []
     model = load_model(saved, "cpu", train=True)
-    policy = make_policy(model, 3, "float32", LENGTH, Runtime(device="cpu"), notes.append)
+    policy = Policy(model, 3, "float32").settle(LENGTH, Runtime(device="cpu"), notes.append)
     expected = KINDS[name].padded
     if expected:
         assert len(notes) == 1

@@ -15,7 +15,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.modeling import attention, logprobs
 from spin_core.modeling.chunked_logps import head_of
-from spin_core.modeling.logprobs import Policy, make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.packing import Group, Layout, pack
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
@@ -121,7 +121,7 @@ def test_flex_scores_on_cpu_as_sdpa_does(precision) -> None:
     model = tiny_llama(torch.float32, "sdpa").requires_grad_(False)
     notes: list[str] = []
     policies = [
-        make_policy(model, 3, precision, 64, Runtime(device="cpu", attn_implementation=kernel), notes.append)
+        Policy(model, 3, precision).settle(64, Runtime(device="cpu", attn_implementation=kernel), notes.append)
         for kernel in ("flex_attention", "sdpa")
     ]
     assert [one.kernel for one in policies] == ["flex_attention", "sdpa"] and not notes
@@ -139,11 +139,11 @@ def test_flex_scores_on_cpu_as_sdpa_does(precision) -> None:
         ("flash_attention_2", "bfloat16", False, "needs the package flash-attn"),
     ],
 )
-def test_make_policy_kernel_that_cannot_run_refused(kernel, precision, train, message) -> None:
+def test_settle_kernel_that_cannot_run_refused(kernel, precision, train, message) -> None:
     """Catches a traceback from inside a kernel after the data is made, or a run that quietly takes another kernel."""
     model = tiny_llama(torch.float32, "sdpa").requires_grad_(train)
     with pytest.raises(BadInput, match=rf"^runtime\.attn_implementation: .*{message}.*use sdpa$"):
-        make_policy(model, 3, precision, 64, Runtime(device="cpu", attn_implementation=kernel))
+        Policy(model, 3, precision).settle(64, Runtime(device="cpu", attn_implementation=kernel))
 
 
 def test_require_flash_device_and_precision(monkeypatch) -> None:
@@ -188,7 +188,7 @@ def test_kernels_on_cuda_agree(precision) -> None:
         model = tiny_llama(torch.float32, "sdpa").cuda()
         runtime = Runtime(device="cuda", attn_implementation=kernel)  # type: ignore[arg-type]
         notes: list[str] = []
-        one = make_policy(model, 3, precision, 64, runtime, notes.append)
+        one = Policy(model, 3, precision).settle(64, runtime, notes.append)
         assert one.kernel == kernel and not notes
         logps = one(one.batch(GROUPS))
         exact = precision == "float32"

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from training_data import CHAT, made_up_pairs
+from training_data import CHAT, labels_of, made_up_pairs, pad
 
 from spin_core.errors import BadInput
-from spin_core.modeling.collate import encode_answer, pad
+from spin_core.modeling.collate import encode_answer
 from spin_core.modeling.loading import load_chat
 
 PAIR = made_up_pairs(1)[0]
@@ -22,7 +22,7 @@ def test_encode_answer_prompt_is_the_prompt_that_was_sampled_from(chat) -> None:
     prompt = chat.encode_prompt(PAIR.prompt, for_generation=True)
     answer = chat.encode_answer(PAIR.prompt, PAIR.real)
     assert tokens.ids.tolist() == prompt + answer
-    assert tokens.labels().tolist() == [-100] * len(prompt) + answer
+    assert labels_of(tokens).tolist() == [-100] * len(prompt) + answer
     assert tokens.targets == len(answer)
     assert tokens.mask().all()
 

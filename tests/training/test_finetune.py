@@ -15,6 +15,7 @@ from training_data import (
     finetune_config,
     has_begun,
     job_at,
+    labels_of,
     made_up_pairs,
     metrics_of,
     pairs_tree,
@@ -249,7 +250,7 @@ def test_score_any_batch_equals_each_pair_alone(tmp_path, theta, policy_calls, r
     for number, pair in enumerate(pairs + test):
         for side, finished in (("real", True), ("generated", pair.finish == "stop")):
             tokens = encode_answer(chat, pair.prompt, getattr(pair, side), finished, 128, "pair")
-            ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (tokens.ids, tokens.labels()))
+            ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (tokens.ids, labels_of(tokens)))
             alone = sequence_logps(model(ids).logits, labels).item()
             assert table[side][number] == pytest.approx(alone, abs=2e-4)
             assert table[f"{side}_tokens"][number] == tokens.targets

@@ -1,10 +1,10 @@
 """Tokens, masks, labels and padding against the reference's collator."""
 
 import pytest
-from training_data import GOLDEN
+from training_data import GOLDEN, labels_of, pad
 from transformers import AutoTokenizer
 
-from spin_core.modeling.collate import Tokens, encode_reference, pad
+from spin_core.modeling.collate import Tokens, encode_reference
 from tests.benchmarks.reference_way import pad_reference
 
 TEXTS = ("prompt", "real", "generated")
@@ -38,7 +38,7 @@ def test_reference_tokens_every_golden_case_equal(golden, tokenizers) -> None:
         for side, tokens in (("real", real), ("generated", generated)):
             assert tokens.ids.tolist() == expected[f"{side}_input_ids"], case["id"]
             assert tokens.mask().tolist() == expected[f"{side}_attention_mask"], case["id"]
-            assert tokens.labels().tolist() == expected[f"{side}_labels"], case["id"]
+            assert labels_of(tokens).tolist() == expected[f"{side}_labels"], case["id"]
         assert real.ids[: real.prompt].tolist() == expected["prompt_input_ids"], case["id"]
         assert real.mask()[: real.prompt].tolist() == expected["prompt_attention_mask"], case["id"]
 

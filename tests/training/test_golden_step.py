@@ -10,14 +10,16 @@ from safetensors.torch import load_file
 from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
+from spin_core.config.finetune import Finetune
 from spin_core.config.score import Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
-from spin_core.modeling.logprobs import make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.stages.score import logps_of
-from spin_core.training.loop import Learner, TrainingPlan, make_learner
+from spin_core.training.loop import TrainingPlan, make_strategy
 from spin_core.training.objectives import SpinPairs
+from spin_core.training.strategy import Strategy
 from tests.benchmarks.reference_way import pad_reference
 
 TOLERANCE = {"logps": 2e-4, "rewards": 2e-5}
@@ -69,18 +71,16 @@ def scores(step_data, paths, tmp_path_factory):
     return scores
 
 
-def learner_of(
+def strategy_of(
     path, tmp_path, form: dict, clip: float = 0.0, budget: int = 100_000
-) -> tuple[Learner, list[dict], PreTrainedModel]:
-    """The project's learner of the model in `path`, and what its decoder is called with from here on."""
+) -> tuple[Strategy, list[dict], PreTrainedModel]:
+    """The project's strategy of the model in `path`, and what its decoder is called with from here on."""
     model = load_model(path, "cpu", train=True)
     job = job_at(tmp_path, micro_tokens=budget, **form)
-    policy = make_policy(model, 3, "float32", 112, job.runtime, pytest.fail)
-    plan = TrainingPlan(
-        lr=1e-3, optimizer="rmsprop", weight_decay=0.0, warmup_ratio=0.0, schedule_epochs=1.0, stop_epoch=0.0,
-        global_batch=4, max_grad_norm=clip, seed=0, examples=4,
-    )  # fmt: skip
-    return make_learner(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model
+    policy = Policy(model, 3, "float32").settle(112, job.runtime, pytest.fail)
+    part = Finetune(lr=1e-3, warmup_ratio=0.0, schedule_epochs=1.0, global_batch=4, max_grad_norm=clip)
+    plan = TrainingPlan(part, seed=0, examples=4)
+    return make_strategy(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model
 
 
 def objective_of(batch: dict, opponent: torch.Tensor, beta: float = 0.1, loss: str = "sigmoid") -> SpinPairs:
@@ -127,8 +127,8 @@ def test_scores_golden_batches_equal(step_data, scores, form) -> None:
 def test_step_golden_batches_loss_and_metrics_equal(step_data, paths, scores, tmp_path, form, budget, passes) -> None:
     """Catches wrong log-probs, rewards, or means over micro-batches; and packing that is quietly not used."""
     for number, batch in enumerate(step_data["batches"]):
-        learner, calls, _ = learner_of(paths["policy"], tmp_path, form, budget=budget)
-        got = learner.step(objective_of(batch, scores(number, form)), ALL, lr=0.0)
+        strategy, calls, _ = strategy_of(paths["policy"], tmp_path, form, budget=budget)
+        got = strategy.step(objective_of(batch, scores(number, form)), ALL, lr=0.0)
         check_form(calls, form, passes)
         assert got["loss"] == pytest.approx(batch["loss"], abs=5e-6)
         assert got["grad_norm"] == pytest.approx(batch["grad_norm"], abs=2e-5)
@@ -138,10 +138,10 @@ def test_step_golden_batches_loss_and_metrics_equal(step_data, paths, scores, tm
 @pytest.mark.parametrize("form", FORMS)
 def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tmp_path, form) -> None:
     """Catches log-probs whose mean is right and that belong to other sequences."""
-    learner, _, _ = learner_of(paths["policy"], tmp_path, form)
+    strategy, _, _ = strategy_of(paths["policy"], tmp_path, form)
     for batch in step_data["batches"]:
         with torch.no_grad():
-            result = learner.strategy.policy(learner.strategy.policy.batch(batch["pairs"])).view(4, 2)
+            result = strategy.policy(strategy.policy.batch(batch["pairs"])).view(4, 2)
         for column, side in enumerate(SIDES):
             expected = torch.tensor(batch[f"policy_{side}_logps"])
             torch.testing.assert_close(result[:, column], expected, rtol=0, atol=2e-4)
@@ -150,11 +150,11 @@ def test_policy_golden_batches_logps_of_each_sequence_equal(step_data, paths, tm
 @pytest.mark.parametrize("form", FORMS)
 def test_step_golden_variants_loss_equal(step_data, paths, scores, tmp_path, form) -> None:
     """Catches hinge or β that do not reach the loss of a full step."""
-    learner, _, _ = learner_of(paths["policy"], tmp_path, form)
+    strategy, _, _ = strategy_of(paths["policy"], tmp_path, form)
     for number, batch in enumerate(step_data["batches"]):
         for variant in batch["variants"]:
             objective = objective_of(batch, scores(number, form), variant["beta"], variant["loss_type"])
-            got = learner.step(objective, ALL, lr=0.0)
+            got = strategy.step(objective, ALL, lr=0.0)
             assert got["loss"] == pytest.approx(variant["loss"], abs=5e-5)
 
 
@@ -174,9 +174,9 @@ def test_gradients_golden_batches_equal(step_data, paths, scores, tmp_path, form
     """Catches a loss that is right and a gradient that is not (detached terms, padding that leaks, a backward pass of
     our own that is wrong)."""
     for number, batch in enumerate(step_data["batches"]):
-        learner, calls, model = learner_of(paths["policy"], tmp_path, form)
+        strategy, calls, model = strategy_of(paths["policy"], tmp_path, form)
         layer = calls_of(model, "layers.1.mlp")
-        logps = learner.strategy.wrapped(learner.strategy.policy.batch(batch["pairs"]))
+        logps = strategy.wrapped(strategy.policy.batch(batch["pairs"]))
         loss, _ = objective_of(batch, scores(number, form)).sums(logps, list(range(4)), torch.ones(4))
         (loss / 4).backward()
         check_form(calls, form, 1)
@@ -192,8 +192,8 @@ def test_step_policy_equals_opponent_ties(step_data, paths, scores, tmp_path, fo
     whose forward pass is another one than scoring's: in batches of one shape these tie to the last bit."""
     expected = step_data["policy_equals_opponent"]
     batch = step_data["batches"][expected["batch"]]
-    learner, _, _ = learner_of(paths["opponent"], tmp_path, form)
-    got = learner.step(objective_of(batch, scores(expected["batch"], form)), ALL, lr=0.0)
+    strategy, _, _ = strategy_of(paths["opponent"], tmp_path, form)
+    got = strategy.step(objective_of(batch, scores(expected["batch"], form)), ALL, lr=0.0)
     assert got["loss"] == pytest.approx(expected["loss"], abs=1e-7)
     assert got["rewards/accuracies"] == 0
     check_metrics(got, expected["metrics"])
@@ -204,9 +204,9 @@ def test_step_policy_equals_opponent_ties(step_data, paths, scores, tmp_path, fo
 def test_three_rmsprop_steps_golden_weights_equal(step_data, paths, scores, tmp_path, name, form) -> None:
     """Catches another optimiser setting, clipping by value, gradients that are not cleared between steps."""
     trajectory = step_data["trajectories"][name]
-    learner, calls, model = learner_of(paths["policy"], tmp_path, form, clip=trajectory["max_grad_norm"] or 0.0)
+    strategy, calls, model = strategy_of(paths["policy"], tmp_path, form, clip=trajectory["max_grad_norm"] or 0.0)
     for number, (batch, expected) in enumerate(zip(step_data["batches"], trajectory["steps"], strict=True)):
-        got = learner.step(objective_of(batch, scores(number, form)), ALL, lr=1e-3)
+        got = strategy.step(objective_of(batch, scores(number, form)), ALL, lr=1e-3)
         assert got["loss"] == pytest.approx(expected["loss"], abs=2e-5)
         assert got["grad_norm"] == pytest.approx(expected["grad_norm_before_clip"], rel=1e-4)
     check_form(calls, form, 3)

@@ -35,7 +35,7 @@ from spin_core.data.rows import Row, write_rows
 from spin_core.errors import BadInput
 from spin_core.modeling.collate import encode_pairs
 from spin_core.modeling.loading import load_chat, load_model, save_model
-from spin_core.modeling.logprobs import Policy, make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.lora import add_adapter, merged, seed_of
 from spin_core.modeling.opponent import opponent
 from spin_core.stages import evaluate, finetune, score
@@ -51,7 +51,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def policy_of(model: PreTrainedModel) -> Policy:
-    return make_policy(model, 3, "float32", 128, Runtime(device="cpu"))
+    return Policy(model, 3, "float32").settle(128, Runtime(device="cpu"))
 
 
 def adapted(path: Path, **changes: Any) -> tuple[PreTrainedModel, Lora]:

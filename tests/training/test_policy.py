@@ -1,4 +1,4 @@
-"""What `make_policy` finds out about a model, says, and refuses."""
+"""What `Policy.settle` finds out about a model, says, and refuses."""
 
 import json
 
@@ -11,7 +11,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.modeling import attention
 from spin_core.modeling.chunked_logps import Head, head_of
-from spin_core.modeling.logprobs import make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.stages import finetune, score
 
 GROUPS = [[tokens([7, 8, 9], [10, 11, 50, 51]), tokens([7, 8, 9], [40])]]
@@ -20,7 +20,7 @@ GROUPS = [[tokens([7, 8, 9], [10, 11, 50, 51]), tokens([7, 8, 9], [40])]]
 def made(model, longest: int = 64, **runtime):
     """The policy and its messages."""
     notes: list[str] = []
-    return make_policy(model, 3, "float32", longest, Runtime(device="cpu", **runtime), notes.append), notes
+    return Policy(model, 3, "float32").settle(longest, Runtime(device="cpu", **runtime), notes.append), notes
 
 
 def check_logps(policy, model_like) -> None:
@@ -28,7 +28,7 @@ def check_logps(policy, model_like) -> None:
         torch.testing.assert_close(policy(policy.batch(GROUPS)), padded(model_like, GROUPS), rtol=0, atol=1e-4)
 
 
-def test_make_policy_wrong_kernel_noticed_and_padded(monkeypatch) -> None:
+def test_settle_wrong_kernel_noticed_and_padded(monkeypatch) -> None:
     """Catches a probe that any attention passes: here the second answer sees the first."""
 
     def sees_all(layout, query, key, value, scaling):
@@ -46,7 +46,7 @@ def test_make_policy_wrong_kernel_noticed_and_padded(monkeypatch) -> None:
     check_logps(policy, tiny_llama(torch.float32))
 
 
-def test_make_policy_groups_that_see_each_other_noticed(monkeypatch) -> None:
+def test_settle_groups_that_see_each_other_noticed(monkeypatch) -> None:
     """Catches a probe of a single group, which any leak from pair to pair passes: only the second group is wrong."""
     right = attention.KERNELS["sdpa"]
 
@@ -59,7 +59,7 @@ def test_make_policy_groups_that_see_each_other_noticed(monkeypatch) -> None:
     assert not policy.packed and len(notes) == 1
 
 
-def test_make_policy_out_of_memory_in_the_probe_is_no_reason_to_pad() -> None:
+def test_settle_out_of_memory_in_the_probe_is_no_reason_to_pad() -> None:
     """Catches a full GPU read as a model that cannot be packed: it would go on in the form that takes more memory."""
     model = tiny_llama(torch.float32, "sdpa")
 
@@ -72,7 +72,7 @@ def test_make_policy_out_of_memory_in_the_probe_is_no_reason_to_pad() -> None:
         made(model)
 
 
-def test_make_policy_positions_ignored_noticed(monkeypatch) -> None:
+def test_settle_positions_ignored_noticed(monkeypatch) -> None:
     """Catches a probe that cannot see whether the second answer's positions begin again behind the prompt."""
     model = tiny_llama(torch.float32, "sdpa")
     rotary = model.model.rotary_emb.forward
@@ -86,7 +86,7 @@ def test_make_policy_positions_ignored_noticed(monkeypatch) -> None:
 @pytest.mark.parametrize(
     "change", [{"logits_scaling": 4.0}, {"final_logit_softcapping": 2.0}], ids=["scale", "soft-cap"]
 )
-def test_make_policy_output_layer_unlike_its_config_takes_all_logits(change) -> None:
+def test_settle_output_layer_unlike_its_config_takes_all_logits(change) -> None:
     """Catches a config field that means something else in another architecture and is believed: Llama has neither."""
     model = tiny_llama(torch.float32, "sdpa")
     for name, value in change.items():
@@ -98,7 +98,7 @@ def test_make_policy_output_layer_unlike_its_config_takes_all_logits(change) -> 
     check_logps(policy, tiny_llama(torch.float32))
 
 
-def test_make_policy_odd_output_layer_takes_all_logits() -> None:
+def test_settle_odd_output_layer_takes_all_logits() -> None:
     """Catches an output layer with a forward of its own (an adapter, a quantised one) whose weight alone is used."""
 
     class Odd(torch.nn.Linear):
@@ -115,7 +115,7 @@ def test_make_policy_odd_output_layer_takes_all_logits() -> None:
     check_logps(policy, models[1])
 
 
-def test_make_policy_packing_off_pads_without_a_note() -> None:
+def test_settle_packing_off_pads_without_a_note() -> None:
     """Catches a setting that does nothing, or a warning for what was requested."""
     model = tiny_llama(torch.float32, "sdpa")
     policy, notes = made(model, packing=False)
@@ -124,7 +124,7 @@ def test_make_policy_packing_off_pads_without_a_note() -> None:
     check_logps(policy, tiny_llama(torch.float32))
 
 
-def test_make_policy_again_on_one_model_either_way() -> None:
+def test_settle_again_on_one_model_either_way() -> None:
     """Catches a model that keeps the attention of a former policy (the opponent is loaded once for several scores)."""
     model = tiny_llama(torch.float32, "sdpa").requires_grad_(False)
     for packing in (True, False, True):
@@ -133,7 +133,7 @@ def test_make_policy_again_on_one_model_either_way() -> None:
         check_logps(policy, tiny_llama(torch.float32))
 
 
-def test_make_policy_model_still_generates_as_before() -> None:
+def test_settle_model_still_generates_as_before() -> None:
     """Catches the attention of packing that breaks plain use of the model: evaluate generates with the one that it has
     scored with."""
     plain, model = (tiny_llama(torch.float32, "sdpa").eval().requires_grad_(False) for _ in range(2))

@@ -13,6 +13,7 @@ from training_data import (
     DIGESTS,
     finetune_config,
     job_at,
+    labels_of,
     made_up_pairs,
     metrics_of,
     pairs_tree,
@@ -25,7 +26,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, Row, write_rows
 from spin_core.modeling.collate import Tokens, encode_pairs
 from spin_core.modeling.loading import load_chat, load_model
-from spin_core.modeling.logprobs import make_policy
+from spin_core.modeling.logprobs import Policy
 from spin_core.stages import evaluate, finetune, score
 from spin_core.store.keys import config_payload
 from spin_core.training.objectives import SpinPairs
@@ -122,7 +123,7 @@ def test_anchors_gradient_is_that_of_the_models_own_loss(theta) -> None:
     chat, model = load_chat(theta, CHAT), load_model(theta, "cpu", train=True)
     settings = score_config(finetune_config()).score
     encoded = encode_pairs(made_up_pairs(4), chat, settings, job_at(theta.parent / "job"))
-    policy = make_policy(model, chat.tokenizer.pad_token_id, "float32", 128, Runtime(device="cpu"))
+    policy = Policy(model, chat.tokenizer.pad_token_id, "float32").settle(128, Runtime(device="cpu"))
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
@@ -136,7 +137,7 @@ def test_anchors_gradient_is_that_of_the_models_own_loss(theta) -> None:
     anchor = gradient(learned(sft_weight=0.7)) - gradient(learned())
     own = torch.zeros(())
     for real, _ in encoded:
-        ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (real.ids, real.labels()))
+        ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (real.ids, labels_of(real)))
         own = own + 0.7 * unpacked(model)(input_ids=ids, labels=labels).loss
     wanted = gradient(own)
     assert wanted.norm() > 0.1

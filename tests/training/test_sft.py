@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from training_data import job_at, made_up_pairs, metrics_of, rows_tree, sequence_logps, sft_config
+from training_data import job_at, made_up_pairs, metrics_of, pad, rows_tree, sequence_logps, sft_config
 
 from spin_core.errors import BadInput
-from spin_core.modeling.collate import pad
 from spin_core.modeling.loading import load_model
 from spin_core.stages import sft
 

@@ -11,7 +11,6 @@ from packing_data import forms_of, tiny_llama, tokens
 
 from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.modeling.packing import Group
-from spin_core.training.loop import _shares
 
 bounded = settings(max_examples=100, deadline=None, derandomize=True)
 costs_of = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(lambda costs: sorted(costs, reverse=True))
@@ -35,6 +34,11 @@ class Pairs:
 
     def size(self, index: int) -> int:
         return 1
+
+
+def shares_of(policy: Policy, objective: Pairs, batch: np.ndarray, budget: int, processes: int) -> list:
+    """The passes of every process over a global batch."""
+    return policy.passes({int(i): objective.group(int(i)) for i in batch}, budget, processes, in_step=True)
 
 
 pairs = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=25)
@@ -66,28 +70,25 @@ def test_shares_any_batch_fair_complete_and_in_step(lengths, budget, processes, 
     process makes its own)."""
     policy, objective = policy_of(packed), Pairs(lengths)
     batch = np.random.default_rng(seed).permutation(len(lengths))
-    shares = _shares(policy, objective, batch, budget, processes)
+    shares = shares_of(policy, objective, batch, budget, processes)
     assert len(shares) == processes
     assert len({len(share) for share in shares}) == 1
-    owned = [[i for indices, w in share for i, one in zip(indices, w.tolist(), strict=True) if one] for share in shares]
+    owned = [[i for indices, counts in share if counts for i in indices] for share in shares]
     assert sorted(i for own in owned for i in own) == list(range(len(lengths)))
     cost = [policy.cost(objective.group(i)) for i in range(len(lengths))]
     loads = [sum(cost[i] for i in own) for own in owned]
     # Nobody has more than the least busy one but for one pair, the shortest of its own.
     assert all(load - min(cost[i] for i in own) <= min(loads) for own, load in zip(owned, loads, strict=True) if own)
     for share in shares:
-        for indices, weights in share:
-            assert set(weights.tolist()) <= {0.0, 1.0} and len(weights) == len(indices)
+        for indices, _ in share:
             groups = [objective.group(i) for i in indices]
             assert len(groups) == 1 or policy.batch(groups).inputs["input_ids"].numel() <= budget
-    again = _shares(policy, objective, np.sort(batch)[::-1], budget, processes)
-    assert [[part[0] for part in share] for share in again] == [[part[0] for part in share] for share in shares]
+    assert shares_of(policy, objective, np.sort(batch)[::-1], budget, processes) == shares
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_shares_more_processes_than_pairs_fill_up_with_weight_zero(packed) -> None:
     """Catches a process without a pass (DDP would hang), or one whose filling counts."""
-    shares = _shares(policy_of(packed), Pairs([(5, 6), (1, 2)]), np.array([0, 1]), 1, 4)
-    weights = [[w.tolist() for _, w in share] for share in shares]
-    assert sorted(weights) == [[[0.0]], [[0.0]], [[1.0]], [[1.0]]]
+    shares = shares_of(policy_of(packed), Pairs([(5, 6), (1, 2)]), np.array([0, 1]), 1, 4)
+    assert sorted([counts for _, counts in share] for share in shares) == [[False], [False], [True], [True]]
     assert [[i for i, _ in share] for share in shares[2:]] == [[[1]], [[1]]], "the shortest pair fills up"

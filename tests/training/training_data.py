@@ -2,11 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,9 +16,13 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Pair, Row, write_pairs, write_rows
 from spin_core.job import Bar, Job
-from spin_core.modeling.loss import IGNORE, token_logps
+from spin_core.modeling.collate import Tokens
+from spin_core.modeling.loss import token_logps
+from spin_core.modeling.packing import pad_groups
 from spin_core.stages import finetune, score, sft
 
+IGNORE = -100
+"""Label of a position that is not part of an answer."""
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
@@ -28,6 +34,20 @@ def sequence_logps(logits: Tensor, labels: Tensor, average: bool = False) -> Ten
     targets = labels[:, 1:]
     sums = token_logps(logits[:, :-1], targets).sum(-1)
     return sums / (targets != IGNORE).sum(-1) if average else sums
+
+
+def labels_of(tokens: Tokens) -> np.ndarray:
+    """int64 [T]: the ids of the answer, −100 where the prompt is."""
+    return np.where(np.arange(len(tokens)) < tokens.prompt, IGNORE, tokens.ids).astype(np.int64)
+
+
+def pad(sequences: Sequence[Tokens], pad_id: int) -> dict[str, Tensor]:
+    """The project's padded batch, and `labels` beside it as transformers and the reference have them."""
+    inputs = pad_groups([[one] for one in sequences], pad_id).inputs
+    labels = torch.full_like(inputs["input_ids"], IGNORE)
+    for row, one in enumerate(sequences):
+        labels[row, : len(one)] = torch.from_numpy(labels_of(one))
+    return {**inputs, "labels": labels}
 
 
 def copy_model(to: Path, weights: str = "step_weights.safetensors") -> Path:

@@ -27,10 +27,6 @@ from spin_core.sources import hub, task_folder
 if TYPE_CHECKING:
     from spin_core.config.harness import Harness, HarnessTask
 
-SETTINGS = {
-    "HF_EVALUATE_OFFLINE": "1",  # `evaluate` would fetch metrics, which are code
-    "DISABLE_MULTIPROC": "1",  # its bootstrap would fork this process, which may hold a GPU
-}
 BOOTSTRAP = 1000  # resamples for the error of what is no mean: lm_eval's 100,000 in one process is minutes of a metric
 
 
@@ -70,7 +66,8 @@ class Calls:
     """
 
     def __init__(self, part: Harness, local: Path | None, scratch: Path):
-        os.environ.update(SETTINGS)
+        os.environ["HF_EVALUATE_OFFLINE"] = "1"  # `evaluate` would fetch metrics, which are code
+        os.environ["DISABLE_MULTIPROC"] = "1"  # its bootstrap would fork this process, which may hold a GPU
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         from jinja2 import BaseLoader, StrictUndefined
         from jinja2.sandbox import SandboxedEnvironment
@@ -87,7 +84,10 @@ class Calls:
         names = {one.task for one in part.tasks}
         if not names <= own.keys() or any(one.kind.name == "GROUP" for one in own.values()):
             index.update(_shipped() | own)
-        self._check_names(names)
+        for name in sorted(names - index.keys()):
+            near = difflib.get_close_matches(name, index, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
+            raise BadInput(f"harness.tasks: there is no task {name} in lm_eval {part.lm_eval}; {hint}")
         self.loaded = {}
         seen: set[str] = set()
         for entry in part.tasks:
@@ -95,14 +95,6 @@ class Calls:
             if both := seen & loaded["tasks"].keys():
                 raise BadInput(f"harness.tasks: {min(both)} is in the list twice, once in {entry.task}; leave one out.")
             seen |= loaded["tasks"].keys()
-
-    def _check_names(self, names: set[str]) -> None:
-        known = self.manager.task_index
-        for name in sorted(names):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
-                raise BadInput(f"harness.tasks: there is no task {name} in lm_eval {self.part.lm_eval}; {hint}")
 
     def _load(self, entry: HarnessTask) -> tuple[dict[str, Any], tuple]:
         """The tasks of an entry as `simple_evaluate` sets them up, its seeds first; and where the generators then
@@ -163,16 +155,10 @@ def _check_metric(name: str, task: Any, wanted: str) -> None:
 @contextmanager
 def _errors(task: str) -> Iterator[None]:
     """What lm_eval, datasets, jinja2, the hub and the tasks raise, of no common family, as one sentence."""
-    import torch
-
     try:
         yield
     except (SpinloopError, MemoryError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise StageFailed(
-            f"harness: the task {task} ran out of GPU memory; lower runtime.harness_batch or set harness.max_length."
-        ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -211,6 +197,10 @@ def _resolve(index: dict[str, Any], local: Path, scratch: Path) -> dict[str, Any
 
 def _rejected(task: str, error: Exception) -> SpinloopError:
     """What lm_eval raised, as one sentence with the remedy."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return StageFailed(
+            f"harness: the task {task} ran out of GPU memory; lower runtime.harness_batch or set harness.max_length."
+        )
     text = one_line(hub.masked(one_line(error, 100_000, kind=True)), 240)  # a hub's error has addresses
     if "EngineDead" in text:
         return ChildDied(f"harness: vLLM's engine died in the task {task} ({text})")

@@ -29,11 +29,13 @@ def lines(results: dict[str, Any], entry: HarnessTask, folder: Path | None, dige
     weights = [1 if entry.mean == "subtasks" else line["rows"] for line in tasks.values()]
     shots = {line["num_fewshot"] for line in tasks.values()}
     errors = [line["stderr"] for line in tasks.values()]
+    # Of a weighted mean of independent means. (lm_eval pools the variances instead: the same but for terms of 1/n.)
+    error = None if None in errors else math.sqrt(sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True)))
     first = next(iter(tasks.values()))
     group = {
         "metric": first["metric"],
         "value": sum(w * line["value"] for w, line in zip(weights, tasks.values(), strict=True)) / sum(weights),
-        "stderr": None if None in errors else _error_of_mean(weights, errors),
+        "stderr": None if error is None else error / sum(weights),
         "rows": sum(line["rows"] for line in tasks.values()),
         "of": sum(line["of"] for line in tasks.values()),
         "num_fewshot": shots.pop() if len(shots) == 1 else None,
@@ -45,11 +47,6 @@ def lines(results: dict[str, Any], entry: HarnessTask, folder: Path | None, dige
         "subtasks": tasks,
     }
     return {entry.task: group}
-
-
-def _error_of_mean(weights: list[int], errors: list[float]) -> float:
-    """Of a weighted mean of independent means. (lm_eval pools the variances instead: the same but for terms of 1/n.)"""
-    return math.sqrt(sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))) / sum(weights)
 
 
 def _task(results: dict[str, Any], name: str, entry: HarnessTask, folder: Path | None, digest: str) -> dict[str, Any]:
