@@ -116,7 +116,11 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     policies = [(alarms, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
     reason = _describe(change, players[previous], now, metric, how, players[best].model.label)
     if is_fixed and margin:
-        reason = f"fixed point: {_margin(margin, before.model.label, how)}, and {reason}"
+        reason = (
+            f"fixed point: real answers are not told from {before.model.label}'s on {margin.rows:,} held-out pairs "
+            f"(margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)}), "
+            f"and {reason}"
+        )
     reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "")
     return {
         "outcome": outcome,
@@ -229,13 +233,6 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
 def _own(change: Interval, metric: str | None) -> Interval:
     """The change in the metric's own direction, where less may be better."""
     return Interval(-change.value, -change.high, -change.low, change.rows) if metric == "nll/real" else change
-
-
-def _margin(margin: Interval, opponent: str, how: Gate) -> str:
-    return (
-        f"real answers are not told from {opponent}'s on {margin.rows:,} held-out pairs (margin {show(margin.value)}, "
-        f"{how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)})"
-    )
 
 
 def _identical(old: ModelResults, new: ModelResults) -> float | None:
