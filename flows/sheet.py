@@ -11,8 +11,8 @@ from pathlib import Path
 
 from spin_core.config.profile import Config
 from spin_core.estimate import fit, hardware, sheet, text, todo
+from spin_core.estimate.architecture import sizes
 from spin_core.estimate.needs import NEEDS, Setting
-from spin_core.estimate.places import sizes
 from spin_core.job import Entry
 from tasks.runner.run import Run
 
@@ -71,7 +71,7 @@ def setting_of(config: Config, base_dir: Path, data: todo.Data | None, gpu: str 
         hardware.choose(gpu, gpus, True)
         return model
     device = config.runtime.device
-    chosen = hardware.choose(gpu, gpus, model.weights < SMALL) if gpu or device != "cpu" else hardware.cpu()
+    chosen = hardware.choose(gpu, gpus, model.weights < SMALL) if gpu or device != "cpu" else hardware.CPU
     return Setting(model, data or todo.assumed(config), chosen)
 
 

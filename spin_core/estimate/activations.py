@@ -23,12 +23,7 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 class PassShape:
     """The groups of one packed pass: (tokens of the prompt, tokens of each answer behind it)."""
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-
-    @classmethod
-    def of(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> PassShape:
-        """From any sequences."""
-        return cls(tuple((prompt, tuple(answers)) for prompt, answers in groups))
+    groups: Sequence[tuple[int, Sequence[int]]]
 
     @property
     def tokens(self) -> int:

@@ -1,7 +1,8 @@
-"""The sizes of a decoder, from its config.json or from a list of known ones, and how many weights that makes.
+"""The sizes of a decoder, from its config.json (of a folder or the hub client's cache) or from a list of known ones,
+and how many weights that makes.
 
-Is not: a loader, and no guess. Dense decoders with a gated MLP (Llama, Mistral, Qwen, Gemma, Phi 3, …) are known; of
-others (mixtures of experts, GPT-2) nothing is known.
+Is not: a loader, no download, and no guess. Dense decoders with a gated MLP (Llama, Mistral, Qwen, Gemma, Phi 3, …) are
+known; of others (mixtures of experts, GPT-2) nothing is known.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.config import yaml_reader
+from spin_core.stages import demo_model
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -92,15 +94,6 @@ def from_config(config: Mapping[str, Any]) -> Architecture | str:
     )  # fmt: skip
 
 
-def of_folder(folder: Path) -> Architecture | str:
-    """As `from_config`, of the model directory."""
-    try:
-        content = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        return f"has no readable config.json ({type(error).__name__})"
-    return from_config(content) if isinstance(content, dict) else "has no JSON object as its config.json"
-
-
 def of_known(hub_id: str) -> Architecture | None:
     """The sizes of a published model, which need not be here; None for one that the list lacks."""
     listed = yaml_reader.read_file(KNOWN)
@@ -110,3 +103,48 @@ def of_known(hub_id: str) -> Architecture | None:
         return None
     layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, tied = sizes
     return Architecture(layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, bool(tied))
+
+
+def sizes(path: str, revision: str, base_dir: Path) -> Architecture | str:
+    """The sizes of `model.path`, or in one sentence why there are none."""
+    if path == "builtin:tiny-llama":
+        shape = demo_model.Config(seed=0)
+        vocab = len(demo_model.SPECIAL) + len(demo_model.CHARACTERS)
+        head = shape.hidden // shape.heads
+        return Architecture(
+            shape.layers, shape.hidden, shape.heads, shape.heads, head, 2 * shape.hidden, vocab, True, 4
+        )
+    file = _in_folder(path, base_dir) or _in_cache(path, revision)
+    if file is None:
+        return of_known(path) or (
+            f"No estimate: the sizes of the model {path} are not known here; give the path of a local copy as "
+            "model.path."
+        )
+    try:
+        content = json.loads(file.read_bytes())
+        known = from_config(content) if isinstance(content, dict) else "has no JSON object as its config.json"
+    except (OSError, ValueError, RecursionError) as error:
+        known = f"has no readable config.json ({type(error).__name__})"
+    return f"No estimate: the model {path} {known}." if isinstance(known, str) else known
+
+
+def _in_folder(path: str, base_dir: Path) -> Path | None:
+    """The config.json of a folder."""
+    try:
+        folder = Path(path).expanduser()
+        files = (base_dir / folder / "config.json", folder / "config.json")
+        return next((file for file in files if file.is_file()), None)
+    except (OSError, RuntimeError):
+        return None
+
+
+def _in_cache(path: str, revision: str) -> Path | None:
+    """The config.json of a hub id, in the hub client's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(path, "config.json", revision=revision or None)
+    except (HFValidationError, OSError):
+        return None
+    return Path(file) if isinstance(file, str) else None

@@ -7,6 +7,8 @@ again, then divided and offloaded state, an adapter in place of all weights, and
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
+from operator import or_
 from typing import Any
 
 from spin_core.config.finetune import Lora
@@ -15,28 +17,24 @@ from spin_core.engines import Engine
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
-from spin_core.estimate.needs import GIB, NEEDS, Need, Setting, room
+from spin_core.estimate.needs import GIB, NEEDS, Need, Setting
 
 Change = dict[str, Any]
 """Field of the profile → its other value."""
+MOST = 32
+"""Nodes that are tried at most."""
+ZERO3: Change = {"runtime.compute.sharding": "zero3"}
 
 
 def misfit(s: Setting, config: Config, stages: list[str]) -> str:
     """Empty, or what does not fit (of several stages the largest) and the setting that would, in one sentence.
     `stages`: those that would run."""
-    chosen = [stage for stage in dict.fromkeys(stages) if stage in NEEDS]
-    if not s.hardware.gpu or not chosen:
-        return ""
-    needed = {stage: NEEDS[stage](s, config).gpu for stage in chosen}
-    worst = max(chosen, key=needed.__getitem__)
-    return _describe(s, config, worst) if needed[worst] > room(s.hardware.gpu) else ""
-
-
-def _describe(s: Setting, config: Config, stage: str) -> str:
     gpu = s.hardware.gpu
-    assert gpu is not None
-    needed = NEEDS[stage](s, config).gpu / GIB
-    begin = f"{stage} needs about {needed:,.0f} GiB per GPU, and {gpu.name} has {gpu.gib:,.0f}"
+    needed = {stage: NEEDS[stage](s, config).gpu for stage in stages if stage in NEEDS} if gpu else {}
+    stage = max(needed, key=needed.__getitem__, default="")
+    if not gpu or not stage or needed[stage] <= gpu.gib * GIB:
+        return ""
+    begin = f"{stage} needs about {needed[stage] / GIB:,.0f} GiB per GPU, and {gpu.name} has {gpu.gib:,.0f}"
     fitting = remedy(s, config, stage)
     if fitting is None:
         return f"{begin}; no setting of one to {MOST} nodes makes it fit: take a larger GPU or a smaller model."
@@ -56,68 +54,55 @@ def _value(value: Any) -> str:
 def remedy(s: Setting, config: Config, stage: str) -> tuple[Change, Need] | None:
     """The first candidate that fits, and what it needs."""
     assert s.hardware.gpu is not None
-    for change in candidates(s, config, stage):
-        need = NEEDS[stage](s, changed(config, change))
-        if need.gpu <= room(s.hardware.gpu):
-            return change, need
-    return None
+    tried = ((change, NEEDS[stage](s, changed(config, change))) for change in candidates(s, config, stage))
+    return next(((change, need) for change, need in tried if need.gpu <= s.hardware.gpu.gib * GIB), None)
 
 
 def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
     """Changes of the profile that leave the result as it is, cheapest first; at the end those that do not."""
-    runtime, compute = config.runtime, config.runtime.compute
+    runtime = config.runtime
+    if stage in ("generate", "harness") and _engine(config, stage).SPREADS:
+        yield from ({"runtime.tensor_parallel": 2**n} for n in range(1, 7) if 2**n > runtime.tensor_parallel)
+        return
     budgets = {
         "sft": "runtime.micro_tokens", "finetune": "runtime.micro_tokens", "score": "runtime.score_tokens",
         "evaluate": "runtime.score_tokens", "generate": "runtime.generate_batch", "harness": "runtime.harness_batch",
     }  # fmt: skip
-    smaller = [{budgets[stage]: value} for value in _halves(config, budgets[stage])]
-    if stage in ("generate", "harness") and _engine(config, stage).SPREADS:
-        yield from ({"runtime.tensor_parallel": 2**n} for n in range(1, 7) if 2**n > runtime.tensor_parallel)
-        return
+    smaller = _halves(config, budgets[stage])
     yield from smaller
     least = smaller[-1] if smaller else {}
-    if stage == "evaluate":  # it also answers
-        yield from (least | {"runtime.generate_batch": value} for value in _halves(config, "runtime.generate_batch"))
     again: Change = {}
     if stage in ("sft", "finetune"):
         if not runtime.gradient_checkpointing:
             again = {"runtime.gradient_checkpointing": True}
-            yield again
-            yield from (again | one for one in smaller)
-        if stage == "finetune" and config.finetune.lora is not None:  # an adapter is trained on an unsharded model
+            yield from (again | one for one in [{}, *smaller])
+        lora = config.finetune.lora if stage == "finetune" else None
+        if lora is not None:  # an adapter is trained on an unsharded model
             if config.finetune.precision == "bfloat16":
-                quantized = config.finetune.lora.model_copy(update={"quantize": "nf4"})
-                yield {"finetune.lora": quantized}
-                yield {"finetune.lora": quantized} | again | least
+                quantized = {"finetune.lora": lora.model_copy(update={"quantize": "nf4"})}
+                yield from (quantized, quantized | again | least)
             return
         yield from _divided(s, config, again, least)
         if stage == "finetune":
-            yield {"finetune.lora": Lora()}
-            yield {"finetune.lora": Lora()} | again | least
+            yield from ({"finetune.lora": Lora()}, {"finetune.lora": Lora()} | again | least)
     elif stage == "harness":
         spread = [name for name, backend in BACKENDS.items() if backend.engine.SPREADS]
         yield from ({"harness.backend": name, "runtime.tensor_parallel": 2**n} for name in spread for n in range(0, 7))
         return
     else:
+        if stage == "evaluate":  # it also answers
+            yield from (least | one for one in _halves(config, "runtime.generate_batch"))
         if stage == "generate":
             spread = [name for name, engine in ENGINES.items() if engine.SPREADS]
             sizes = [2**n for n in range(1, 4)]
             yield from ({"generate.engine": name, "runtime.tensor_parallel": n} for name in spread for n in sizes)
         for parts in _worlds(s, config, 1):
-            yield parts | {"runtime.compute.sharding": "zero3"}
-            yield parts | {"runtime.compute.sharding": "zero3"} | least
-    for nodes in (2**n for n in range(1, MOST.bit_length())):
-        if nodes <= compute.nodes:
-            continue
+            yield from (parts | ZERO3, parts | ZERO3 | least)
+    for nodes in (2**n for n in range(1, MOST.bit_length()) if 2**n > runtime.compute.nodes):
         for parts in _worlds(s, config, nodes):
-            yield parts | {"runtime.compute.sharding": "zero3"} | again
+            yield parts | ZERO3 | again
             if stage in ("sft", "finetune"):
-                yield parts | OFFLOADED | again | least
-
-
-MOST = 32
-"""Nodes that are tried at most."""
-OFFLOADED = {"runtime.compute.sharding": "zero3", "runtime.compute.offload": "optimizer"}
+                yield parts | ZERO3 | {"runtime.compute.offload": "optimizer"} | again | least
 
 
 def _engine(config: Config, stage: str) -> Engine:
@@ -126,13 +111,13 @@ def _engine(config: Config, stage: str) -> Engine:
     return BACKENDS[config.harness.backend].engine
 
 
-def _halves(config: Config, field: str) -> list[int]:
+def _halves(config: Config, field: str) -> list[Change]:
     """Smaller values of a budget, largest first; tokens down to 512, below which a pass is one pair in any case."""
     value, least = getattr(config.runtime, field.rpartition(".")[2]), 512 if field.endswith("tokens") else 1
     halves = []
     while value > least:
         value = max(least, value // 2)
-        halves.append(value)
+        halves.append({field: value})
     return halves
 
 
@@ -148,27 +133,23 @@ def _worlds(s: Setting, config: Config, nodes: int) -> Iterator[Change]:
 
 
 def _divided(s: Setting, config: Config, again: Change, least: Change) -> Iterator[Change]:
-    """More and more of the state divided between the processes, then moved to the host's memory."""
+    """More and more of the state divided between the processes, then moved to the host's memory; each as it is, then
+    with activations computed `again`, then also with the `least` passes."""
     compute = config.runtime.compute
-    now = memory.SHARDED[compute.sharding]
     if max(compute.world, s.hardware.count or 8) == 1:
         one: Change = {"runtime.compute.sharding": "zero2", "runtime.compute.offload": "optimizer"}
-        yield one | again
-        yield one | again | least
+        yield from (one | again, one | again | least)
+    now = memory.SHARDED[compute.sharding]
     for parts in _worlds(s, config, 1):
         for stage in ("zero1", "zero2", "zero3"):
-            if memory.SHARDED[stage] < now or (memory.SHARDED[stage] == now and not parts):
-                continue
-            one = parts | ({"runtime.compute.sharding": stage} if stage != compute.sharding else {})
-            yield one
-            yield one | again
-            yield one | again | least
+            if memory.SHARDED[stage] > now or (memory.SHARDED[stage] == now and parts):
+                one = parts | ({"runtime.compute.sharding": stage} if stage != compute.sharding else {})
+                yield from accumulate((one, again, least), or_)
         if compute.sharding != "fsdp2":
             for offload in ("optimizer", "weights"):
                 if compute.offload not in (offload, "weights"):
-                    one = parts | ({"runtime.compute.sharding": "zero3"} if compute.sharding != "zero3" else {})
-                    yield one | {"runtime.compute.offload": offload} | again
-                    yield one | {"runtime.compute.offload": offload} | again | least
+                    one = parts | (ZERO3 if compute.sharding != "zero3" else {}) | {"runtime.compute.offload": offload}
+                    yield from (one | again, one | again | least)
 
 
 def changed(config: Config, change: Change) -> Config:

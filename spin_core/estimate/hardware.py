@@ -45,6 +45,10 @@ class Hardware:
     description: str
 
 
+CPU = Hardware(None, 0, False, "a CPU (runtime.device: cpu), for which no time is estimated")
+"""Of a run that the profile puts on the CPU."""
+
+
 def known() -> dict[str, Gpu]:
     """The listed GPUs by name."""
     return {name: Gpu(name, *line[:5]) for name, line in yaml_reader.read_file(KNOWN).items()}
@@ -68,11 +72,6 @@ def choose(named: str, count: int, small: bool) -> Hardware:
     return Hardware(known()[ASSUMED], 0, False, f"{ASSUMED}, assumed as no GPU is seen here (--gpu NAME --gpus N)")
 
 
-def cpu() -> Hardware:
-    """A run that the profile puts on the CPU."""
-    return Hardware(None, 0, False, "a CPU (runtime.device: cpu), for which no time is estimated")
-
-
 def _many(count: int, name: str) -> str:
     return f"{count} × {name}" if count else name
 
@@ -93,8 +92,8 @@ def of_driver(output: str) -> Gpu | None:
     if not re.fullmatch(r"\s*\d+\s*", mib):
         return None
     parts = re.split(r"[^A-Za-z0-9]+", name)
-    for listed, (*_, needed) in yaml_reader.read_file(KNOWN).items():
-        gpu = known()[listed]
-        if all(part in parts for part in needed) and abs(int(mib) / 1024 - gpu.gib) < 0.15 * gpu.gib:
-            return Gpu(listed, int(mib) / 1024, gpu.bfloat16, gpu.float32, gpu.bandwidth, gpu.link)
-    return Gpu(name.strip()[:60], int(mib) / 1024)
+    gib = int(mib) / 1024
+    for listed, (known_gib, *speeds, needed) in yaml_reader.read_file(KNOWN).items():
+        if all(part in parts for part in needed) and abs(gib - known_gib) < 0.15 * known_gib:
+            return Gpu(listed, gib, *speeds)
+    return Gpu(name.strip()[:60], gib)

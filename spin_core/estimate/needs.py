@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
@@ -18,7 +18,7 @@ from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory
 from spin_core.estimate.activations import Form, PassShape
 from spin_core.estimate.architecture import Architecture
-from spin_core.estimate.hardware import Gpu, Hardware
+from spin_core.estimate.hardware import Hardware
 from spin_core.estimate.todo import Data
 
 GIB = 1 << 30
@@ -30,8 +30,7 @@ PROCESS = {"cpu": 0.7 * GIB, "cuda": 2.5 * GIB}
 """Host memory of a process with torch and its libraries."""
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Bytes: on each GPU (0 on a CPU, where tensors are in the host's memory), and of a node's own memory."""
 
     gpu: float
@@ -52,47 +51,41 @@ class Setting:
         return "cuda" if self.hardware.gpu else "cpu"
 
 
-def lengths(data: Data, prompt: int, most: int, new: int) -> tuple[int, int, int]:
-    """Tokens of a mean pair as it is cut: prompt, real answer, generated answer."""
-    shown = max(1, min(round(data.prompt), prompt, most - 1))
-    return shown, max(1, min(round(data.answer), most - shown)), max(1, min(round(data.answer), new, most - shown))
+def lengths(s: Setting, config: Config, part: Finetune | Sft) -> tuple[int, list[int]]:
+    """Tokens of a mean example as it is cut: prompt, and its answers (the real one; of finetune the generated one)."""
+    new, most = config.generate.max_new_tokens, part.max_length
+    shown = max(1, min(round(s.data.prompt), config.chat.max_prompt_length, most - 1))
+    answers = [max(1, min(round(s.data.answer), cut, most - shown)) for cut in (most, new)]
+    return shown, answers if isinstance(part, Finetune) else answers[:1]
 
 
-def passes(budget: int, mean: tuple[int, ...], most: int, new: int, prompt: int) -> list[PassShape]:
-    """The passes that could be fullest: mean groups that fill `budget`, and the longest group that settings allow.
-    `mean`: prompt and answers of a group."""
-    shown, *answers = mean
-    count = max(1, budget // sum(mean))
-    least = max(1, min(prompt, most - new))
+def _passes(s: Setting, config: Config, part: Finetune | Sft, budget: int) -> list[PassShape]:
+    """The passes that could be fullest: mean examples that fill `budget`, and the longest one that settings allow."""
+    shown, answers = lengths(s, config, part)
+    new, most = config.generate.max_new_tokens if isinstance(part, Finetune) else 0, part.max_length
+    count = max(1, budget // (shown + sum(answers)))
+    least = max(1, min(config.chat.max_prompt_length, most - new))
     longest = [most - least, min(new, most - least)][: len(answers)]
-    return [PassShape.of([(shown, answers)] * count), PassShape.of([(least, longest)])]
+    return [PassShape([(shown, answers)] * count), PassShape([(least, longest)])]
 
 
 def finetune(s: Setting, config: Config) -> Need:
     """Of the iteration that needs most."""
-    return max((_finetune(s, config.at(t)) for t in range(config.iterations)), key=_size, default=Need(0, 0))
-
-
-def _finetune(s: Setting, config: Config) -> Need:
-    part = config.finetune
-    new = config.generate.max_new_tokens
-    mean = lengths(s.data, config.chat.max_prompt_length, part.max_length, new)
-    return _trained(s, config, part, mean, new)
+    iterations = [config.at(t) for t in range(config.iterations)]
+    return max((_training(s, one, one.finetune) for one in iterations), default=Need(0, 0))
 
 
 def sft(s: Setting, config: Config) -> Need:
     """Of `sft` and `control`."""
-    parts = [part for part in (config.sft, config.control) if part]
-    means = [lengths(s.data, config.chat.max_prompt_length, part.max_length, 1)[:2] for part in parts]
-    return max((_trained(s, config, *both, 0) for both in zip(parts, means, strict=True)), key=_size)
+    return max(_training(s, config, part) for part in (config.sft, config.control) if part)
 
 
-def _trained(s: Setting, config: Config, part: Finetune | Sft, mean: tuple[int, ...], new: int) -> Need:
+def _training(s: Setting, config: Config, part: Finetune | Sft) -> Need:
     runtime, compute = config.runtime, config.runtime.compute
     lora = part.lora if isinstance(part, Finetune) else None
     form = Form(part.precision, s.device, lora.rank if lora else 0, compute.world == 1 and compute.sharding == "none")
     share = -(-part.global_batch // compute.world)
-    batches = passes(runtime.micro_tokens, mean, part.max_length, new, config.chat.max_prompt_length)
+    batches = _passes(s, config, part, runtime.micro_tokens)
     many = max(1, -(-share // len(batches[0].groups)))
     how = memory.Training(
         batches[0], form, part.optimizer, runtime.gradient_checkpointing, many, compute.sharding, compute.offload,
@@ -110,10 +103,8 @@ def _trained(s: Setting, config: Config, part: Finetune | Sft, mean: tuple[int, 
 
 def score(s: Setting, config: Config) -> Need:
     """Of a scoring process: float32 weights and one pass of `runtime.score_tokens`."""
-    part, runtime = config.finetune, config.runtime
-    new = config.generate.max_new_tokens
-    mean = lengths(s.data, config.chat.max_prompt_length, part.max_length, new)
-    batches = passes(runtime.score_tokens, mean, part.max_length, new, config.chat.max_prompt_length)
+    part = config.finetune
+    batches = _passes(s, config, part, config.runtime.score_tokens)
     form, parts = Form(part.precision, s.device), sharded(config)
     nf4 = bool(part.lora and part.lora.quantize == "nf4")
     peak = max(memory.scoring(s.model, batch, form, parts, nf4).total for batch in batches)
@@ -122,19 +113,19 @@ def score(s: Setting, config: Config) -> Need:
 
 def generate(s: Setting, config: Config) -> Need:
     """Of one sampling process."""
-    return _of_sampling(s, config, ENGINES[config.generate.engine].footprint(config.runtime))
+    return _of_engine(s, config, ENGINES[config.generate.engine].footprint(config.runtime))
 
 
-def _of_sampling(s: Setting, config: Config, use: Footprint) -> Need:
+def _of_engine(s: Setting, config: Config, use: Footprint) -> Need:
     """Of an engine that takes a share of each GPU: that, or more where its weights alone are more."""
     if not (use.gpu_share and s.hardware.gpu):
-        return sampled(s, config, config.generate.max_new_tokens, config.generate.logprobs)
+        return _sampling(s, config, config.generate.max_new_tokens, config.generate.logprobs)
     least = s.model.weights * s.model.bytes_on_disk / use.gpus + 3 * GIB
     taken = s.hardware.gpu.gib * GIB * use.gpu_share
     return Need(taken if least <= taken else least / use.gpu_share, use.processes * use.gpus * PROCESS["cuda"])
 
 
-def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Need:
+def _sampling(s: Setting, config: Config, new: int, logprobs: bool = False) -> Need:
     """Of the transformers engine: every slot may have the longest prompt."""
     width = s.model.bytes_on_disk if s.hardware.gpu else 4
     slots, longest = config.runtime.generate_batch, config.chat.max_prompt_length
@@ -144,10 +135,8 @@ def sampled(s: Setting, config: Config, new: int, logprobs: bool = False) -> Nee
 
 def evaluate(s: Setting, config: Config) -> Need:
     """Likelihoods as score, answers as generate by transformers: one after the other."""
-    both = [score(s, config)]
-    if config.evaluate.answers:
-        both.append(sampled(s, config, config.evaluate.max_new_tokens))
-    return max(both, key=_size)
+    part = config.evaluate
+    return max([score(s, config)] + ([_sampling(s, config, part.max_new_tokens)] if part.answers else []))
 
 
 def harness(s: Setting, config: Config) -> Need:
@@ -155,7 +144,7 @@ def harness(s: Setting, config: Config) -> Need:
     GPU, or one engine of vLLM's."""
     use = BACKENDS[config.harness.backend].engine.footprint(config.runtime) if config.harness else None
     if use and use.gpu_share:
-        return _of_sampling(s, config, use)
+        return _of_engine(s, config, use)
     width, tokens = s.model.bytes_on_disk if s.hardware.gpu else 4, config.runtime.harness_batch * 1024
     each = 4 * s.model.hidden * width + 3 * s.model.intermediate * width + 2 * s.model.vocab * width
     return _need(s, s.model.weights * width + tokens * each, PROCESS[s.device] + s.model.weights * width)
@@ -187,12 +176,3 @@ def _need(s: Setting, peak: float, host: float) -> Need:
     if s.hardware.gpu:
         return Need(peak * SPARE + CONTEXT, host)
     return Need(0, host + peak * SPARE)
-
-
-def _size(need: Need) -> tuple[float, float]:
-    return need.gpu, need.host
-
-
-def room(gpu: Gpu) -> float:
-    """Bytes of a GPU."""
-    return gpu.gib * GIB

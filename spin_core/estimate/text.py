@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from spin_core.config.profile import Config
 from spin_core.estimate import needs, sheet, work
 from spin_core.estimate.needs import GIB, Setting
 from spin_core.estimate.sheet import StageCost
 
-HEAD = ("stage", "steps", "GPUs", "GPU-hours", "wall", "memory/GPU", "host memory", "store", "scratch")
-WIDE = (10, 6, 6, 11, 10, 12, 13, 11, 11)
+COLUMNS = {
+    "stage": 10, "steps": 6, "GPUs": 6, "GPU-hours": 11, "wall": 10, "memory/GPU": 12, "host memory": 13, "store": 11,
+    "scratch": 11,
+}  # fmt: skip
+"""Head of a column → its width."""
 
 
-def table(costs: Sequence[StageCost]) -> list[str]:
+def table(costs: list[StageCost]) -> list[str]:
     """Head, a line for each stage, and the total."""
-    rows = [HEAD, *(_cells(line) for line in costs), _cells(sheet.total(list(costs)))]
-    return [_aligned(cells).rstrip() for cells in rows]
-
-
-def _aligned(cells: tuple[str, ...]) -> str:
-    return cells[0].ljust(WIDE[0]) + "".join(cell.rjust(wide) for cell, wide in zip(cells[1:], WIDE[1:], strict=True))
-
-
-def _cells(line: StageCost) -> tuple[str, ...]:
-    hours = "–" if line.gpu_hours is None else f"{line.gpu_hours:,.1f}" if line.gpu_hours else ""
-    sizes = (line.need.gpu, line.need.host, line.store, line.scratch)
-    return (
-        line.stage, f"{line.steps:,}", str(line.gpus or ""), hours, span(line.seconds), *(size(part) for part in sizes)
-    )  # fmt: skip
+    rows = [list(COLUMNS)]
+    for line in [*costs, sheet.total(costs)]:
+        used = line.gpu_seconds
+        hours = "–" if used is None else f"{used / 3600:,.1f}" if used else ""
+        sizes = (line.need.gpu, line.need.host, line.store, line.scratch)
+        rows.append([line.stage, f"{line.steps:,}", str(line.gpus or ""), hours, span(line.seconds), *map(size, sizes)])
+    first, *others = COLUMNS.values()
+    return [(row[0].ljust(first) + "".join(map(str.rjust, row[1:], others))).rstrip() for row in rows]
 
 
 def span(seconds: float | None) -> str:
@@ -59,9 +54,7 @@ def size(count: float) -> str:
 
 def basis(s: Setting, config: Config, nothing_cached: bool) -> list[str]:
     """What the numbers rest on, a line for each kind."""
-    prompt, real, new = needs.lengths(
-        s.data, config.chat.max_prompt_length, config.finetune.max_length, config.generate.max_new_tokens
-    )
+    prompt, (real, new) = needs.lengths(s, config, config.finetune)
     lines = [
         f"GPU: {s.hardware.description}." if s.hardware.gpu else f"For {s.hardware.description}.",
         f"Model: {weights(s.model.weights)} weights. Rows: {s.data.train:,} to train, {s.data.test:,} held out.",

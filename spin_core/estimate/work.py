@@ -30,19 +30,6 @@ def training_flops(a: Architecture, batch: PassShape, checkpointing: bool, adapt
     return reading_flops(a, batch) * (2 + (not adapter) + checkpointing)
 
 
-def reading_seconds(a: Architecture, batch: PassShape, gpu: Gpu, precision: str) -> float:
-    """Of a scoring pass."""
-    return reading_flops(a, batch) / (gpu.tflops(precision) * 1e12 * SCORING)
-
-
-def training_seconds(
-    a: Architecture, batch: PassShape, gpu: Gpu, precision: str, checkpointing: bool, adapter: bool
-) -> float:
-    """Of a training pass."""
-    flops = training_flops(a, batch, checkpointing, adapter)
-    return flops / (gpu.tflops(precision) * 1e12 * TRAINING)
-
-
 def gathering_seconds(a: Architecture, gpu: Gpu, times: int, nodes: int, processes: int) -> float:
     """Of sending all float32 weights to every GPU so many times in a pass; it overlaps with computing. One copy enters
     a node, by the adapters of all its GPUs."""
@@ -56,16 +43,8 @@ def offload_seconds(a: Architecture, world: int) -> float:
 
 
 def sampling_seconds(
-    a: Architecture,
-    gpu: Gpu,
-    rows: int,
-    prompt: float,
-    new: float,
-    flight: int,
-    width: int,
-    layer_seconds: float,
-    gpus: int = 1,
-) -> float:
+    a: Architecture, gpu: Gpu, rows: int, prompt: float, new: float, flight: int, layer_seconds: float, gpus: int
+) -> float:  # fmt: skip
     """Of sampling `new` tokens behind prompts of `prompt` tokens for `rows` rows, `flight` of them at once, on `gpus`
     that share a model: weights, keys and values are read in each step. `layer_seconds`: see `Engine`."""
     if not rows:
@@ -73,6 +52,7 @@ def sampling_seconds(
     peak, speed = gpu.bfloat16 * 1e12 * SCORING * gpus, gpu.bandwidth * 1e9 * BANDWIDTH * gpus
     steps = max(rows / flight, 1.0) * new
     flight = min(flight, rows)
+    width = a.bytes_on_disk
     cache = 2 * a.layers * a.keys * width * (prompt + new / 2) * flight
     reading = (a.matrices + a.embeddings) * width + cache
     computing = 2.0 * (a.matrices + a.embeddings) * flight / peak

@@ -29,9 +29,6 @@ from spin_core.store.keys import config_payload
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from spin_core.modeling.collate import Tokens
-    from spin_core.training.objectives import SpinPairs
-
 NAME = "finetune"
 VERSION = 2
 
@@ -46,26 +43,30 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
+    import torch
+
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
     from spin_core.modeling.collate import encode_pairs
     from spin_core.modeling.opponent import release_opponent
     from spin_core.report.model_card import write_card
     from spin_core.training.loop import TrainingPlan, train, write_results
+    from spin_core.training.objectives import SpinPairs
 
     loading.apply_threads(job.runtime)
-    source, settings = cast(Path, inputs["model"]), score_settings(config.finetune)
+    source, part = cast(Path, inputs["model"]), config.finetune
     pairs, opponent = _pairs_and_scores(inputs, config, job)
     chat = loading.load_chat(source, config.chat)
-    encoded = encode_pairs(pairs, chat, settings, job)
+    encoded = encode_pairs(pairs, chat, score_settings(part), job)
     release_opponent()
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    objective, pad_id = _objective(encoded, opponent, config.finetune), chat.tokenizer.pad_token_id
-    plan = TrainingPlan(config.finetune, config.seed, len(pairs))
+    scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
+    objective = SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
+    plan, pad_id = TrainingPlan(part, config.seed, len(pairs)), chat.tokenizer.pad_token_id
     watching = watch(plan.stop_step, job.note)
     history, resumed_at, strategy = train(model, pad_id, objective, plan, job, "finetune", watching)
-    write_results(_merged(model, source, config.finetune), history, source, job.out, strategy)
+    write_results(_merged(model, source, part), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
     return {
@@ -106,15 +107,6 @@ def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedM
     from spin_core.modeling.lora import merged
 
     return merged(model, source, part.lora)
-
-
-def _objective(encoded: list[tuple[Tokens, Tokens]], opponent: list[tuple[float, float]], part: Finetune) -> SpinPairs:
-    import torch
-
-    from spin_core.training.objectives import SpinPairs
-
-    scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
-    return SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
 
 
 def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:

@@ -106,7 +106,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
             best = i
     now, before = players[-1], players[-2]
     margins = [row["margin"] for row in now.model.answers.values() if row.get("margin") is not None]
-    margin = bootstrap(margins, how.confidence, how.resamples, config.seed) if len(margins) >= how.min_rows else None
+    margin = _interval(margins, config)
     alarms = signs(now, players[0], config)
     is_worse = change is not None and change.high < 0
     none = margin is not None and margin.low > -NO_MARGIN and margin.high < NO_MARGIN
@@ -115,7 +115,11 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     policies = [(alarms, how.alarm), (is_worse, how.worse), (is_fixed, how.fixed_point)]
     reason = _describe(change, players[previous], now, metric, how, players[best].model.label)
     if is_fixed and margin:
-        reason = f"fixed point: {_margin(margin, before.model.label, how)}, and {reason}"
+        reason = (
+            f"fixed point: real answers are not told from {before.model.label}'s on {margin.rows:,} held-out pairs "
+            f"(margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)}), "
+            f"and {reason}"
+        )
     reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "")
     return {
         "outcome": outcome,
@@ -137,9 +141,8 @@ def signs(now: Player, start: Player, config: Config) -> list[str]:
     """The signs of a collapse or of a saturated accuracy, in sentences."""
     alarms, new, old, how = [], now.model, start.model, config.gate
 
-    def moved(field: str, scale: float = 1.0) -> Interval | None:
-        changes = [scale * (after - before) for before, after in paired(old.column(field), new.column(field))]
-        return bootstrap(changes, how.confidence, how.resamples, config.seed) if len(changes) >= how.min_rows else None
+    def moved(field: str) -> Interval | None:
+        return _interval([after - before for before, after in paired(old.column(field), new.column(field))], config)
 
     if lost := sum(not is_finite(row["nll"]) for row in new.answers.values() if "nll" in row):
         alarms.append(f"{lost:,} held-out answers have no finite likelihood: the weights are broken")
@@ -199,10 +202,13 @@ def _metric(players: list[Player], how: Gate) -> GateMetric | None:
 
 def _change(old: Player, new: Player, metric: str | None, config: Config) -> Interval | None:
     """Of the metric, more is better; None where too few rows are paired."""
-    pairs, how = _pairs(old, new, metric), config.gate
-    if len(pairs) < how.min_rows:
-        return None
-    return bootstrap([after - before for before, after in pairs], how.confidence, how.resamples, config.seed)
+    return _interval([after - before for before, after in _pairs(old, new, metric)], config)
+
+
+def _interval(values: list[float], config: Config) -> Interval | None:
+    """Of their mean; None where they are too few to say anything."""
+    how = config.gate
+    return bootstrap(values, how.confidence, how.resamples, config.seed) if len(values) >= how.min_rows else None
 
 
 def _describe(change: Interval | None, old: Player, new: Player, metric: str | None, how: Gate, best: str) -> str:
@@ -226,13 +232,6 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
 def _own(change: Interval, metric: str | None) -> Interval:
     """The change in the metric's own direction, where less may be better."""
     return Interval(-change.value, -change.high, -change.low, change.rows) if metric == "nll/real" else change
-
-
-def _margin(margin: Interval, opponent: str, how: Gate) -> str:
-    return (
-        f"real answers are not told from {opponent}'s on {margin.rows:,} held-out pairs (margin {show(margin.value)}, "
-        f"{how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)})"
-    )
 
 
 def _identical(old: ModelResults, new: ModelResults) -> float | None:

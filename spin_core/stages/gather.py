@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from spin_core.config.base import Section
 from spin_core.config.gather import Gather
@@ -44,25 +44,32 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     tree, trees = inputs["rows"], inputs["answers"]
     assert isinstance(tree, Path) and isinstance(trees, list)
     ids = {split: digests(iter_ids(tree / name)) for split, name in FILES.items()}
-    answers = _index(trees, sum(map(len, ids.values())), job)
+    answers = Answers()
+    with job.progress("gathering answers", sum(map(len, ids.values())), "answers") as bar:
+        for given in trees:
+            bar.advance(answers.add(given / "answers.jsonl" if given.is_dir() else given))
     numbers = answers.demand(ids, {split: iter_ids(tree / name) for split, name in FILES.items()})
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
+    logps_file, cut_file = job.out / sampled_logps.FILE, job.out / "truncated.jsonl"
     with (
-        _JsonLines(job.out / sampled_logps.FILE) as sums,
-        _JsonLines(job.out / "truncated.jsonl") as truncated,
+        logps_file.open("w", encoding="utf-8") as logps,
+        cut_file.open("w", encoding="utf-8") as truncated,
         job.progress("writing pairs", total, "rows") as bar,
     ):
         for split, name in FILES.items():
             made = _Pairs(split, config.gather.truncated)
-            answered = zip(iter_rows(tree / name), answers.read(numbers[split]), strict=True)
-            write_pairs(job.out / name, made.of(answered, sums, truncated, bar))
+            rows = zip(iter_rows(tree / name), answers.read(numbers[split]), strict=True)
+            write_pairs(job.out / name, made.of(rows, logps, truncated, bar))
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
             quality[split] = made.figures()
             cut, rejected = cut + made.cut, rejected + len(made.rejected)
     (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
-    if config.gather.truncated == "report":
-        truncated.path.touch()
+    if not logps_file.stat().st_size:
+        logps_file.unlink()
+    if config.gather.truncated != "report":
+        cut_file.unlink()
+    else:
         job.note(f"{cut} of {total} answers were cut at max_new_tokens; truncated.jsonl lists them.")
     if rejected:
         job.note(f"{rejected} of {total} rows are no pairs: their prompts do not fit into the model's context.")
@@ -87,33 +94,6 @@ def _nothing_left(split: str, answered: int, rows: int) -> str:
     )
 
 
-def _index(trees: list[Path], total: int, job: Job) -> Answers:
-    """Where every answer is."""
-    answers = Answers()
-    with job.progress("gathering answers", total, "answers") as bar:
-        for tree in trees:
-            bar.advance(answers.add(tree / "answers.jsonl" if tree.is_dir() else tree))
-    return answers
-
-
-class _JsonLines:
-    """A file of JSON lines that is made with its first line. A context manager."""
-
-    def __init__(self, path: Path):
-        self.path, self._file = path, cast(TextIO | None, None)
-
-    def add(self, line: dict[str, Any]) -> None:
-        self._file = self._file or self.path.open("w", encoding="utf-8")
-        self._file.write(json.dumps(line) + "\n")
-
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-
 class _Pairs(PairQuality):
     """The pairs of a split as they are written, and what quality.json says of them."""
 
@@ -123,7 +103,7 @@ class _Pairs(PairQuality):
         self.rejected: list[str] = []
 
     def of(
-        self, answered: Iterable[tuple[Row, dict[str, Any]]], sums: _JsonLines, truncated: _JsonLines, bar: Bar
+        self, answered: Iterable[tuple[Row, dict[str, Any]]], logps: TextIO, truncated: TextIO, bar: Bar
     ) -> Iterator[Pair]:
         """Those to be written."""
         for row, answer in answered:
@@ -136,13 +116,15 @@ class _Pairs(PairQuality):
             self.tokens += answer["tokens"]
             if pair.finish != "stop":
                 if self.truncated == "report":
-                    truncated.add({"id": pair.id, "split": self.split, "tokens": answer["tokens"]})
+                    line = {"id": pair.id, "split": self.split, "tokens": answer["tokens"]}
+                    truncated.write(json.dumps(line) + "\n")
                 elif self.truncated == "drop":
                     self.dropped += 1
                     continue
             if "logps" in answer:
-                named = {"id": answer["id"], "split": self.split, "model": answer["model"]}
-                sums.add(named | {"token_ids": answer["token_ids"], "logps": answer["logps"]})
+                line = {"id": answer["id"], "split": self.split, "model": answer["model"]}
+                line |= {"token_ids": answer["token_ids"], "logps": answer["logps"]}
+                logps.write(json.dumps(line) + "\n")
             yield pair
 
     def figures(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Generate
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import Messages
-from spin_core.engines import Answer, Request, Sampling
+from spin_core.engines import Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
@@ -56,8 +56,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     room = None if limits.context is None else limits.context - part.max_new_tokens
     rejected = [one for one in requests if room is not None and len(one.prompt) > room]
     fitting = [one for one in requests if room is None or len(one.prompt) <= room]
-    drawn = _draw(model, fitting, chat, limits, config, job)
-    out = {one.answer.id: _line(one, {"model": job.digests["model"]} if part.logprobs else {}) for one in drawn}
+    out = _draw(model, fitting, chat, limits, config, job)
+    counts = _counts(list(out.values()))
     for one in rejected:
         why = f"its prompt of {len(one.prompt)} tokens leaves no room for {part.max_new_tokens} new ones"
         out[one.id] = {"id": one.id, "text": "", "finish": "rejected", "tokens": 0, "token_ids": [], "why": why}
@@ -65,7 +65,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         job.note(_of_rejected(rejected, limits, part.max_new_tokens))
     with (job.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(out[id], ensure_ascii=False) + "\n" for id in sorted(out))
-    return job.figures | _counts(drawn) | {"rejected": len(rejected), "engine": job.engine}
+    return job.figures | counts | {"rejected": len(rejected), "engine": job.engine}
 
 
 def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
@@ -76,19 +76,11 @@ def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
     return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A row's answer: the last that was sampled of it, as text; `attempts` says how many were."""
-
-    answer: Answer
-    text: str
-    finish: str
-    attempts: int
-
-
-def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job) -> list[Drawn]:
-    """The answers of the requests, the empty ones drawn again while attempts are left."""
-    part, drawn, figures = config.generate, dict[str, Drawn](), dict[str, float]()
+def _draw(
+    model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job
+) -> dict[str, dict[str, Any]]:
+    """Row id → its line of answers.jsonl: the last answer drawn; empty ones are drawn again while attempts are left."""
+    part, lines, figures = config.generate, dict[str, dict[str, Any]](), dict[str, float]()
     how = replace(
         sampling(chat, part.temperature, part.top_p, part.max_new_tokens),
         min_new_tokens=part.min_new_tokens, stop=tuple(part.stop), logprobs=part.logprobs,
@@ -104,33 +96,27 @@ def _draw(model: Path, requests: list[Request], chat: Chat, limits: Limits, conf
         figures = figures or dict(job.figures)  # of the first draw: the others are too few to say how fast it is
         check(answers, requests, how, chat, vocab_size, part.engine)
         for answer in answers:
-            drawn[answer.id] = Drawn(answer, *text_and_finish(answer, chat, how), attempt)
+            text, finish = text_and_finish(answer, chat, how)
+            line: dict[str, Any] = {"id": answer.id, "text": text, "finish": finish}
+            line |= {"tokens": len(answer.token_ids), "token_ids": answer.token_ids}
+            line |= {"attempts": attempt} if attempt > 1 else {}
+            lines[answer.id] = line | ({"logps": answer.logps, "model": job.digests["model"]} if part.logprobs else {})
         stream = f"generate/{attempt + 1}"
-        empty = [one for one in requests if not drawn[one.id].text]
+        empty = [one for one in requests if not lines[one.id]["text"]]
         requests = [replace(one, seed=row_seed(config.seed, one.id, stream)) for one in empty]
     job.figures |= figures
-    return list(drawn.values())
+    return lines
 
 
-def _line(drawn: Drawn, model: dict[str, Any]) -> dict[str, Any]:
-    """One line of answers.jsonl; with `model` the log-probs under it."""
-    answer = drawn.answer
-    line: dict[str, Any] = {"id": answer.id, "text": drawn.text, "finish": drawn.finish}
-    line |= {"tokens": len(answer.token_ids), "token_ids": answer.token_ids}
-    if drawn.attempts > 1:
-        line["attempts"] = drawn.attempts
-    return line | ({"logps": answer.logps} | model if model else {})
-
-
-def _counts(drawn: list[Drawn]) -> dict[str, float]:
-    tokens = sum(len(one.answer.token_ids) for one in drawn)
+def _counts(lines: list[dict[str, Any]]) -> dict[str, float]:
+    tokens = sum(line["tokens"] for line in lines)
     return {
-        "answers": len(drawn),
+        "answers": len(lines),
         "tokens": tokens,
-        "tokens_mean": tokens / max(len(drawn), 1),
-        "cut": sum(one.finish == "length" for one in drawn),
-        "empty": sum(not one.text for one in drawn),
-        "redrawn": sum(one.attempts > 1 for one in drawn),
+        "tokens_mean": tokens / max(len(lines), 1),
+        "cut": sum(line["finish"] == "length" for line in lines),
+        "empty": sum(not line["text"] for line in lines),
+        "redrawn": sum("attempts" in line for line in lines),
     }
 
 

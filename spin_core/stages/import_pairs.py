@@ -130,7 +130,9 @@ class _PairSet:
             if also or (now, split) == ("train", "test"):
                 why = Reject("also held out" if also else "not held out", f"prompt {pair.id}")
             elif (pair.id, pair.real) in taken:
-                why = _again(pair, taken[pair.id, pair.real])
+                other = f"prompt {pair.id} has another generated answer to the same real one"
+                same = pair.generated == taken[pair.id, pair.real]
+                why = Reject(TWICE, f"prompt {pair.id}") if same else Reject("answered twice", other)
             if why:
                 self._reject(place, why)
             else:
@@ -153,13 +155,6 @@ class _PairSet:
             made[pair] = next(name for name in names if name not in used)
             used.add(made[pair])
         return made
-
-
-def _again(pair: Pair, seen: str) -> Reject:
-    """Why a prompt and real answer that were there before, with the opponent's answer `seen`, are no pair."""
-    if pair.generated == seen:
-        return Reject(TWICE, f"prompt {pair.id}")
-    return Reject("answered twice", f"prompt {pair.id} has another generated answer to the same real one")
 
 
 def _rows_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,16 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 def _read(inputs: Inputs, row: RowInputs) -> ModelResults:
     from spin_core.analysis.results import read_model
 
-    trees = (_pick(inputs, name, getattr(row, name), row.label) for name in ARTIFACTS)
+    trees: list[Path | None] = []
+    for name in ARTIFACTS:
+        index, given = getattr(row, name), inputs.get(name, [])
+        listed = given if isinstance(given, list) else [given]
+        if index >= len(listed):
+            raise BadInput(
+                f"report: row {row.label!r} asks for {name} {index}, and there are {len(listed)}; give it an index "
+                "below that."
+            )
+        trees.append(listed[index] if index >= 0 else None)
     return read_model(row.label, row.kind, row.iteration, *trees)
 
 
@@ -112,18 +121,6 @@ def _digests(config: Config, job: Job) -> dict[str, dict[str, str]]:
                 made["model" if name == "finetune" else name] = listed[index][:12]
         digests[row.label] = made if made["evaluate"] else {}
     return digests
-
-
-def _pick(inputs: Inputs, name: str, index: int, label: str) -> Path | None:
-    given = inputs.get(name, [])
-    trees = given if isinstance(given, list) else [given]
-    if index < 0:
-        return None
-    if index >= len(trees):
-        raise BadInput(
-            f"report: row {label!r} asks for {name} {index}, and there are {len(trees)}; give it an index below that."
-        )
-    return trees[index]
 
 
 def _markdown(figures: Figures) -> str:

@@ -90,7 +90,7 @@ def predicted(case: Case) -> memory.Peak:
     groups = sorted(case.groups, key=size, reverse=True)
     groups = [groups[i] for i in deal([size(group) for group in groups], case.processes)[0]]
     cuts = micro_batches([size(group) for group in groups], case.tokens, packed=True)
-    batches = [PassShape.of([groups[i] for i in cut]) for cut in cuts]
+    batches = [PassShape([groups[i] for i in cut]) for cut in cuts]
     form = Form(case.precision, "cpu", case.lora, case.processes == 1)  # type: ignore[arg-type]
     if case.stage == "score":
         return max((memory.scoring(case.shape, batch, form) for batch in batches), key=lambda peak: peak.total)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.estimate.architecture import Architecture, from_config, of_known
-from spin_core.estimate.places import sizes
+from spin_core.estimate.architecture import Architecture, from_config, of_known, sizes
 from spin_core.job import Job
 from spin_core.stages import demo_model
 

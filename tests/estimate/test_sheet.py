@@ -14,7 +14,7 @@ from flows.sheet import costs, setting_of
 from spin_core.config.profile import Config, load_profile, parse
 from spin_core.errors import BadInput
 from spin_core.estimate import fit, hardware, sheet, todo
-from spin_core.estimate.needs import NEEDS, Setting, room
+from spin_core.estimate.needs import GIB, NEEDS, Setting
 from spin_core.runtime import gpus
 from tests.places import entry as ledger_entry
 
@@ -68,7 +68,7 @@ def test_hours_of_a_7b_model_are_those_of_the_floor() -> None:
     from spin_core.estimate.activations import PassShape
 
     setting, _ = _setting("zephyr-7b")
-    pair = PassShape.of([(122, (150, 150))])
+    pair = PassShape([(122, (150, 150))])
     assert work.training_flops(setting.model, pair, False, False) == pytest.approx(18e12, rel=0.05)
     assert work.reading_flops(setting.model, pair) == pytest.approx(6e12, rel=0.05)
     again = work.training_flops(setting.model, pair, True, False) / work.training_flops(
@@ -93,12 +93,12 @@ def test_remedy_is_the_first_that_fits() -> None:
     setting, config = _setting("zephyr-7b", *UNSHARDED)
     assert setting.hardware.gpu is not None
     result = fit.remedy(setting, config, "finetune")
-    assert result is not None and result[1].gpu <= room(setting.hardware.gpu)
+    assert result is not None and result[1].gpu <= setting.hardware.gpu.gib * GIB
     assert result[0] == {"runtime.compute.processes": 8, "runtime.compute.sharding": "zero2"}
     for change in fit.candidates(setting, config, "finetune"):
         if change == result[0]:
             break
-        assert NEEDS["finetune"](setting, fit.changed(config, change)).gpu > room(setting.hardware.gpu), change
+        assert NEEDS["finetune"](setting, fit.changed(config, change)).gpu > setting.hardware.gpu.gib * GIB, change
     setting, config = _setting("zephyr-7b-lora", "runtime.gradient_checkpointing=false", "runtime.micro_tokens=32768")
     result = fit.remedy(setting, config, "finetune")
     assert result is not None and list(result[0]) == ["runtime.micro_tokens"]
