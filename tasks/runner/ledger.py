@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from prefect.logging import get_run_logger
@@ -17,22 +16,6 @@ from spin_core.report.run import sections
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Store
-
-
-@dataclass(frozen=True)
-class Pending:
-    """In a plan: what a step will write once it has run. `step` says which."""
-
-    step: str
-
-
-def waits_for(inputs: dict) -> Pending | None:
-    """The first input of a planned step that is not there yet."""
-    for value in inputs.values():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Pending):
-                return one
-    return None
 
 
 def run_name(config: Config) -> str:

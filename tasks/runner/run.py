@@ -7,7 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prefect.events import emit_event
+
 from spin_core.config.profile import Config
+from spin_core.config.stage_table import EVENTS
 from spin_core.errors import SpinloopError, StoreError
 from spin_core.report import run_facts
 from spin_core.runtime.child import Children
@@ -15,9 +18,8 @@ from spin_core.runtime.step import Step, shards
 from spin_core.sources import references, resolve
 from spin_core.sources.references import Ref
 from spin_core.store.store import Record, Store
-from tasks.runner import events
-from tasks.runner.ledger import Pending, card, lay_out, run_name
-from tasks.runner.planning import Planner
+from tasks.runner.ledger import card, lay_out, run_name
+from tasks.runner.planning import Pending, Planner
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
 
@@ -47,8 +49,31 @@ class Run(Steps):
         self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
-        events.emit(self.config, step, record, cached, self.origin, self.follow)
+        if kind := EVENTS.get(step.stage):
+            self._emit(kind, step, record, cached)
         return super().note(step, record, cached)
+
+    def _emit(self, kind: str, step: Step, record: Record, cached: bool) -> None:
+        """Emit `spinloop.dataset.created` or `spinloop.model.created` of a new artifact, for Prefect's automations.
+        Also of a model that was there (a run may have been killed before it emitted the event), where another run is to
+        go on from it: starting that twice is harmless.
+
+        Its resource is `spinloop.<kind>.<digest>`. The label `spinloop.next` is `iteration` where this run ends here
+        and another one is to go on (deployments/automations.yaml starts it, from the payload).
+        """
+        last = kind == "dataset" or step.place.iteration == self.config.iterations - 1
+        followed = last and self.follow == kind
+        if cached and not (followed and kind == "model"):
+            return
+        emit_event(
+            event=f"spinloop.{kind}.created",
+            resource={
+                "prefect.resource.id": f"spinloop.{kind}.{record.digest}",
+                "prefect.resource.name": f"{self.config.name} {step.title}",
+                "spinloop.next": "iteration" if followed else "none",
+            },
+            payload={"run": run_name(self.config), "step": step.title, "digest": record.digest, **self.origin},
+        )
 
     def source(self, path: str, kind: resolve.SourceKind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""

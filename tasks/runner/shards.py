@@ -20,9 +20,9 @@ from prefect.states import Completed
 from spin_core.errors import ChildDied
 from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.references import Ref
-from tasks.runner.perform import RETRIES, perform
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run
+from tasks.runner.stage import RETRIES, perform
 
 ALONE = 500  # shards up to which each has a task
 TASKS = 250  # that more shards are dealt out to: few enough to see, many enough that the last ones end together
