@@ -1,8 +1,7 @@
-"""Before a run: what it would do (`plan`), and whether it can begin (`check`)."""
+"""Before a run: what it would do (`planned`), and whether it can begin (`check`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,48 +26,40 @@ from tasks.runner.run import Run
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: its ledger (None: it could not be made, `why`), what the store has to say of itself, and
-    what is known of the rows."""
+    """What a run would do: its ledger, what the store has to say of itself, and what is known of the rows."""
 
-    ledger: list[Entry] | None
+    ledger: list[Entry]
     notes: list[str]
     data: Data | None = None
-    why: str = ""
 
 
-def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
-    """What a run would do: its ledger, and what the store has to say of itself. Computes nothing but the rows, where
-    the dataset is another than before; nothing is written to the store."""
-    made = planned(config, store, base_dir, lambda run: None)
-    assert made.ledger is not None
-    return made.ledger, made.notes
-
-
-def planned(config: Config, store: str, base_dir: Path, look: Callable[[Run], Data | None] = rows) -> Plan:
-    """As `plan`, with what `look` finds out about the rows while those of the plan are there."""
+def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
+    """What a run would do; of its rows something is known where they are to be measured. Computes nothing but the rows,
+    where the dataset is another than before; nothing is written to the store."""
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
         artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
         run = Run(config, artifacts, children, base_dir, Planner(drafts))
         dag(run)
-        return Plan(run.ledger, artifacts.notes, look(run))
+        return Plan(run.ledger, artifacts.notes, rows(run) if measure else None)
 
 
 def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:
     """The plan and its cost sheet, for `count` GPUs of the name `gpu` a node, or this machine's GPUs. Where the hub
-    cannot be reached there is no ledger, and the costs are those of a run of which nothing is cached."""
+    cannot be reached the ledger is empty, a note says why, and the costs are those of a run of which nothing is
+    cached."""
     if gpu or count:  # a misspelt name is refused before a dataset is read
         hardware.choose(gpu, count, True)
     try:
-        made = planned(config, store, base_dir)
+        made = planned(config, store, base_dir, measure=True)
     except Unreachable as error:
-        made = Plan(None, [], why=str(error))
-    return made, costs(config, base_dir, made.ledger, made.data, gpu, count)
+        made = Plan([], [str(error)])
+    return made, costs(config, base_dir, made.ledger or None, made.data, gpu, count)
 
 
 def next_iteration(config: Config, store: str, base_dir: Path) -> int:
     """The first iteration whose evaluated model the store does not have; `config.iterations` where it has them all."""
-    ledger, _ = plan(config, store, base_dir)
+    ledger = planned(config, store, base_dir).ledger
     first = config.start.iteration
     there = {(entry.stage, entry.place.model) for entry in ledger if entry.state == "cached"}
     wanted = ({("finetune", t + 1), ("evaluate", t + 1)} for t in range(first, config.iterations))
@@ -100,6 +91,6 @@ def _check_memory(config: Config, store: str, base_dir: Path, pool: str) -> None
     """Raise BadInput where a stage that is not cached cannot fit into the GPUs that the driver shows."""
     if not refusal(config, base_dir, pool):  # of all stages: what is cached is looked up only if it matters
         return
-    ledger, _ = plan(config, store, base_dir)
+    ledger = planned(config, store, base_dir).ledger
     if why := refusal(config, base_dir, pool, {entry.stage for entry in ledger if entry.state != "cached"}):
         raise BadInput(f"{why} `spinloop plan` shows what each stage needs.")

@@ -52,10 +52,7 @@ def costs(
     setting = setting_of(config, base_dir, data, gpu, gpus)
     if isinstance(setting, str):
         return Costs([setting])
-    if ledger is None:
-        counted = todo.everything(config, setting.data)
-    else:
-        counted = todo.of_ledger(ledger, setting.data)
+    counted = todo.everything(config, setting.data) if ledger is None else todo.of_ledger(ledger, setting.data)
     shown = sheet.lines(setting, config, counted)
     if not shown:
         return Costs([])

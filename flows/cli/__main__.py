@@ -10,15 +10,18 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import cast
 
 from flows.streams import keep_lines_whole, print_line
+from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
+from spin_core.runtime import rendezvous
 from spin_core.store.opening import named
 
 QUIET = {
@@ -109,19 +112,24 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
-    from flows.cli import imports, join, push, report
+    from flows.cli import imports, push, report, store
 
-    for module in (imports, report, push, join):
+    for module in (imports, report, push):
         module.add_command(commands, add)
+    add(
+        commands,
+        "join",
+        _join,
+        "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
+        "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed "
+        "jobs, Slurm and MPI set. The store must lie under the same path on all nodes.",
+    )
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     _deploy_options(
         add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
     )
-    store = commands.add_parser("store", help="Look at and tend the artifact store.")
-    within = store.add_subparsers(required=True, metavar="COMMAND")
-    from flows.cli.store import add_commands
-
-    add_commands(within, add)
+    within = commands.add_parser("store", help="Look at and tend the artifact store.")
+    store.add_commands(within.add_subparsers(required=True, metavar="COMMAND"), add)
     return parser
 
 
@@ -153,17 +161,12 @@ def _fields() -> str:
 
     def walk(model, prefix: str) -> None:
         for name, field in model.model_fields.items():
-            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            section = next((o for o in options if isinstance(o, type) and hasattr(o, "model_fields")), None)
-            if section:
+            if section := section_of(field.annotation):
                 walk(section, f"{prefix}{name}.")
-            else:
-                default = (
-                    "required"
-                    if field.is_required()
-                    else json.dumps(field.get_default(call_default_factory=True), default=str)
-                )
-                lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
+                continue
+            value = field.get_default(call_default_factory=True)
+            default = "required" if field.is_required() else json.dumps(value, default=str)
+            lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
 
     walk(Config, "")
     return "\n".join(lines)
@@ -187,15 +190,8 @@ def _run(args: argparse.Namespace) -> None:
 
     check(config, args.store, base_dir)
 
-    def run() -> dict:
-        with watched(partial(_server_left, args, url)):
-            return cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
-
-    if server is None:
-        outcome = run()
-    else:
-        with server.ready():
-            outcome = run()
+    with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
+        outcome = cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
     _show_outcome(args, outcome)
 
 
@@ -224,18 +220,18 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from flows.plan import costed, plan
+    from flows.plan import costed, planned
 
     if args.json:
-        ledger, notes = plan(config, args.store, base_dir)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        print_line(json.dumps([entry.as_json() for entry in ledger]))
-        return
-    made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
-    for note in [*made.notes, *([made.why] if made.why else [])]:
+        made = planned(config, args.store, base_dir)
+    else:
+        made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
+    for note in made.notes:
         print(f"note: {note}", file=sys.stderr)
-    if made.ledger is not None:
+    if args.json:
+        print_line(json.dumps([entry.as_json() for entry in made.ledger]))
+        return
+    if made.ledger:
         _print_ledger(made.ledger)
     if costs.lines:
         print("", *costs.lines, sep="\n")
@@ -283,6 +279,11 @@ def _describe_shards(entries: list[Entry], first: Entry) -> str:
 def _cost(key: str, entries: list[Entry]) -> str:
     seconds = [entry.seconds for entry in entries if entry.seconds is not None]
     return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "")
+
+
+def _join(args: argparse.Namespace) -> None:
+    count = rendezvous.join(rendezvous.place(), lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"Node 0 is gone; this node took part in {count} launch{'es' * (count != 1)}.")
 
 
 def _doctor(args: argparse.Namespace) -> None:
