@@ -32,6 +32,12 @@ QUIET = {
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
 }
 
+JOIN = (
+    "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
+    "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed jobs, "
+    "Slurm and MPI set. The store must lie under the same path on all nodes."
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
@@ -40,10 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     keep_lines_whole()
     try:
-        _answered(args)
-    except SpinloopError as error:
-        print(f"spinloop: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        args.command(args)
     except KeyboardInterrupt:
         print(
             "spinloop: interrupted; finished steps are in the store, and the same command goes on from there.",
@@ -52,18 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _answered(args: argparse.Namespace) -> None:
-    """Run the command; what Prefect's client says of its server becomes one sentence."""
-    try:
-        args.command(args)
-    except (SpinloopError, BrokenPipeError):
-        raise
     except Exception as error:
-        from flows.server.errors import refused
+        from flows.server.errors import refused  # what Prefect's client says of its server becomes one sentence
 
-        raise refused(error) or error from None
+        known = error if isinstance(error, SpinloopError) else refused(error)
+        if known is None:
+            raise
+        print(f"spinloop: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,14 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for module in (imports, report, push):
         module.add_command(commands, add)
-    add(
-        commands,
-        "join",
-        _join,
-        "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
-        "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed "
-        "jobs, Slurm and MPI set. The store must lie under the same path on all nodes.",
-    )
+    add(commands, "join", _join, JOIN)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     _deploy_options(
         add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
@@ -253,7 +245,11 @@ def _print_ledger(ledger: list[Entry]) -> None:
 def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
     """(state, title, description) of each step for people; the shards of one iteration are one line."""
     lines = []
-    for (stage, place), group in groupby(ledger, lambda entry: (entry.stage, _place(entry))):
+
+    def line_of(entry: Entry) -> tuple[str, str]:
+        return entry.stage, f"iter {entry.place.iteration}" if entry.place.shard else entry.label
+
+    for (stage, place), group in groupby(ledger, line_of):
         entries = list(group)
         first = next((entry for entry in entries if entry.state != "cached"), entries[0])
         if "rows" in first.summary and stage == "generate":
@@ -261,10 +257,6 @@ def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
         else:
             lines.append((first.state, first.title, _cost(first.key, entries) if first.key else first.why))
     return lines
-
-
-def _place(entry: Entry) -> str:
-    return f"iter {entry.place.iteration}" if entry.place.shard else entry.label
 
 
 def _describe_shards(entries: list[Entry], first: Entry) -> str:

@@ -1,24 +1,28 @@
-"""One execution of the DAG, or one plan of it."""
+"""One execution of the DAG, or one plan of it; and `runs/<name>/`, where a person finds what its steps did."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from prefect.events import emit_event
+from prefect.logging import get_run_logger
 
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
-from spin_core.errors import SpinloopError, StoreError
-from spin_core.report import run_facts
+from spin_core.errors import SpinloopError, StoreError, one_line
+from spin_core.report import run_card, run_facts
+from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import references, resolve
 from spin_core.sources.references import Ref
+from spin_core.stages.report import STEPS_MARK
+from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store
-from tasks.runner.ledger import card, lay_out, run_name
 from tasks.runner.planning import Pending, Planner
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
@@ -119,8 +123,50 @@ class Run(Steps):
         }
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
-        self.store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
-        folder = lay_out(self.store, name, self.titles, self.ledger, report)
-        self.throughput.write(self.store, name)
-        card(self.store, name)
+        """`runs/<name>/`: a link for each step's output in the order of the DAG, the ledger, a link to the best model
+        so far; of a run that came to its report that report with the run in it: costs, lineage, steps."""
+        store, ledger = self.store, self.ledger
+        store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
+        place = {title: i for i, title in enumerate(self.titles, 1)}
+        ledger.sort(key=lambda entry: place[entry.title])
+        store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
+        steps = [entry.as_json() for entry in ledger]
+        store.write_run_file(name, run_facts.STEPS, json.dumps(steps, indent=1).encode())
+        best = run_facts.best_tree(store, name)
+        if best or report:
+            store.link_run(name, {runs.BEST: best})
+        folder = store.root / "runs" / name
+        if report:
+            downloaded: list[dict] = []
+            with suppress(OSError, ValueError):
+                downloaded = list(json.loads((folder / run_facts.SOURCES).read_text()))
+            run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+            page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
+            store.write_run_file(name, "report.html", page.encode())
+            store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
+        self.throughput.write(store, name)
+        card(store, name)
         return folder
+
+
+def run_name(config: Config) -> str:
+    """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
+    folder."""
+    payload = keys.config_payload(config)
+    payload.pop("runtime")
+    return f"{config.name}-{keys.key_of(payload)[:6]}"
+
+
+def card(store: Store, name: str) -> None:
+    """The model card of runs/<name>/. Without it the run is complete: whatever fails is a warning in its log."""
+    try:
+        run_card.write(store, name)
+    except Exception as error:
+        get_run_logger().warning(
+            f"This run has no model card ({one_line(error, 300, kind=True)}); its report and models are whole."
+        )
+
+
+def _slug(label: str) -> str:
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label.replace("θ", "theta")).split()
+    return "".join(f"-{word}" for word in words)

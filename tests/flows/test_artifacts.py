@@ -22,10 +22,10 @@ from spin_core.job import Entry, Job
 from spin_core.report import run_card
 from spin_core.runtime.child import Children
 from spin_core.store.store import Store
-from tasks.runner import artifacts, meters
-from tasks.runner.ledger import card
+from tasks.runner import artifacts
+from tasks.runner import progress as showing
 from tasks.runner.progress import Progress
-from tasks.runner.run import Run
+from tasks.runner.run import Run, card
 
 KINDS = ("answers", "curves", "iterations", "lineage", "pairs")
 
@@ -185,14 +185,14 @@ def work(progress: Progress, title: str, seconds: float) -> float:
 def test_long_step_shows_how_far_it_is(server, monkeypatch) -> None:
     """Catches a long step without progress, one that stays below 100 at its end, and an artifact for every short
     step."""
-    monkeypatch.setattr(meters, "EVERY", 0.6)
+    monkeypatch.setattr(showing, "EVERY", 0.6)
     progress = Progress()
     progress.meters.profile = "long"
 
     @flow
     def run() -> None:
         work(progress, "score[iter 0, pairs 0]", 2.0)
-        monkeypatch.setattr(meters, "EVERY", 30.0)
+        monkeypatch.setattr(showing, "EVERY", 30.0)
         work(progress, "gather[iter 0]", 0.2)
         progress.close()
 
@@ -205,7 +205,7 @@ def test_long_step_shows_how_far_it_is(server, monkeypatch) -> None:
 
 def test_silent_server_holds_up_no_step(server, monkeypatch) -> None:
     """Catches a step that waits for the UI's progress, and a run that does not end because of it."""
-    monkeypatch.setattr(meters, "EVERY", 0.3)
+    monkeypatch.setattr(showing, "EVERY", 0.3)
     progress, worst = Progress(), []
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
 
@@ -232,5 +232,5 @@ def test_silent_server_holds_up_no_step(server, monkeypatch) -> None:
             progress.close()
             return time.monotonic() - began
 
-        assert meters.FLUSH - 0.1 < run() < meters.FLUSH + 1
+        assert showing.FLUSH - 0.1 < run() < showing.FLUSH + 1
     assert max(worst) < 0.5
