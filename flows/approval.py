@@ -13,10 +13,9 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.table import Table
-from tasks.report import report
 from tasks.runner import artifacts
 from tasks.runner.run import Run
+from tasks.stages import Table, report
 
 WAIT_SECONDS = 30 * 24 * 3600
 
@@ -32,7 +31,7 @@ def approved(run: Run, t: int, table: Table) -> bool:
     free; when it is resumed the flow starts anew, with everything before this line Cached."""
     if not run.config.runtime.approve or run.planning:
         return True
-    so_far = report(run, table.lines, table.inputs, label=f"before iter {t}").result()
+    so_far = report(run, table, label=f"before iter {t}").result()
     run.settle()
     if run.failures:
         raise run.failures[0]

@@ -1,20 +1,23 @@
-"""Before a run: what it would do (`plan`), and whether it can begin (`check`)."""
+"""Before a run: what it would do (`planned`), what that costs (`costed`), and whether it can begin (`check`).
+
+Is not: the estimate itself; what is known of model, rows and GPUs here is handed to `spin_core.estimate`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flows.sheet import Costs, costs, refusal, rows
 from flows.spin import dag, sources
 from spin_core.config.profile import Config
 from spin_core.engines.harness.calls import check_here as check_harness
 from spin_core.engines.table import ENGINES
 from spin_core.errors import BadInput, Unreachable
-from spin_core.estimate import hardware
-from spin_core.estimate.todo import Data
+from spin_core.estimate import fit, hardware, sheet, text, todo
+from spin_core.estimate.architecture import sizes
+from spin_core.estimate.needs import NEEDS, Setting
 from spin_core.job import Entry
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
@@ -24,51 +27,98 @@ from spin_core.store.store import Store
 from tasks.runner.planning import Planner
 from tasks.runner.run import Run
 
+SMALL = 1_000_000_000
+"""Weights below which a model is taken to run here where no GPU is seen."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: its ledger (None: it could not be made, `why`), what the store has to say of itself, and
-    what is known of the rows."""
+    """What a run would do: its ledger, what the store has to say of itself, and what is known of the rows."""
 
-    ledger: list[Entry] | None
+    ledger: list[Entry]
     notes: list[str]
-    data: Data | None = None
-    why: str = ""
+    data: todo.Data | None = None
 
 
-def plan(config: Config, store: str, base_dir: Path) -> tuple[list[Entry], list[str]]:
-    """What a run would do: its ledger, and what the store has to say of itself. Computes nothing but the rows, where
-    the dataset is another than before; nothing is written to the store."""
-    made = planned(config, store, base_dir, lambda run: None)
-    assert made.ledger is not None
-    return made.ledger, made.notes
+@dataclass(frozen=True)
+class Costs:
+    """The sheet as `lines` of text, empty where there is none; `misfit`: the sentence of what cannot fit; `certain`:
+    the GPUs were seen or named, so that it is a refusal."""
+
+    lines: list[str]
+    misfit: str = ""
+    certain: bool = False
 
 
-def planned(config: Config, store: str, base_dir: Path, look: Callable[[Run], Data | None] = rows) -> Plan:
-    """As `plan`, with what `look` finds out about the rows while those of the plan are there."""
+def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
+    """What a run would do; of its rows something is known where they are to be measured. Computes nothing but the rows,
+    where the dataset is another than before; nothing is written to the store."""
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
         artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
         run = Run(config, artifacts, children, base_dir, Planner(drafts))
         dag(run)
-        return Plan(run.ledger, artifacts.notes, look(run))
+        return Plan(run.ledger, artifacts.notes, _rows(run) if measure else None)
+
+
+def _rows(run: Run) -> todo.Data | None:
+    """What is known of the rows of a planned run; None where they are still to be made."""
+    entry = next((one for one in run.ledger if one.stage == "reformat"), None)
+    tree = run.planning.rows if run.planning else None
+    if entry is None or tree is None:
+        return None
+    counts = entry.summary
+    if "train_rows" not in counts:
+        record = run.store.record("reformat", entry.key)
+        counts = record.facts.get("summary", {}) if record else {}
+    train, test = counts.get("train_rows"), counts.get("test_rows")
+    return todo.measured(tree, train, test) if isinstance(train, int) and isinstance(test, int) else None
 
 
 def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:
     """The plan and its cost sheet, for `count` GPUs of the name `gpu` a node, or this machine's GPUs. Where the hub
-    cannot be reached there is no ledger, and the costs are those of a run of which nothing is cached."""
+    cannot be reached the ledger is empty, a note says why, and the costs are those of a run of which nothing is
+    cached."""
     if gpu or count:  # a misspelt name is refused before a dataset is read
         hardware.choose(gpu, count, True)
     try:
-        made = planned(config, store, base_dir)
+        made = planned(config, store, base_dir, measure=True)
     except Unreachable as error:
-        made = Plan(None, [], why=str(error))
-    return made, costs(config, base_dir, made.ledger, made.data, gpu, count)
+        made = Plan([], [str(error)])
+    return made, costs(config, base_dir, made.ledger or None, made.data, gpu, count)
+
+
+def costs(
+    config: Config, base_dir: Path, ledger: Sequence[Entry] | None, data: todo.Data | None, gpu: str = "", gpus: int = 0
+) -> Costs:  # fmt: skip
+    """The sheet of a planned run, where a stage whose steps are all cached has no line; `ledger` None is one of which
+    nothing is known to be cached, `data` None assumes the rows. Raises BadInput for an unknown `gpu`."""
+    setting = setting_of(config, base_dir, data, gpu, gpus)
+    if isinstance(setting, str):
+        return Costs([setting])
+    counted = todo.everything(config, setting.data) if ledger is None else todo.of_ledger(ledger, setting.data)
+    shown = sheet.lines(setting, config, counted)
+    if not shown:
+        return Costs([])
+    lines = [*text.table(shown), *text.basis(setting, config, ledger is None)]
+    misfit = fit.misfit(setting, config, [line.stage for line in shown])
+    return Costs(lines, misfit, setting.hardware.certain)
+
+
+def setting_of(config: Config, base_dir: Path, data: todo.Data | None, gpu: str = "", gpus: int = 0) -> Setting | str:
+    """What an estimate is made with, or in one sentence why there is none."""
+    model = sizes(config.model.path, config.model.revision, base_dir)
+    if isinstance(model, str):
+        hardware.choose(gpu, gpus, True)
+        return model
+    device = config.runtime.device
+    chosen = hardware.choose(gpu, gpus, model.weights < SMALL) if gpu or device != "cpu" else hardware.CPU
+    return Setting(model, data or todo.assumed(config), chosen)
 
 
 def next_iteration(config: Config, store: str, base_dir: Path) -> int:
     """The first iteration whose evaluated model the store does not have; `config.iterations` where it has them all."""
-    ledger, _ = plan(config, store, base_dir)
+    ledger = planned(config, store, base_dir).ledger
     first = config.start.iteration
     there = {(entry.stage, entry.place.model) for entry in ledger if entry.state == "cached"}
     wanted = ({("finetune", t + 1), ("evaluate", t + 1)} for t in range(first, config.iterations))
@@ -98,8 +148,18 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
 
 def _check_memory(config: Config, store: str, base_dir: Path, pool: str) -> None:
     """Raise BadInput where a stage that is not cached cannot fit into the GPUs that the driver shows."""
-    if not refusal(config, base_dir, pool):  # of all stages: what is cached is looked up only if it matters
+    if not _refusal(config, base_dir, pool):  # of all stages: what is cached is looked up only if it matters
         return
-    ledger, _ = plan(config, store, base_dir)
-    if why := refusal(config, base_dir, pool, {entry.stage for entry in ledger if entry.state != "cached"}):
+    ledger = planned(config, store, base_dir).ledger
+    if why := _refusal(config, base_dir, pool, {entry.stage for entry in ledger if entry.state != "cached"}):
         raise BadInput(f"{why} `spinloop plan` shows what each stage needs.")
+
+
+def _refusal(config: Config, base_dir: Path, pool: str, missing: Collection[str] = tuple(NEEDS)) -> str:
+    """Empty, or why the GPUs that the driver shows are too small for one of the stages `missing` that runs here."""
+    setting = setting_of(config, base_dir, None)
+    if isinstance(setting, str) or not setting.hardware.certain:
+        return ""
+    there = {"sft": config.sft or config.control, "harness": config.harness}
+    here = [name for name in NEEDS if name in missing and there.get(name, True)]
+    return fit.misfit(setting, config, [name for name in here if config.runtime.pools.of(name, pool) == "here"])

@@ -27,7 +27,7 @@ from spin_core.errors import BadInput, ChildDied, SpinloopError
 from spin_core.job import Place
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import KeyedStep, Step
+from spin_core.runtime.step import Step
 from spin_core.sources import resolve
 from spin_core.sources.references import Ref, source
 from spin_core.stages import evaluate as evaluate_stage
@@ -62,40 +62,29 @@ OPTIONS: dict[str, Any] = {
 """Of every flow."""
 
 
-@flow(**OPTIONS)
-def sft(config: sft_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """A base model to θ_0 (inputs: model, rows)."""
-    return _serve(sft_stage, config, work, runtime, store)
+def _flow(module: ModuleType, description: str) -> Any:
+    """The flow of one stage. Prefect makes its run form of the signature, so `config` is annotated with the stage's."""
+
+    def serve(config: Section, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
+        return _serve(module, config, work, runtime, store)
+
+    serve.__annotations__["config"] = module.Config
+    serve.__name__ = serve.__qualname__ = module.NAME
+    return flow(description=description, **OPTIONS)(serve)
 
 
-@flow(**OPTIONS)
-def generate(config: generate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """Shards of prompts to the opponent's answers (inputs: model, prompts)."""
-    return _serve(generate_stage, config, work, runtime, store)
-
-
-@flow(**OPTIONS)
-def score(config: score_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """The opponent's log-probs of a pair set (inputs: model, pairs)."""
-    return _serve(score_stage, config, work, runtime, store)
-
-
-@flow(**OPTIONS)
-def finetune(config: finetune_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """θ_t to θ_{t+1} (inputs: model, pairs, logps)."""
-    return _serve(finetune_stage, config, work, runtime, store)
-
-
-@flow(**OPTIONS)
-def evaluate(config: evaluate_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps, start)."""
-    return _serve(evaluate_stage, config, work, runtime, store)
-
-
-@flow(**OPTIONS)
-def harness(config: harness_stage.Config, work: list[Work], runtime: Runtime = RUNTIME, store: str = "") -> State:
-    """A model on benchmark tasks (inputs: model; where there are task files of one's own also tasks, their folder)."""
-    return _serve(harness_stage, config, work, runtime, store)
+sft = _flow(sft_stage, "A base model to θ_0 (inputs: model, rows).")
+generate = _flow(generate_stage, "Shards of prompts to the opponent's answers (inputs: model, prompts).")
+score = _flow(score_stage, "The opponent's log-probs of a pair set (inputs: model, pairs).")
+finetune = _flow(finetune_stage, "θ_t to θ_{t+1} (inputs: model, pairs, logps).")
+evaluate = _flow(
+    evaluate_stage,
+    "A model's metrics on held-out rows (inputs: model, rows; of an iteration's model also pairs, logps, start).",
+)
+harness = _flow(
+    harness_stage,
+    "A model on benchmark tasks (inputs: model; where there are task files of one's own also tasks, their folder).",
+)
 
 
 def store_folder() -> str:
@@ -131,7 +120,11 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
             for one in work:
                 step = Step(module, one.label, config, _place(one.place))
                 inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
-                _check(steps.keyed(step, inputs), one.key)
+                if one.key and steps.keyed(step, inputs).key != one.key:
+                    raise BadInput(
+                        f"{step.title}: this worker's spinloop gives the step another key than the run that asks; "
+                        "install the same version on both."
+                    )
                 steps.submit(task_of(module), step, inputs)
             steps.settle()
     except Exception as error:
@@ -177,11 +170,3 @@ def _place(fields: dict[str, Any]) -> Place:
         return Place.from_json(fields)
     except TypeError:
         raise BadInput(f"place: {fields!r} has fields that this spinloop does not know; leave it out.") from None
-
-
-def _check(keyed: KeyedStep, key: str) -> None:
-    if key and keyed.key != key:
-        raise BadInput(
-            f"{keyed.step.title}: this worker's spinloop gives the step another key than the run that asks; install "
-            "the same version on both."
-        )

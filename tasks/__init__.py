@@ -1,2 +1,1 @@
-"""One thin Prefect task per stage: what it reads, its name, its retries. How a stage computes is in
-spin_core/stages/."""
+"""Every stage as a Prefect task (stages.py), and the machinery that the tasks share (runner/)."""

@@ -10,15 +10,18 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import cast
 
 from flows.streams import keep_lines_whole, print_line
+from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
+from spin_core.runtime import rendezvous
 from spin_core.store.opening import named
 
 QUIET = {
@@ -29,6 +32,12 @@ QUIET = {
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
 }
 
+JOIN = (
+    "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
+    "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed jobs, "
+    "Slurm and MPI set. The store must lie under the same path on all nodes."
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
@@ -37,10 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     keep_lines_whole()
     try:
-        _answered(args)
-    except SpinloopError as error:
-        print(f"spinloop: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        args.command(args)
     except KeyboardInterrupt:
         print(
             "spinloop: interrupted; finished steps are in the store, and the same command goes on from there.",
@@ -49,18 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _answered(args: argparse.Namespace) -> None:
-    """Run the command; what Prefect's client says of its server becomes one sentence."""
-    try:
-        args.command(args)
-    except (SpinloopError, BrokenPipeError):
-        raise
     except Exception as error:
-        from flows.server.errors import refused
+        from flows.server.errors import refused  # what Prefect's client says of its server becomes one sentence
 
-        raise refused(error) or error from None
+        known = error if isinstance(error, SpinloopError) else refused(error)
+        if known is None:
+            raise
+        print(f"spinloop: {known}", file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,19 +111,17 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
-    from flows.cli import imports, join, push, report
+    from flows.cli import imports, push, report, store
 
-    for module in (imports, report, push, join):
+    for module in (imports, report, push):
         module.add_command(commands, add)
+    add(commands, "join", _join, JOIN)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")
     _deploy_options(
         add(commands, "deploy", _deploy, "Put pools, deployments and automations on PREFECT_API_URL's server.")
     )
-    store = commands.add_parser("store", help="Look at and tend the artifact store.")
-    within = store.add_subparsers(required=True, metavar="COMMAND")
-    from flows.cli.store import add_commands
-
-    add_commands(within, add)
+    within = commands.add_parser("store", help="Look at and tend the artifact store.")
+    store.add_commands(within.add_subparsers(required=True, metavar="COMMAND"), add)
     return parser
 
 
@@ -153,17 +153,12 @@ def _fields() -> str:
 
     def walk(model, prefix: str) -> None:
         for name, field in model.model_fields.items():
-            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            section = next((o for o in options if isinstance(o, type) and hasattr(o, "model_fields")), None)
-            if section:
+            if section := section_of(field.annotation):
                 walk(section, f"{prefix}{name}.")
-            else:
-                default = (
-                    "required"
-                    if field.is_required()
-                    else json.dumps(field.get_default(call_default_factory=True), default=str)
-                )
-                lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
+                continue
+            value = field.get_default(call_default_factory=True)
+            default = "required" if field.is_required() else json.dumps(value, default=str)
+            lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
 
     walk(Config, "")
     return "\n".join(lines)
@@ -187,15 +182,8 @@ def _run(args: argparse.Namespace) -> None:
 
     check(config, args.store, base_dir)
 
-    def run() -> dict:
-        with watched(partial(_server_left, args, url)):
-            return cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
-
-    if server is None:
-        outcome = run()
-    else:
-        with server.ready():
-            outcome = run()
+    with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
+        outcome = cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
     _show_outcome(args, outcome)
 
 
@@ -224,18 +212,18 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    from flows.plan import costed, plan
+    from flows.plan import costed, planned
 
     if args.json:
-        ledger, notes = plan(config, args.store, base_dir)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        print_line(json.dumps([entry.as_json() for entry in ledger]))
-        return
-    made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
-    for note in [*made.notes, *([made.why] if made.why else [])]:
+        made = planned(config, args.store, base_dir)
+    else:
+        made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
+    for note in made.notes:
         print(f"note: {note}", file=sys.stderr)
-    if made.ledger is not None:
+    if args.json:
+        print_line(json.dumps([entry.as_json() for entry in made.ledger]))
+        return
+    if made.ledger:
         _print_ledger(made.ledger)
     if costs.lines:
         print("", *costs.lines, sep="\n")
@@ -257,7 +245,11 @@ def _print_ledger(ledger: list[Entry]) -> None:
 def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
     """(state, title, description) of each step for people; the shards of one iteration are one line."""
     lines = []
-    for (stage, place), group in groupby(ledger, lambda entry: (entry.stage, _place(entry))):
+
+    def line_of(entry: Entry) -> tuple[str, str]:
+        return entry.stage, f"iter {entry.place.iteration}" if entry.place.shard else entry.label
+
+    for (stage, place), group in groupby(ledger, line_of):
         entries = list(group)
         first = next((entry for entry in entries if entry.state != "cached"), entries[0])
         if "rows" in first.summary and stage == "generate":
@@ -265,10 +257,6 @@ def _plan_lines(ledger: list[Entry]) -> list[tuple[str, str, str]]:
         else:
             lines.append((first.state, first.title, _cost(first.key, entries) if first.key else first.why))
     return lines
-
-
-def _place(entry: Entry) -> str:
-    return f"iter {entry.place.iteration}" if entry.place.shard else entry.label
 
 
 def _describe_shards(entries: list[Entry], first: Entry) -> str:
@@ -283,6 +271,11 @@ def _describe_shards(entries: list[Entry], first: Entry) -> str:
 def _cost(key: str, entries: list[Entry]) -> str:
     seconds = [entry.seconds for entry in entries if entry.seconds is not None]
     return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "")
+
+
+def _join(args: argparse.Namespace) -> None:
+    count = rendezvous.join(rendezvous.place(), lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"Node 0 is gone; this node took part in {count} launch{'es' * (count != 1)}.")
 
 
 def _doctor(args: argparse.Namespace) -> None:

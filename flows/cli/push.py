@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,40 +58,28 @@ def _push(args: argparse.Namespace) -> None:
     with store.using():
         run = read_run(store, args.run)
         k = run.choose(args.model)
-        pushes = [(to.repo, "model", f"θ_{k}", _model_files(run, k, to.repo))]
+        # The model's tree as it is in the store, but with the run's card.
+        tree = {**_tree(run, run.models[k]), model_card.FILE: full_card(run, k, to.repo).encode()}
+        pushes: list[tuple[str, str, str, Files]] = [(to.repo, "model", f"θ_{k}", tree)]
         if args.pairs:
             pushes.append((args.pairs, "dataset", f"pairs of θ_{k}", _pair_files(run, k, args.pairs, to.repo)))
         if args.dry_run:
             for repo, _, what, files in pushes:
-                _list(repo, what, files, run)
+                print(f"{repo}: {what} of {run.name} would be uploaded:")
+                for name, data in sorted(files.items()):
+                    size = len(data) if isinstance(data, bytes) else data.stat().st_size
+                    print(f"  {size:>13,}  {name}")
             print(f"{to.repo}: other weights and settings (.json, .txt, .model, …) at its top would be deleted.")
             return
         token, where = _token(args.token_block)
         for repo, kind, what, files in pushes:
             both = args.pairs == args.to
             target = Target(repo, kind, args.revision, args.private, token, where, both)  # type: ignore[arg-type]
-            done = hub_push.push(target, files, f"{run.name}: {what}", _lineage(run, k), _say)
+            done = hub_push.push(target, files, f"{run.name}: {what}", _lineage(run, k), partial(print, flush=True))
             if done.changed:
                 print(f"{repo}: {what} of {run.name} is there, commit {done.commit[:8]}: {done.url}")
             else:
                 print(f"{repo}: nothing to push, {what} of {run.name} is there already (commit {done.commit[:8]}).")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _list(repo: str, what: str, files: Files, run: RunFacts) -> None:
-    print(f"{repo}: {what} of {run.name} would be uploaded:")
-    for name, data in sorted(files.items()):
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        print(f"  {size:>13,}  {name}")
-
-
-def _model_files(run: RunFacts, k: int, repo: str) -> Files:
-    """The model's tree as it is in the store, but with the run's card."""
-    files = _tree(run, run.models[k])
-    return {**files, model_card.FILE: full_card(run, k, repo).encode()}
 
 
 def _pair_files(run: RunFacts, k: int, repo: str, model: str) -> Files:
@@ -125,24 +115,17 @@ def _token(block: str) -> tuple[str, str]:
     """(token, where it comes from); empty without a block, where huggingface_hub finds its own."""
     if not block:
         return "", ""
+    from prefect.blocks.system import Secret
+
     from flows.server.embedded import EmbeddedServer, configured_server
 
-    if configured_server():
-        token = _load(block)
-    else:
-        with EmbeddedServer().ready():
-            token = _load(block)
+    with nullcontext() if configured_server() else EmbeddedServer().ready():
+        try:
+            token = Secret.load(block).get()  # type: ignore[union-attr]
+        except ValueError:  # what Prefect says of it names the server, not the remedy
+            raise BadInput(
+                f"--token-block {block}: Prefect has no Secret block of this name; save one in its UI (Blocks, Secret)."
+            ) from None
     if not isinstance(token, str) or not token.strip():
         raise BadInput(f"--token-block {block}: this Secret block holds no text; save the token in it.")
     return token.strip(), f"the Secret block {block}"
-
-
-def _load(block: str) -> Any:
-    from prefect.blocks.system import Secret
-
-    try:
-        return Secret.load(block).get()  # type: ignore[union-attr]
-    except ValueError:  # what Prefect says of it names the server, not the remedy
-        raise BadInput(
-            f"--token-block {block}: Prefect has no Secret block of this name; save one in its UI (Blocks, Secret)."
-        ) from None

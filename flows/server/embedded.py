@@ -14,10 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import httpx
 
 from spin_core.errors import BadInput, SpinloopError, one_line
 from spin_core.runtime.launch import python_path
@@ -30,11 +30,8 @@ def answers(url: str, seconds: float = 5) -> bool:
     """Whether a Prefect API is there; one that wants a login is, and one that takes up to `seconds` to answer."""
     try:
         # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
-        proxies = urllib.request.ProxyHandler({} if "//127.0.0.1" in url else None)
-        urllib.request.build_opener(proxies).open(f"{url}/health", timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
+        httpx.get(f"{url}/health", timeout=seconds, trust_env="//127.0.0.1" not in url)
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return True
 

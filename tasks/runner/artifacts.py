@@ -31,7 +31,12 @@ def show(run: Run, tree: Path, folder: Path) -> None:
     """Create the artifacts of a finished run from the tree of its report; `folder` is its `runs/<name>/`."""
     try:
         _create(run, tree, _models(run, tree), str(folder / "report.html"), folder.name)
-        _link(run, folder.name)
+        base = os.environ.get("SPINLOOP_REPORTS_URL", "").rstrip("/")
+        if ADDRESS.fullmatch(base):
+            url, text = f"{base}/{folder.name}/report.html", f"Report of {folder.name}"
+            create_link_artifact(url, link_text=text, key=_key(run, "report"))
+        elif base:
+            get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
     except Exception as error:  # the run's work is done, and nothing of it is in danger
         _warn(error)
 
@@ -60,14 +65,6 @@ def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name:
     for kind, (text, description) in pages.items():
         if text:
             create_markdown_artifact(text, key=_key(run, kind), description=description)
-
-
-def _link(run: Run, name: str) -> None:
-    base = os.environ.get("SPINLOOP_REPORTS_URL", "").rstrip("/")
-    if ADDRESS.fullmatch(base):
-        create_link_artifact(f"{base}/{name}/report.html", link_text=f"Report of {name}", key=_key(run, "report"))
-    elif base:
-        get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
 
 
 def _models(run: Run, tree: Path) -> list[ModelResults]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from spin_core.stages import reformat
 from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Store
-from tasks.runner.ledger import Pending, waits_for
-from tasks.runner.steps import Steps
+from tasks.runner.steps import Steps, listed
+
+
+@dataclass(frozen=True)
+class Pending:
+    """In a plan: what a step will write once it has run. `step` says which."""
+
+    step: str
 
 
 class Planner:
@@ -40,8 +47,9 @@ class Planner:
         entry = Entry(step.stage, step.label, "", "would run", place=step.place)
         entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
-        if (waits := waits_for(inputs)) is not None:
-            entry.why = f"reads what {waits.step} will write"
+        waits = (one for value in inputs.values() for one in listed(value) if isinstance(one, Pending))
+        if first := next(waits, None):
+            entry.why = f"reads what {first.step} will write"
             return Pending(step.title)
         keyed = KeyedStep(step, inputs)
         record = look_up(run.store, keyed)
@@ -75,16 +83,14 @@ class Planner:
         return self._whys[family]
 
     def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
-        """The rows that the step would write, and its counts."""
-        read = {name: _outside(run.store, ref) for name, ref in inputs.items()}
-        record, _ = compute(
-            drafts, KeyedStep(step, read), run.runtime, run.children, lambda event: run.progress(step.title, event)
-        )
+        """The rows that the step would write, and its counts. What it reads of the user's store lies outside the
+        plan's own."""
+        there = {name: ref.locate(run.store) for name, ref in inputs.items()}
+        read = {
+            name: ref if ref.path else replace(ref, path=str(there[name]), stamp=resolve.stamp(there[name]))
+            for name, ref in inputs.items()
+        }
+        send = partial(run.progress, step.title)
+        record, _ = compute(drafts, KeyedStep(step, read), run.runtime, run.children, send)
         run.progress.step(f"read    {step.title}, to see its shards; nothing is kept", record.facts["seconds"])
         return Ref(digest=record.digest), record.facts["summary"]
-
-
-def _outside(store: Store, ref: Ref) -> Ref:
-    """An input that lies in the user's store, as a source outside the plan's own."""
-    path = ref.locate(store)
-    return ref if ref.path else replace(ref, path=str(path), stamp=resolve.stamp(path))

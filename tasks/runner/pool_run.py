@@ -84,14 +84,15 @@ class PoolRun:
                 self._looked, self._since, self._noted, self.pause = now, now, False, POLL_SECONDS[0]
                 self._ended = self._silent = 0.0
                 how = "runs" if self.ours else "is being computed for another run, and waited for,"
-                send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {_link(self._run)}"})
+                base = PREFECT_UI_URL.value()
+                link = f"{base}/runs/flow-run/{self._run.id}" if base else str(self._run.id)
+                send({"log": f"{self.title} {how} on {self.pool} as {self._run.name}: {link}"})
             elif now - self._looked >= self.pause and self._run.state_type not in FINAL:
                 try:
                     self._run = self.client.read_flow_run(self._run.id)
                 except ObjectNotFound:
-                    self._error = StageFailed(
-                        f"{self.title}: its run {self._run.name} was deleted; start this run again."
-                    )
+                    gone = f"{self.title}: its run {self._run.name} was deleted; start this run again."
+                    self._error = StageFailed(gone)
                     raise self._error from None
                 except httpx.HTTPError:
                     pass  # a server that is restarted: what is at work goes on meanwhile
@@ -143,9 +144,8 @@ class PoolRun:
     def _find(self) -> FlowRun | None:
         """The flow run that is at work on this batch, whoever started it; or the one that has just finished it."""
         names = [f"{self._name}:{n}" for n in range(ATTEMPTS)]
-        earlier = self.client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
-        )
+        ours = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=names))
+        earlier = self.client.read_flow_runs(flow_run_filter=ours)
         # Not their number: a person may have deleted some.
         self._next = 1 + max((int((run.idempotency_key or "").rpartition(":")[2]) for run in earlier), default=-1)
         self.ours = False
@@ -157,18 +157,14 @@ class PoolRun:
         return done[0] if done and all(self.store.recorded(self.stage, key) for key in self.steps) else None
 
     def _start(self) -> FlowRun:
-        step, deployment = next(iter(self.steps.values())).step, f"{self.stage}/{self.pool}"
+        deployment = f"{self.stage}/{self.pool}"
+        work = []
+        for key, one in self.steps.items():
+            inputs = {name: _plain(value) for name, value in one.inputs.items()}
+            work.append({"label": one.step.label, "place": one.step.place.as_json(), "key": key, "inputs": inputs})
         parameters = {
-            "config": step.config.model_dump(mode="json"),
-            "work": [
-                {
-                    "label": one.step.label,
-                    "place": one.step.place.as_json(),
-                    "key": key,
-                    "inputs": {name: _plain(value) for name, value in one.inputs.items()},
-                }
-                for key, one in self.steps.items()
-            ],
+            "config": one.step.config.model_dump(mode="json"),
+            "work": work,
             "runtime": self.runtime.model_dump(mode="json", exclude={"pools", "approve", "generate_runs"}),
             "store": self.store.identity(),
         }
@@ -207,10 +203,8 @@ class PoolRun:
 
     def _why(self, ended: FlowRun) -> SpinloopError:
         """What became of a flow run that left a step undone, as the error to raise or to try again after."""
-        message, place = (
-            (ended.state and ended.state.message) or "",
-            f"{self.title}: its run {ended.name} on {self.pool}",
-        )
+        message = (ended.state and ended.state.message) or ""
+        place = f"{self.title}: its run {ended.name} on {self.pool}"
         if ended.state_type is StateType.COMPLETED:
             return StoreError(
                 f"{place} ended well, but its output is not in {self.store.root}; every worker must see this store."
@@ -228,12 +222,11 @@ class PoolRun:
         waiting = run.state_type in (StateType.SCHEDULED, StateType.PENDING)
         if waiting and not self._noted and now - self._since > UNCLAIMED_SECONDS:
             self._noted = True
-            send(
-                {
-                    "note": f"no worker of {self.pool} has begun it for {UNCLAIMED_SECONDS} s: the pool's limit is "
-                    f"reached, or no worker is there (`prefect worker start --pool {self.pool}`)."
-                }
+            note = (
+                f"no worker of {self.pool} has begun it for {UNCLAIMED_SECONDS} s: the pool's limit is reached, or no "
+                f"worker is there (`prefect worker start --pool {self.pool}`)."
             )
+            send({"note": note})
 
 
 def machines(stage: str, runtime: Runtime) -> dict[str, int]:
@@ -253,8 +246,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Ref):
         return {name: held for name, held in vars(value).items() if held}
     return [_plain(one) for one in value]
-
-
-def _link(run: FlowRun) -> str:
-    base = PREFECT_UI_URL.value()
-    return f"{base}/runs/flow-run/{run.id}" if base else str(run.id)

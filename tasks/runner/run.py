@@ -1,23 +1,29 @@
-"""One execution of the DAG, or one plan of it."""
+"""One execution of the DAG, or one plan of it; and `runs/<name>/`, where a person finds what its steps did."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
 from spin_core.config.profile import Config
-from spin_core.errors import SpinloopError, StoreError
-from spin_core.report import run_facts
+from spin_core.config.stage_table import EVENTS
+from spin_core.errors import SpinloopError, StoreError, one_line
+from spin_core.report import run_card, run_facts
+from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import references, resolve
 from spin_core.sources.references import Ref
+from spin_core.stages.report import STEPS_MARK
+from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store
-from tasks.runner import events
-from tasks.runner.ledger import Pending, card, lay_out, run_name
-from tasks.runner.planning import Planner
+from tasks.runner.planning import Pending, Planner
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
 
@@ -47,8 +53,31 @@ class Run(Steps):
         self.progress.meters.profile = config.name
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
-        events.emit(self.config, step, record, cached, self.origin, self.follow)
+        if kind := EVENTS.get(step.stage):
+            self._emit(kind, step, record, cached)
         return super().note(step, record, cached)
+
+    def _emit(self, kind: str, step: Step, record: Record, cached: bool) -> None:
+        """Emit `spinloop.dataset.created` or `spinloop.model.created` of a new artifact, for Prefect's automations.
+        Also of a model that was there (a run may have been killed before it emitted the event), where another run is to
+        go on from it: starting that twice is harmless.
+
+        Its resource is `spinloop.<kind>.<digest>`. The label `spinloop.next` is `iteration` where this run ends here
+        and another one is to go on (deployments/automations.yaml starts it, from the payload).
+        """
+        last = kind == "dataset" or step.place.iteration == self.config.iterations - 1
+        followed = last and self.follow == kind
+        if cached and not (followed and kind == "model"):
+            return
+        emit_event(
+            event=f"spinloop.{kind}.created",
+            resource={
+                "prefect.resource.id": f"spinloop.{kind}.{record.digest}",
+                "prefect.resource.name": f"{self.config.name} {step.title}",
+                "spinloop.next": "iteration" if followed else "none",
+            },
+            payload={"run": run_name(self.config), "step": step.title, "digest": record.digest, **self.origin},
+        )
 
     def source(self, path: str, kind: resolve.SourceKind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
@@ -94,8 +123,50 @@ class Run(Steps):
         }
 
     def _lay_out(self, name: str, report: Path | None) -> Path:
-        self.store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
-        folder = lay_out(self.store, name, self.titles, self.ledger, report)
-        self.throughput.write(self.store, name)
-        card(self.store, name)
+        """`runs/<name>/`: a link for each step's output in the order of the DAG, the ledger, a link to the best model
+        so far; of a run that came to its report that report with the run in it: costs, lineage, steps."""
+        store, ledger = self.store, self.ledger
+        store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
+        place = {title: i for i, title in enumerate(self.titles, 1)}
+        ledger.sort(key=lambda entry: place[entry.title])
+        store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
+        steps = [entry.as_json() for entry in ledger]
+        store.write_run_file(name, run_facts.STEPS, json.dumps(steps, indent=1).encode())
+        best = run_facts.best_tree(store, name)
+        if best or report:
+            store.link_run(name, {runs.BEST: best})
+        folder = store.root / "runs" / name
+        if report:
+            downloaded: list[dict] = []
+            with suppress(OSError, ValueError):
+                downloaded = list(json.loads((folder / run_facts.SOURCES).read_text()))
+            run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+            page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
+            store.write_run_file(name, "report.html", page.encode())
+            store.write_run_file(name, "report.md", (report / "report.md").read_bytes())
+        self.throughput.write(store, name)
+        card(store, name)
         return folder
+
+
+def run_name(config: Config) -> str:
+    """`demo-3fa9c1`: the profile's name and a digest of its settings, so that the same settings are the same run
+    folder."""
+    payload = keys.config_payload(config)
+    payload.pop("runtime")
+    return f"{config.name}-{keys.key_of(payload)[:6]}"
+
+
+def card(store: Store, name: str) -> None:
+    """The model card of runs/<name>/. Without it the run is complete: whatever fails is a warning in its log."""
+    try:
+        run_card.write(store, name)
+    except Exception as error:
+        get_run_logger().warning(
+            f"This run has no model card ({one_line(error, 300, kind=True)}); its report and models are whole."
+        )
+
+
+def _slug(label: str) -> str:
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label.replace("θ", "theta")).split()
+    return "".join(f"-{word}" for word in words)

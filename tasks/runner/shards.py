@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from prefect import task
@@ -20,9 +19,9 @@ from prefect.states import Completed
 from spin_core.errors import ChildDied
 from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.references import Ref
-from tasks.runner.perform import RETRIES, perform
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run
+from tasks.runner.stage import RETRIES, perform
 
 ALONE = 500  # shards up to which each has a task
 TASKS = 250  # that more shards are dealt out to: few enough to see, many enough that the last ones end together
@@ -61,22 +60,19 @@ def submit(run: Run, every: Step, model: Any, shards: list[tuple[Step, Ref]], co
     run.titles += [step.title for step, _ in shards]
     parts = [shards[start : start + size] for start in range(0, len(shards), size)]
     batches = [Batch([shard for part in parts[i::count] for shard in part]) for i in range(count)]
-    futures = []
+    titled: Any = lambda parameters: parameters["step"].title  # noqa: E731
+    name = every.module.NAME
+    together_task = task(name=name, task_run_name=titled, persist_result=False, cache_policy=NO_CACHE)(_perform_all)
+    futures: list[Any] = []
     for i, part in enumerate(parts):
         steps, prompts = zip(*part, strict=True)
         first = i * size + 1
         together = replace(every, label=f"{every.label}, shards {first}-{first + len(part) - 1}/{len(shards)}")
         run.grouped |= dict.fromkeys((step.title for step in steps), together.title)
         inputs = {"model": model, "prompts": list(prompts)}
-        futures.append(_task(every.module).submit(run, together, inputs, steps, batches[i % count], tally))
+        futures.append(together_task.submit(run, together, inputs, steps, batches[i % count], tally))
     run.futures += futures
     return futures
-
-
-def _task(module: ModuleType) -> Any:
-    name: str = module.NAME
-    run_name: Any = lambda parameters: parameters["step"].title  # noqa: E731
-    return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)(_perform_all)
 
 
 def _perform_all(run: Run, step: Step, inputs: dict, steps: Sequence[Step], batch: Batch, tally: Tally) -> Any:

@@ -7,21 +7,25 @@ returned as the state `Completed(name="Cached")`, which `submit(...).result()` r
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import ModuleType
 from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from spin_core.errors import ChildDied
-from spin_core.runtime.step import Step
-from tasks.runner.perform import RETRIES, perform
+from spin_core.errors import ChildDied, SpinloopError, StageFailed
+from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
+from spin_core.sources.references import Ref
+from spin_core.store.store import Record
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run
 from tasks.runner.steps import Steps
+
+RETRIES = 2  # of a step whose process died; a shard may lose its process twice before its machine is at fault
 
 
 def stage(describe: Callable[..., tuple[Step, dict[str, Any]]]) -> Callable[..., Any]:
@@ -47,7 +51,7 @@ def task_of(module: ModuleType) -> Task:
         name=module.NAME,
         task_run_name=_run_name,  # type: ignore[arg-type]
         retries=RETRIES,
-        retry_condition_fn=_worth_a_retry,
+        retry_condition_fn=lambda task, task_run, state: isinstance(state.result(raise_on_failure=False), ChildDied),
         persist_result=False,
         cache_policy=NO_CACHE,  # and no tags: each takes a request for a concurrency slot, 12 s of a 20 s cached run
     )(_perform)
@@ -65,5 +69,36 @@ def _run_name(parameters: dict) -> str:
     return f"{keyed.step.title} {keyed.key[:6]}"
 
 
-def _worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
-    return isinstance(state.result(raise_on_failure=False), ChildDied)
+def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tuple[Ref, bool]:
+    """One step: look it up, else compute and publish it; and whether it was there. `last`: a process that dies now
+    fails the run."""
+    step = keyed.step
+    try:
+        record = look_up(run.store, keyed)
+        cached = record is not None
+        if record is None:
+            record, cached = _missing(run, keyed, batch)
+            if step.title not in run.grouped:
+                get_run_logger().info("%s: %s", step.title, in_words(record.facts["summary"]))
+    except SpinloopError as error:
+        if not isinstance(error, ChildDied) or last:
+            run.failures.append(error)
+        raise
+    except Exception as error:  # the steps after this one would hide it: they are only not ready
+        run.failures.append(StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
+        raise
+    return run.note(step, record, cached), cached
+
+
+def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record, bool]:
+    """The record of a step that was not in the store, and whether somebody else computed it meanwhile."""
+    step = keyed.step
+    if run.failures:
+        raise StageFailed(f"{step.title}: not begun, because another step failed.")
+
+    send = partial(run.progress, run.grouped.get(step.title, step.title))
+    if run.pools and run.pools.of(step.stage):
+        return run.pools.compute(keyed, batch, send)
+    if step.title not in run.grouped:
+        get_run_logger().info("%s runs", step.title)
+    return compute(run.store, keyed, run.runtime, run.children, send)

@@ -48,7 +48,7 @@ class Steps:
     def keyed(self, step: Step, inputs: dict[str, Any]) -> KeyedStep:
         """The step with its inputs (one list of references where shards of one task gave a list each). Prefect
         wants the name of a task, and then its work: both have the same key, made once."""
-        reads = {name: [*chain(*map(_listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
+        reads = {name: [*chain(*map(listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
         keyed = KeyedStep(step, reads)
         # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
         same = self._keyed.setdefault(step.title, keyed)
@@ -92,5 +92,6 @@ class Steps:
         return StageFailed(message or f"{type(error).__name__}: {error}")
 
 
-def _listed(value: Any) -> list:
+def listed(value: Any) -> list:
+    """One reference, or a list of them, as a list."""
     return value if isinstance(value, list) else [value]

@@ -19,8 +19,7 @@ from spin_core.sources.references import source
 from spin_core.stages import demo_rows
 from spin_core.store import keys
 from spin_core.store import store as stores
-from tasks.runner.perform import perform
-from tasks.runner.stage import _run_name
+from tasks.runner.stage import _run_name, perform
 from tasks.runner.steps import Steps
 
 
@@ -57,7 +56,7 @@ def test_missed_step_makes_its_key_once(tmp_path: Path, monkeypatch):
     key_of = keys.key_of
     monkeypatch.setattr(keys, "key_of", counted)
     monkeypatch.setattr(stores, "key_of", counted)
-    monkeypatch.setattr("tasks.runner.perform.get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr("tasks.runner.stage.get_run_logger", lambda: logging.getLogger("test"))
     store, config = stores.Store(tmp_path), demo_rows.Config(seed=1, split="test")
     with store.using(), Children(1) as children:
         run = Steps(store, children, Runtime())

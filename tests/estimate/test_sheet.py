@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan import check
-from flows.sheet import costs, setting_of
+from flows.plan import check, costs, setting_of
 from spin_core.config.profile import Config, load_profile, parse
 from spin_core.errors import BadInput
 from spin_core.estimate import fit, hardware, sheet, todo

@@ -23,9 +23,8 @@ from spin_core.report import run_card
 from spin_core.runtime.child import Children
 from spin_core.store.store import Store
 from tasks.runner import artifacts, meters
-from tasks.runner.ledger import card
 from tasks.runner.progress import Progress
-from tasks.runner.run import Run
+from tasks.runner.run import Run, card
 
 KINDS = ("answers", "curves", "iterations", "lineage", "pairs")
 

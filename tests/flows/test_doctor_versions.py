@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.cli.doctor_versions import compare_versions, direct_dependencies, installed_version
+from flows.cli.doctor import compare_versions, direct_dependencies, installed_version
 
 
 def write(path: Path, **others: str) -> Path:
