@@ -13,9 +13,9 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from tasks.report import Table, report
 from tasks.runner import artifacts
 from tasks.runner.run import Run
-from tasks.stages import Table, report
 
 WAIT_SECONDS = 30 * 24 * 3600
 

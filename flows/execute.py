@@ -15,10 +15,10 @@ from spin_core.config.profile import Config
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.store.opening import open_store
+from tasks.reformat import reformat
 from tasks.runner import artifacts
 from tasks.runner.pools import Pools
 from tasks.runner.run import Run
-from tasks.stages import reformat
 
 
 @flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **OPTIONS)

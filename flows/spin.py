@@ -20,26 +20,21 @@ from typing import Any
 
 from flows.approval import approved
 from spin_core.job import Place
+from tasks.demo_model import demo_model
+from tasks.demo_rows import demo_rows
+from tasks.evaluate import evaluate
+from tasks.finetune import finetune
+from tasks.gate import gate, goes_on
+from tasks.gather import gather
+from tasks.generate import generate
+from tasks.harness import harness
+from tasks.import_model import import_model
+from tasks.import_pairs import import_pairs
+from tasks.reformat import reformat
+from tasks.report import Table, report
 from tasks.runner.run import Run
-from tasks.stages import (
-    Table,
-    demo_model,
-    demo_rows,
-    evaluate,
-    finetune,
-    gate,
-    gather,
-    generate,
-    goes_on,
-    harness,
-    import_model,
-    import_pairs,
-    reformat,
-    report,
-    score,
-    sft,
-    sft_instead,
-)
+from tasks.score import score
+from tasks.sft import sft, sft_instead
 
 
 def dag(run: Run):

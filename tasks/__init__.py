@@ -1,1 +1,2 @@
-"""Every stage as a Prefect task (stages.py), and the machinery that the tasks share (runner/)."""
+"""One thin Prefect task per stage: what it reads, its name, its retries. How a stage computes is in
+spin_core/stages/."""

@@ -1,0 +1,20 @@
+"""evaluate: a model's metrics on the held-out rows; with the pairs it was trained on, against its opponent."""
+
+from spin_core.config.score import score_settings
+from spin_core.job import Place
+from spin_core.runtime.step import Step
+from spin_core.stages import evaluate as core
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
+
+
+@stage
+def evaluate(run: Run, label: str, place: Place, model, rows, t: int = 0, pairs=None, logps=None, start=None):
+    cfg = run.config.at(t)
+    part = cfg.finetune
+    against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
+    how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
+    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
+    game = {"pairs": pairs, "logps": logps, "start": start}
+    reads = {"model": model, "rows": rows} | {name: one for name, one in game.items() if one is not None}
+    return Step(core, label, config, place), reads

@@ -1,0 +1,12 @@
+"""reformat: the dataset to rows and shards of prompts."""
+
+from spin_core.runtime.step import Step
+from spin_core.stages import reformat as core
+from tasks.runner.run import Run
+from tasks.runner.stage import stage
+
+
+@stage
+def reformat(run: Run, source, test_source=None):
+    config = core.Config(dataset=core.anonymous(run.config.dataset), seed=run.config.seed)
+    return Step(core, "", config), {"source": source} | ({"test_source": test_source} if test_source else {})
