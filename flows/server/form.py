@@ -4,13 +4,13 @@ field empty, which means: as the profile has it."""
 from __future__ import annotations
 
 import json
-import types
 from collections import defaultdict
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
+from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 
 PROFILE_NAMES = tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
@@ -24,7 +24,7 @@ def form(model: type[BaseModel] = Config, path: str = "") -> dict[str, Any]:
     No field has a default here, because the form would fill it in and send it with every run."""
     shown, schemas = {}, model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        inner = section(field)
+        inner = section_of(field.annotation)
         shown[name] = _folded(inner, field, path + name) if inner else _box(schemas[name], field, path + name)
     return {"type": "object", "title": path.rstrip(".") or "settings", "properties": shown}
 
@@ -34,7 +34,7 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
     changes: dict[Any, Any] = {}
     for name, value in settings.items():
         field = model.model_fields.get(name) if model else None
-        inner = section(field) if field else None
+        inner = section_of(field.annotation) if field else None
         if name == "overrides" and isinstance(value, dict):  # JSON has no numbers as names
             value = {int(t) if t.isdecimal() else t: parts for t, parts in value.items()}
         elif isinstance(value, dict):
@@ -44,13 +44,6 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
         if value is not None and value not in ("", {}, []):  # 0 and False are values
             changes[name] = "" if value == '""' else value
     return changes
-
-
-def section(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that is a section of the profile, which may be one that can be left out."""
-    options = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
-    options = options or (field.annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def _folded(model: type[BaseModel], field: FieldInfo, path: str) -> dict[str, Any]:

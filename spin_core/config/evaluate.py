@@ -1,12 +1,14 @@
-"""`evaluate:` in a profile: what is measured on held-out rows."""
+"""`evaluate:` and `gate:` in a profile: what is measured on held-out rows, which model is best, and when to stop."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section
+from spin_core.config.choices import GateMetric, Reaction
 
 
 class Evaluate(Section):
@@ -39,3 +41,19 @@ class Evaluate(Section):
         if value not in ("", "answer") and not groups:
             raise ValueError("needs a group, as in '#### (.+)', or the word answer")
         return value
+
+
+class Gate(Section):
+    """`gate:` in a profile."""
+
+    metric: Literal["auto", GateMetric] = Field(
+        "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
+    resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")
+    min_rows: int = Field(30, ge=2, description="Fewer held-out rows than this decide nothing.")
+    fixed_point: Reaction = Field(
+        "stop", description="After an iteration that neither tells real from generated answers nor moves the metric."
+    )
+    worse: Reaction = Field("go on", description="After a model that is clearly worse than the best.")
+    alarm: Reaction = Field("go on", description="After signs of collapse, or of an accuracy that is saturated.")

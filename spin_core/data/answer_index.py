@@ -10,25 +10,25 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from spin_core.errors import StageFailed
 
 if TYPE_CHECKING:
     import numpy
 
-OPEN_FILES = 32  # shards are stretches of the sorted rows, so that a file is read from its beginning to its end
+
+def _digest(id: str) -> bytes:
+    return hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def digests(ids: Iterable[str]) -> numpy.ndarray:
     """16 bytes for each id."""
     import numpy
 
-    joined = bytearray()
-    for id in ids:
-        joined += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
-    return numpy.frombuffer(bytes(joined), "S16")
+    return numpy.frombuffer(b"".join(map(_digest, ids)), "S16")
 
 
 class Answers:
@@ -40,15 +40,14 @@ class Answers:
 
     def add(self, file: Path) -> int:
         """How many answers the file has. Raises StageFailed naming file and line for what is none."""
-        number, at = len(self.files), 0
-        self.files.append(file)
-        count = len(self._at)
-        for id, length in ((answer["id"], length) for answer, length in _read(file)):
-            self._ids += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
-            self._file.append(number)
+        before, at = len(self._at), 0
+        for answer, length in _read(file):
+            self._ids += _digest(answer["id"])
+            self._file.append(len(self.files))
             self._at.append(at)
             at += length
-        return len(self._at) - count
+        self.files.append(file)
+        return len(self._at) - before
 
     def demand(self, rows: dict[str, numpy.ndarray], ids: dict[str, Iterable[str]]) -> dict[str, numpy.ndarray]:
         """Which answer (its number) belongs to each row of each split, from the `digests` of their ids.
@@ -84,20 +83,13 @@ class Answers:
         return (answer["id"] for file in self.files for answer, _ in _read(file))
 
     def read(self, numbers: numpy.ndarray) -> Iterator[dict[str, Any]]:
-        """The answers of these numbers, in their order."""
-        opened: dict[int, BinaryIO] = {}
-        try:
-            for number in map(int, numbers):
-                which = self._file[number]
-                if which not in opened:
-                    if len(opened) == OPEN_FILES:
-                        opened.pop(next(iter(opened))).close()
-                    opened[which] = self.files[which].open("rb")
-                opened[which].seek(self._at[number])
-                yield _answer(opened[which].readline())
-        finally:
-            for file in opened.values():
-                file.close()
+        """The answers of these numbers, in their order. Shards are stretches of the sorted rows, so that a file is
+        opened once or a few times."""
+        for which, part in groupby(map(int, numbers), self._file.__getitem__):
+            with self.files[which].open("rb") as file:
+                for number in part:
+                    file.seek(self._at[number])
+                    yield _answer(file.readline())
 
 
 def _read(file: Path) -> Iterator[tuple[dict[str, Any], int]]:

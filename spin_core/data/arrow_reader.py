@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spin_core.data.raw_record import RawRecord
+from spin_core.data.rows import RawRecord
 from spin_core.data.sandbox.templates import KEPT
 from spin_core.errors import BadInput, one_line
 

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.external_sort import Sorter, SpilledRecords, parse
-from spin_core.data.raw_record import RawRecord
 from spin_core.data.readers import read
-from spin_core.data.rows import Row, prompt_id
+from spin_core.data.rows import RawRecord, Row, prompt_id
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 

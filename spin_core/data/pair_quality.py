@@ -59,6 +59,5 @@ def _median(lengths: array[int]) -> float:
     """An int where the number of lengths is odd, as `statistics.median` gives it."""
     import numpy
 
-    ordered = numpy.sort(numpy.frombuffer(lengths, numpy.int64))
-    middle = len(ordered) // 2
-    return int(ordered[middle]) if len(ordered) % 2 else (int(ordered[middle - 1]) + int(ordered[middle])) / 2
+    middle = float(numpy.median(numpy.frombuffer(lengths, numpy.int64)))
+    return int(middle) if len(lengths) % 2 else middle

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from spin_core.data.arrow_reader import read_parquet, read_saved
-from spin_core.data.json_reader import read_json, read_jsonl
-from spin_core.data.raw_record import RawRecord
+from spin_core.data.json_reader import not_utf8, read_json, read_jsonl
+from spin_core.data.rows import RawRecord
 from spin_core.errors import BadInput
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -71,6 +71,11 @@ def below(folder: Path) -> list[Path]:
     return paths
 
 
+def file_names(folder: Path) -> list[str]:
+    """The relative names of all files below a folder. Raises BadInput as `below`."""
+    return [path.relative_to(folder).as_posix() for path in below(folder) if path.is_file()]
+
+
 def choose_files(names: list[str], split: str, where: str) -> list[str]:
     """Of relative file names those that hold rows of `split`, sorted; all that hold rows if none is named for a split.
 
@@ -94,8 +99,13 @@ def _holds_rows(name: PurePosixPath) -> bool:
     return name.suffix.lower() in SUFFIXES and name.name not in NOT_DATA and not hidden
 
 
+def split_of(name: PurePosixPath) -> str:
+    """The split that a file's name spells: `train` of train-00000-of-00001.parquet."""
+    return re.sub(r"-\d{5}-of-\d{5}.*$", "", name.stem)
+
+
 def _split_names(name: PurePosixPath) -> set[str]:
-    return {re.sub(r"-\d{5}-of-\d{5}.*$", "", name.stem), *name.parent.parts}
+    return {split_of(name), *name.parent.parts}
 
 
 def _files(path: Path, split: str) -> Iterator[RawRecord]:
@@ -106,6 +116,8 @@ def _files(path: Path, split: str) -> Iterator[RawRecord]:
             yield from reader(file, name)
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); check the file's permissions.") from error
+        except UnicodeDecodeError as error:
+            raise not_utf8(file) from error
 
 
 def is_saved(path: Path) -> bool:

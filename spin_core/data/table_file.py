@@ -47,15 +47,16 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     else:
         pq.write_table(pa.Table.from_batches(first, schema).combine_chunks(), path)
         return
-    parts = [_Part(schema, path.parent)]
+    rows = pa.struct(list(schema))
+    parts = [_Spilled(rows, path.parent)]  # each becomes one batch, so that all of a column is one array
     while first:
-        parts[-1].append(first.pop(0))
+        parts[-1].append(first.pop(0).to_struct_array())
     for batch in rest:
         if parts[-1].largest + batch.nbytes > MOST:
-            parts.append(_Part(schema, path.parent))
-        parts[-1].append(batch)
+            parts.append(_Spilled(rows, path.parent))
+        parts[-1].append(batch.to_struct_array())
     mapped: list[mmap.mmap] = []
-    table = pa.Table.from_batches([part.batch(mapped) for part in parts], schema)
+    table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(part.array(mapped)) for part in parts], schema)
     with _dropped(mapped):
         pq.write_table(table, path)
 
@@ -91,30 +92,8 @@ def _unreadable(path: Path, error: Exception) -> BadInput:
     return BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.")
 
 
-class _Part:
-    """Rows on disk that become one record batch, so that all of a column is one array, as it is from memory."""
-
-    def __init__(self, schema: pa.Schema, folder: Path):
-        self.schema, self.rows = schema, 0
-        self._columns = [_Spilled(kind, folder) for kind in schema.types]
-
-    @property
-    def largest(self) -> int:
-        return max(column.largest for column in self._columns)
-
-    def append(self, batch: pa.RecordBatch) -> None:
-        self.rows += batch.num_rows
-        for column, values in zip(self._columns, batch.columns, strict=True):
-            column.append(values)
-
-    def batch(self, mapped: list[mmap.mmap]) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        return pa.RecordBatch.from_arrays([column.array(mapped) for column in self._columns], schema=self.schema)
-
-
 class _Spilled:
-    """One column's arrays, one after the other on disk: what Arrow has in its buffers, a file each."""
+    """Arrays of one type, one after the other on disk: what Arrow has in its buffers, a file each."""
 
     def __init__(self, kind: pa.DataType, folder: Path):
         import pyarrow as pa

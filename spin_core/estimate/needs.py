@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spin_core.config.finetune import Finetune
+from spin_core.config.finetune import Finetune, Sft
 from spin_core.config.profile import Config
-from spin_core.config.sft import Sft
 from spin_core.engines import Footprint
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin_core.config.score import Score
+from spin_core.config.finetune import Score
 from spin_core.data.rows import Messages, Pair
 from spin_core.errors import BadInput
 from spin_core.job import Job

@@ -11,6 +11,7 @@ was last asked for, which `Listing.note` says; it also says that a branch or tag
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from contextlib import suppress
@@ -63,7 +64,7 @@ def download(repo: str, kind: HubKind, listed: Listing, names: list[str]) -> Pat
     """The folder that has these files of `listed`, in huggingface_hub's cache. Raises BadInput with the remedy."""
     from huggingface_hub import snapshot_download
 
-    how: Any = {"repo_type": kind, "revision": listed.commit, "allow_patterns": [_literal(name) for name in names]}
+    how: Any = {"repo_type": kind, "revision": listed.commit, "allow_patterns": [glob.escape(name) for name in names]}
     try:
         # It refuses a cached folder that a cut-off download left with some of the files: less would be other content.
         return Path(snapshot_download(repo, local_files_only=listed.cached, **how))
@@ -129,11 +130,6 @@ def token_place() -> str:
     """Where the token comes from that the client sends."""
     named = [name for name in TOKEN_VARIABLES if os.environ.get(name)]
     return f"${named[0]}" if named else "`hf auth login`"
-
-
-def _literal(name: str) -> str:
-    """A file name as a pattern that matches it alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _folder(repo: str, kind: HubKind) -> Path:

@@ -1,24 +1,22 @@
-"""Which files of a published SPIN pair set or checkpoint are imported: names in a folder, or in a hub repository.
+"""Which files of a published SPIN pair set are imported: names in a folder, or in a hub repository.
 
 Is not: the reading of rows (`spin_core/data/rows.py`), nor the finding of places (`spin_core/sources/resolve.py`). A
 pair set has parquet files named for their split, `train…` or `train_prefs…` and `test…` or `test_prefs…` (the published
-SPIN_iter sets and spinloop's own). What only spinloop writes beside its pairs or weights is taken with them, so that a
-tree of a store that was copied elsewhere comes back as the same content.
+SPIN_iter sets and spinloop's own). What only spinloop writes beside its pairs is taken with them, so that a tree of a
+store that was copied elsewhere comes back as the same content.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from spin_core.data.readers import split_of
 from spin_core.errors import BadInput
 
 SPLITS = {"train": ("train", "train_prefs"), "test": ("test", "test_prefs")}
 QUALITY = "quality.json"
 WITH_PAIRS = (QUALITY, "truncated.jsonl", "engine_logps.jsonl")
-METRICS = "metrics.jsonl"
-WITH_WEIGHTS = (METRICS, "README.md")
 
 
 def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:
@@ -29,7 +27,7 @@ def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:
         raise BadInput(f"{where}: there is no .parquet file in it; a pair set has train and test files of that kind.")
     files: dict[str, list[str]] = {"train": [], "test": []}
     for path in parquet:
-        split = next((split for split, known in SPLITS.items() if _split(path) in known), None)
+        split = next((split for split, known in SPLITS.items() if split_of(path) in known), None)
         if split is None and len(parquet) == 1:
             split = "train"
         if split:
@@ -45,10 +43,6 @@ def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:
     return files
 
 
-def _split(path: PurePosixPath) -> str:
-    return re.sub(r"-\d{5}-of-\d{5}.*$", "", path.stem)
-
-
 def pair_names(names: Sequence[str], where: str) -> list[str]:
     """All files of a pair set: its parquet files, and what gather wrote beside them if it did. Raises BadInput as
     `pair_files`."""
@@ -57,15 +51,3 @@ def pair_names(names: Sequence[str], where: str) -> list[str]:
     folder = PurePosixPath(parquet[0]).parent
     own = [str(folder / name) for name in WITH_PAIRS]
     return sorted(parquet + ([name for name in own if name in names] if str(folder / QUALITY) in names else []))
-
-
-def weight_names(names: Sequence[str], read: Sequence[str]) -> list[str]:
-    """All files of a checkpoint: those that are `read` as a model, and of a model that spinloop trained its metrics and
-    its card (which has the chain of training steps)."""
-    own = [name for name in WITH_WEIGHTS if name in names] if METRICS in names else []
-    return sorted({*read, *own})
-
-
-def local_names(folder: Path, paths: Sequence[Path]) -> list[str]:
-    """Relative names of the files among `paths`, which lie below `folder`."""
-    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

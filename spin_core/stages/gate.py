@@ -35,7 +35,7 @@ from spin_core.analysis.statistics import Interval, bootstrap
 from spin_core.analysis.task_weights import weights
 from spin_core.config.base import Section
 from spin_core.config.choices import GateMetric
-from spin_core.config.gate import Gate
+from spin_core.config.evaluate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 

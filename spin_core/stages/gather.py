@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from spin_core.config.base import Section
-from spin_core.config.gather import Gather
+from spin_core.config.generate import Gather
 from spin_core.data.answer_index import Answers, digests
 from spin_core.data.pair_quality import PairQuality
 from spin_core.data.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs

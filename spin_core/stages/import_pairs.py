@@ -26,6 +26,7 @@ from typing import Any, Literal, cast
 from spin_core.config.base import Section
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pair_quality import PairQuality
+from spin_core.data.readers import file_names
 from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -67,11 +68,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 def _files(source: Path) -> dict[str, list[Path]]:
     if source.is_file():
         return {"train": [source], "test": []}
-    names = published_files.local_names(source, list(source.rglob("*")))
-    return {
-        split: [source / name for name in part]
-        for split, part in published_files.pair_files(names, str(source)).items()
-    }
+    files = published_files.pair_files(file_names(source), str(source))
+    return {split: [source / name for name in part] for split, part in files.items()}
 
 
 class _PairSet:

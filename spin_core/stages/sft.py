@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
-from spin_core.config.sft import Sft
+from spin_core.config.finetune import Sft
 from spin_core.data.rows import TRAIN_FILE, read_rows
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat

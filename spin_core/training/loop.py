@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_core.config.choices import Optimizer, Precision
-from spin_core.config.finetune import Finetune
-from spin_core.config.sft import Sft
+from spin_core.config.finetune import Finetune, Sft
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
 from spin_core.modeling.collate import Tokens

@@ -12,8 +12,8 @@ from spin_core.errors import SpinloopError, StoreError
 from spin_core.report import run_facts
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
-from spin_core.sources import references, resolve
-from spin_core.sources.references import Ref
+from spin_core.sources import resolve
+from spin_core.sources.references import Ref, SourceKind
 from spin_core.store.store import Record, Store
 from tasks.runner import events
 from tasks.runner.ledger import Pending, card, lay_out, run_name
@@ -50,9 +50,9 @@ class Run(Steps):
         events.emit(self.config, step, record, cached, self.origin, self.follow)
         return super().note(step, record, cached)
 
-    def source(self, path: str, kind: resolve.SourceKind, revision: str = "", split: str = "") -> Ref:
+    def source(self, path: str, kind: SourceKind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
-        ref = references.find(self.store, path, kind, revision, self.base_dir, split)
+        ref = resolve.find(self.store, path, kind, revision, self.base_dir, split)
         self.sources.append((kind, ref, revision))
         return ref
 

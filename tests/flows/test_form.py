@@ -11,7 +11,8 @@ from prefect.utilities.schema_tools.validation import validate
 from pydantic import BaseModel
 
 from flows.server import deployed
-from flows.server.form import PROFILE_NAMES, form, given, section
+from flows.server.form import PROFILE_NAMES, form, given
+from spin_core.config.base import section_of
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput
 
@@ -30,7 +31,7 @@ def fields(model: type[BaseModel] = Config, path: str = "") -> dict[str, tuple]:
     by_path = {}
     schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        inner = section(field)
+        inner = section_of(field.annotation)
         by_path |= fields(inner, f"{path}{name}.") if inner else {path + name: (field, schemas[name])}
     return by_path
 

@@ -6,7 +6,7 @@ import pytest
 
 from spin_core.analysis.results import read_model
 from spin_core.analysis.summary import model_row
-from spin_core.config.gather import Gather
+from spin_core.config.generate import Gather
 from spin_core.data.rows import FILES, read_pairs, read_rows
 from spin_core.errors import StageFailed
 from spin_core.job import Job
