@@ -111,12 +111,6 @@ class Harness(Section):
         entries = {one["task"]: one for one in PRESETS.get(self.preset, [])}
         for one in self.tasks:
             entries[one.task] = {**entries.get(one.task, {}), **one.model_dump(exclude_unset=True)}
-        return [
-            one.model_copy(
-                update={
-                    "num_fewshot": self.num_fewshot if one.num_fewshot is None else one.num_fewshot,
-                    "limit": self.limit if one.limit is None else one.limit,
-                }
-            )
-            for one in map(HarnessTask.model_validate, entries.values())
-        ]
+        rest = {"num_fewshot": self.num_fewshot, "limit": self.limit}
+        said = ({name: value for name, value in one.items() if value is not None} for one in entries.values())
+        return [HarnessTask.model_validate(rest | one) for one in said]

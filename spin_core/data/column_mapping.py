@@ -17,12 +17,15 @@ from spin_core.errors import BadInput
 
 Columns = dict[str, str]
 
-MESSAGES = ("messages", "conversations", "real")
 PROMPTS = {
     "prompt": ("response", "completion", "answer", "output"),
     "question": ("answer", "response"),
     "instruction": ("output", "response"),
 }
+LAYOUTS: list[Columns] = [
+    *({"messages": name} for name in ("messages", "conversations", "real")),
+    *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
+]
 SYSTEM = ("system", "system_prompt")
 MAPPED = ("messages", "prompt", "input", "answer", "system")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
@@ -66,20 +69,15 @@ def check_columns(columns: Columns) -> None:
 
 def layout(fields: dict[str, Any]) -> Columns | None:
     """The columns of the convention that the record follows, in the form of `dataset.columns`; None where none fits."""
-    for name in MESSAGES:
-        if name in fields:
-            return {"messages": name}
-    for prompt, answers in PROMPTS.items():
-        answer = next((name for name in answers if name in fields), None)
-        if prompt in fields and answer:
-            columns = {"prompt": prompt, "answer": answer}
-            system = next((name for name in SYSTEM if name in fields), None)
-            if system:
-                columns["system"] = system
-            if prompt == "instruction" and "input" in fields:
-                columns["input"] = "input"
-            return columns
-    return None
+    found = next((one for one in LAYOUTS if fields.keys() >= set(one.values())), None)
+    if found is None or "messages" in found:
+        return found
+    columns = dict(found)
+    if system := next((name for name in SYSTEM if name in fields), None):
+        columns["system"] = system
+    if found["prompt"] == "instruction" and "input" in fields:
+        columns["input"] = "input"
+    return columns
 
 
 def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Example | Reject]:

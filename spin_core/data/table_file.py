@@ -23,6 +23,7 @@ from spin_core.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 HELD = 64 << 20  # bytes of a table in memory: 50,000 rows of GSM8K; most sets never touch the disk here
 MOST = (1 << 31) - 1  # bytes of text that one Arrow array can number; behind them the column has another one
@@ -63,33 +64,30 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 
 def read_batches(path: Path, wanted: Iterable[str]) -> Iterator[pa.RecordBatch]:
     """The columns that are there of `wanted`, READ_ROWS or fewer rows at a time. Raises BadInput naming the file."""
+    with _opened(path) as file:
+        groups = (file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        each = max(1, sum(groups) // max(1, file.metadata.num_rows))
+        rows = max(1, min(READ_ROWS, READ_BYTES // each))
+        names = [name for name in file.schema_arrow.names if name in set(wanted)]
+        yield from file.iter_batches(batch_size=rows, columns=names, use_threads=False)
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a parquet file. Raises BadInput naming it."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            groups = (file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            each = max(1, sum(groups) // max(1, file.metadata.num_rows))
-            rows = max(1, min(READ_ROWS, READ_BYTES // each))
-            names = [name for name in file.schema_arrow.names if name in set(wanted)]
-            yield from file.iter_batches(batch_size=rows, columns=names, use_threads=False)
+            yield file
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def column_names(path: Path) -> list[str]:
-    """The columns of a parquet file. Raises BadInput naming it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.")
+        raise BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.") from error
 
 
 class _Spilled:

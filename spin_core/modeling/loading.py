@@ -30,7 +30,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, StageFailed, one_line
 from spin_core.modeling.chat import Chat
 from spin_core.runtime import process_group
-from spin_core.sources.model_folder import code_setting
+from spin_core.sources.folders import code_setting
 
 transformers_logging.disable_progress_bar()
 

@@ -45,10 +45,8 @@ def listing(repo: str, kind: HubKind, revision: str) -> Listing:
     """What `repo` holds at a branch, tag or commit (empty: main). Raises BadInput with the remedy."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    get_info: Any = api.model_info if kind == "model" else api.dataset_info
     try:
-        info = get_info(repo, revision=revision or None, timeout=20)
+        info: Any = HfApi().repo_info(repo, repo_type=kind, revision=revision or None, timeout=20)
     except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
         cached = _cached(repo, kind, revision) if unreachable(error) else None
         if cached is None:
@@ -174,7 +172,5 @@ def _cached(repo: str, kind: HubKind, revision: str) -> Listing | None:
         names = [file.path for file in get_cached_repo_tree(repo, repo_type=kind, revision=commit)]
     except (CachedRepoTreeNotFoundError, OSError, ValueError):
         return None
-    if commit == name:
-        return Listing(names, commit, cached=True)
     note = f"{repo}: the hub cannot be reached; {name} is used as it was when last asked for, commit {commit[:8]}."
-    return Listing(names, commit, cached=True, note=note)
+    return Listing(names, commit, cached=True, note="" if commit == name else note)

@@ -14,7 +14,7 @@ from spin_core.errors import BadInput
 from spin_core.store.store import Store
 
 SourceKind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
-"""`pairs` and `checkpoint`: what is imported (`published_files.py`, `model_folder.checkpoint_files`)."""
+"""`pairs` and `checkpoint`: what is imported (`folders.py`)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, file_names, is_saved
 from spin_core.errors import BadInput
-from spin_core.sources import hub, model_folder, published_files, task_folder
+from spin_core.sources import folders, hub, task_folder
 from spin_core.sources.references import Ref, SourceKind, artifact
 from spin_core.store.digest import FileEntry, file_digest, tree_digest
 from spin_core.store.keys import DIGEST
@@ -83,17 +83,22 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
     if kind == "tasks":
         return task_folder.files(place)
     if kind in ("model", "checkpoint"):
-        model_folder.check_model(place)
-        return _model_files(kind, file_names(place))
-    if kind == "pairs" and place.is_dir():
-        return published_files.pair_names(file_names(place), str(place))
-    if is_saved(place):
-        return file_names(place)
-    return [file.relative_to(place).as_posix() for file in data_files(place, split)]
+        folders.check_model(place)
+    elif kind == "dataset" or not place.is_dir():
+        if is_saved(place):
+            return file_names(place)
+        return [file.relative_to(place).as_posix() for file in data_files(place, split)]
+    return _chosen(kind, file_names(place), str(place), split)
 
 
-def _model_files(kind: SourceKind, names: list[str]) -> list[str]:
-    return model_folder.checkpoint_files(names) if kind == "checkpoint" else model_folder.model_files(names)
+def _chosen(kind: SourceKind, names: list[str], where: str, split: str) -> list[str]:
+    """Of the names of all files those that count. Raises BadInput, naming `where`, where there are none."""
+    if kind == "dataset":
+        return choose_files(names, split, where)
+    if kind == "pairs":
+        return folders.pair_names(names, where)
+    folders.require_weights(where, names)
+    return folders.checkpoint_files(names) if kind == "checkpoint" else folders.model_files(names)
 
 
 def is_here(path: str, base_dir: Path) -> bool:
@@ -135,17 +140,15 @@ def _digest(root: Path, names: list[str]) -> str:
     if root.is_file():
         # A renamed file is the same data, but its ending says how it is read.
         return tree_digest([_entry(root, f"data{root.suffix.lower()}")])
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:  # the digest is over UTF-8
-            raise BadInput(f"{root / name}: the file's name is not UTF-8; rename it.") from None
     return tree_digest([_entry(root / name, name) for name in sorted(names)])
 
 
 def _entry(file: Path, name: str) -> FileEntry:
     try:
+        name.encode()  # the digest is over UTF-8
         size, sha256 = file_digest(file.resolve())
+    except UnicodeEncodeError:
+        raise BadInput(f"{file}: the file's name is not UTF-8; rename it.") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read ({error.strerror}); check the file's permissions.") from error
     return {"path": name, "size": size, "sha256": sha256}
@@ -162,23 +165,16 @@ def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: lis
     listed = hub.listing(repo, of_hub, revision)
     names = [name for name in listed.names if name.startswith(f"{inner}/")] if inner else listed.names
     label = f"{path}@{listed.commit[:8]}"
-    if of_hub == "model":
-        model_folder.require_weights(label, names)
-        settings = model_folder.model_files(names, model_folder.SETTINGS)
-        model_folder.check_model(hub.download(repo, of_hub, listed, settings), weights=False)
-        chosen = _model_files(kind, names)
-    elif kind == "pairs":
-        chosen = published_files.pair_names(names, label)
-    else:
-        chosen = choose_files(names, split, label)
-        folders = sorted({name.rpartition("/")[0] for name in chosen})
-        if len(folders) > 1:
-            raise BadInput(
-                f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{folders[0]}."
-            )
+    chosen = _chosen(kind, names, label, split)
+    inside = sorted({name.rpartition("/")[0] for name in chosen})
+    if kind == "dataset" and len(inside) > 1:
+        raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{inside[0]}.")
+    if of_hub == "model":  # before gigabytes are downloaded
+        settings = folders.model_files(names, folders.SETTINGS)
+        folders.check_model(hub.download(repo, of_hub, listed, settings), weights=False)
     root = hub.download(repo, of_hub, listed, chosen) / inner
     if of_hub == "model":
-        model_folder.check_model(root)
+        folders.check_model(root)
     own = _files(root, kind, split) if kind == "dataset" else [name.removeprefix(f"{inner}/") for name in chosen]
     if listed.note and notes is not None and listed.note not in notes:
         notes.append(listed.note)

@@ -25,7 +25,7 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Copy the files; give their number and size in bytes. Raises BadInput for what is no whole safetensors model."""
     from spin_core.data.readers import file_names
-    from spin_core.sources.model_folder import check_model, checkpoint_files
+    from spin_core.sources.folders import check_model, checkpoint_files
 
     source = cast(Path, inputs["source"])
     check_model(source)

@@ -4,7 +4,7 @@ Not a filter for quality: a row is rejected only where it cannot be a row, and e
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
 Output: train and test parquet, `prompts/*.jsonl` (no answers in them, so that editing an answer regenerates nothing),
 `shards.json`, `rejects.jsonl`.
-Rows are sorted on disk (`spin_core/data/external_sort.py`), so there may be more of them than fit into memory. The
+Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
 order of the input does not matter: what split, draw and shard a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
 share is drawn (limit over all rows), each in the place of another row, and both the row that came and the row that went
@@ -22,9 +22,8 @@ from typing import Any
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
-from spin_core.data.ingest import ChosenRows, Rejects, SourceRows
-from spin_core.data.rows import FILES, Row, fraction, write_rows
-from spin_core.data.shards import ShardEntry, cut
+from spin_core.data.ingest import ChosenRows, Sorter, SourceRows, write_rejects
+from spin_core.data.rows import FILES, Row, ShardEntry, cut, fraction, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -48,11 +47,10 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)
-    rejects = Rejects(job.scratch)
-    train = SourceRows("source", rejects, job.scratch)
+    rejects = Sorter(job.scratch)
+    train, test = (SourceRows(name, rejects, job.scratch) for name in ("source", "test_source"))
     train.take(inputs, dataset, dataset.split, job)
     if "test_source" in inputs:
-        test = SourceRows("test_source", rejects, job.scratch)
         test.take(inputs, dataset, dataset.test_split, job)
         also = test.holds()
         train.reject_also_in(also)
@@ -72,11 +70,11 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     counts = {split: sum(shard["rows"] for shard in listed if shard["split"] == split) for split in splits}
     _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
     (job.out / "shards.json").write_text(json.dumps(listed, indent=1) + "\n")
-    rejects.write(job.out / "rejects.jsonl")
+    write_rejects(job.out / "rejects.jsonl", rejects)
     return {
         "train_rows": counts["train"],
         "test_rows": counts["test"],
-        "rejected": dict(sorted(rejects.counts.items())),
+        "rejected": dict(sorted((train.rejected + test.rejected).items())),
         "shards": len(listed),
     }
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.data import external_sort, rows, table_file
-from spin_core.data.external_sort import Sorter
+from spin_core.data import ingest, rows, table_file
+from spin_core.data.ingest import Sorter
 from spin_core.job import Job
 from spin_core.stages import gather, reformat
 from spin_core.store.digest import manifest
@@ -86,7 +86,7 @@ def test_stages_on_disk_write_the_tree_that_they_write_in_memory(tmp_path, monke
         growth_data.write_jsonl(inputs["test_source"], 300)
     trees: list = []
     for held in (1 << 30, 5000):
-        monkeypatch.setattr(external_sort, "HELD", held)
+        monkeypatch.setattr(ingest, "HELD", held)
         monkeypatch.setattr(table_file, "HELD", held)
         root = tmp_path / str(held)
         made, pairs = root / "rows", root / "pairs"
@@ -106,8 +106,8 @@ SMALL = """
 import sys
 from pathlib import Path
 from tests.benchmarks import bench_growth
-from spin_core.data import external_sort, table_file
-external_sort.HELD = table_file.HELD = 1 << 20
+from spin_core.data import ingest, table_file
+ingest.HELD = table_file.HELD = 1 << 20
 import json
 print(json.dumps(bench_growth.measured(sys.argv[1], Path(sys.argv[2]))))
 """
