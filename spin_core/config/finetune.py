@@ -118,14 +118,8 @@ class Score(Section):
 
 def score_settings(part: Finetune) -> Score:
     """How the opponent's log-probs of this finetune are computed: as the policy's own."""
-    quantize = part.lora.quantize if part.lora else "none"
-    return Score(
-        max_length=part.max_length,
-        precision=part.precision,
-        collation=part.collation,
-        quantize=quantize,
-        engine_logps=part.engine_logps,
-    )
+    shared = {name: getattr(part, name) for name in Score.model_fields if name != "quantize"}
+    return Score(**shared, quantize=part.lora.quantize if part.lora else "none")
 
 
 def engine_logps_unusable(settings: Score, chat: ChatSection) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spin_core.config.choices import Turns
-from spin_core.data.rows import Messages
+from spin_core.data.rows import Messages, Row, prompt_id
 from spin_core.errors import BadInput
 
 Columns = dict[str, str]
@@ -29,14 +29,6 @@ LAYOUTS: list[Columns] = [
 SYSTEM = ("system", "system_prompt")
 MAPPED = ("messages", "prompt", "input", "answer", "system")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """What a row is made of: prompt messages, the last of them the user's, and the real answer."""
-
-    prompt: Messages
-    answer: str
 
 
 @dataclass(eq=False)
@@ -80,8 +72,9 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     return columns
 
 
-def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Example | Reject]:
-    """The rows of one record: one, or one for each assistant turn under `turns: all`; what cannot be used as Reject."""
+def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row | Reject]:
+    """The rows of one record, with their prompt's id: one, or one for each assistant turn under `turns: all`; what
+    cannot be used as Reject."""
     used = columns or layout(fields)
     if used is None or any(used[part] not in fields for part in ("messages", "prompt", "answer") if part in used):
         names = ", ".join(map(str, fields)).encode("utf-8", "backslashreplace").decode()
@@ -139,7 +132,7 @@ def _string(value: Any, where: str) -> str:
     return value
 
 
-def _from_conversation(turns: Messages, which: Turns) -> list[Example | Reject]:
+def _from_conversation(turns: Messages, which: Turns) -> list[Row | Reject]:
     body = turns[1:] if turns and turns[0]["role"] == "system" else turns
     for position, turn in enumerate(body):
         expected = ("user", "assistant")[position % 2]
@@ -154,7 +147,7 @@ def _from_conversation(turns: Messages, which: Turns) -> list[Example | Reject]:
         raise Reject("no answer", "there is no assistant turn")
     chosen = {"first": ends[:1], "last": ends[-1:], "all": ends}[which]
     return [
-        Example(turns[:end], answer)
+        Row(prompt_id(turns[:end]), turns[:end], answer)
         if (answer := turns[end]["content"]).strip()
         else Reject("no answer", f"turn {end} is empty")
         for end in chosen

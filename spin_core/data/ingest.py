@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.readers import read
-from spin_core.data.rows import RawRecord, Row, prompt_id
+from spin_core.data.rows import RawRecord, Row
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -39,19 +39,17 @@ class Sorter:
     read. A record is a list of texts and numbers, compared as lists are; text by code point, which is the order of its
     UTF-8 too."""
 
-    def __init__(self, folder: Path, held: int | None = None):
-        """`held`: instead of HELD."""
+    def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._held = folder, held or HELD
+        self.folder, self._size = folder, 0
         self._records: list[list[Any]] = []
-        self._size = 0
         self._runs: list[IO[bytes]] = []
 
     def add(self, record: list[Any], size: int) -> None:
         """`size`: characters of its texts."""
         self._records.append(record)
         self._size += size + RECORD
-        if self._size > self._held:
+        if self._size > HELD:
             self._runs.append(_spilled(sorted(self._records), self.folder, 1))
             self._records, self._size = [], 0
 
@@ -157,7 +155,7 @@ class SourceRows:
                 continue
             self._seen += 1
             size = len(made.answer) + sum(len(turn["content"]) + len(turn["role"]) for turn in made.prompt)
-            self._sorter.add([prompt_id(made.prompt), self._seen, *place, made.prompt, made.answer], size)
+            self._sorter.add([made.id, self._seen, *place, made.prompt, made.answer], size)
 
     def _settled(self, bar: Bar) -> Iterator[list[Any]]:
         """Each different row once, sorted by id; of several answers to one prompt (by text) the second is
@@ -180,13 +178,16 @@ class SourceRows:
         self.rejected[reason] += 1
         self._rejects.add([source, line, reason, detail], len(source) + len(detail))
 
-    def lines(self) -> Iterator[bytes]:
-        """Every row, not parsed yet."""
-        return _lines(self._rows)
+    def chosen(self, wanted: Callable[[str], bool]) -> Iterator[Row]:
+        """The rows whose prompt's id is `wanted`, sorted by id."""
+        for line in _lines(self._rows):
+            if wanted(_prompt_of(line)):
+                id, prompt, answer, _, _ = _parse(line)
+                yield Row(id, prompt, answer)
 
     def holds(self) -> Callable[[str], bool]:
         """Whether a prompt is among these; 8 bytes a row."""
-        ids = array("Q", (int(ChosenRows.prompt_of(line), 16) for line in self.lines()))
+        ids = array("Q", (int(_prompt_of(line), 16) for line in _lines(self._rows)))
 
         def has(id: str) -> bool:
             at = bisect_left(ids, int(id, 16))
@@ -196,28 +197,15 @@ class SourceRows:
 
     def reject_also_in(self, test: Callable[[str], bool]) -> None:
         """A reject for every row whose prompt is in `test`: what is trained on must not be evaluated on."""
-        for line in self.lines():
-            if test(id := ChosenRows.prompt_of(line)):
+        for line in _lines(self._rows):
+            if test(id := _prompt_of(line)):
                 _, _, _, source, number = _parse(line)
                 self._reject(source, number, "also held out", f"prompt {id}")
 
 
-class ChosenRows:
-    """The rows of a source whose prompt's id is `chosen`, sorted by id, as often as they are read."""
-
-    def __init__(self, source: SourceRows, chosen: Callable[[str], bool]):
-        self._source, self._chosen = source, chosen
-
-    def __iter__(self) -> Iterator[Row]:
-        for line in self._source.lines():
-            if self._chosen(self.prompt_of(line)):
-                id, prompt, answer, _, _ = _parse(line)
-                yield Row(id, prompt, answer)
-
-    @staticmethod
-    def prompt_of(line: bytes) -> str:
-        """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
-        return line[2:18].decode()
+def _prompt_of(line: bytes) -> str:
+    """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
+    return line[2:18].decode()
 
 
 def write_rejects(path: Path, rejects: Sorter) -> None:

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -176,18 +177,17 @@ def _no_rows(path: Path) -> BadInput:
 
 def not_utf8(path: Path) -> BadInput:
     """Names the first byte of the file that is no text."""
-    decoder, line, start, cut = codecs.getincrementaldecoder("utf-8")(), 1, 0, 0
+    decoder, line, byte = codecs.getincrementaldecoder("utf-8")(), 1, 0
     with path.open("rb") as file:
-        for raw in _lines(file):
+        for raw in chain(_lines(file), [b""]):
             try:
-                decoder.decode(raw)
-            except UnicodeDecodeError as error:
-                start += error.start
+                decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:  # of `raw`, and what was left of a character before it
+                byte += len(raw) - len(error.object) + error.start
                 break
-            cut = len(decoder.getstate()[0])  # bytes of a character that is not whole
-            start += len(raw)
+            byte += len(raw)
             line += raw.endswith(b"\n")
-    return BadInput(f"{path}, line {line}: byte {start - cut} of the file is not UTF-8; save the file as UTF-8.")
+    return BadInput(f"{path}, line {line}: byte {byte} of the file is not UTF-8; save the file as UTF-8.")
 
 
 class _Flaw(str):

@@ -42,11 +42,10 @@ def read(path: Path, split: str = "") -> Iterator[RawRecord]:
 
     Raises BadInput naming file and line for what is missing, empty or cannot be parsed.
     """
-    count = 0
+    record = None
     for record in read_saved(path, split) if is_saved(path) else _files(path, split):
-        count += 1
         yield record
-    if not count:
+    if record is None:
         raise BadInput(f"{path}: the dataset has no rows; give a file with at least one.")
 
 

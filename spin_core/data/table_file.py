@@ -31,10 +31,10 @@ DROP_SECONDS = 0.05  # mapped pages count as memory until they are given up; pya
 READ_ROWS, READ_BYTES = 1024, 16 << 20
 
 
-def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], held: int | None = None) -> None:
+def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write one table to `path`, the same bytes as `pyarrow.parquet.write_table` of all batches as one.
 
-    `held`: instead of HELD. Raises OSError where the disk is full, ValueError for a null in a table of more bytes.
+    Raises OSError where the disk is full, ValueError for a null in a table of more bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -43,7 +43,7 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     for batch in rest:
         first.append(batch)
         size += batch.nbytes
-        if size > (held or HELD):
+        if size > HELD:
             break
     else:
         pq.write_table(pa.Table.from_batches(first, schema).combine_chunks(), path)

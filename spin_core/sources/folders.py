@@ -21,7 +21,6 @@ SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_c
 WEIGHTS = ("*.safetensors",)
 METRICS = "metrics.jsonl"
 WITH_WEIGHTS = (METRICS, "README.md")
-SPLITS = {"train": ("train", "train_prefs"), "test": ("test", "test_prefs")}
 QUALITY = "quality.json"
 WITH_PAIRS = (QUALITY, "truncated.jsonl", "engine_logps.jsonl")
 LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here
@@ -131,10 +130,10 @@ def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:
         raise BadInput(f"{where}: there is no .parquet file in it; a pair set has train and test files of that kind.")
     files: dict[str, list[str]] = {"train": [], "test": []}
     for path in parquet:
-        split = next((split for split, known in SPLITS.items() if split_of(path) in known), None)
-        if split is None and len(parquet) == 1:
+        split = split_of(path).removesuffix("_prefs")
+        if split not in files and len(parquet) == 1:
             split = "train"
-        if split:
+        if split in files:
             files[split].append(str(path))
     if not files["train"]:
         raise BadInput(

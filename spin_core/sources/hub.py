@@ -102,11 +102,8 @@ def refusal(repo: str, kind: HubKind, revision: str, error: Exception) -> BadInp
 def bad_token(error: Exception) -> bool:
     """Whether the hub refused the token itself, which is not the same as showing nothing to it."""
     response = getattr(error, "response", None)
-    headers = getattr(response, "headers", None) or {}
-    return (
-        getattr(response, "status_code", 0) == 401
-        and "invalid credentials" in headers.get("X-Error-Message", "").lower()
-    )
+    said = (getattr(response, "headers", None) or {}).get("X-Error-Message", "").lower()
+    return getattr(response, "status_code", 0) == 401 and "invalid credentials" in said
 
 
 def describe(error: BaseException, *secrets: str) -> str:
@@ -130,11 +127,12 @@ def token_place() -> str:
     return f"${named[0]}" if named else "`hf auth login`"
 
 
-def _folder(repo: str, kind: HubKind) -> Path:
+def _ref(repo: str, kind: HubKind, name: str) -> Path:
+    """The file of the client's cache that has the commit of a branch or tag."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / name
 
 
 def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
@@ -143,7 +141,7 @@ def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
     name = revision or "main"
     if COMMIT.fullmatch(name) or not REVISION.fullmatch(name):
         return ""
-    ref = _folder(repo, kind) / "refs" / name
+    ref = _ref(repo, kind, name)
     with suppress(OSError, ValueError):
         before = ref.read_text(encoding="ascii").strip()
         if before != commit and COMMIT.fullmatch(before):
@@ -166,7 +164,7 @@ def _cached(repo: str, kind: HubKind, revision: str) -> Listing | None:
     if not REVISION.fullmatch(name):
         return None
     try:
-        commit = name if COMMIT.fullmatch(name) else (_folder(repo, kind) / "refs" / name).read_text().strip()
+        commit = name if COMMIT.fullmatch(name) else _ref(repo, kind, name).read_text().strip()
         if not COMMIT.fullmatch(commit):
             return None
         names = [file.path for file in get_cached_repo_tree(repo, repo_type=kind, revision=commit)]

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 
 from spin_core.config.base import Section
 from spin_core.data.column_mapping import Reject, examples, reasons
-from spin_core.data.pair_quality import PairQuality
+from spin_core.data.pairs import PairQuality
 from spin_core.data.readers import file_names, read_parquet
 from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.errors import BadInput

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
-from spin_core.data.ingest import ChosenRows, Sorter, SourceRows, write_rejects
+from spin_core.data.ingest import Sorter, SourceRows, write_rejects
 from spin_core.data.rows import FILES, Row, ShardEntry, cut, fraction, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -54,14 +55,14 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         test.take(inputs, dataset, dataset.test_split, job)
         also = test.holds()
         train.reject_also_in(also)
-        train_rows, test_rows = ChosenRows(train, lambda id: not also(id)), ChosenRows(test, lambda id: True)
+        train_rows, test_rows = partial(train.chosen, lambda id: not also(id)), partial(test.chosen, lambda id: True)
     else:
 
         def held_out(id: str) -> bool:
             """By prompt, not by row: two answers to one prompt must not fall on both sides."""
             return fraction(seed, "split", id) < dataset.test_fraction
 
-        train_rows, test_rows = ChosenRows(train, lambda id: not held_out(id)), ChosenRows(train, held_out)
+        train_rows, test_rows = partial(train.chosen, lambda id: not held_out(id)), partial(train.chosen, held_out)
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     (job.out / "prompts").mkdir()
     listed: list[ShardEntry] = []
@@ -79,20 +80,20 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     }
 
 
-def drawn(rows: Iterable[Row], limit: int, seed: int) -> Iterator[Row]:
+def drawn(rows: Callable[[], Iterator[Row]], limit: int, seed: int) -> Iterator[Row]:
     """The `limit` rows of smallest seeded hash (0: all), in order: a larger limit keeps what a smaller one drew.
 
     `rows` are read twice where there is a limit, sorted by id: of equal hashes the smaller id is drawn.
     """
     import numpy
 
-    marks = numpy.fromiter((fraction(seed, "limit", row.id) for row in rows), float) if limit else numpy.empty(0)
+    marks = numpy.fromiter((fraction(seed, "limit", row.id) for row in rows()), float) if limit else numpy.empty(0)
     if len(marks) <= limit:
-        yield from rows
+        yield from rows()
         return
     last = numpy.partition(marks, limit - 1)[limit - 1]
     equal = limit - int((marks < last).sum())
-    for row, mark in zip(rows, marks, strict=True):
+    for row, mark in zip(rows(), marks, strict=True):
         if mark < last or (mark == last and equal > 0):
             equal -= bool(mark == last)
             yield row
