@@ -29,7 +29,7 @@ from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref, source
+from spin_core.sources.references import Ref, SourceKind
 from spin_core.stages import evaluate as evaluate_stage
 from spin_core.stages import finetune as finetune_stage
 from spin_core.stages import generate as generate_stage
@@ -149,8 +149,8 @@ def _ref(name: str, value: Any) -> Any:
         raise BadInput(f"{name}: {value!r} is no input; give a digest of the store, a folder or a hub id.")
     if DIGEST.fullmatch(value):
         return Ref(digest=value)
-    kind: resolve.SourceKind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
-    return source(value, kind, "", Path.cwd(), "")
+    kind: SourceKind = "model" if name in ("model", "start") else "tasks" if name == "tasks" else "dataset"
+    return resolve.resolve(value, kind, "", Path.cwd())
 
 
 def _seen_here(name: str, ref: Ref) -> None:

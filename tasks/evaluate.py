@@ -1,6 +1,6 @@
 """evaluate: a model's metrics on the held-out rows; with the pairs it was trained on, against its opponent."""
 
-from spin_core.config.score import score_settings
+from spin_core.config.finetune import score_settings
 from spin_core.job import Place
 from spin_core.runtime.step import Step
 from spin_core.stages import evaluate as core

@@ -3,8 +3,7 @@
 from typing import Any
 
 from spin_core.runtime.step import Step
-from spin_core.sources.references import is_here
-from spin_core.sources.resolve import is_local
+from spin_core.sources.resolve import is_here
 from spin_core.stages import report as core
 from spin_core.store import keys
 from tasks.runner.run import Run
@@ -39,7 +38,7 @@ def report(run: Run, table: Table, label: str = ""):
     places = (("model", "path"), ("dataset", "path"), ("dataset", "test_path"), ("harness", "include_path"))
     for section, field in places:
         place = (profile.get(section) or {}).get(field)
-        if place and is_local(place, run.base_dir):
+        if place and is_here(place, run.base_dir):
             profile[section][field] = "(local)"
     for t, place in profile.get("start", {}).get("pairs", {}).items():
         profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place

@@ -1,6 +1,6 @@
 """score: the opponent's log-probs of one pair set."""
 
-from spin_core.config.score import score_settings
+from spin_core.config.finetune import score_settings
 from spin_core.job import Place
 from spin_core.runtime.step import Step
 from spin_core.stages import score as core

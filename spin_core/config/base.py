@@ -3,7 +3,7 @@
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -18,6 +18,12 @@ class Section(BaseModel):
         if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("a number is needed, not true or false")
         return value
+
+
+def added_field(*default: Any, **how: Any) -> Any:
+    """A pydantic Field that came later than the first keys: its default is left out of a key, so that keys made before
+    it stay valid."""
+    return Field(*default, **how, json_schema_extra={"omit_default": True})
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
 from spin_core.config.choices import Turns
 
 
@@ -29,13 +29,12 @@ class Dataset(Section):
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="Part of the rows held out when there is no test set of its own."
     )
-    max_rejected: float = Field(
+    max_rejected: float = added_field(
         0.5,
         ge=0,
         le=1,
         description="The run fails where a larger part of a source's rows is rejected; rows that are there twice do "
         "not count. 1 takes what is left.",
-        json_schema_extra={"omit_default": True},
     )
     shard_rows: int = Field(
         512,
@@ -43,17 +42,11 @@ class Dataset(Section):
         description="Aimed-at rows in a shard of prompts; real shards have a quarter to twice as many, the last one "
         "of a split possibly fewer.",
     )
-    frac_len: int = Field(
+    frac_len: int = added_field(
         0,
         ge=0,
         description="Take only one slice of so many rows of each split, as the published scripts do: the rows in "
         "source order (rejects count), shuffled by numpy's default_rng(42), slice number `data_frac`. test_fraction, "
         "limit and test_limit then apply to the slice. 0 is all rows.",
-        json_schema_extra={"omit_default": True},
     )
-    data_frac: int = Field(
-        0,
-        ge=0,
-        description="Which slice of `frac_len` rows, from 0.",
-        json_schema_extra={"omit_default": True},
-    )
+    data_frac: int = added_field(0, ge=0, description="Which slice of `frac_len` rows, from 0.")

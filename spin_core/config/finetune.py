@@ -1,4 +1,4 @@
-"""`finetune:` and `finetune.lora:` in a profile: training against the opponent."""
+"""`finetune:` in a profile; and those of its settings that change a log-prob, in the keys of score and evaluate too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
+from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Collation, Loss, Optimizer, Precision, Quantize
 
 
@@ -45,16 +46,11 @@ class Finetune(Section):
 
     loss: Loss = Field("sigmoid", description="sigmoid: −log σ(z); hinge: max(0, 1 − z).")
     beta: float = Field(0.1, gt=0, description="λ of the paper: weight of the log-ratio in the loss.")
-    length_normalised: bool = Field(
-        False,
-        description="Divide each log-ratio by its answer's tokens before beta (which then has to be larger).",
-        json_schema_extra={"omit_default": True},
+    length_normalised: bool = added_field(
+        False, description="Divide each log-ratio by its answer's tokens before beta (which then has to be larger)."
     )
-    sft_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Adds this times the real answers' NLL per token to the loss, against collapse (RPO: 1).",
-        json_schema_extra={"omit_default": True},
+    sft_weight: float = added_field(
+        0.0, ge=0, description="Adds this times the real answers' NLL per token to the loss, against collapse (RPO: 1)."
     )
     lr: float = Field(5e-7, gt=0, description="Peak learning rate.")
     optimizer: Optimizer = Field("rmsprop", description="Optimiser (torch defaults; the paper: RMSprop).")
@@ -76,17 +72,14 @@ class Finetune(Section):
         "exact",
         description="exact: what was sampled is scored. reference: the published code's tokenisation, masks and cuts.",
     )
-    lora: Lora | None = Field(
-        None,
-        description="Train a low-rank adapter and merge it into the model; leave out to train all weights.",
-        json_schema_extra={"omit_default": True},
+    lora: Lora | None = added_field(
+        None, description="Train a low-rank adapter and merge it into the model; leave out to train all weights."
     )
 
-    engine_logps: bool = Field(
+    engine_logps: bool = added_field(
         False,
         description="Take the opponent's log-probs of its own answers as the engine found them while it sampled "
         "(`generate.logprobs: true`), where a sample agrees with score's own; float32 and exact collation only.",
-        json_schema_extra={"omit_default": True},
     )
 
     @model_validator(mode="after")
@@ -94,3 +87,36 @@ class Finetune(Section):
         if self.lora and self.lora.quantize == "nf4" and self.precision != "bfloat16":
             raise ValueError("lora.quantize nf4 computes in bfloat16; set precision: bfloat16")
         return self
+
+
+class Score(Section):
+    """The settings that change a log-prob: taken from `finetune:`, in the keys of score, finetune and evaluate."""
+
+    max_length: int
+    precision: Precision
+    collation: Collation
+    quantize: Quantize = added_field("none")
+    """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
+    engine_logps: bool = added_field(False)
+
+
+def score_settings(part: Finetune) -> Score:
+    """How the opponent's log-probs of this finetune are computed: as the policy's own."""
+    shared = {name: getattr(part, name) for name in Score.model_fields if name != "quantize"}
+    return Score(**shared, quantize=part.lora.quantize if part.lora else "none")
+
+
+def engine_logps_unusable(settings: Score, chat: ChatSection) -> str:
+    """Why no log-prob of an engine can stand for score's own under these settings; empty where it can."""
+    if chat.template != "model":
+        return f"under `chat.template: {chat.template}` the prompt that is scored is not the one that was sampled from"
+    if settings.collation != "exact":
+        return f"under `collation: {settings.collation}` the tokens that are scored are not those that were sampled"
+    if settings.quantize != "none":
+        return f"the engine's model is not quantised, and the opponent is (`lora.quantize: {settings.quantize}`)"
+    if settings.precision != "float32":
+        return (
+            f"in {settings.precision} the rounding of two programs differs by more than an answer may; set `precision: "
+            "float32`"
+        )
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
 from spin_core.config.choices import EngineName
 
 
@@ -19,25 +19,19 @@ class Generate(Section):
         1.0, gt=0, le=1, description="Nucleus sampling: the smallest set of tokens with this probability."
     )
     max_new_tokens: int = Field(256, ge=1, description="Tokens of answer; a longer answer is cut and marked `length`.")
-    min_new_tokens: int = Field(
-        0, ge=0, description="Tokens before which no answer ends.", json_schema_extra={"omit_default": True}
-    )
-    stop: list[str] = Field(
+    min_new_tokens: int = added_field(0, ge=0, description="Tokens before which no answer ends.")
+    stop: list[str] = added_field(
         default_factory=list,
         description="Strings that end an answer, which is cut before the first; it counts as finished.",
-        json_schema_extra={"omit_default": True},
     )
-    attempts: int = Field(
+    attempts: int = added_field(
         1,
         ge=1,
         le=100,
         description="Draws of an answer at most: an empty one is drawn again with another seed (temperature above 0).",
-        json_schema_extra={"omit_default": True},
     )
-    logprobs: bool = Field(
-        False,
-        description="Keep the log-prob of each sampled token; finetune.engine_logps can use them.",
-        json_schema_extra={"omit_default": True},
+    logprobs: bool = added_field(
+        False, description="Keep the log-prob of each sampled token; finetune.engine_logps can use them."
     )
 
     @field_validator("stop")

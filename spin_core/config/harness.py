@@ -8,12 +8,22 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from spin_core.config.base import Section
 from spin_core.config.choices import HarnessBackend
-from spin_core.config.harness_presets import PRESETS
 
 LM_EVAL = "0.4.13"
-
-
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:+-]{0,199}$"
+PRESETS: dict[str, list[dict[str, Any]]] = {
+    "open-llm-leaderboard-v1": [
+        {"task": "arc_challenge", "num_fewshot": 25, "metric": "acc_norm"},
+        {"task": "truthfulqa_mc2", "num_fewshot": 0, "metric": "acc"},
+        {"task": "winogrande", "num_fewshot": 5, "metric": "acc"},
+        {"task": "gsm8k", "num_fewshot": 5, "metric": "exact_match,strict-match"},
+        {"task": "hellaswag", "num_fewshot": 10, "metric": "acc_norm"},
+        {"task": "mmlu", "num_fewshot": 5, "metric": "acc", "mean": "subtasks"},
+    ],
+}
+"""Lists of tasks that have a name. `open-llm-leaderboard-v1` is the paper's Table 2. MMLU is the plain mean of its 57
+subjects, as the leaderboard had it (lm_eval's own group weighs them by size); GSM8K is the answer behind `####`,
+lm_eval's `strict-match`. The board ran an older harness: the same weights differ there, GSM8K by 5 points."""
 
 
 class HarnessTask(Section):
@@ -101,12 +111,6 @@ class Harness(Section):
         entries = {one["task"]: one for one in PRESETS.get(self.preset, [])}
         for one in self.tasks:
             entries[one.task] = {**entries.get(one.task, {}), **one.model_dump(exclude_unset=True)}
-        return [
-            one.model_copy(
-                update={
-                    "num_fewshot": self.num_fewshot if one.num_fewshot is None else one.num_fewshot,
-                    "limit": self.limit if one.limit is None else one.limit,
-                }
-            )
-            for one in map(HarnessTask.model_validate, entries.values())
-        ]
+        rest = {"num_fewshot": self.num_fewshot, "limit": self.limit}
+        said = ({name: value for name, value in one.items() if value is not None} for one in entries.values())
+        return [HarnessTask.model_validate(rest | one) for one in said]

@@ -10,17 +10,16 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spin_core.config import yaml_reader
-from spin_core.config.base import Section, section_of
+from spin_core.config.base import Section, added_field, section_of
 from spin_core.config.chat import ChatSection
 from spin_core.config.dataset import Dataset
 from spin_core.config.evaluate import Evaluate
-from spin_core.config.finetune import Finetune
+from spin_core.config.finetune import Finetune, engine_logps_unusable, score_settings
 from spin_core.config.gate import Gate
 from spin_core.config.gather import Gather
 from spin_core.config.generate import Generate
 from spin_core.config.harness import Harness
 from spin_core.config.runtime import Runtime
-from spin_core.config.score import engine_logps_unusable, score_settings
 from spin_core.config.sft import Sft
 from spin_core.config.start import Start
 from spin_core.errors import BadInput
@@ -48,10 +47,9 @@ class Config(Section):
     iterations: int = Field(3, ge=0, le=100, description="SPIN iterations.")
     history: int = Field(2, ge=1, description="Train on the pairs of this many latest iterations (the paper: 2).")
     model: Model = Field(description="θ_0, or with `sft` the base model that it is made from.")
-    start: Start = Field(
+    start: Start = added_field(
         Start(),
         description="Begin at a later iteration, or with pairs that are there already; leave out to begin at θ_0.",
-        json_schema_extra={"omit_default": True},
     )
     dataset: Dataset = Field(description="Prompts and real answers, and which rows are held out.")
     chat: ChatSection = Field(ChatSection(), description="How prompts become tokens.")
@@ -197,8 +195,12 @@ def load_profile(
     `settings` are `field.path=value` strings, values in YAML; `changes` are fields as a profile nests them. Raises
     BadInput naming file and field.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) or _is_file(Path(name)) else PROFILES / f"{name}.yaml"
-    if not _is_file(path):
+    try:
+        path = Path(name) if name.endswith((".yaml", ".yml")) or Path(name).is_file() else PROFILES / f"{name}.yaml"
+        there = path.is_file()
+    except OSError:  # a name that no file can have (too long)
+        there = False
+    if not there:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
     data = yaml_reader.read_file(path)
@@ -207,14 +209,6 @@ def load_profile(
     if changes and isinstance(data, dict):
         _lay_over(data, changes)
     return parse(data, str(path)), path.resolve().parent
-
-
-def _is_file(path: Path) -> bool:
-    """False also for a name that no file can have (too long)."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def parse(data: Any, where: str) -> Config:
@@ -235,19 +229,17 @@ def _apply(data: Any, setting: str) -> None:
     if not equals or not path.strip():
         raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
     parsed = yaml_reader.read(value.encode("utf-8", "surrogateescape"), f"--set {path}")
-    keys: list[Any] = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
-    for depth, key in enumerate(keys[:-1]):
+    keys = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
+    for depth, key in enumerate(keys, 1):
         if not isinstance(data, dict):
-            raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:depth]))} is not a section.")
-        if data.get(key) is None:
-            data[key] = {}
-        data = data[key]
-    if not isinstance(data, dict):
-        raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[:-1]))} is not a section.")
-    if value.strip():
-        data[keys[-1]] = parsed
-    else:
-        data.pop(keys[-1], None)
+            raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[: depth - 1]))} is not a section.")
+        if depth < len(keys):
+            data[key] = {} if data.get(key) is None else data[key]
+            data = data[key]
+        elif value.strip():
+            data[key] = parsed
+        else:
+            data.pop(key, None)
 
 
 def _lay_over(data: dict[str, Any], changes: dict[str, Any]) -> None:

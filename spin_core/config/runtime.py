@@ -13,7 +13,8 @@ from spin_core.config.choices import Kernel
 class Pools(Section):
     """Where a stage that is missing in the store runs: the name of a work pool that has a deployment of it
     (deployments/prefect.yaml), or `here` for the run's own machine. Empty is `spin-gpu` in a run of a deployment, and
-    `here` on the command line. Cheap stages (reformat, gather, report) always run here."""
+    `here` on the command line. Cheap stages (reformat, gather, report) always run here. A stage with a field here
+    has a flow in flows/stages.py and a cost estimate."""
 
     sft: str = Field("", max_length=100, description="Work pool of sft; empty: spin-gpu in a deployment, else here.")
     generate: str = Field("", max_length=100, description="Work pool of generate (as for sft).")

@@ -15,8 +15,6 @@ class StageLine(NamedTuple):
     name: str
     makes: Literal["", "rows", "model", "answers", "pairs"] = ""
     """What later steps or other runs take from it; its lineage is drawn."""
-    pool: bool = False
-    """Whether it may run on a work pool: a field of `runtime.pools`, a flow in flows/stages.py, a cost estimate."""
     processes: bool = False
     """Whether several processes can share it (`runtime.compute`)."""
     trains: bool = False
@@ -31,13 +29,13 @@ STAGES = (
     StageLine("reformat", makes="rows", event="dataset"),
     StageLine("import_model", makes="model"),
     StageLine("import_pairs", makes="pairs"),
-    StageLine("sft", makes="model", pool=True, processes=True, trains=True, event="model"),
-    StageLine("generate", makes="answers", pool=True, processes=True),
+    StageLine("sft", makes="model", processes=True, trains=True, event="model"),
+    StageLine("generate", makes="answers", processes=True),
     StageLine("gather", makes="pairs"),
-    StageLine("score", pool=True, processes=True),
-    StageLine("finetune", makes="model", pool=True, processes=True, trains=True, event="model"),
-    StageLine("evaluate", pool=True, processes=True),
-    StageLine("harness", pool=True),
+    StageLine("score", processes=True),
+    StageLine("finetune", makes="model", processes=True, trains=True, event="model"),
+    StageLine("evaluate", processes=True),
+    StageLine("harness"),
     StageLine("gate"),
     StageLine("report"),
 )
@@ -45,7 +43,6 @@ ORDER = tuple(stage.name for stage in STAGES)
 TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
 SHARED = tuple(stage.name for stage in STAGES if stage.processes)
 """Stages that several processes can share, where they run under our interpreter (vLLM divides its work itself)."""
-POOLED = tuple(stage.name for stage in STAGES if stage.pool)
 EVENTS = {stage.name: stage.event for stage in STAGES if stage.event}
 DRAWN = tuple(stage.name for stage in STAGES if stage.makes)
 

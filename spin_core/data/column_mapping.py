@@ -12,49 +12,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from spin_core.config.choices import Turns
-from spin_core.data.rows import Messages
+from spin_core.data.rows import Messages, Row, prompt_id
 from spin_core.errors import BadInput
 
 Columns = dict[str, str]
 
-MESSAGES = ("messages", "conversations", "real")
 PROMPTS = {
     "prompt": ("response", "completion", "answer", "output"),
     "question": ("answer", "response"),
     "instruction": ("output", "response"),
 }
+LAYOUTS: list[Columns] = [
+    *({"messages": name} for name in ("messages", "conversations", "real")),
+    *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
+]
 SYSTEM = ("system", "system_prompt")
 MAPPED = ("messages", "prompt", "input", "answer", "system")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """What a row is made of: prompt messages, the last of them the user's, and the real answer."""
-
-    prompt: Messages
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """Why (a part of) a record is no row: a reason that is counted, and what was seen."""
+@dataclass(eq=False)
+class Reject(Exception):
+    """Why (a part of) a record is no row: a reason that is counted, and what was seen, in 200 characters. Raised where
+    it ends the reading of the record."""
 
     reason: str
     detail: str
+
+    def __post_init__(self) -> None:
+        self.detail = self.detail[:200]
 
 
 def reasons(counts: Counter[str]) -> str:
     """Reasons to reject with how often each was met, the most frequent first."""
     return ", ".join(f"{reason}: {n:,}" for reason, n in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
-
-
-class _Unusable(Exception):
-    """Ends the reading of one record; carries the Reject."""
-
-
-def _refuse(reason: str, detail: str) -> _Unusable:
-    return _Unusable(Reject(reason, detail[:200]))
 
 
 def check_columns(columns: Columns) -> None:
@@ -70,34 +61,30 @@ def check_columns(columns: Columns) -> None:
 
 def layout(fields: dict[str, Any]) -> Columns | None:
     """The columns of the convention that the record follows, in the form of `dataset.columns`; None where none fits."""
-    for name in MESSAGES:
-        if name in fields:
-            return {"messages": name}
-    for prompt, answers in PROMPTS.items():
-        answer = next((name for name in answers if name in fields), None)
-        if prompt in fields and answer:
-            columns = {"prompt": prompt, "answer": answer}
-            system = next((name for name in SYSTEM if name in fields), None)
-            if system:
-                columns["system"] = system
-            if prompt == "instruction" and "input" in fields:
-                columns["input"] = "input"
-            return columns
-    return None
+    found = next((one for one in LAYOUTS if fields.keys() >= set(one.values())), None)
+    if found is None or "messages" in found:
+        return found
+    columns = dict(found)
+    if system := next((name for name in SYSTEM if name in fields), None):
+        columns["system"] = system
+    if found["prompt"] == "instruction" and "input" in fields:
+        columns["input"] = "input"
+    return columns
 
 
-def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Example | Reject]:
-    """The rows of one record: one, or one for each assistant turn under `turns: all`; what cannot be used as Reject."""
+def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row | Reject]:
+    """The rows of one record, with their prompt's id: one, or one for each assistant turn under `turns: all`; what
+    cannot be used as Reject."""
     used = columns or layout(fields)
     if used is None or any(used[part] not in fields for part in ("messages", "prompt", "answer") if part in used):
         names = ", ".join(map(str, fields)).encode("utf-8", "backslashreplace").decode()
-        return [Reject("wrong columns", f"the columns are {names}"[:200])]
+        return [Reject("wrong columns", f"the columns are {names}")]
     try:
         if "messages" in used:
             return _from_conversation(_conversation(fields.get(used["messages"]), used["messages"]), turns)
         return _from_conversation(_from_columns(fields, used), turns)
-    except _Unusable as refused:
-        return [refused.args[0]]
+    except Reject as reject:
+        return [reject]
 
 
 def _from_columns(fields: dict[str, Any], used: Columns) -> Messages:
@@ -119,15 +106,15 @@ def _from_columns(fields: dict[str, Any], used: Columns) -> Messages:
 
 def _conversation(value: Any, column: str) -> Messages:
     if not isinstance(value, list):
-        raise _refuse("wrong type", f"{column} is a {type(value).__name__}, not a list of messages")
+        raise Reject("wrong type", f"{column} is a {type(value).__name__}, not a list of messages")
     turns = []
     for number, turn in enumerate(value):
         where = f"{column}[{number}]"
         if not isinstance(turn, dict):
-            raise _refuse("wrong type", f"{where} is a {type(turn).__name__}, not a message")
+            raise Reject("wrong type", f"{where} is a {type(turn).__name__}, not a message")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str):
-            raise _refuse("wrong type", f"{where} has no role")
+            raise Reject("wrong type", f"{where} has no role")
         turns.append({"role": ROLES.get(role, role), "content": _string(content, where)})
     return turns
 
@@ -137,32 +124,31 @@ def _string(value: Any, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _refuse("wrong type", f"{where} is a {type(value).__name__}, not text")
+        raise Reject("wrong type", f"{where} is a {type(value).__name__}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _refuse("not text", f"{where} has a lone surrogate at character {error.start}") from None
+        raise Reject("not text", f"{where} has a lone surrogate at character {error.start}") from None
     return value
 
 
-def _from_conversation(turns: Messages, which: Turns) -> list[Example | Reject]:
+def _from_conversation(turns: Messages, which: Turns) -> list[Row | Reject]:
     body = turns[1:] if turns and turns[0]["role"] == "system" else turns
     for position, turn in enumerate(body):
         expected = ("user", "assistant")[position % 2]
         if turn["role"] != expected:
-            raise _refuse("bad role order", f"turn {position} is by {turn['role']!r}, not by the {expected}")
+            raise Reject("bad role order", f"turn {position} is by {turn['role']!r}, not by the {expected}")
         if expected == "user" and not turn["content"].strip():
-            raise _refuse("empty prompt", f"turn {position} is empty")
+            raise Reject("empty prompt", f"turn {position} is empty")
     if not body:
-        raise _refuse("empty prompt", "there is no user turn")
+        raise Reject("empty prompt", "there is no user turn")
     ends = [position for position, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not ends:
-        raise _refuse("no answer", "there is no assistant turn")
+        raise Reject("no answer", "there is no assistant turn")
     chosen = {"first": ends[:1], "last": ends[-1:], "all": ends}[which]
-    return [_example(turns, end) for end in chosen]
-
-
-def _example(turns: Messages, end: int) -> Example | Reject:
-    if not turns[end]["content"].strip():
-        return Reject("no answer", f"turn {end} is empty")
-    return Example(turns[:end], turns[end]["content"])
+    return [
+        Row(prompt_id(turns[:end]), turns[:end], answer)
+        if (answer := turns[end]["content"]).strip()
+        else Reject("no answer", f"turn {end} is empty")
+        for end in chosen
+    ]

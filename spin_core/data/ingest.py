@@ -7,21 +7,21 @@ row.
 
 from __future__ import annotations
 
+import heapq
 import json
+import tempfile
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
-from spin_core.data.external_sort import Sorter, SpilledRecords, parse
-from spin_core.data.raw_record import RawRecord
 from spin_core.data.readers import read
-from spin_core.data.rows import Row, prompt_id
+from spin_core.data.rows import RawRecord, Row
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -29,21 +29,69 @@ if TYPE_CHECKING:
     from spin_core.config.dataset import Dataset
 
 PUBLISHED_SEED = 42
+HELD = 48 << 20
+"""Bytes of records in memory. A run on disk is an open file while they are merged: 30 for a million rows of 1 kB."""
+RECORD = 500  # bytes that a record takes in memory besides its text
+
+
+class Sorter:
+    """Takes records in any order and gives them sorted, as often as wanted: sorted runs on disk, merged when they are
+    read. A record is a list of texts and numbers, compared as lists are; text by code point, which is the order of its
+    UTF-8 too."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._size = folder, 0
+        self._records: list[list[Any]] = []
+        self._runs: list[IO[bytes]] = []
+
+    def add(self, record: list[Any], size: int) -> None:
+        """`size`: characters of its texts."""
+        self._records.append(record)
+        self._size += size + RECORD
+        if self._size > HELD:
+            self._runs.append(_spilled(sorted(self._records), self.folder, 1))
+            self._records, self._size = [], 0
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        self._records.sort()
+        return heapq.merge(*(map(_parse, _lines(run)) for run in self._runs), self._records)
+
+
+def _spilled(records: Iterable[list[Any]], folder: Path, held: int) -> IO[bytes]:
+    """Records one after the other as JSON, in memory up to `held` bytes and then in an unnamed file of `folder`."""
+    file: IO[bytes] = tempfile.SpooledTemporaryFile(held, dir=str(folder))  # noqa: SIM115 - kept open
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return file
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Every record, not parsed yet. One reader at a time."""
+    file.seek(0)
+    yield from file
+
+
+def _parse(line: bytes) -> list[Any]:
+    record: list[Any] = json.loads(line.decode("utf-8", "surrogatepass"))
+    return record
 
 
 class SourceRows:
     """What one source holds: its different rows on disk, sorted by id, as [id, prompt, answer, file, line].
 
-    `name` stands for the source in rejects.jsonl, so that no path gets into the output.
+    `name` stands for the source in rejects.jsonl, so that no path gets into the output. `rejected`: how often each
+    reason was met; the rejects themselves go to `rejects`.
     """
 
-    def __init__(self, name: str, rejects: Rejects, scratch: Path):
-        self.name, self.rows = name, SpilledRecords(scratch)
-        self._rejects, self._counts = rejects, Counter[str]()
-        self._sorter, self._seen = Sorter(scratch), 0
+    def __init__(self, name: str, rejects: Sorter, scratch: Path):
+        self.name, self.rejected, self.count = name, Counter[str](), 0
+        self._rejects, self._sorter, self._seen = rejects, Sorter(scratch), 0
+        self._rows: IO[bytes]  # once they are taken
 
     def take(self, inputs: Inputs, dataset: Dataset, split: str, job: Job) -> None:
-        """Read the source. Raises BadInput for a mapped column that no record has, and where all are rejected."""
+        """Read the source. Raises BadInput for a mapped column that no record has, and where all
+        or more than `max_rejected` are rejected."""
         path = inputs[self.name]
         assert isinstance(path, Path)
         columns: dict[str, None] = {}
@@ -63,24 +111,21 @@ class SourceRows:
             )
         if not self._seen:
             raise BadInput(
-                f"{path}: not one of its {self._counts.total()} rows can be used ({reasons(self._counts)}); "
+                f"{path}: not one of its {self.rejected.total()} rows can be used ({reasons(self.rejected)}); "
                 f"its columns are {_names(columns)}: name yours in `dataset.columns`, as in "
                 "{prompt: question, answer: reply}."
             )
         with job.progress(f"sorting {self.name}", self._seen, "rows") as bar:
-            self._settle(bar)
-        self._check_rejects(path, dataset.max_rejected)
-
-    def _check_rejects(self, path: Path, most: float) -> None:
-        """Raises BadInput where more than the part `most` of the rows cannot be used: what is left of a set that was
-        read in a wrong way is no sample of it."""
-        counts = Counter(self._counts)
-        total = counts.total() + self.rows.count
+            self._rows = _spilled(self._settled(bar), self._sorter.folder, HELD)
+        self._sorter = Sorter(self._sorter.folder)
+        counts = Counter(self.rejected)
+        total = counts.total() + self.count
         del counts["duplicate"]
-        if counts.total() > most * total:
+        if counts.total() > dataset.max_rejected * total:  # what is left of a set read in a wrong way is no sample
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({most:g}) allows; fix them, or raise it to go on with the others."
+                f"than dataset.max_rejected ({dataset.max_rejected:g}) allows; fix them, or raise it to go on with "
+                "the others."
             )
 
     def _slice(self, path: Path, split: str, dataset: Dataset, job: Job) -> bytearray:
@@ -110,10 +155,10 @@ class SourceRows:
                 continue
             self._seen += 1
             size = len(made.answer) + sum(len(turn["content"]) + len(turn["role"]) for turn in made.prompt)
-            self._sorter.add([prompt_id(made.prompt), self._seen, *place, made.prompt, made.answer], size)
+            self._sorter.add([made.id, self._seen, *place, made.prompt, made.answer], size)
 
-    def _settle(self, bar: Bar) -> None:
-        """Keep each different row once, sorted by id; of several answers to one prompt (by text) the second is
+    def _settled(self, bar: Bar) -> Iterator[list[Any]]:
+        """Each different row once, sorted by id; of several answers to one prompt (by text) the second is
         `<id>-1`, … The answers to one prompt are in memory together."""
         for id, group in groupby(self._sorter, key=itemgetter(0)):
             answers: dict[str, tuple[str, int]] = {}
@@ -125,17 +170,24 @@ class SourceRows:
                     self._reject(source, line, "duplicate", f"the same as {first[0]}, line {first[1]}")
             made = [(f"{id}-{rank}" if rank else id, answer) for rank, answer in enumerate(sorted(answers))]
             for name, answer in sorted(made):
-                self.rows.add([name, last, answer, *answers[answer]])
+                yield [name, last, answer, *answers[answer]]
+            self.count += len(made)
             bar.advance(many)
-        self._sorter = Sorter(self._sorter.folder)
 
     def _reject(self, source: str, line: int, reason: str, detail: str) -> None:
-        self._counts[reason] += 1
-        self._rejects.add(source, line, reason, detail)
+        self.rejected[reason] += 1
+        self._rejects.add([source, line, reason, detail], len(source) + len(detail))
+
+    def chosen(self, wanted: Callable[[str], bool]) -> Iterator[Row]:
+        """The rows whose prompt's id is `wanted`, sorted by id."""
+        for line in _lines(self._rows):
+            if wanted(_prompt_of(line)):
+                id, prompt, answer, _, _ = _parse(line)
+                yield Row(id, prompt, answer)
 
     def holds(self) -> Callable[[str], bool]:
         """Whether a prompt is among these; 8 bytes a row."""
-        ids = array("Q", (int(ChosenRows.prompt_of(line), 16) for line in self.rows.raw()))
+        ids = array("Q", (int(_prompt_of(line), 16) for line in _lines(self._rows)))
 
         def has(id: str) -> bool:
             at = bisect_left(ids, int(id, 16))
@@ -145,45 +197,22 @@ class SourceRows:
 
     def reject_also_in(self, test: Callable[[str], bool]) -> None:
         """A reject for every row whose prompt is in `test`: what is trained on must not be evaluated on."""
-        for line in self.rows.raw():
-            if test(id := ChosenRows.prompt_of(line)):
-                _, _, _, source, number = parse(line)
+        for line in _lines(self._rows):
+            if test(id := _prompt_of(line)):
+                _, _, _, source, number = _parse(line)
                 self._reject(source, number, "also held out", f"prompt {id}")
 
 
-class ChosenRows:
-    """The rows of a source whose prompt's id is `chosen`, sorted by id, as often as they are read."""
-
-    def __init__(self, source: SourceRows, chosen: Callable[[str], bool]):
-        self._source, self._chosen = source, chosen
-
-    def __iter__(self) -> Iterator[Row]:
-        for line in self._source.rows.raw():
-            if self._chosen(self.prompt_of(line)):
-                id, prompt, answer, _, _ = parse(line)
-                yield Row(id, prompt, answer)
-
-    @staticmethod
-    def prompt_of(line: bytes) -> str:
-        """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
-        return line[2:18].decode()
+def _prompt_of(line: bytes) -> str:
+    """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
+    return line[2:18].decode()
 
 
-class Rejects:
-    """What is no row, and why: counted by reason, and written sorted by place."""
-
-    def __init__(self, scratch: Path):
-        self.counts: Counter[str] = Counter()
-        self._sorted = Sorter(scratch)
-
-    def add(self, source: str, line: int, reason: str, detail: str) -> None:
-        self.counts[reason] += 1
-        self._sorted.add([source, line, reason, detail], len(source) + len(detail))
-
-    def write(self, path: Path) -> None:
-        names = ("source", "line", "reason", "detail")
-        with path.open("w") as file:
-            file.writelines(json.dumps(dict(zip(names, one, strict=True))) + "\n" for one in self._sorted)
+def write_rejects(path: Path, rejects: Sorter) -> None:
+    """What is no row, and why, sorted by place, a line each."""
+    names = ("source", "line", "reason", "detail")
+    with path.open("w") as file:
+        file.writelines(json.dumps(dict(zip(names, one, strict=True))) + "\n" for one in rejects)
 
 
 def published_slice(total: int, frac_len: int, data_frac: int) -> list[int]:

@@ -1,19 +1,23 @@
 """Rows of .jsonl and .json files, a row at a time whatever the file's size.
 
 What cannot be parsed is BadInput naming line and column; what parses but is no usable object (not an object, a key
-twice, NaN) is a record with a `reject` reason.
+twice, NaN) is a record with a `reject` reason. Where a file is not UTF-8, UnicodeDecodeError is raised, which
+`not_utf8` makes a sentence of.
 Covered: byte-order marks, CRLF, blank lines, U+2028 and NUL inside strings. Not covered: encodings other than UTF-8.
 """
 
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spin_core.data.raw_record import RawRecord
+from spin_core.data.rows import RawRecord
 from spin_core.errors import BadInput
 
 # A row without an end would be read whole, and an empty list of two characters becomes 64 bytes: 16 MiB are below 1 GB
@@ -21,7 +25,6 @@ from spin_core.errors import BadInput
 LONGEST_LINE = 16 << 20
 # {"data": […]} and other objects are read whole.
 LONGEST_OBJECT = 32 << 20
-TOO_LONG = f"a row of over {LONGEST_LINE >> 20} MiB"
 SPACE = " \t\n\r"
 # What begins with these is none of the texts that it is named for, whatever a parser would say of it.
 MAGIC = {
@@ -32,10 +35,7 @@ MAGIC = {
     b"\xfd7zXZ": "xz-compressed",
     b"PAR1": "a parquet file",
     b"ARROW1": "an Arrow file",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle"),
     b"\xff\xfe": "UTF-16 or UTF-32 text",
     b"\xfe\xff": "UTF-16 text",
     b"\0\0\xfe\xff": "UTF-32 text",
@@ -44,17 +44,12 @@ MAGIC = {
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRecord]:
     """One object a line. `name` becomes `RawRecord.file`."""
-    start = 0
     with path.open("rb") as file:
         _check_kind(file, path)
-        for number in range(1, 1 << 62):
-            raw = file.readline(LONGEST_LINE + 1)
-            if not raw:
-                return
+        for number, raw in enumerate(_lines(file), 1):
             if len(raw) > LONGEST_LINE:
                 raise BadInput(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; is it one object a line?")
-            text = _text(raw, path, number, start).removeprefix("\ufeff" if number == 1 else "")
-            start += len(raw)
+            text = raw.decode().removeprefix("\ufeff" if number == 1 else "")
             if text.strip():
                 yield _record(name, number, _parse(text, path, number))
 
@@ -63,66 +58,63 @@ def read_json(path: Path, name: str) -> Iterator[RawRecord]:
     """An array, {"data": [array]}, or, in spite of the name, one object a line."""
     with path.open("rb") as file:
         _check_kind(file, path)
-        head = file.readline(LONGEST_LINE + 1)
-        while head and not head.removeprefix(b"\xef\xbb\xbf").strip():  # blank lines
-            head = file.readline(LONGEST_LINE + 1)
-        begins = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if begins == b"{" and file.read(1 << 16).strip():
+        first = next((text for line in _lines(file) if (text := line.removeprefix(codecs.BOM_UTF8).strip())), b"")
+        if first.startswith(b"{") and file.read(1 << 16).strip():
             try:
-                json.loads(head.decode("utf-8-sig"))
+                json.loads(first.decode())
             except (ValueError, RecursionError):
                 pass  # an object spread over lines, or a broken line: the whole file's parser says which
             else:
                 yield from read_jsonl(path, name)
                 return
         file.seek(0)
-        if begins != b"{":
-            for number, value in enumerate(_Array(file, path), 1):
-                yield _record(name, number, value)
-            return
-        raw = file.read(LONGEST_OBJECT + 1)
+        values = _data_of_object(file, path) if first.startswith(b"{") else _Array(file, path)
+        for number, value in enumerate(values, 1):
+            yield _record(name, number, value)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """What is longer than LONGEST_LINE comes in pieces that are one byte longer."""
+    return iter(partial(file.readline, LONGEST_LINE + 1), b"")
+
+
+def _data_of_object(file: BinaryIO, path: Path) -> list[Any]:
+    raw = file.read(LONGEST_OBJECT + 1)
     if len(raw) > LONGEST_OBJECT:
         raise BadInput(
             f"{path}: an object of over {LONGEST_OBJECT >> 20} MiB; write one row a line, and name the file .jsonl."
         )
-    content = _parse(_text(raw, path, 0, 0).removeprefix("\ufeff"), path, 0)
+    content = _parse(raw.decode().removeprefix("\ufeff"), path, 0)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise BadInput(f"{path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one.")
-    for number, value in enumerate(content["data"], 1):
-        yield _record(name, number, value)
+        raise _no_rows(path)
+    data: list[Any] = content["data"]
+    return data
 
 
 class _Array:
     """The values of a JSON array, of which only the one at hand is in memory. Iterating raises BadInput."""
 
     def __init__(self, file: BinaryIO, path: Path):
-        self.file, self.path = file, path
-        self.text, self.at = "", 0
-        self.line, self.column, self.bytes = 1, 1, 0  # where `text` begins
-        self.ended = False
-        self.utf8 = codecs.getincrementaldecoder("utf-8")()
+        self.file, self.path = io.TextIOWrapper(file, "utf-8-sig", newline=""), path
+        self.text, self.at, self.ended = "", 0, False
+        self.line, self.column = 1, 1  # where `text` begins
         self.json = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_constant)
 
     def __iter__(self) -> Iterator[Any]:
-        self._more(1 << 16)
-        self.text = self.text.removeprefix("\ufeff")
         opened = self._next()
         if not opened:
             return
         if opened != "[":
-            raise BadInput(
-                f"{self.path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one."
-            )
+            raise _no_rows(self.path)
         self.at += 1
-        following = self._next()
-        while following != "]":
+        more = self._next() != "]"
+        while more:
             yield self._value()
             following = self._next()
-            if following == ",":
-                self.at += 1
-                following = "value"
-            elif following != "]":
+            if following not in (",", "]"):
                 raise self._broken("Expecting ',' delimiter", self.at)
+            more = following == ","
+            self.at += more
         self.at += 1
         if self._next():
             raise self._broken("Extra data", self.at)
@@ -134,7 +126,7 @@ class _Array:
                 self.at += 1
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
-            self._more(1 << 20)
+            self._more(1 << 16)
 
     def _value(self) -> Any:
         size = 1 << 16
@@ -142,9 +134,7 @@ class _Array:
         while True:
             try:
                 value, end = self.json.raw_decode(self.text, self.at)
-                if end - self.at > LONGEST_LINE:
-                    raise self._broken(TOO_LONG, self.at)
-                if end < len(self.text) or self.ended:  # else a number may go on
+                if end - self.at <= LONGEST_LINE and (end < len(self.text) or self.ended):  # else a number may go on
                     self.at = end
                     return value
             except json.JSONDecodeError as error:
@@ -153,24 +143,15 @@ class _Array:
             except (ValueError, RecursionError) as error:
                 raise self._broken(str(error), self.at) from error
             if len(self.text) - self.at > LONGEST_LINE:
-                raise self._broken(TOO_LONG, self.at)
+                raise self._broken(f"a row of over {LONGEST_LINE >> 20} MiB", self.at)
             self._more(size)
             size = min(2 * size, LONGEST_LINE)
 
     def _more(self, size: int) -> None:
         """Drop what was read, and read on."""
         self.line, self.column = self._place(self.at)
-        self.text, self.at = self.text[self.at :], 0
-        raw = self.file.read(size)
-        self.ended = not raw
-        try:
-            self.text += self.utf8.decode(raw, final=self.ended)
-        except UnicodeDecodeError as error:
-            held = error.object
-            good = held[: error.start].decode()
-            line = self.line + self.text.count("\n") + good.count("\n")
-            raise _not_utf8(self.path, line, self.bytes + len(raw) - len(held) + error.start) from error
-        self.bytes += len(raw)
+        more = self.file.read(size)
+        self.text, self.at, self.ended = self.text[self.at :] + more, 0, not more
 
     def _place(self, at: int) -> tuple[int, int]:
         lines, last = self.text.count("\n", 0, at), self.text.rfind("\n", 0, at)
@@ -190,15 +171,22 @@ def _check_kind(file: BinaryIO, path: Path) -> None:
         raise BadInput(f"{path}, line 1: this is {kind}, not JSON; {what}.")
 
 
-def _text(raw: bytes, path: Path, line: int, start: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = line or raw.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(path, line, start + error.start) from error
+def _no_rows(path: Path) -> BadInput:
+    return BadInput(f"{path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one.")
 
 
-def _not_utf8(path: Path, line: int, byte: int) -> BadInput:
+def not_utf8(path: Path) -> BadInput:
+    """Names the first byte of the file that is no text."""
+    decoder, line, byte = codecs.getincrementaldecoder("utf-8")(), 1, 0
+    with path.open("rb") as file:
+        for raw in chain(_lines(file), [b""]):
+            try:
+                decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:  # of `raw`, and what was left of a character before it
+                byte += len(raw) - len(error.object) + error.start
+                break
+            byte += len(raw)
+            line += raw.endswith(b"\n")
     return BadInput(f"{path}, line {line}: byte {byte} of the file is not UTF-8; save the file as UTF-8.")
 
 
@@ -217,16 +205,13 @@ def _constant(name: str) -> _Flaw:
 
 def _flaw_in(value: Any) -> _Flaw | None:
     """The first flaw of a row; without recursion, because the parser takes deeper rows than Python's stack does."""
-    waiting = [iter((value,))]
+    waiting = [value]
     while waiting:
-        for one in waiting[-1]:
-            if isinstance(one, _Flaw):
-                return one
-            if isinstance(one, dict | list):
-                waiting.append(iter(one.values() if isinstance(one, dict) else one))
-                break
-        else:
-            waiting.pop()
+        one = waiting.pop()
+        if isinstance(one, _Flaw):
+            return one
+        if isinstance(one, dict | list):
+            waiting.extend(reversed(one.values() if isinstance(one, dict) else one))
     return None
 
 

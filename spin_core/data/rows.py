@@ -1,4 +1,4 @@
-"""Rows and pairs: what they are, their ids, and their parquet files in the reference's record.
+"""Rows and pairs: what they are, their ids, their shards, and their parquet files in the reference's record.
 
 On disk `real` and `generated` are message lists, as the reference publishes them; in memory a row is prompt and answer.
 """
@@ -7,25 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from spin_core.config.choices import Finish
 from spin_core.data.table_file import column_names, read_batches, write_table
 from spin_core.errors import BadInput
 
+T = TypeVar("T")
 Messages = list[dict[str, str]]
 """A conversation: `{"role": "system" | "user" | "assistant", "content": text}` in order."""
 
 TRAIN_FILE = "train_prefs-00000-of-00001.parquet"
 TEST_FILE = "test_prefs-00000-of-00001.parquet"
 FILES = {"train": TRAIN_FILE, "test": TEST_FILE}
-# One text for each role: a list of a million pairs would have four million of them, 50 bytes each.
-ROLES = {role: role for role in ("system", "user", "assistant")}
 WRITE_ROWS, WRITE_CHARACTERS = 1024, 4 << 20  # that are made into Arrow's form at once
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A row as found: file (relative to the source, empty for a single file), line or row number from 1, fields.
+
+    `reject` says why it is no usable object; then it has no fields, and `detail` says what was seen.
+    """
+
+    file: str
+    line: int
+    fields: dict[str, Any]
+    reject: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,48 @@ def fraction(*parts: object) -> float:
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 
+class ShardEntry(TypedDict):
+    """One shard of prompts in shards.json: its file in the tree, the file's sha256, `train` or `test`, its rows."""
+
+    file: str
+    sha256: str
+    split: str
+    rows: int
+
+
+def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Cut items in the order of their ids into content-defined shards of aim/4 to 2·aim (the last may be shorter); no
+    more than 2·aim items are held.
+
+    A shard ends at the first id from its minimum on whose hash says so (one in 3/4·aim does), and where none does up to
+    the maximum, at the id of smallest hash: an id that was added or removed moves only the ends near it. It changes one
+    shard, seldom a second; of 26,400 single edits (aims 8 to 64, beside every id) none changed more than 4. That is
+    chance, not proof: ids are hashes, and whoever chose them by hand could make every end move.
+    Content-defined chunking with minimum and maximum, as in LBFS (Muthitacharoen et al. 2001), section 3.1.
+    """
+    least, most = max(1, aim // 4), 2 * aim
+    threshold = 1 / max(1, aim - least)
+    held: list[T] = []
+    marks: list[float] = []
+
+    def first() -> list[T]:
+        window = range(least - 1, len(held))
+        end = next((i for i in window if marks[i] < threshold), None)
+        if end is None:
+            end = min(window, key=marks.__getitem__) if len(held) == most else len(held) - 1
+        shard = held[: end + 1]
+        del held[: end + 1], marks[: end + 1]
+        return shard
+
+    for item in items:
+        held.append(item)
+        marks.append(fraction("shard", id_of(item)))
+        if len(held) == most:
+            yield first()
+    while held:
+        yield first()
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `id, real, generated` with an empty generated answer, as the reference's reformat does.
 
@@ -90,17 +146,12 @@ def read_pairs(path: Path) -> list[Pair]:
     """The pairs of one parquet file, ours or a published SPIN_iter set. Raises BadInput naming file and row.
 
     Published sets have no `id` and no `finish`: ids are computed from the prompt (a prompt that comes again gets "-1",
-    "-2" in file order), and every answer counts as finished.
+    "-2" in file order), and every answer counts as finished. A million pairs of 1.1 kB take 1.7 GB.
     """
-    return list(iter_pairs(path))
-
-
-def iter_pairs(path: Path) -> Iterator[Pair]:
-    """As `read_pairs`, one at a time. A million pairs of 1.1 kB take 1.7 GB as a list."""
-    return (
+    return [
         Pair(id, real[:-1], real[-1]["content"], generated[-1]["content"], finish)
         for id, real, generated, finish in _read(path)
-    )
+    ]
 
 
 def iter_ids(path: Path) -> Iterator[str]:
@@ -177,7 +228,8 @@ def _read(path: Path) -> Iterator[tuple[str, Messages, Messages, Any]]:
 
 def _turns(value: Any, name: str, path: Path, number: int) -> Messages:
     try:
-        turns = [{"role": ROLES.get(m["role"]) or str(m["role"]), "content": m["content"]} for m in value]
+        # One text for each role: a list of a million pairs would have four million of them, 50 bytes each.
+        turns = [{"role": sys.intern(m["role"]), "content": m["content"]} for m in value]
     except (TypeError, KeyError):
         turns = []
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(m["content"], str) for m in turns):

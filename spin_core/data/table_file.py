@@ -23,6 +23,7 @@ from spin_core.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 HELD = 64 << 20  # bytes of a table in memory: 50,000 rows of GSM8K; most sets never touch the disk here
 MOST = (1 << 31) - 1  # bytes of text that one Arrow array can number; behind them the column has another one
@@ -30,10 +31,10 @@ DROP_SECONDS = 0.05  # mapped pages count as memory until they are given up; pya
 READ_ROWS, READ_BYTES = 1024, 16 << 20
 
 
-def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], held: int | None = None) -> None:
+def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write one table to `path`, the same bytes as `pyarrow.parquet.write_table` of all batches as one.
 
-    `held`: instead of HELD. Raises OSError where the disk is full, ValueError for a null in a table of more bytes.
+    Raises OSError where the disk is full, ValueError for a null in a table of more bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -42,79 +43,55 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     for batch in rest:
         first.append(batch)
         size += batch.nbytes
-        if size > (held or HELD):
+        if size > HELD:
             break
     else:
         pq.write_table(pa.Table.from_batches(first, schema).combine_chunks(), path)
         return
-    parts = [_Part(schema, path.parent)]
+    rows = pa.struct(list(schema))
+    parts = [_Spilled(rows, path.parent)]  # each becomes one batch, so that all of a column is one array
     while first:
-        parts[-1].append(first.pop(0))
+        parts[-1].append(first.pop(0).to_struct_array())
     for batch in rest:
         if parts[-1].largest + batch.nbytes > MOST:
-            parts.append(_Part(schema, path.parent))
-        parts[-1].append(batch)
+            parts.append(_Spilled(rows, path.parent))
+        parts[-1].append(batch.to_struct_array())
     mapped: list[mmap.mmap] = []
-    table = pa.Table.from_batches([part.batch(mapped) for part in parts], schema)
+    table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(part.array(mapped)) for part in parts], schema)
     with _dropped(mapped):
         pq.write_table(table, path)
 
 
 def read_batches(path: Path, wanted: Iterable[str]) -> Iterator[pa.RecordBatch]:
     """The columns that are there of `wanted`, READ_ROWS or fewer rows at a time. Raises BadInput naming the file."""
+    with _opened(path) as file:
+        groups = (file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        each = max(1, sum(groups) // max(1, file.metadata.num_rows))
+        rows = max(1, min(READ_ROWS, READ_BYTES // each))
+        names = [name for name in file.schema_arrow.names if name in set(wanted)]
+        yield from file.iter_batches(batch_size=rows, columns=names, use_threads=False)
+
+
+def column_names(path: Path) -> list[str]:
+    """The columns of a parquet file. Raises BadInput naming it."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            groups = (file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            each = max(1, sum(groups) // max(1, file.metadata.num_rows))
-            rows = max(1, min(READ_ROWS, READ_BYTES // each))
-            names = [name for name in file.schema_arrow.names if name in set(wanted)]
-            yield from file.iter_batches(batch_size=rows, columns=names, use_threads=False)
+            yield file
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def column_names(path: Path) -> list[str]:
-    """The columns of a parquet file. Raises BadInput naming it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.")
-
-
-class _Part:
-    """Rows on disk that become one record batch, so that all of a column is one array, as it is from memory."""
-
-    def __init__(self, schema: pa.Schema, folder: Path):
-        self.schema, self.rows = schema, 0
-        self._columns = [_Spilled(kind, folder) for kind in schema.types]
-
-    @property
-    def largest(self) -> int:
-        return max(column.largest for column in self._columns)
-
-    def append(self, batch: pa.RecordBatch) -> None:
-        self.rows += batch.num_rows
-        for column, values in zip(self._columns, batch.columns, strict=True):
-            column.append(values)
-
-    def batch(self, mapped: list[mmap.mmap]) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        return pa.RecordBatch.from_arrays([column.array(mapped) for column in self._columns], schema=self.schema)
+        raise BadInput(f"{path}: not a readable parquet file ({one_line(error)}); make it again.") from error
 
 
 class _Spilled:
-    """One column's arrays, one after the other on disk: what Arrow has in its buffers, a file each."""
+    """Arrays of one type, one after the other on disk: what Arrow has in its buffers, a file each."""
 
     def __init__(self, kind: pa.DataType, folder: Path):
         import pyarrow as pa

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spin_core.config.score import Score
+from spin_core.config.finetune import Score
 from spin_core.data.rows import Messages, Pair
 from spin_core.errors import BadInput
 from spin_core.job import Job

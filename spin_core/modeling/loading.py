@@ -30,7 +30,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, StageFailed, one_line
 from spin_core.modeling.chat import Chat
 from spin_core.runtime import process_group
-from spin_core.sources import remote_code
+from spin_core.sources.folders import code_setting
 
 transformers_logging.disable_progress_bar()
 
@@ -234,7 +234,7 @@ def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
         raise BadInput(f"{path / name}: not readable as JSON ({one_line(error)}); download the model again") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path / name}: not a JSON object; download the model again")
-    if named := remote_code.code_setting(content):
+    if named := code_setting(content):
         raise BadInput(
             f"{path / name}: `{named}` asks to run the model's own code; use a model that transformers knows by itself"
         )

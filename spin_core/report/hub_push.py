@@ -16,7 +16,7 @@ from typing import Any
 
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.sources import hub
-from spin_core.sources.resolve import SETTINGS, WEIGHTS
+from spin_core.sources.folders import SETTINGS, WEIGHTS
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
 READ = {"model": SETTINGS + WEIGHTS, "dataset": ()}  # what is read beside the files that are pushed

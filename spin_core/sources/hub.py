@@ -11,6 +11,7 @@ was last asked for, which `Listing.note` says; it also says that a branch or tag
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from contextlib import suppress
@@ -44,10 +45,8 @@ def listing(repo: str, kind: HubKind, revision: str) -> Listing:
     """What `repo` holds at a branch, tag or commit (empty: main). Raises BadInput with the remedy."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    get_info: Any = api.model_info if kind == "model" else api.dataset_info
     try:
-        info = get_info(repo, revision=revision or None, timeout=20)
+        info: Any = HfApi().repo_info(repo, repo_type=kind, revision=revision or None, timeout=20)
     except Exception as error:  # httpx, the hub's own and operating system errors, of three unrelated families
         cached = _cached(repo, kind, revision) if unreachable(error) else None
         if cached is None:
@@ -63,7 +62,7 @@ def download(repo: str, kind: HubKind, listed: Listing, names: list[str]) -> Pat
     """The folder that has these files of `listed`, in huggingface_hub's cache. Raises BadInput with the remedy."""
     from huggingface_hub import snapshot_download
 
-    how: Any = {"repo_type": kind, "revision": listed.commit, "allow_patterns": [_literal(name) for name in names]}
+    how: Any = {"repo_type": kind, "revision": listed.commit, "allow_patterns": [glob.escape(name) for name in names]}
     try:
         # It refuses a cached folder that a cut-off download left with some of the files: less would be other content.
         return Path(snapshot_download(repo, local_files_only=listed.cached, **how))
@@ -103,11 +102,8 @@ def refusal(repo: str, kind: HubKind, revision: str, error: Exception) -> BadInp
 def bad_token(error: Exception) -> bool:
     """Whether the hub refused the token itself, which is not the same as showing nothing to it."""
     response = getattr(error, "response", None)
-    headers = getattr(response, "headers", None) or {}
-    return (
-        getattr(response, "status_code", 0) == 401
-        and "invalid credentials" in headers.get("X-Error-Message", "").lower()
-    )
+    said = (getattr(response, "headers", None) or {}).get("X-Error-Message", "").lower()
+    return getattr(response, "status_code", 0) == 401 and "invalid credentials" in said
 
 
 def describe(error: BaseException, *secrets: str) -> str:
@@ -131,16 +127,12 @@ def token_place() -> str:
     return f"${named[0]}" if named else "`hf auth login`"
 
 
-def _literal(name: str) -> str:
-    """A file name as a pattern that matches it alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
-
-
-def _folder(repo: str, kind: HubKind) -> Path:
+def _ref(repo: str, kind: HubKind, name: str) -> Path:
+    """The file of the client's cache that has the commit of a branch or tag."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / name
 
 
 def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
@@ -149,7 +141,7 @@ def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
     name = revision or "main"
     if COMMIT.fullmatch(name) or not REVISION.fullmatch(name):
         return ""
-    ref = _folder(repo, kind) / "refs" / name
+    ref = _ref(repo, kind, name)
     with suppress(OSError, ValueError):
         before = ref.read_text(encoding="ascii").strip()
         if before != commit and COMMIT.fullmatch(before):
@@ -172,13 +164,11 @@ def _cached(repo: str, kind: HubKind, revision: str) -> Listing | None:
     if not REVISION.fullmatch(name):
         return None
     try:
-        commit = name if COMMIT.fullmatch(name) else (_folder(repo, kind) / "refs" / name).read_text().strip()
+        commit = name if COMMIT.fullmatch(name) else _ref(repo, kind, name).read_text().strip()
         if not COMMIT.fullmatch(commit):
             return None
         names = [file.path for file in get_cached_repo_tree(repo, repo_type=kind, revision=commit)]
     except (CachedRepoTreeNotFoundError, OSError, ValueError):
         return None
-    if commit == name:
-        return Listing(names, commit, cached=True)
     note = f"{repo}: the hub cannot be reached; {name} is used as it was when last asked for, commit {commit[:8]}."
-    return Listing(names, commit, cached=True, note=note)
+    return Listing(names, commit, cached=True, note="" if commit == name else note)

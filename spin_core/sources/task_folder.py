@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.config import yaml_reader
+from spin_core.data.readers import file_names
 from spin_core.errors import BadInput
 
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")  # of datasets; its `pandas` and others read pickles
@@ -25,8 +26,7 @@ def files(folder: Path) -> list[str]:
     or a task's data lies elsewhere."""
     if not folder.is_dir():
         raise BadInput(f"harness.include_path: {folder} is no folder; give the one that has the task files.")
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    names = [name for name in names if not set(name.split("/")) & set(IGNORED)]
+    names = [name for name in sorted(file_names(folder)) if not set(name.split("/")) & set(IGNORED)]
     code = next((name for name in names if name.endswith((".py", ".pyc", ".so"))), None)
     if code:
         raise BadInput(

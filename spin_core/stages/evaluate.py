@@ -34,7 +34,7 @@ from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
-from spin_core.config.score import Score
+from spin_core.config.finetune import Score
 from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
 from spin_core.engines import transformers_engine
 from spin_core.engines.answer_checks import Limits

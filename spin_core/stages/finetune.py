@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
-from spin_core.config.finetune import Finetune
-from spin_core.config.score import score_settings
+from spin_core.config.finetune import Finetune, score_settings
 from spin_core.data.rows import TRAIN_FILE, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job

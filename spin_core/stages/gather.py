@@ -17,8 +17,7 @@ from typing import Any, TextIO
 
 from spin_core.config.base import Section
 from spin_core.config.gather import Gather
-from spin_core.data.answer_index import Answers, digests
-from spin_core.data.pair_quality import PairQuality
+from spin_core.data.pairs import Answers, PairQuality, digests
 from spin_core.data.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job

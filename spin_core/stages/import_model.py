@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from spin_core.config.base import Section
 from spin_core.job import Inputs, Job
-from spin_core.sources import published_files
 
 NAME = "import_model"
 VERSION = 1
@@ -25,12 +24,12 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Copy the files; give their number and size in bytes. Raises BadInput for what is no whole safetensors model."""
-    from spin_core.sources.resolve import check_model, model_files
+    from spin_core.data.readers import file_names
+    from spin_core.sources.folders import check_model, checkpoint_files
 
     source = cast(Path, inputs["source"])
     check_model(source)
-    names = published_files.local_names(source, list(source.rglob("*")))
-    chosen, size = published_files.weight_names(names, model_files(names)), 0
+    chosen, size = checkpoint_files(file_names(source)), 0
     with job.progress("copying the model", len(chosen), "files") as bar:
         for name in chosen:
             (job.out / name).parent.mkdir(parents=True, exist_ok=True)

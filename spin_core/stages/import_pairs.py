@@ -2,7 +2,7 @@
 
 Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
 it can be no pair, and every one is counted with its reason.
-Inputs: `source` (a folder with train and test files, see `spin_core/sources/published_files.py`; or one file) and,
+Inputs: `source` (a folder with train and test files, see `spin_core/sources/folders.py`; or one file) and,
 where a run imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from,
 and what would train on a held-out prompt, or measure on another, is left out. Output: as gather's: train and test
 parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts); `rejects.jsonl` where
@@ -25,11 +25,12 @@ from typing import Any, Literal, cast
 
 from spin_core.config.base import Section
 from spin_core.data.column_mapping import Reject, examples, reasons
-from spin_core.data.pair_quality import PairQuality
+from spin_core.data.pairs import PairQuality
+from spin_core.data.readers import file_names, read_parquet
 from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.sources import published_files
+from spin_core.sources import folders
 
 NAME = "import_pairs"
 VERSION = 1
@@ -67,11 +68,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 def _files(source: Path) -> dict[str, list[Path]]:
     if source.is_file():
         return {"train": [source], "test": []}
-    names = published_files.local_names(source, list(source.rglob("*")))
-    return {
-        split: [source / name for name in part]
-        for split, part in published_files.pair_files(names, str(source)).items()
-    }
+    files = folders.pair_files(file_names(source), str(source))
+    return {split: [source / name for name in part] for split, part in files.items()}
 
 
 class _PairSet:
@@ -159,8 +157,6 @@ class _PairSet:
 
 def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Every row's fields. Raises BadInput for what is no readable parquet file with the two columns."""
-    from spin_core.data.arrow_reader import read_parquet
-
     for number, record in enumerate(read_parquet(path, path.name)):
         if number == 0 and not {"real", "generated"} <= set(record.fields) and not record.reject:
             raise BadInput(
@@ -203,18 +199,18 @@ def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pa
     """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: quality.json has figures
     that cannot be made again (tokens), and the same content must stay the same artifact."""
     folder = files["train"][0].parent
-    if not (folder / published_files.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
+    if not (folder / folders.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
         return False
     for split, part in files.items():
         if part[0].name != FILES[split] or read_pairs(part[0]) != pairs[split]:
             return False
     try:
-        quality = json.loads((folder / published_files.QUALITY).read_bytes())
+        quality = json.loads((folder / folders.QUALITY).read_bytes())
         if any(quality[split]["pairs"] != len(part) for split, part in pairs.items()):
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    for name in (*FILES.values(), *published_files.WITH_PAIRS):
+    for name in (*FILES.values(), *folders.WITH_PAIRS):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     return True
@@ -228,7 +224,7 @@ def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]
         for pair in part:
             counted.count(pair)
         quality[split] = counted.figures()
-    (out / published_files.QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
+    (out / folders.QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
     if rejects:
         lines = [json.dumps(reject) + "\n" for reject in rejects]
         (out / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -4,7 +4,7 @@ Not a filter for quality: a row is rejected only where it cannot be a row, and e
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
 Output: train and test parquet, `prompts/*.jsonl` (no answers in them, so that editing an answer regenerates nothing),
 `shards.json`, `rejects.jsonl`.
-Rows are sorted on disk (`spin_core/data/external_sort.py`), so there may be more of them than fit into memory. The
+Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
 order of the input does not matter: what split, draw and shard a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
 share is drawn (limit over all rows), each in the place of another row, and both the row that came and the row that went
@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
-from spin_core.data.ingest import ChosenRows, Rejects, SourceRows
-from spin_core.data.rows import FILES, Row, fraction, write_rows
-from spin_core.data.shards import ShardEntry, cut
+from spin_core.data.ingest import Sorter, SourceRows, write_rejects
+from spin_core.data.rows import FILES, Row, ShardEntry, cut, fraction, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -48,22 +48,21 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)
-    rejects = Rejects(job.scratch)
-    train = SourceRows("source", rejects, job.scratch)
+    rejects = Sorter(job.scratch)
+    train, test = (SourceRows(name, rejects, job.scratch) for name in ("source", "test_source"))
     train.take(inputs, dataset, dataset.split, job)
     if "test_source" in inputs:
-        test = SourceRows("test_source", rejects, job.scratch)
         test.take(inputs, dataset, dataset.test_split, job)
         also = test.holds()
         train.reject_also_in(also)
-        train_rows, test_rows = ChosenRows(train, lambda id: not also(id)), ChosenRows(test, lambda id: True)
+        train_rows, test_rows = partial(train.chosen, lambda id: not also(id)), partial(test.chosen, lambda id: True)
     else:
 
         def held_out(id: str) -> bool:
             """By prompt, not by row: two answers to one prompt must not fall on both sides."""
             return fraction(seed, "split", id) < dataset.test_fraction
 
-        train_rows, test_rows = ChosenRows(train, lambda id: not held_out(id)), ChosenRows(train, held_out)
+        train_rows, test_rows = partial(train.chosen, lambda id: not held_out(id)), partial(train.chosen, held_out)
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     (job.out / "prompts").mkdir()
     listed: list[ShardEntry] = []
@@ -72,29 +71,29 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     counts = {split: sum(shard["rows"] for shard in listed if shard["split"] == split) for split in splits}
     _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
     (job.out / "shards.json").write_text(json.dumps(listed, indent=1) + "\n")
-    rejects.write(job.out / "rejects.jsonl")
+    write_rejects(job.out / "rejects.jsonl", rejects)
     return {
         "train_rows": counts["train"],
         "test_rows": counts["test"],
-        "rejected": dict(sorted(rejects.counts.items())),
+        "rejected": dict(sorted((train.rejected + test.rejected).items())),
         "shards": len(listed),
     }
 
 
-def drawn(rows: Iterable[Row], limit: int, seed: int) -> Iterator[Row]:
+def drawn(rows: Callable[[], Iterator[Row]], limit: int, seed: int) -> Iterator[Row]:
     """The `limit` rows of smallest seeded hash (0: all), in order: a larger limit keeps what a smaller one drew.
 
     `rows` are read twice where there is a limit, sorted by id: of equal hashes the smaller id is drawn.
     """
     import numpy
 
-    marks = numpy.fromiter((fraction(seed, "limit", row.id) for row in rows), float) if limit else numpy.empty(0)
+    marks = numpy.fromiter((fraction(seed, "limit", row.id) for row in rows()), float) if limit else numpy.empty(0)
     if len(marks) <= limit:
-        yield from rows
+        yield from rows()
         return
     last = numpy.partition(marks, limit - 1)[limit - 1]
     equal = limit - int((marks < last).sum())
-    for row, mark in zip(rows, marks, strict=True):
+    for row, mark in zip(rows(), marks, strict=True):
         if mark < last or (mark == last and equal > 0):
             equal -= bool(mark == last)
             yield row

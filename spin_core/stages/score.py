@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
-from spin_core.config.score import Score, engine_logps_unusable
+from spin_core.config.finetune import Score, engine_logps_unusable
 from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job

@@ -18,8 +18,8 @@ from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
-from spin_core.sources import references, resolve
-from spin_core.sources.references import Ref
+from spin_core.sources import resolve
+from spin_core.sources.references import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store
@@ -79,9 +79,9 @@ class Run(Steps):
             payload={"run": run_name(self.config), "step": step.title, "digest": record.digest, **self.origin},
         )
 
-    def source(self, path: str, kind: resolve.SourceKind, revision: str = "", split: str = "") -> Ref:
+    def source(self, path: str, kind: SourceKind, revision: str = "", split: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
-        ref = references.find(self.store, path, kind, revision, self.base_dir, split)
+        ref = resolve.find(self.store, path, kind, revision, self.base_dir, split)
         self.sources.append((kind, ref, revision))
         return ref
 

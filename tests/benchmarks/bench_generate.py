@@ -32,7 +32,6 @@ from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.launch import python_path
 from spin_core.runtime.step import KeyedStep, Step, compute
-from spin_core.sources.references import source
 from spin_core.sources.resolve import resolve
 from spin_core.stages import generate
 from spin_core.store.store import Store
@@ -79,8 +78,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise BadInput(f"{wrong[0]!r} is none of {', '.join(NAMES)}")
     if "vllm" in args.ways and not vllm_env.place("").exists():
         raise BadInput("vLLM's environment is not there; run `make vllm-env`, or --ways naive,transformers")
-    model = resolve(args.model, "model", "", Path(), "").path
-    data = resolve(args.data, "dataset", "", Path(), "train").path
+    model = Path(resolve(args.model, "model", "", Path()).path)
+    data = Path(resolve(args.data, "dataset", "", Path(), "train").path)
     questions = [record.fields["question"] for record in read(data, "train") if not record.reject][: args.prompts]
     chat = load_chat(model, ChatSection())
     device = "cuda" if gpus.visible() else "cpu"
@@ -151,7 +150,7 @@ def orchestration(args: argparse.Namespace, model: Path, questions: list[str]) -
     config = generate.Config(generate=generate.Generate(max_new_tokens=args.new), chat=ChatSection(), seed=1)
     with tempfile.TemporaryDirectory() as folder, Children(1) as children:
         store, wall, sampling = Store(Path(folder, "store")), 0.0, 0.0
-        opponent = source(str(model), "model", "", Path(), "")
+        opponent = resolve(str(model), "model", "", Path(), "")
         size = -(-len(questions) // 4)
         for number, start in enumerate([-1, *range(0, len(questions), size)]):
             part = questions[start : start + size] if number else questions[:2]  # the first loads the model
@@ -160,7 +159,7 @@ def orchestration(args: argparse.Namespace, model: Path, questions: list[str]) -
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             began = time.perf_counter()
             step = Step(generate, str(number), config)
-            inputs = {"model": opponent, "prompts": source(str(file), "dataset", "", Path(), "")}
+            inputs = {"model": opponent, "prompts": resolve(str(file), "dataset", "", Path(), "")}
             record, _ = compute(store, KeyedStep(step, inputs), runtime, children, lambda event: None)
             if number:
                 wall += time.perf_counter() - began

@@ -72,10 +72,10 @@ def parse() -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was requested. Raises BadInput for what cannot be run, or is not the same training."""
     check(args)
-    model = resolve(args.model, "model", "", Path(), "")
-    data = resolve(args.data, "dataset", "", Path(), "train")
-    works = make_works(args, model.path, data.path)
-    report = describe(args, model.path)
+    model = Path(resolve(args.model, "model", "", Path()).path)
+    data = Path(resolve(args.data, "dataset", "", Path(), "train").path)
+    works = make_works(args, model, data)
+    report = describe(args, model)
     left = steps_of(args, next(iter(works.values())))
     with tqdm(total=left, unit="step", desc="bench-train", file=sys.stderr) as bar:
         for name, (work, sizes) in works.items():

@@ -41,7 +41,7 @@ def _job(work: Work, folder: Path) -> Job:
 
 def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
     """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
-    from spin_core.config.score import Score
+    from spin_core.config.finetune import Score
     from spin_core.modeling.loading import load_chat
     from spin_core.stages.score import logps_of
 

@@ -15,7 +15,7 @@ from spin_core.job import Entry, Place
 from spin_core.runtime import step
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step
-from spin_core.sources.references import source
+from spin_core.sources.resolve import resolve
 from spin_core.stages import demo_rows
 from spin_core.store import keys
 from spin_core.store import store as stores
@@ -35,7 +35,7 @@ def test_source_edited_while_it_is_read_fails_the_step(tmp_path: Path):
     """Catches a result of a half-edited file that is published under the key of the file as it was before."""
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n')
-    ref = source(str(data), "dataset", "", tmp_path, "")
+    ref = resolve(str(data), "dataset", "", tmp_path, "")
     step._sources_unchanged({"source": ref})
     data.touch()
     step._sources_unchanged({"source": ref})

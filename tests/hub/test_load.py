@@ -18,8 +18,10 @@ from spin_core.errors import BadInput
 from spin_core.sources.resolve import resolve
 path, kind, revision, split = sys.argv[1:5]
 try:
-    s = resolve(path, kind, revision, Path("/"), split)
-    print(json.dumps({"digest": s.digest, "path": str(s.path), "commit": s.revision, "note": s.note}))
+    notes = []
+    s = resolve(path, kind, revision, Path("/"), split, notes)
+    commit = s.hub.rpartition("@")[2]
+    print(json.dumps({"digest": s.digest, "path": s.path, "commit": commit, "note": "".join(notes)}))
 except BadInput as error:
     print(json.dumps(str(error)))
 """

@@ -13,7 +13,7 @@ import yaml
 
 from spin_core.config.profile import parse
 from spin_core.errors import BadInput
-from spin_core.sources.resolve import SETTINGS, WEIGHTS
+from spin_core.sources.folders import SETTINGS, WEIGHTS
 from tests.flows.fixtures import TINY
 from tests.hub.hub_home import command, environment
 from tests.hub.hub_server import start

@@ -13,7 +13,7 @@ import yaml
 
 from flows.plan import check
 from flows.stages import _ref
-from spin_core.config.harness_presets import PRESETS
+from spin_core.config.harness import PRESETS
 from spin_core.config.profile import load_profile
 from spin_core.config.runtime import Runtime
 from spin_core.engines.harness import calls, tables
@@ -21,7 +21,8 @@ from spin_core.errors import BadInput
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import SHARE, KeyedStep, Step, compute
-from spin_core.sources.references import Ref, source
+from spin_core.sources.references import Ref
+from spin_core.sources.resolve import resolve
 from spin_core.stages import harness
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store
@@ -125,8 +126,8 @@ def test_engine_over_four_gpus_holds_four(monkeypatch, stage, shared) -> None:
 
 def _key(world: Path, folder: Path, tasks: list, **section) -> str:
     config = harness.Config(harness=harness.Harness(tasks=tasks, **section))
-    inputs = {"model": source(str(world / "model"), "model", "", Path(), "")}
-    return key_of(Step(harness, "", config).payload(inputs | {"tasks": source(str(folder), "tasks", "", Path(), "")}))
+    inputs = {"model": resolve(str(world / "model"), "model", "", Path(), "")}
+    return key_of(Step(harness, "", config).payload(inputs | {"tasks": resolve(str(folder), "tasks", "", Path(), "")}))
 
 
 def test_key_moves_with_what_is_requested_and_only_with_that(world: Path, tmp_path) -> None:
@@ -157,8 +158,8 @@ def test_stage_runs_in_a_child_and_is_cached(world: Path, tmp_path) -> None:
     is named, not from where it was hashed."""
     store, config = Store(tmp_path / "store"), harness.Config(harness=harness.Harness(tasks=TASKS))
     inputs = {
-        "model": source(str(world / "model"), "model", "", Path(), ""),
-        "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),
+        "model": resolve(str(world / "model"), "model", "", Path(), ""),
+        "tasks": resolve(str(world / "tasks"), "tasks", "", Path(), ""),
     }
     with Children(1) as children:
         record, cached = compute(
@@ -243,7 +244,7 @@ def test_presets_name_tasks_and_metrics_that_lm_eval_has() -> None:
 def test_work_pool_takes_a_folder_of_tasks_by_name(world: Path) -> None:
     """Catches a stage started by hand on a work pool that hashes its task folder as a dataset."""
     ref = _ref("tasks", str(world / "tasks"))
-    assert isinstance(ref, Ref) and ref.kind == "tasks" and ref == source(str(world / "tasks"), "tasks", "", Path(), "")
+    assert isinstance(ref, Ref) and ref.kind == "tasks" and ref == resolve(str(world / "tasks"), "tasks", "", Path())
 
 
 @pytest.mark.parametrize(
@@ -276,8 +277,8 @@ def test_vllm_back_end_gives_the_same_answers(world: Path, tmp_path, children: C
     store = Store(tmp_path / "store")
     config = harness.Config(harness=harness.Harness(tasks=TASKS, backend="vllm"))
     inputs = {
-        "model": source(str(world / "model"), "model", "", Path(), ""),
-        "tasks": source(str(world / "tasks"), "tasks", "", Path(), ""),
+        "model": resolve(str(world / "model"), "model", "", Path(), ""),
+        "tasks": resolve(str(world / "tasks"), "tasks", "", Path(), ""),
     }
     runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=8)
     record, _ = compute(store, KeyedStep(Step(harness, "θ_0", config), inputs), runtime, children, lambda event: None)

@@ -10,7 +10,7 @@ import yaml
 
 from spin_core.engines.harness import calls
 from spin_core.errors import BadInput
-from spin_core.sources.references import source
+from spin_core.sources.resolve import resolve
 from spin_core.stages import harness
 from tests.stages.harness_world import CHOICE, run_stage
 
@@ -65,7 +65,7 @@ def test_folder_that_requests_code_or_data_elsewhere_is_refused(world: Path, tmp
     folder = _with(world, tmp_path, name, content)
     (tmp_path / "o.jsonl").write_text("{}\n")
     with pytest.raises(BadInput, match=message) as refused:
-        source(str(folder), "tasks", "", Path(), "")
+        resolve(str(folder), "tasks", "", Path(), "")
     assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match=message):  # by hand, without its digest
         run_stage(world, tmp_path / "out", ["sums_choice"], folder)
@@ -130,12 +130,12 @@ def test_what_others_raise_is_reported_without_the_token(monkeypatch, token) -> 
 def test_missing_folder_and_folder_without_tasks_are_refused(tmp_path) -> None:
     """Catches an include_path that is looked for on the hub, or passed over."""
     with pytest.raises(BadInput, match=r"harness\.include_path: there is no folder mine/tasks"):
-        source("mine/tasks", "tasks", "", tmp_path, "")
+        resolve("mine/tasks", "tasks", "", tmp_path, "")
     with pytest.raises(BadInput, match=r"has no \.yaml file"):
-        source(str(tmp_path), "tasks", "", Path(), "")
+        resolve(str(tmp_path), "tasks", "", Path(), "")
     (tmp_path / "t.yaml").write_text("task: x")
     with pytest.raises(BadInput, match="is no folder"):
-        source(str(tmp_path / "t.yaml"), "tasks", "", Path(), "")
+        resolve(str(tmp_path / "t.yaml"), "tasks", "", Path(), "")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from spin_core.job import Job
 from spin_core.runtime import vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute
-from spin_core.sources.references import source
+from spin_core.sources.resolve import resolve
 from spin_core.stages import demo_model, generate
 from spin_core.stages.demo_rows import make_rows
 from spin_core.store.store import Record, Store
@@ -52,8 +52,8 @@ class World:
         part = generate.Generate(engine=engine, **{"max_new_tokens": 24, **settings})
         config = generate.Config(generate=part, chat=ChatSection(max_prompt_length=48), seed=3)
         inputs = {
-            "model": source(str(model or self.model), "model", "", Path(), ""),
-            "prompts": source(str(file), "dataset", "", Path(), ""),
+            "model": resolve(str(model or self.model), "model", "", Path(), ""),
+            "prompts": resolve(str(file), "dataset", "", Path(), ""),
         }
         runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=16)
         return compute(

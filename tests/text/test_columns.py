@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 
-from spin_core.data.column_mapping import Example, Reject, check_columns, examples
+from spin_core.data.column_mapping import Reject, check_columns, examples
+from spin_core.data.rows import Row, prompt_id
 from spin_core.errors import BadInput
 
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
-ONE = [Example([{"role": "user", "content": "q"}], "a")]
+
+
+def row(prompt, answer):
+    return Row(prompt_id(prompt), prompt, answer)
+
+
+ONE = [row([{"role": "user", "content": "q"}], "a")]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,7 @@ def test_examples_mapped_columns_give_system_prompt_input_and_answer():
     """Catches: mapping ignored, or the system text merged into the user's turn."""
     columns = {"prompt": "ask", "input": "data", "answer": "reply", "system": "rules"}
     [result] = examples({"ask": "q", "data": "d", "reply": "a", "rules": "r", "messages": []}, columns, "first")
-    assert result == Example([{"role": "system", "content": "r"}, {"role": "user", "content": "q\n\nd"}], "a")
+    assert result == row([{"role": "system", "content": "r"}, {"role": "user", "content": "q\n\nd"}], "a")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_examples_mapped_columns_give_system_prompt_input_and_answer():
 def test_examples_turns_choose_the_answers_and_keep_the_history(turns, expected):
     """Catches: the reference's taking messages[0] and [1] whatever their roles, and dropping later turns."""
     result = examples({"messages": [S, U, A, U, A]}, {}, turns)
-    assert [example.prompt for example in result if isinstance(example, Example)] == expected
+    assert [example.prompt for example in result if isinstance(example, Row)] == expected
 
 
 REJECTED: dict[str, Any] = {

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.data import external_sort, rows, table_file
-from spin_core.data.external_sort import Sorter
+from spin_core.data import ingest, rows, table_file
+from spin_core.data.ingest import Sorter
 from spin_core.job import Job
 from spin_core.stages import gather, reformat
 from spin_core.store.digest import manifest
@@ -44,12 +44,13 @@ def batches(made: list[dict], size: int) -> list[pa.RecordBatch]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 9000])
-def test_write_table_from_disk_has_the_bytes_of_one_from_memory(tmp_path, count):
+def test_write_table_from_disk_has_the_bytes_of_one_from_memory(tmp_path, monkeypatch, count):
     """Catches: row groups or pages cut where the batches were, so that a data set gets other digests once it is too
     large for memory (9,000 rows have 4 MB, 5 pages, in a column)."""
     made = made_up(count)
     pq.write_table(pa.Table.from_pylist(made, SCHEMA), tmp_path / "memory")
-    table_file.write_table(tmp_path / "disk", SCHEMA, batches(made, 700), held=1)
+    monkeypatch.setattr(table_file, "HELD", 1)
+    table_file.write_table(tmp_path / "disk", SCHEMA, batches(made, 700))
     assert (tmp_path / "disk").read_bytes() == (tmp_path / "memory").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "memory"]
 
@@ -58,17 +59,19 @@ def test_write_table_more_text_than_one_array_numbers_is_complete(tmp_path, monk
     """Catches: offsets that wrap behind 2 GiB of text, or rows lost where the next array begins."""
     made = made_up(3000)
     monkeypatch.setattr(table_file, "MOST", 300_000)
-    table_file.write_table(tmp_path / "disk", SCHEMA, batches(made, 100), held=1)
+    monkeypatch.setattr(table_file, "HELD", 1)
+    table_file.write_table(tmp_path / "disk", SCHEMA, batches(made, 100))
     assert pq.read_table(tmp_path / "disk").to_pylist() == made
     assert pq.read_metadata(tmp_path / "disk").num_row_groups == 1
 
 
-def test_sorter_with_runs_on_disk_gives_sorted_records_twice(tmp_path):
+def test_sorter_with_runs_on_disk_gives_sorted_records_twice(tmp_path, monkeypatch):
     """Catches: the records in memory left out of the merge, a run that can be read once only, and an order of bytes
     where one of code points is meant."""
     draw = random.Random(5)
     records = [[draw.choice("aé\ud800\uffff😀") * draw.randint(0, 3), draw.randint(-99, 99), n] for n in range(500)]
-    sorter = Sorter(tmp_path, held=20_000)
+    monkeypatch.setattr(ingest, "HELD", 20_000)
+    sorter = Sorter(tmp_path)
     for record in records:
         sorter.add(record, len(record[0]))
     assert list(sorter) == sorted(records) == list(sorter)
@@ -86,7 +89,7 @@ def test_stages_on_disk_write_the_tree_that_they_write_in_memory(tmp_path, monke
         growth_data.write_jsonl(inputs["test_source"], 300)
     trees: list = []
     for held in (1 << 30, 5000):
-        monkeypatch.setattr(external_sort, "HELD", held)
+        monkeypatch.setattr(ingest, "HELD", held)
         monkeypatch.setattr(table_file, "HELD", held)
         root = tmp_path / str(held)
         made, pairs = root / "rows", root / "pairs"
@@ -106,8 +109,8 @@ SMALL = """
 import sys
 from pathlib import Path
 from tests.benchmarks import bench_growth
-from spin_core.data import external_sort, table_file
-external_sort.HELD = table_file.HELD = 1 << 20
+from spin_core.data import ingest, table_file
+ingest.HELD = table_file.HELD = 1 << 20
 import json
 print(json.dumps(bench_growth.measured(sys.argv[1], Path(sys.argv[2]))))
 """

@@ -75,7 +75,7 @@ def resolve(tmp_path):
         "import json,sys;from pathlib import Path;from spin_core.sources.resolve import resolve\n"
         "from spin_core.errors import BadInput\n"
         "try: s=resolve(*sys.argv[1:4],Path('/'),sys.argv[4]);"
-        "print(json.dumps([s.digest,str(s.path),s.label,s.revision]))\n"
+        "print(json.dumps([s.digest,s.path,s.hub]))\n"
         "except BadInput as e: print(json.dumps(str(e)))"
     )
 
@@ -96,8 +96,8 @@ def resolve(tmp_path):
 
 def test_resolve_hub_model_pins_the_commit_and_fetches_what_it_uses(resolve):
     """Catches: a branch name in place of the commit, and fetching every format that a repository holds."""
-    (digest, path, label, revision), requests = resolve("acme/good", "model")
-    assert (label, revision) == ("acme/good@01234567", COMMIT)
+    (digest, path, hub_id), requests = resolve("acme/good", "model")
+    assert hub_id == f"acme/good@{COMMIT}"
     assert sorted(p.name for p in Path(path).iterdir()) == ["config.json", "model.safetensors"]
     assert not [line for line in requests if "resolve" in line and COMMIT not in line]
     assert resolve("acme/good", "model", "main")[0][0] == digest
@@ -105,10 +105,10 @@ def test_resolve_hub_model_pins_the_commit_and_fetches_what_it_uses(resolve):
 
 def test_resolve_hub_dataset_fetches_the_split_only(resolve):
     """Catches: test rows among the training rows, and a digest that does not follow the content."""
-    (digest, path, _, _), requests = resolve("acme/rows", "dataset", split="train")
+    (digest, path, _), requests = resolve("acme/rows", "dataset", split="train")
     assert [p.name for p in Path(path).rglob("*.jsonl")] == ["train-00000-of-00001.jsonl"]
     assert not [line for line in requests if "test-0" in line]
-    (other, _, _, _), _ = resolve("acme/rows", "dataset", split="test")
+    (other, _, _), _ = resolve("acme/rows", "dataset", split="test")
     assert other != digest
     assert resolve("acme/rows", "dataset", split="train")[0][0] == digest, "with the test file beside it"
 
@@ -117,7 +117,7 @@ def test_resolve_hub_dataset_configuration_must_be_named(resolve):
     """Catches: the rows of two configurations mixed."""
     message, _ = resolve("acme/configs", "dataset", split="train")
     assert "several configurations" in message and "acme/configs/main" in message
-    (_, path, _, _), _ = resolve("acme/configs/main", "dataset", split="train")
+    (_, path, _), _ = resolve("acme/configs/main", "dataset", split="train")
     assert [p.name for p in Path(path).iterdir()] == ["train.jsonl"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_core.config.dataset import Dataset
-from spin_core.data.shards import cut
+from spin_core.data.rows import cut
 from spin_core.job import Job
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config

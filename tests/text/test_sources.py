@@ -108,9 +108,9 @@ def test_resolve_relative_path_starts_from_the_profile_then_from_here(tmp_path, 
         (tmp_path / place).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     jsonl([{"a": 1}], "here/a.jsonl")
-    assert resolve("a.jsonl", "dataset", "", tmp_path / "profile").path == tmp_path / "here" / "a.jsonl"
+    assert resolve("a.jsonl", "dataset", "", tmp_path / "profile").path == str(tmp_path / "here" / "a.jsonl")
     jsonl([{"a": 1}], "profile/a.jsonl")
-    assert resolve("a.jsonl", "dataset", "", tmp_path / "profile").path == tmp_path / "profile" / "a.jsonl"
+    assert resolve("a.jsonl", "dataset", "", tmp_path / "profile").path == str(tmp_path / "profile" / "a.jsonl")
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "./none", "/none", "~/none", "none/", "", "a b/c", "builtin:tasks"])

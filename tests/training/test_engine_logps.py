@@ -14,9 +14,8 @@ import pytest
 from training_data import job_at
 
 from spin_core.config.chat import ChatSection
-from spin_core.config.finetune import Finetune
+from spin_core.config.finetune import Finetune, engine_logps_unusable, score_settings
 from spin_core.config.profile import parse
-from spin_core.config.score import engine_logps_unusable, score_settings
 from spin_core.data.rows import FILES, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Job

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
-from spin_core.config.finetune import Finetune
-from spin_core.config.score import Score
+from spin_core.config.finetune import Finetune, Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
 from spin_core.modeling.loading import load_chat, load_model, load_tokenizer

@@ -27,10 +27,9 @@ from training_data import (
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from spin_core.config.finetune import Finetune, Lora
+from spin_core.config.finetune import Finetune, Lora, score_settings
 from spin_core.config.profile import load_profile
 from spin_core.config.runtime import Runtime
-from spin_core.config.score import score_settings
 from spin_core.data.rows import Row, write_rows
 from spin_core.errors import BadInput
 from spin_core.modeling.collate import encode_pairs

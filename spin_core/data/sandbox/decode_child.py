@@ -37,27 +37,33 @@ class Refused(Exception):
     """The file is readable, but not one that is read here."""
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
+def plain(kind: pa.DataType, text: bool = True) -> pa.DataType:
     """The type under which a column is handed over: values for a dictionary's numbers, integers for times (Python has
-    no year 100000, and no time is text), texts for views. Raises Refused for the types whose values can be one and the
-    same piece of memory many times over."""
+    no year 100000, and no time is text), texts for views; with `text` False bytes in place of texts. Raises Refused for
+    the types whose values can be one and the same piece of memory many times over."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
-        return plain(kind.storage_type)
+        return plain(kind.storage_type, text)
     if types.is_dictionary(kind):
-        return plain(kind.value_type)
+        return plain(kind.value_type, text)
     if types.is_temporal(kind) and not types.is_interval(kind):
         return pa.int64() if kind.bit_width == 64 else pa.int32()
-    if types.is_string_view(kind) or types.is_binary_view(kind):
-        return pa.large_string() if types.is_string_view(kind) else pa.large_binary()
+    if types.is_null(kind):
+        return pa.bool_()  # pyarrow miscounts nulls in a list when it casts
+    if types.is_string(kind):
+        return kind if text else pa.binary()
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.large_string() if text else pa.large_binary()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
     if types.is_map(kind):
-        return pa.map_(plain(kind.key_type), plain(kind.item_type))
+        return pa.map_(plain(kind.key_type, text), plain(kind.item_type, text))
     if types.is_fixed_size_list(kind) and kind.list_size:
-        return pa.list_(plain(kind.value_type), kind.list_size)
+        return pa.list_(plain(kind.value_type, text), kind.list_size)
     if types.is_list(kind) or types.is_large_list(kind):
-        return (pa.list_ if types.is_list(kind) else pa.large_list)(plain(kind.value_type))
+        return (pa.list_ if types.is_list(kind) else pa.large_list)(plain(kind.value_type, text))
     if types.is_struct(kind):
-        return pa.struct([(part.name, plain(part.type)) for part in kind])
+        return pa.struct([(part.name, plain(part.type, text)) for part in kind])
     if kind.num_fields or types.is_run_end_encoded(kind):
         raise Refused(f"a column of the type {str(kind)[:150]} is not read; write it as lists or text, or leave it out")
     return kind
@@ -68,12 +74,11 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
     raises."""
     if kind == "arrow":
         try:
-            stream = pa.ipc.open_stream(source)
+            stored = stream = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
             stored = pa.ipc.open_file(source)
-            parts = (stored.get_batch(i) for i in range(stored.num_record_batches))
-            return stored.schema, (part for batch in parts for part in _cut(batch, BATCH_ROWS)), -1
-        return stream.schema, (part for batch in stream for part in _cut(batch, BATCH_ROWS)), -1
+            stream = (stored.get_batch(i) for i in range(stored.num_record_batches))
+        return stored.schema, (part for batch in stream for part in _cut(batch, BATCH_ROWS)), -1
     file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
     each = max(1, size // max(1, file.metadata.num_rows))
@@ -117,57 +122,23 @@ def decode(kind: str, source: Any, size: int, sink: Any) -> None:
 
 
 def _values(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The column as `kind`, which is its `plain` type; made anew at every level, so that no offset or index of the file
-    reaches the stage unchecked. Raises ArrowInvalid for offsets that go back."""
-    types = pa.types
-    if isinstance(column.type, pa.BaseExtensionType):
-        return _values(column.storage, kind)
-    if types.is_dictionary(column.type):
-        return _values(column.dictionary_decode(), kind)
-    if types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind) or types.is_large_binary(kind):
-        column = column if column.type == kind else column.cast(kind)
-        # Full validation would refuse a text that is not UTF-8; that spoils a row, not the file.
-        wide = types.is_large_string(kind) or types.is_large_binary(kind)
-        column.view(pa.large_binary() if wide else pa.binary()).validate(full=True)
-        return column
-    if not kind.num_fields:
-        return column if column.type == kind else column.view(kind)
-    if not len(column):
-        return pa.nulls(0, kind)
-    missing = column.is_null() if column.null_count else None
-    if types.is_struct(kind):
-        parts = [_values(column.field(i), part.type) for i, part in enumerate(kind)]
-        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=missing)
-    below = _below(column)
-    if types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(_values(below, kind.value_type), type=kind, mask=missing)
-    offsets = column.offsets.to_numpy()
-    offsets = pa.array(offsets - offsets[0])
-    if types.is_map(kind):
-        keys, items = _values(below.field(0), kind.key_type), _values(below.field(1), kind.item_type)
-        return pa.MapArray.from_arrays(offsets, keys, items, type=kind, mask=missing)
-    made = pa.ListArray if types.is_list(kind) else pa.LargeListArray
-    return made.from_arrays(offsets, _values(below, kind.value_type), type=kind, mask=missing)
-
-
-def _below(column: pa.Array) -> pa.Array:
-    """The values of a column's lists, one after the other."""
-    if pa.types.is_fixed_size_list(column.type):
-        size = column.type.list_size
-        return column.values.slice(column.offset * size, len(column) * size)
-    offsets = column.offsets.to_numpy()
-    if (offsets[1:] < offsets[:-1]).any():
-        raise pa.ArrowInvalid("a list ends before it begins")
-    return column.values.slice(offsets[0], offsets[-1] - offsets[0])
+    """The column as `kind`, which is its `plain` type; no offset of the file reaches the stage unchecked. Raises
+    ArrowInvalid for one that is wrong."""
+    column = column.cast(kind)
+    try:  # as bytes: a text that is not UTF-8 spoils a row, not the file
+        column.cast(plain(kind, text=False)).validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"a value ends before it begins, or lies outside of the others: {error}") from error
+    return column
 
 
 def _count(column: pa.Array) -> int:
     """How many Python objects the column becomes; an object of fields counts for four."""
-    if not len(column) or not column.type.num_fields:
-        return len(column)
+    if pa.types.is_map(column.type):  # which is a list of keys and values
+        column = column.view(pa.list_(pa.struct([column.type.key_field, column.type.item_field])))
     if pa.types.is_struct(column.type):
-        return 4 * len(column) + sum(_count(column.field(i)) for i in range(column.type.num_fields))
-    return len(column) + _count(_below(column))
+        return 4 * len(column) + sum(map(_count, column.flatten()))
+    return len(column) + (_count(column.flatten()) if column.type.num_fields else 0)
 
 
 def _cut(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:

@@ -5,7 +5,7 @@ limits here from endless loops, gigabytes and files. Needs jinja2 only, so that 
 What a template can use is what transformers gives it (tests/security/test_templates.py compares the two), but for
 jinja's `random` and `lipsum`: a prompt that differs each time could not be scored as it was sampled.
 
-In: JSON lines `{"template", "variables"}`, a `template` of null means the one before. Out: `{"text"}` or `{"error"}`.
+In: JSON lines `{"template", "variables"}`. Out: `{"text"}` or `{"error"}`.
 A rendering that takes too long ends the process with SIGPROF: only the kernel can stop a loop inside of C.
 """
 
@@ -15,9 +15,9 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -56,25 +56,23 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def render(template: Any, variables: dict[str, Any]) -> dict[str, str]:
-    """The text, or what the template did wrong. Never more than the conversation's length and ADDED characters."""
+class Refused(Exception):
+    """What is wrong with a text."""
+
+
+def render(template: Any, variables: dict[str, Any]) -> str:
+    """The text. Raises Refused where it is longer than the conversation and ADDED characters, and what the template
+    raises."""
     most = ADDED + sum(len(str(turn.get("content"))) for turn in variables["messages"])
     parts, length = [], 0
-    try:
-        for part in template.generate(**variables):
-            parts.append(part)
-            length += len(part)
-            if length > most:
-                return {"error": f"it writes over {ADDED:,} characters more than the conversation has"}
-        text = "".join(parts)
-        text.encode()
-        return {"text": text}
-    except MemoryError:
-        return {"error": f"it needs over {MEMORY >> 20} MiB of memory"}
-    except UnicodeEncodeError:
-        return {"error": "it writes half of a surrogate pair, which is not text"}
-    except Exception as error:  # a template is free to raise anything
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR]}"}
+    for part in template.generate(**variables):
+        parts.append(part)
+        length += len(part)
+        if length > most:
+            raise Refused(f"it writes over {ADDED:,} characters more than the conversation has")
+    text = "".join(parts)
+    text.encode()
+    return text
 
 
 def _tojson(
@@ -97,20 +95,20 @@ def _limit() -> None:
 
 def main() -> None:
     """Serve until standard input ends."""
-    compiled: Callable[[str], Any] = environment().from_string
-    template: Any = None
+    compiled = lru_cache(maxsize=1)(environment().from_string)
     _limit()
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
             request = json.loads(line)
-            if request["template"] is not None:
-                template = None
-                template = compiled(request["template"])
-            answer = render(template, request["variables"])
+            answer = {"text": render(compiled(request["template"]), request["variables"])}
+        except Refused as error:
+            answer = {"error": str(error)}
         except MemoryError:
             answer = {"error": f"it needs over {MEMORY >> 20} MiB of memory"}
-        except Exception as error:
+        except UnicodeEncodeError:
+            answer = {"error": "it writes half of a surrogate pair, which is not text"}
+        except Exception as error:  # a template is free to raise anything
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR]}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

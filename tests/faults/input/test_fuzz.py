@@ -15,9 +15,9 @@ import pytest
 
 from spin_core.config import yaml_reader
 from spin_core.config.profile import parse
-from spin_core.data.column_mapping import Example, Reject, Turns, examples
+from spin_core.data.column_mapping import Reject, Turns, examples
 from spin_core.data.readers import read
-from spin_core.data.rows import prompt_id
+from spin_core.data.rows import Row, prompt_id
 from spin_core.errors import BadInput
 from spin_core.store.digest import Damaged
 from spin_core.store.record import Record, encode
@@ -77,7 +77,7 @@ def test_fuzzed_json_is_rows_or_a_sentence(tmp_path, fault):
                 for record in read(file):
                     results = [] if record.reject else examples(record.fields, {}, rng.choice(TURNS))
                     for one in results:
-                        if isinstance(one, Example):
+                        if isinstance(one, Row):
                             prompt_id(one.prompt)
                         else:
                             json.dumps(one.detail).encode()

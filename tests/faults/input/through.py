@@ -47,7 +47,7 @@ def prepare(path: Path, dataset: reformat.Dataset = DATASET, seconds: int = 60) 
         job = Job(Path(out), Path(out))
         try:
             source = resolve(str(path), "dataset", "", Path("/nonexistent"), dataset.split)
-            counts = reformat.run({"source": source.path}, reformat.Config(dataset=dataset, seed=1), job)
+            counts = reformat.run({"source": Path(source.path)}, reformat.Config(dataset=dataset, seed=1), job)
         except BadInput as error:
             return Outcome(str(error))
         listed = Counter(json.loads(line)["reason"] for line in (job.out / "rejects.jsonl").read_text().splitlines())

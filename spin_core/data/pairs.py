@@ -1,6 +1,8 @@
-"""Where the answer to each row lies in the shards of answers, in 40 bytes a row: what gather reads them by.
+"""From answers to pairs: where the answer to each row lies in the shards of answers, in 40 bytes a row, and what
+quality.json says of a split's pairs, in 32 bytes a pair.
 
-Not the answers: those are read when their row is at hand. Ids are kept as 16 bytes of their sha256.
+Not the answers: those are read when their row is at hand. Ids are kept as 16 bytes of their sha256. Not a judgement:
+no pair is left out for its quality.
 """
 
 from __future__ import annotations
@@ -10,25 +12,26 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
+from spin_core.data.rows import Pair
 from spin_core.errors import StageFailed
 
 if TYPE_CHECKING:
     import numpy
 
-OPEN_FILES = 32  # shards are stretches of the sorted rows, so that a file is read from its beginning to its end
+
+def _digest(id: str) -> bytes:
+    return hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def digests(ids: Iterable[str]) -> numpy.ndarray:
     """16 bytes for each id."""
     import numpy
 
-    joined = bytearray()
-    for id in ids:
-        joined += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
-    return numpy.frombuffer(bytes(joined), "S16")
+    return numpy.frombuffer(b"".join(map(_digest, ids)), "S16")
 
 
 class Answers:
@@ -40,15 +43,14 @@ class Answers:
 
     def add(self, file: Path) -> int:
         """How many answers the file has. Raises StageFailed naming file and line for what is none."""
-        number, at = len(self.files), 0
-        self.files.append(file)
-        count = len(self._at)
-        for id, length in ((answer["id"], length) for answer, length in _read(file)):
-            self._ids += hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:16]
-            self._file.append(number)
+        before, at = len(self._at), 0
+        for answer, length in _read(file):
+            self._ids += _digest(answer["id"])
+            self._file.append(len(self.files))
             self._at.append(at)
             at += length
-        return len(self._at) - count
+        self.files.append(file)
+        return len(self._at) - before
 
     def demand(self, rows: dict[str, numpy.ndarray], ids: dict[str, Iterable[str]]) -> dict[str, numpy.ndarray]:
         """Which answer (its number) belongs to each row of each split, from the `digests` of their ids.
@@ -84,20 +86,13 @@ class Answers:
         return (answer["id"] for file in self.files for answer, _ in _read(file))
 
     def read(self, numbers: numpy.ndarray) -> Iterator[dict[str, Any]]:
-        """The answers of these numbers, in their order."""
-        opened: dict[int, BinaryIO] = {}
-        try:
-            for number in map(int, numbers):
-                which = self._file[number]
-                if which not in opened:
-                    if len(opened) == OPEN_FILES:
-                        opened.pop(next(iter(opened))).close()
-                    opened[which] = self.files[which].open("rb")
-                opened[which].seek(self._at[number])
-                yield _answer(opened[which].readline())
-        finally:
-            for file in opened.values():
-                file.close()
+        """The answers of these numbers, in their order. Shards are stretches of the sorted rows, so that a file is
+        opened once or a few times."""
+        for which, part in groupby(map(int, numbers), self._file.__getitem__):
+            with self.files[which].open("rb") as file:
+                for number in part:
+                    file.seek(self._at[number])
+                    yield _answer(file.readline())
 
 
 def _read(file: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -130,3 +125,54 @@ def _answer(line: bytes) -> dict[str, Any]:
         answer |= {"token_ids": array("q", ids).tolist(), "logps": math.fsum(logps)}
     answer["text"].encode()
     return answer
+
+
+class PairQuality:
+    """Counts of a split's pairs. `rows` have an answer; `dropped` of them are no pairs, which the caller counts."""
+
+    def __init__(self) -> None:
+        self.rows = self.cut = self.dropped = self.empty = self.identical = 0
+        self._answers = bytearray()
+        self._real, self._generated = array("q"), array("q")
+
+    def count(self, pair: Pair) -> None:
+        """Take one pair in."""
+        self.rows += 1
+        self.cut += pair.finish == "length"
+        self.empty += not pair.generated.strip()
+        self.identical += pair.generated.strip() == pair.real.strip()
+        self._answers += hashlib.sha256(pair.generated.encode()).digest()[:16]
+        self._real.append(len(pair.real))
+        self._generated.append(len(pair.generated))
+
+    def figures(self) -> dict[str, Any]:
+        """Counts, each also as a fraction of `rows` (before any is dropped), and lengths in characters."""
+        import numpy
+
+        counts = {
+            "empty": self.empty,
+            "identical_to_real": self.identical,
+            "truncated": self.cut,
+            "duplicate_answers": self.rows - len(numpy.unique(numpy.frombuffer(bytes(self._answers), "S16"))),
+            "dropped": self.dropped,
+        }
+        real, generated = sum(self._real) / self.rows, sum(self._generated) / self.rows
+        return {
+            "rows": self.rows,
+            "pairs": self.rows - self.dropped,
+            **counts,
+            **{f"{name}_fraction": n / self.rows for name, n in counts.items()},
+            "real_characters_mean": real,
+            "real_characters_median": _median(self._real),
+            "generated_characters_mean": generated,
+            "generated_characters_median": _median(self._generated),
+            "length_gap_mean": real - generated,
+        }
+
+
+def _median(lengths: array[int]) -> float:
+    """An int where the number of lengths is odd, as `statistics.median` gives it."""
+    import numpy
+
+    middle = float(numpy.median(numpy.frombuffer(lengths, numpy.int64)))
+    return int(middle) if len(lengths) % 2 else middle
