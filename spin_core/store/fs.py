@@ -73,17 +73,8 @@ def make_dir(path: Path, mode: int = 0o700) -> bool:
 
 def write_file(path: Path, data: bytes, mode: int = 0o444) -> None:
     """A new file, complete and durable on return; never an existing one (FileExistsError)."""
-    fd = _call("create", path, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        rest = memoryview(data)
-        while rest:
-            count = _call("write", path, os.write, fd, rest)
-            if count == 0:
-                raise OSError(errno.EIO, "wrote nothing", str(path))
-            rest = rest[count:]
-        _call("fsync", path, os.fsync, fd)
-    finally:
-        os.close(fd)
+    with new_file(path, mode) as fd:
+        write_at(fd, path, data, 0)
 
 
 def open_lock(path: Path) -> int:
@@ -156,22 +147,21 @@ def replace(source: Path, target: Path) -> None:
 
 def put_once(source: Path, target: Path) -> bool:
     """Gives the finished file `source` the name `target`; False if that name is taken. `source` is used up."""
+    first = True
     try:
         _call("link", target, os.link, source, target)
     except FileExistsError:
-        unlink(source)
-        return False
+        first = False
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
-        if os.path.lexists(target):
-            unlink(source)
-            return False
-        # Without hard links two writers can meet here; both hold a whole record, so either may stand.
-        replace(source, target)
-        return True
+        first = not os.path.lexists(target)
+        if first:
+            # Two writers can meet here; both hold a whole record, so either may stand.
+            replace(source, target)
+            return True
     unlink(source)
-    return True
+    return first
 
 
 def duplicate(source: Path, target: Path) -> bool:
@@ -243,10 +233,10 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[int]:
+def new_file(path: Path, mode: int = 0o644) -> Iterator[int]:
     """A descriptor for writing a new file with `write_at`; durable when the block ends well, and closed in any case."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = _call("create", path, os.open, path, flags, 0o644)
+    fd = _call("create", path, os.open, path, flags, mode)
     try:
         yield fd
         _call("fsync", path, os.fsync, fd)

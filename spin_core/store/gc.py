@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,50 +56,43 @@ def gc(
                     raise StoreError(
                         f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
                     )
-                kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
-                return _collect(store, kept, quarantine, dry_run, report)
+                records = readable(store)
+                there = {folder.name: runs.pointer(folder) for folder in children(store.root / "runs")}
+                kept = needed([record for _, record in records], there, keep_runs, keep)
+                return _collect(store, records, kept, quarantine, dry_run, report)
         except locks.Busy:
             raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
 
 
-def _roots(store: Store, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
-    """Digests that the runs to be kept link to, and the best models of all runs."""
-    folders = children(store.root / "runs")
-    demand({folder.name for folder in folders}, keep_runs, keep)
-    last = sorted(folders, key=lambda folder: (runs.order(folder), folder.name), reverse=True)[:keep_runs]
-    in_full = [folder for folder in folders if folder in last or folder.name in keep]
-    best = [_best(folder) for folder in folders]
-    return led_to(link for folder in in_full for link in children(folder)), led_to(best)
+def needed(
+    records: list[Record], there: Mapping[str, runs.Pointer], keep_runs: int | None, keep: Collection[str]
+) -> set[str]:
+    """Digests that stay of those that `records` name: all; with `keep_runs` or `keep`, those that the runs to be kept
+    of `there` lead to, what these were made from, and the best model of every run.
 
-
-def demand(there: Collection[str], keep_runs: int, keep: Collection[str]) -> None:
-    """Raise BadInput for a number of runs below 0, and for one to be kept that is none of `there`."""
-    if keep_runs < 0:
+    Raises BadInput for a number of runs below 0, and for one to be kept that is none of `there`.
+    """
+    if keep_runs is None and not keep:
+        return {record.digest for record in records}
+    if keep_runs is not None and keep_runs < 0:
         raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
     for name in keep:
         if name not in there:
             raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
+    last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[: keep_runs or 0]
+    in_full = {digest for name in {*last, *keep} for digest in there[name][0].values()}
+    return _made_from(in_full, records) | {digest for links, _ in there.values() for digest in _best(links)}
 
 
-def _best(run: Path) -> Path:
-    """The link to the run's best model; of a run of before there was one, to the last that it trained."""
-    trained = sorted(run.glob("*-finetune-iter-*"))
-    return trained[-1] if trained and not (run / runs.BEST).is_symlink() else run / runs.BEST
-
-
-def led_to(links: Iterable[Path]) -> set[str]:
-    """The digests that a run's links lead to."""
-    return {Path(os.readlink(link)).name for link in links if link.is_symlink()}
+def _best(links: dict[str, str]) -> list[str]:
+    """The run's best model; of a run that has none (yet), the last that it trained."""
+    trained = sorted(label for label in links if "-finetune-iter-" in label)
+    return [links[label] for label in ([runs.BEST] if runs.BEST in links else trained[-1:])]
 
 
 def _collect(
-    store: Store, roots: tuple[set[str], set[str]] | None, quarantine: bool, dry_run: bool, report: Report
+    store: Store, records: list[tuple[Path, Record]], kept: set[str], quarantine: bool, dry_run: bool, report: Report
 ) -> GcResult:
-    records = readable(store)
-    if roots is None:
-        kept = {record.digest for _, record in records}
-    else:
-        kept = made_from(roots[0], [record for _, record in records]) | roots[1]
     stages = {record.digest: record.stage for _, record in records}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
@@ -122,7 +115,7 @@ def _collect(
     )
 
 
-def made_from(digests: set[str], records: list[Record]) -> set[str]:
+def _made_from(digests: set[str], records: list[Record]) -> set[str]:
     """These and what they were made from, all the way up."""
     inputs: dict[str, list[str]] = {}
     for record in records:

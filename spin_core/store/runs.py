@@ -15,6 +15,8 @@ LABEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 ORDER = ".order"
 BEST = "best"
 """The label of a run's best model: `gc` keeps it."""
+Pointer = tuple[dict[str, str], int]
+"""A run's links (label → digest), and its place among the others."""
 
 
 def link(root: Path, run: str, links: dict[str, str | None]) -> None:
@@ -64,6 +66,12 @@ def order(folder: Path) -> int:
         return int((folder / ORDER).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
+
+
+def pointer(folder: Path) -> Pointer:
+    """Where the links of a run's folder lead, by label, and its place among the others."""
+    links = sorted(folder.glob("*")) if folder.is_dir() else []
+    return {path.name: Path(os.readlink(path)).name for path in links if path.is_symlink()}, order(folder)
 
 
 def _demand_label(label: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core.store import fs
-from spin_core.store.gc import files_below, led_to
+from spin_core.store.gc import files_below
+from spin_core.store.runs import pointer
 from spin_core.store.store import Store
 from spin_core.store.verify import children, readable
 
@@ -44,29 +44,33 @@ def usage(store: Store, run: str | None = None) -> Usage:
         seen: set[tuple[int, int]] = set()
         stages = {record.digest: record.stage for _, record in readable(store)}
         trees = {tree.name: _size(tree, seen) for tree in children(store.root / "trees")}
-        linked = {folder.name: led_to(children(folder)) & trees.keys() for folder in children(store.root / "runs")}
-        shown = linked.get(run, set()) if run else trees.keys()
-        by_stage: dict[str, list[int]] = {}
-        for digest in sorted(shown):
-            by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
+        linked = {
+            folder.name: set(pointer(folder)[0].values()) & trees.keys() for folder in children(store.root / "runs")
+        }
         other = [
             UsageLine(name, len(paths), sum(_size(path, seen) for path in paths))
             for name in IN_HAND
-            if (paths := children(store.root / name)) and not run
+            if (paths := children(store.root / name))
         ]
-        return Usage(
-            [UsageLine(name, len(sizes), sum(sizes)) for name, sizes in sorted(by_stage.items())],
-            list(_runs(linked, trees, run)),
-            other,
-            sum(trees[digest] for digest in shown) + sum(line.bytes for line in other),
-        )
+        return table(trees, stages, linked, other, run)
 
 
-def _runs(linked: dict[str, set[str]], trees: dict[str, int], run: str | None) -> Iterator[UsageLine]:
-    for name, own in linked.items():
+def table(
+    trees: dict[str, int], stages: dict[str, str], linked: dict[str, set[str]], other: list[UsageLine], run: str | None
+) -> Usage:
+    """`trees`: bytes by digest; `stages`: which stage made it, where a record says so; `linked`: what runs lead to."""
+    shown = linked.get(run, set()) if run else trees.keys()
+    by_stage: dict[str, list[int]] = {}
+    for digest in sorted(shown):
+        by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
+    runs = []
+    for name, own in sorted(linked.items()):
         if run in (None, name):
-            others = set().union(*(there for other, there in linked.items() if other != name))
-            yield UsageLine(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others))
+            others = set().union(*(there for one, there in linked.items() if one != name))
+            runs.append(UsageLine(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others)))
+    other = [] if run else other
+    total = sum(trees[digest] for digest in shown) + sum(line.bytes for line in other)
+    return Usage([UsageLine(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
 
 
 def _size(path: Path, seen: set[tuple[int, int]]) -> int:

@@ -8,23 +8,20 @@ without its files.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 
 from spin_core.errors import StoreError
-from spin_core.store import fs, runs
+from spin_core.store import fs
 from spin_core.store.cache import clear_leftovers
-from spin_core.store.gc import GcResult, demand, made_from
+from spin_core.store.gc import GcResult, Report, needed
 from spin_core.store.leases import FOLDER, FRESH, Mark, fresh
 from spin_core.store.record import Record
 from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
-from spin_core.store.s3.runs import POINTER
+from spin_core.store.s3.runs import POINTER, encoded
 from spin_core.store.s3.verify import pointers, readable
-
-Report = Callable[[str, int], None]
 
 
 def gc(
@@ -48,34 +45,21 @@ def gc(
                 f"{store.url}: a run is using the store ({len(living)} processes; one that was killed counts for two "
                 "hours); run gc again when it has finished."
             )
-        kept = None if keep_runs is None and not keep else _roots(store, keep_runs or 0, keep)
-        return _collect(store, kept, quarantine, mark, report)
-
-
-def _roots(store: RemoteStore, keep_runs: int, keep: Collection[str]) -> tuple[set[str], set[str]]:
-    """Digests that the runs to be kept point to, and the best models of all runs."""
-    there = pointers(store, strict=True)
-    demand(there, keep_runs, keep)
-    last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[:keep_runs]
-    in_full = {digest for name in {*last, *keep} for digest in there[name][0].values()}
-    return in_full, {digest for links, _ in there.values() for digest in _best(links)}
-
-
-def _best(links: dict[str, str]) -> list[str]:
-    """The run's best model; of a run that has not come so far, the last that it trained."""
-    trained = sorted(label for label in links if "-finetune-iter-" in label)
-    return [links[label] for label in ([runs.BEST] if runs.BEST in links else trained[-1:])]
+        records = {key: record for key, record in readable(store) if isinstance(record, Record)}
+        there = {} if keep_runs is None and not keep else pointers(store, strict=True)
+        kept = needed(list(records.values()), there, keep_runs, keep)
+        return _collect(store, records, kept, quarantine, mark, report)
 
 
 def _collect(
-    store: RemoteStore, roots: tuple[set[str], set[str]] | None, quarantine: bool, mark: Mark | None, report: Report
+    store: RemoteStore,
+    records: dict[str, Record],
+    kept: set[str],
+    quarantine: bool,
+    mark: Mark | None,
+    report: Report,
 ) -> GcResult:
     objects = store.objects
-    records = {key: record for key, record in readable(store) if isinstance(record, Record)}
-    if roots is None:
-        kept = {record.digest for record in records.values()}
-    else:
-        kept = made_from(roots[0], list(records.values())) | roots[1]
     going = {key: (record.stage, 0) for key, record in records.items() if record.digest not in kept}
     named = {record.digest for key, record in records.items() if key not in going}
     files = {
@@ -145,4 +129,4 @@ def _unlink(store: RemoteStore) -> None:
     for run, (links, order) in pointers(store).items():
         left = {label: digest for label, digest in links.items() if digest in named}
         if left != links:
-            store.objects.put(f"runs/{run}/{POINTER}", json.dumps({"links": left, "order": order}, indent=1).encode())
+            store.objects.put(f"runs/{run}/{POINTER}", encoded(left, order))

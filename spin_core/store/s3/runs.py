@@ -10,7 +10,6 @@ Views, as in runs.py: they may be rewritten, of two writers the last one counts,
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def _place(key: str) -> tuple[str, str] | None:
     return (run, name) if runs.RUN.fullmatch(run) and (name == POINTER or inside) else None
 
 
-def read_pointer(data: bytes) -> tuple[dict[str, str], int]:
+def read_pointer(data: bytes) -> runs.Pointer:
     """(label → digest, order) of a pointer, without the entries that are none. Raises ValueError if it is no JSON of
     such a form."""
     try:
@@ -65,7 +64,7 @@ def read_pointer(data: bytes) -> tuple[dict[str, str], int]:
     return {label: digest for label, digest in links.items() if _is_link(label, digest)}, order
 
 
-def links_of(data: bytes | None) -> tuple[dict[str, str], int]:
+def links_of(data: bytes | None) -> runs.Pointer:
     """As `read_pointer`; nothing of what is no pointer: these are views."""
     with suppress(ValueError):
         return read_pointer(data or b"")
@@ -104,6 +103,10 @@ def _changed(folder: Path, name: str, stat: Stat) -> bool:
 
 
 def _pointer(folder: Path) -> bytes:
-    links = {path.name: Path(os.readlink(path)).name for path in sorted(folder.glob("*")) if path.is_symlink()}
-    links = {label: digest for label, digest in links.items() if _is_link(label, digest)}
-    return json.dumps({"links": links, "order": runs.order(folder)}, indent=1).encode()
+    links, order = runs.pointer(folder)
+    return encoded({label: digest for label, digest in links.items() if _is_link(label, digest)}, order)
+
+
+def encoded(links: dict[str, str], order: int) -> bytes:
+    """A run's pointer as the service has it."""
+    return json.dumps({"links": links, "order": order}, indent=1).encode()

@@ -13,7 +13,7 @@ from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
-from spin_core.store.usage import Usage, UsageLine
+from spin_core.store.usage import Usage, UsageLine, table
 
 Track = Callable[[list[Stat]], Iterable[Stat]]
 
@@ -25,7 +25,6 @@ def readable(store: RemoteStore) -> list[tuple[str, Record | Damaged]]:
 
 
 def _read(store: RemoteStore, key: str) -> Record | Damaged:
-    """From the cache where that has it: a record that is another on the service than there shows by its etag."""
     name = key.rpartition("/")[2]
     bare = name.removesuffix(".json").partition(".nondeterministic-")[0]
     if key.count("/") != 2 or not STAGE.fullmatch(key.split("/")[1]) or not DIGEST.fullmatch(bare):
@@ -86,28 +85,15 @@ def usage(store: RemoteStore, run: str | None = None) -> Usage:
     sizes = {stat.key: stat.size for stat in store.objects.listed("files/")}
     records = [record for _, record in readable(store) if isinstance(record, Record)]
     trees = {record.digest: record for record in reversed(records)}
-    pointed = pointers(store)
-    linked = {name: set(links.values()) & trees.keys() for name, (links, _) in pointed.items()}
-    shown = linked.get(run, set()) if run else trees.keys()
+    linked = {name: set(links.values()) & trees.keys() for name, (links, _) in pointers(store).items()}
     seen: set[str] = set()
     bytes_of: dict[str, int] = {}
-    by_stage: dict[str, list[int]] = {}
     for digest in sorted(trees):
         new = {f"files/{entry['sha256']}" for entry in trees[digest].files} - seen
         seen |= new
         bytes_of[digest] = sum(sizes.get(key, 0) for key in new)
-        if digest in shown:
-            by_stage.setdefault(trees[digest].stage, []).append(bytes_of[digest])
-    other = [] if run else list(_other(store, sizes, seen))
-    runs = []
-    for name, own in sorted(linked.items()):
-        if run in (None, name):
-            others = set().union(*(there for one, there in linked.items() if one != name))
-            runs.append(
-                UsageLine(name, len(own), sum(bytes_of[d] for d in own), sum(bytes_of[d] for d in own - others))
-            )
-    total = sum(bytes_of[digest] for digest in shown) + sum(line.bytes for line in other)
-    return Usage([UsageLine(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
+    stages = {digest: record.stage for digest, record in trees.items()}
+    return table(bytes_of, stages, linked, list(_other(store, sizes, seen)), run)
 
 
 def pointers(store: RemoteStore, strict: bool = False) -> dict[str, tuple[dict[str, str], int]]:

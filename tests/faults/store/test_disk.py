@@ -109,13 +109,13 @@ def test_publish_on_a_real_disk_that_is_too_small(place, kind):
 
 def test_publish_short_writes_are_completed(monkeypatch):
     """Catches taking the first write() for all of it."""
-    real = os.write
+    real = os.pwrite
 
     def trial(most: int) -> None:
-        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:most]))
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data)[:most], at))
         with battery.folder() as place:
             assert_right(compute(Store(place)))
-            monkeypatch.setattr(os, "write", real)
+            monkeypatch.setattr(os, "pwrite", real)
             assert_right(Store(place).lookup("finetune", STEP.key))
 
     R15_SHORT.each([1, 2, 7, 100], trial)
@@ -142,15 +142,15 @@ def test_publish_in_a_storm_of_signals_is_complete():
 
 def test_publish_disk_fills_in_the_middle_of_the_record_no_record_stands(store, monkeypatch):
     """Catches a record that is visible while it is being written."""
-    real, calls = os.write, []
+    real, calls = os.pwrite, []
 
-    def half_then_full(fd: int, data: memoryview) -> int:
+    def half_then_full(fd: int, data: memoryview, at: int) -> int:
         calls.append(fd)
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, "full")
-        return real(fd, bytes(data)[: len(data) // 2])
+        return real(fd, bytes(data)[: len(data) // 2], at)
 
-    monkeypatch.setattr(os, "write", half_then_full)
+    monkeypatch.setattr(os, "pwrite", half_then_full)
     with pytest.raises(StoreError, match="disk is full"):
         publish(store)
     monkeypatch.undo()
