@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # In a process of its own: it forks a few thousand times, and a fork takes 60 ms where torch is loaded, 5 ms where not.
 STORE_FAULTS := tests/faults/store
-# Test files side by side: much of a test is the start of a process. Each has a Prefect server and homes of its own.
-JOBS ?= 2
+# Test files side by side, three on two cores: a test waits for processes a third of its time. Each has a Prefect server and homes
+# of its own. What takes longest comes first, so that the end is not one file's.
+LONGEST_FIRST := tests/faults tests/flows tests/hub tests/imports tests/training tests
+JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
@@ -15,11 +17,11 @@ demo: .venv/ready            ## run the demo: no network, no GPU, no server
 
 test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (20 minutes on 2 cores)
 	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
-	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS) --ignore=tests/architecture
+	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 
 test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --ignore=$(STORE_FAULTS) --ignore=tests/architecture
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 
 demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
 	$(BIN)/python -m tests.benchmarks.demo_seeds
