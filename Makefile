@@ -4,8 +4,9 @@ BIN := .venv/bin
 # In a process of its own: it forks a few thousand times, and a fork takes 60 ms where torch is loaded, 5 ms where not.
 STORE_FAULTS := tests/faults/store
 # Test files side by side, three on two cores: a test waits for processes a third of its time. Each has a Prefect server and homes
-# of its own. What takes longest comes first, so that the end is not one file's.
-LONGEST_FIRST := tests/faults tests/flows tests/hub tests/imports tests/training tests
+# of its own. What takes longest comes first, so that the end is not one file's; before it three files that make the runs which others share.
+LONGEST_FIRST := tests/faults/flow/test_server_faults.py tests/flows/test_cache.py tests/hub/test_push.py \
+  tests/training tests/faults tests/flows tests/hub tests/imports tests
 JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
@@ -15,7 +16,7 @@ LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
-test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (20 minutes on 2 cores)
+test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (a quarter of an hour on 2 cores)
 	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
 	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 

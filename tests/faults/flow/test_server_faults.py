@@ -102,6 +102,7 @@ def test_flow_killed_at_a_random_step_resumes(profile, smoke, server, tmp_path: 
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.full
 def test_server_killed_at_a_random_step_and_started_again_the_run_goes_on(profile, smoke, tmp_path: Path) -> None:
     """Catches a run that fails because its server was restarted, one that hangs, and a rerun that begins anew."""
     places = iter(range(1000))
