@@ -25,7 +25,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "4"  # a test's schedule is seen at once, not in a minute
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Two threads wait for each other on tensors this small: a tenth of the processor time of tests/stages and tests/training.
+# Two threads wait for each other on tensors this small: a tenth of the processor time of tests/stages and training.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["SPINLOOP_STORE"] = "/nonexistent/every-test-names-its-own-store"
 
