@@ -65,6 +65,15 @@ class Proxy:
     requests: list[S3Request] = field(default_factory=list)
     meddle: Meddle = lambda request: None
     dropped: set[str] = field(default_factory=set)
+    passing: set[int] = field(default_factory=set)
+    """The threads whose requests are on their way to the server."""
+
+    def settle(self) -> None:
+        """Wait until nothing is on its way: what a killed process had sent still arrives."""
+        until = time.monotonic() + 60
+        while self.passing and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not self.passing, "the server does not answer"
 
     def parts(self) -> int:
         """How many parts were sent since the last `forget`."""
@@ -85,9 +94,20 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             """Nothing: `requests` has it."""
 
         def _pass(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            if len(body) < length:  # of a client that was killed
+                self.close_connection = True
+                return
             path, _, query = self.path.partition("?")
             request = S3Request(self.command, path, query, "If-None-Match" in self.headers)
+            proxy.passing.add(threading.get_ident())
+            try:
+                self._pass_on(request, body)
+            finally:
+                proxy.passing.discard(threading.get_ident())
+
+        def _pass_on(self, request: S3Request, body: bytes) -> None:
             proxy.requests.append(request)
             if status := proxy.meddle(request):
                 self._answer(status, {}, b"<Error><Code>Meddled</Code><Message>by a test</Message></Error>")

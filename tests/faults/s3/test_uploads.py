@@ -65,6 +65,7 @@ def test_killed_upload_goes_on_where_it_stopped(url, at, proxy, tmp_path):
         proxy.meddle = kill
         assert child[0].wait(60) == -signal.SIGKILL
         child[0].communicate()
+        proxy.settle()
         store = at(second)
         assert not list(store.objects.listed("records/")), "a record before its files"
         assert store.lookup("finetune", KEY) is None, "a hit of half an output"
