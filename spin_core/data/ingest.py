@@ -90,8 +90,8 @@ class SourceRows:
         self._rows: IO[bytes]  # once they are taken
 
     def take(self, inputs: Inputs, dataset: Dataset, split: str, job: Job) -> None:
-        """Read the source. Raises BadInput for a mapped column that no record has, and where all
-        or more than `max_rejected` are rejected."""
+        """Read the source. Raises BadInput for a mapped column that no record has, and where all rows or more than
+        `max_rejected` of them are rejected."""
         path = inputs[self.name]
         assert isinstance(path, Path)
         columns: dict[str, None] = {}

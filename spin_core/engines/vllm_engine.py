@@ -187,7 +187,7 @@ _starting = threading.Lock()
 
 def engine_of(key: tuple, start: Callable[[bool], Any], runtime: Runtime) -> tuple[Any, bool]:
     """The engine `key` (its first part is the model's path) of this process, and whether it was started for this call:
-    by `start`, which is told whether vLLM computes on CPU. A process has one: the parent sends it no other jobs, and
+    by `start`, which takes whether vLLM computes on CPU. A process has one: the parent sends it no other jobs, and
     here they end it (ChildDied). Raises BadInput for a model that vLLM does not take."""
     with _starting:
         if key in _engines:

@@ -164,7 +164,7 @@ def generating(
     a: Architecture, prompts: Sequence[int], slots: int, new: int, width: int, sharded: int = 1, logprobs: bool = False
 ) -> Peak:
     """The transformers engine: weights and keys in `width` bytes, `slots` rows of the longest prompt and `new` tokens,
-    prompts read 2,048 tokens at a time, logits of one token a row (`slots.py`, `draws.py`)."""
+    prompts read 2,048 tokens at a time, logits of one token a row (`slots.py`, `decoding.py`)."""
     longest, rows = max(prompts), min(slots, len(prompts))
     cache = 2 * a.layers * rows * (longest + new - 1) * a.keys * width
     together = min(max(1, PREFILL_TOKENS // longest), rows)

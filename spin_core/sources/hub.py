@@ -102,8 +102,8 @@ def refusal(repo: str, kind: HubKind, revision: str, error: Exception) -> BadInp
 def bad_token(error: Exception) -> bool:
     """Whether the hub refused the token itself, which is not the same as showing nothing to it."""
     response = getattr(error, "response", None)
-    said = (getattr(response, "headers", None) or {}).get("X-Error-Message", "").lower()
-    return getattr(response, "status_code", 0) == 401 and "invalid credentials" in said
+    message = (getattr(response, "headers", None) or {}).get("X-Error-Message", "").lower()
+    return getattr(response, "status_code", 0) == 401 and "invalid credentials" in message
 
 
 def describe(error: BaseException, *secrets: str) -> str:

@@ -99,7 +99,7 @@ class Progress:
             for bar in self._bars.values():
                 bar.close()
             self._bars.clear()
-        if "prefect" in sys.modules:
+        if "meters" in vars(self):
             self.meters.close()
 
 

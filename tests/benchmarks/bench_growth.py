@@ -122,7 +122,7 @@ def _stage(name: str, folder: Path) -> dict:
             "pairs": gather.run({"rows": folder / "reformat", "answers": trees}, config, job("pairs"))["train_pairs"]
         }
     if name == "read pairs":
-        return {"pairs": sum(1 for _ in rows.iter_pairs(folder / "pairs" / rows.TRAIN_FILE))}
+        return {"pairs": len(rows.read_pairs(folder / "pairs" / rows.TRAIN_FILE))}
     store = Store(folder / "store")
     if name == "publish":
         tree = store.new_tree()

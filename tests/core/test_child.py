@@ -32,6 +32,12 @@ def run(inputs, config, job):
     if config.do == "print":
         print("a library's print on standard output")
         return {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "python": sys.executable}
+    if config.do == "import":
+        try:
+            __import__(config.text)
+        except ImportError:
+            return {"imported": False}
+        return {"imported": True}
     if config.do == "engine died":
         ballast = b"x" * (400 << 20)  # so that the kernel needs a moment to end it
         print("the engine's last words", file=sys.stderr, flush=True)
@@ -110,6 +116,19 @@ def test_errors_keep_their_kind_and_the_child_goes_on(spec):
             children.run(spec("bug"), print)
         assert not isinstance(failed.value, ChildDied), "a bug is the same bug the second time"
         assert children.run(spec("work"), print)[0] == {"done": True}
+
+
+def test_scikit_learn_is_hidden_but_from_the_harness(spec, tmp_path):
+    """Catches a start that loads scikit-learn with transformers, and lm_eval's tasks that cannot load it in a process
+    which had another stage before."""
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn" / "__init__.py").touch()
+    with Children(1) as children:
+        seen = [
+            children.run(spec("import", "sklearn", stage=stage), print)[0]["imported"]
+            for stage in ("bad_stage", "harness")
+        ]
+    assert seen == [False, True]
 
 
 def test_dead_child_says_how_and_its_last_words(spec):
