@@ -67,16 +67,12 @@ class _Watch:
 _watches: list[_Watch] = []
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
-
-
 @contextmanager
 def watched(report: Report) -> Iterator[None]:
     """Inside, a run of which only the server does not know ends this process, with the exit code of `report`: after
     SECONDS, or as soon as Prefect gives up. What a run failed with is raised as it was."""
     # The client's thread for events prints each one that a lost server did not get, 2 kB of it, at any level set.
-    logging.getLogger("prefect._internal.concurrency").addFilter(_nothing)
+    logging.getLogger("prefect._internal.concurrency").addFilter(lambda record: False)
     _watches.append(watch := _Watch(report))
     try:
         yield

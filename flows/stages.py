@@ -29,7 +29,7 @@ from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref, SourceKind
+from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages import evaluate as evaluate_stage
 from spin_core.stages import finetune as finetune_stage
 from spin_core.stages import generate as generate_stage

@@ -48,7 +48,7 @@ class WholeLines:
     def end_lines(self) -> None:
         """Write every line that is begun, of any thread, and end it."""
         with self._lock:
-            for text in self._begun.values():
+            for text in self._begun.values() if not self.stream.closed else ():
                 self.stream.write(text + "\n")
             self._begun.clear()
 
@@ -86,7 +86,7 @@ def keep_lines_whole() -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, WholeLines):
             setattr(sys, name, lines := WholeLines(stream))
-            atexit.register(_at_exit, lines)
+            atexit.register(lines.end_lines)
 
 
 def print_line(text: str) -> None:
@@ -95,11 +95,6 @@ def print_line(text: str) -> None:
         if isinstance(stream, WholeLines):
             stream.end_lines()
     print(text, flush=True)
-
-
-def _at_exit(lines: WholeLines) -> None:
-    if not lines.stream.closed:
-        lines.end_lines()
 
 
 def _note() -> str:

@@ -2,7 +2,7 @@
 
 from spin_core.job import Place
 from spin_core.runtime.step import Step
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.stages import generate as core
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run

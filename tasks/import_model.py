@@ -2,7 +2,7 @@
 
 from spin_core.job import Place
 from spin_core.runtime.step import Step
-from spin_core.sources.references import Ref, origin
+from spin_core.sources.resolve import Ref, origin
 from spin_core.stages import import_model as core
 from tasks.runner.run import Run
 from tasks.runner.stage import stage

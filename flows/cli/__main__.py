@@ -32,6 +32,10 @@ QUIET = {
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
 }
 
+PLAN = (
+    "Show which steps would run, which are cached, and why. Computes nothing but reads and cuts a dataset that the "
+    "store does not have, to say how many answers are missing; writes nothing to the store."
+)
 JOIN = (
     "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
     "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed jobs, "
@@ -48,10 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.command(args)
     except KeyboardInterrupt:
-        print(
-            "spinloop: interrupted; finished steps are in the store, and the same command goes on from there.",
-            file=sys.stderr,
-        )
+        text = "interrupted; finished steps are in the store, and the same command goes on from there."
+        print(f"spinloop: {text}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,42 +73,27 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(to, name: str, command, text: str) -> argparse.ArgumentParser:
         sub = to.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_fields() if name in ("run", "plan") else None,
+            name, help=text, description=text, epilog=_fields() if name in ("run", "plan") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        )  # fmt: skip
         sub.set_defaults(command=command)
         sub.add_argument(
-            "--store",
-            default=os.environ.get("SPINLOOP_STORE", ".spinloop"),
-            type=named,
-            metavar="DIR",
+            "--store", default=os.environ.get("SPINLOOP_STORE", ".spinloop"), type=named, metavar="DIR",
             help="folder of the artifact store, or s3://bucket/prefix (default: $SPINLOOP_STORE or .spinloop)",
-        )
+        )  # fmt: skip
         return sub
 
     for name, command, text in (
         ("run", _run, "Run a profile; what the store has is not computed again."),
-        (
-            "plan",
-            _plan,
-            "Show which steps would run, which are cached, and why. Computes nothing but reads and cuts a dataset that "
-            "the store does not have, to say how many answers are missing; writes nothing to the store.",
-        ),
+        ("plan", _plan, PLAN),
     ):
         sub = add(commands, name, command, text)
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         sub.add_argument("profile", help=f"path of a YAML file, or one of: {known}")
         sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="FIELD=VALUE",
-            dest="settings",
+            "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
             help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
-        )
+        )  # fmt: skip
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
@@ -127,24 +114,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _deploy_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--kind",
-        choices=("process", "docker", "kubernetes"),
-        default="process",
+        "--kind", choices=("process", "docker", "kubernetes"), default="process",
         help="where the pools' runs are started (default: process)",
-    )
+    )  # fmt: skip
     sub.add_argument(
-        "--gpus",
-        type=int,
-        metavar="N",
+        "--gpus", type=int, metavar="N",
         help="runs at once on spin-gpu (default: what it has; a new pool gets one for each GPU of this machine)",
-    )
+    )  # fmt: skip
     sub.add_argument("--image", default="", help="image of docker's and kubernetes' runs (default: spinloop:latest)")
     sub.add_argument(
-        "--notify",
-        default="",
-        metavar="BLOCK",
+        "--notify", default="", metavar="BLOCK",
         help="a saved notification block, type/name, that gets a notice of each failed run, e.g. slack-webhook/team",
-    )
+    )  # fmt: skip
 
 
 def _fields() -> str:

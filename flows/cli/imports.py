@@ -16,8 +16,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Place
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
-from spin_core.sources.references import Ref, SourceKind, origin
-from spin_core.sources.resolve import find
+from spin_core.sources.resolve import Ref, SourceKind, find, origin
 from spin_core.stages import import_model, import_pairs
 from spin_core.store.opening import open_store
 from spin_core.store.store import Record, Store

@@ -67,25 +67,18 @@ def _ls(args: argparse.Namespace) -> None:
     store = _open(args)
     for record in store.records():
         if args.stage in (None, record.stage):
-            size = sum(file["size"] for file in record.files)
-            label, seconds = record.facts.get("label", ""), record.facts.get("seconds", 0)
-            print(
-                f"{record.key[:12]}  {record.stage:<11} {size / 1e6:9.2f} MB {seconds:8.1f} s  "
-                f"{record.digest[:12]}  {label}"
-            )
+            size, seconds = sum(file["size"] for file in record.files), record.facts.get("seconds", 0)
+            cost, label = f"{size / 1e6:9.2f} MB {seconds:8.1f} s", record.facts.get("label", "")
+            print(f"{record.key[:12]}  {record.stage:<11} {cost}  {record.digest[:12]}  {label}")
     _notes(store)
 
 
 def _show(args: argparse.Namespace) -> None:
     record = _find(_open(args), args.key)
-    print(
-        json.dumps(
-            {name: value for name, value in vars(record).items() if name != "path"}, indent=1, ensure_ascii=False
-        )
-    )
-    print(
-        f"files are in {record.path}" if record.path.is_dir() else f"`spinloop store fetch {args.key}` brings its files"
-    )
+    fields = {name: value for name, value in vars(record).items() if name != "path"}
+    print(json.dumps(fields, indent=1, ensure_ascii=False))
+    fetch = f"`spinloop store fetch {args.key}` brings its files"
+    print(f"files are in {record.path}" if record.path.is_dir() else fetch)
 
 
 def _explain(args: argparse.Namespace) -> None:

@@ -12,8 +12,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.server.status_line import differing, status_line
 from spin_core.errors import BadInput
+
+SHOWN = 4  # names of changed fields in one line of what `spinloop deploy` says
 
 
 def notification_block(client: SyncPrefectClient, notify: str) -> UUID | None:
@@ -71,3 +72,18 @@ def _fill(client: SyncPrefectClient, wanted: dict[str, Any], block: UUID | None)
 
 def _facts(automation: AutomationCore) -> dict[str, Any]:
     return automation.model_dump(include={"description", "tags", "trigger", "actions"})
+
+
+def status_line(state: str, what: str, name: str, fields: list[str] | None = None) -> str:
+    """One line: what became of a thing, and the fields that changed."""
+    fields = fields or []
+    more = f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else ""
+    return f"{state:<8} {what:<11} {name}" + (f": {', '.join(fields[:SHOWN])}{more}" if fields else "")
+
+
+def differing(old: Any, new: Any, path: str = "") -> list[str]:
+    """The dotted names of what is not the same in two values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [p for name in names for p in differing(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))]
+    return [] if old == new else [path]

@@ -25,10 +25,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
-from flows.server.automations import automate, notification_block
+from flows.server.automations import automate, differing, notification_block, status_line
 from flows.server.embedded import answers, configured_server
 from flows.server.errors import older, refused
-from flows.server.status_line import differing, status_line
 from spin_core.config.profile import PROFILES
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.runtime import gpus

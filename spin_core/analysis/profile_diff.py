@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from spin_core.analysis.format import plain, setting_text
 
@@ -61,12 +61,8 @@ def _complete(profile: Settings) -> dict[str, Any]:
     try:
         return Config.model_validate({"name": "run", **profile}).model_dump(mode="json")
     except (ValidationError, ValueError):
-        return _ordered(dict(profile), Config)
-
-
-def _ordered(profile: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    names = [name for name in model.model_fields if name in profile]
-    return {name: profile[name] for name in [*names, *(name for name in sorted(profile) if name not in names)]}
+        known = [name for name in Config.model_fields if name in profile]
+        return {name: profile[name] for name in [*known, *sorted(profile.keys() - set(known))]}
 
 
 def _walk(here: Any, there: Any, path: str) -> Iterator[Difference]:

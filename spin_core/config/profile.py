@@ -263,13 +263,11 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{path}: is required."
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) or not path else f" (given: {_quoted(first['input'])})"
+    text = repr(first["input"])
+    if len(text) > LONGEST_QUOTE:
+        text = f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
+    given = "" if isinstance(first["input"], dict) or not path else f" (given: {text})"
     return f"{path}: {message}{given}." if path else f"{message}."
-
-
-def _quoted(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}… ({len(text):,} characters)"
 
 
 def _fields(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -6,7 +6,6 @@ Is not: which process sees which GPU (`spin_core/runtime/gpus.py`).
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def choose(named: str, count: int, small: bool) -> Hardware:
     if count:
         raise BadInput("--gpus: says how many of --gpu there are on a node; name that too, such as --gpu h100-80gb.")
     visible = gpus.visible()
-    if visible and (gpu := _seen()):
+    if visible and (gpu := of_driver(next(iter(gpus.query("name,memory.total")), ""))):
         return Hardware(gpu, len(visible), True, f"{_many(len(visible), gpu.name)}, as the driver shows")
     if small:
         return Hardware(None, 0, False, "this machine's CPU, for which no time is estimated (--gpu NAME for a GPU)")
@@ -76,19 +75,9 @@ def _many(count: int, name: str) -> str:
     return f"{count} × {name}" if count else name
 
 
-def _seen() -> Gpu | None:
-    """The first visible GPU by the driver's name and memory; its speeds where it is listed."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return of_driver(output)
-
-
-def of_driver(output: str) -> Gpu | None:
-    """What nvidia-smi's line `name, MiB` says; None where it is none."""
-    name, _, mib = (output.splitlines() or [""])[0].rpartition(",")
+def of_driver(line: str) -> Gpu | None:
+    """What nvidia-smi's line `name, MiB` says, with the speeds of a GPU that is listed; None where it is none."""
+    name, _, mib = line.rpartition(",")
     if not re.fullmatch(r"\s*\d+\s*", mib):
         return None
     parts = re.split(r"[^A-Za-z0-9]+", name)

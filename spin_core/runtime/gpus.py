@@ -15,14 +15,16 @@ def visible() -> list[str]:
     """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return list(takewhile(lambda gpu: gpu not in ("", "-1"), named.split(",")))  # as CUDA reads it
+    return query("index")
+
+
+def query(fields: str) -> list[str]:
+    """The driver's `fields` of each GPU, a line each with commas between; none where there is no driver."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True,
-            timeout=30,
-        )  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return listed.stdout.split()
 
 
 def groups(runtime: Runtime, gpus: list[str]) -> list[str]:
@@ -91,9 +93,4 @@ def _visible() -> tuple[str, ...]:
 @cache
 def _name() -> str:
     """The first GPU's model, as the driver calls it."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return (listed.stdout.splitlines() or [""])[0].strip()[:80]
+    return (query("name") or [""])[0].strip()[:80]

@@ -28,7 +28,7 @@ from spin_core.job import NOWHERE, Place, title
 from spin_core.runtime import gpus, launch
 from spin_core.runtime.child import Children
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref, RefInputs
+from spin_core.sources.resolve import Ref, RefInputs
 from spin_core.store import keys
 from spin_core.store.code import code_digest
 from spin_core.store.store import Record, Store
@@ -100,12 +100,10 @@ def look_up(store: Store, keyed: KeyedStep) -> Record | None:
     step = keyed.step
     record = store.lookup(step.stage, keyed.key)
     if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
-        note = (
+        store.note_once(
             f"{step.stage}: results that other code than today's computed, of the same VERSION {step.module.VERSION}, "
             "are used as they are."
         )
-        if note not in store.notes:  # once, not for each of hundreds of shards
-            store.notes.append(note)
     return record
 
 

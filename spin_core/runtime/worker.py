@@ -170,7 +170,8 @@ def run_spec(spec: dict, send) -> dict:
     stage = importlib.import_module(spec["module"])
     inputs = {k: [Path(p) for p in v] if isinstance(v, list) else Path(v) for k, v in spec["inputs"].items()}
     job = Job(
-        out=_out(spec),
+        # Of several processes the first writes the output; what another one writes of its own is thrown away.
+        out=Path(spec["out"] if RANK == 0 else tempfile.mkdtemp(prefix="spinloop-rank-")),
         scratch=Path(spec["scratch"]),
         runtime=Runtime.model_validate(spec["runtime"]),
         digests=spec["digests"],
@@ -182,11 +183,6 @@ def run_spec(spec: dict, send) -> dict:
         if RANK != 0:
             shutil.rmtree(job.out, ignore_errors=True)
     return summary
-
-
-def _out(spec: dict) -> Path:
-    """Of several processes the first writes the output; what another one writes of its own is thrown away."""
-    return Path(spec["out"]) if RANK == 0 else Path(tempfile.mkdtemp(prefix="spinloop-rank-"))
 
 
 if __name__ == "__main__":

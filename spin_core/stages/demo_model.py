@@ -42,25 +42,15 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 
     tokenizer = _tokenizer(config.context)
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ends: dict[str, Any] = {"pad_token_id": pad, "eos_token_id": end}
     shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden,
-        intermediate_size=2 * config.hidden,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        max_position_embeddings=config.context,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        pad_token_id=pad,
-        bos_token_id=None,
-        eos_token_id=end,
-    )
+        vocab_size=len(tokenizer), max_position_embeddings=config.context, hidden_size=config.hidden,
+        intermediate_size=2 * config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        num_key_value_heads=config.heads, tie_word_embeddings=True, initializer_range=0.05, bos_token_id=None, **ends,
+    )  # fmt: skip
     torch.manual_seed(config.seed)
     model: Any = LlamaForCausalLM(shape)  # type: ignore[no-untyped-call]
-    model.float().generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        pad_token_id=pad, eos_token_id=end
-    )
+    model.float().generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)
     return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
@@ -75,12 +65,8 @@ def _tokenizer(context: int) -> Any:
     core = Tokenizer(models.BPE(vocabulary, []))
     core.decoder = decoders.Fuse()
     tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<|end|>",
-        additional_special_tokens=SPECIAL[1:4],
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=core, pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=SPECIAL[1:4],
+        model_max_length=context, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
     tokenizer.chat_template = TEMPLATE
     return tokenizer

@@ -12,10 +12,9 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
-from spin_core.store.deduplicate import share
 from spin_core.store.digest import Damaged, FileEntry, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
-from spin_core.store.make_immutable import check_tree, seal
+from spin_core.store.make_immutable import check_tree, seal, share
 from spin_core.store.record import Record as Record  # who uses a store has its records from here
 from spin_core.store.record import encode, read
 
@@ -213,6 +212,11 @@ class Store:
     def holds(self, record: Record) -> bool:
         """Whether a record's output is there, nothing verified."""
         return record.path.is_dir()
+
+    def note_once(self, text: str) -> None:
+        """Add to `notes`, for people, what is not there yet."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def identity(self) -> str:
         """An id that this store got when it was first read: who reads the same one sees the same store (or a

@@ -14,7 +14,7 @@ from typing import Any
 from spin_core.job import Entry
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.stages import reformat
 from spin_core.store import keys
 from spin_core.store.explain import explain

@@ -26,7 +26,7 @@ from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, St
 from spin_core.job import title
 from spin_core.runtime import launch
 from spin_core.runtime.step import KeyedStep
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.store.store import Store
 
 CPU_POOL, GPU_POOL = "spin-cpu", "spin-gpu"  # in runs of deployments GPU_POOL is that of the stages that need a GPU

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run as own_flow_run
 
 from spin_core.config.runtime import Runtime
 from spin_core.runtime.step import KeyedStep, Step, look_up
-from spin_core.sources.references import Ref, RefInputs
+from spin_core.sources.resolve import Ref, RefInputs
 from spin_core.store.store import Record, Store
 from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
 

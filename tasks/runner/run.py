@@ -19,7 +19,7 @@ from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref, SourceKind
+from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store

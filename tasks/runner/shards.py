@@ -18,7 +18,7 @@ from prefect.states import Completed
 
 from spin_core.errors import ChildDied
 from spin_core.runtime.step import KeyedStep, Step
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run
 from tasks.runner.stage import RETRIES, perform

@@ -19,7 +19,7 @@ from prefect.states import Completed
 
 from spin_core.errors import ChildDied, SpinloopError, StageFailed
 from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
 from tasks.runner.run import Run

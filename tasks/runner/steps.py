@@ -13,7 +13,7 @@ from spin_core.errors import SpinloopError, StageFailed
 from spin_core.job import Entry
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.progress import Progress
 from tasks.runner.throughput import Throughput

@@ -14,7 +14,7 @@ from spin_core.config.runtime import Pools
 from spin_core.config.stage_table import ORDER
 from spin_core.estimate.needs import NEEDS
 from spin_core.runtime.step import KeyedStep, Step
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.store.keys import STAGE
 from tasks.runner.stage import task_of
 from tests.architecture.scan import ROOMS, ROOT, python_files, sizes, undocumented, where

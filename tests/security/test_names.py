@@ -10,8 +10,7 @@ import pytest
 
 from spin_core.config.profile import load_profile, parse
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.sources.references import SourceKind
-from spin_core.sources.resolve import resolve
+from spin_core.sources.resolve import SourceKind, resolve
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 

@@ -21,8 +21,7 @@ from spin_core.errors import BadInput
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import SHARE, KeyedStep, Step, compute
-from spin_core.sources.references import Ref
-from spin_core.sources.resolve import resolve
+from spin_core.sources.resolve import Ref, resolve
 from spin_core.stages import harness
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spin_core.errors import BadInput
-from spin_core.store import deduplicate as module
+from spin_core.store import make_immutable as module
 from spin_core.store.digest import manifest, tree_digest
 from spin_core.store.gc import gc
 from spin_core.store.keys import payload

@@ -30,7 +30,7 @@ from spin_core.errors import BadInput, SpinloopError, StageFailed
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute
 from spin_core.sources import resolve
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.stages import finetune, score
 from spin_core.store.store import Record, Store
 from spin_core.training.strategy import apply_gradients

@@ -32,6 +32,7 @@ CONNECTIONS = 32
 BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict", "OperationAborted"}
 # How services answer a header that they do not know; the others ignore it. 400 alone has many other causes.
 UNCONDITIONAL = {405, 501}
+TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 UNCONDITIONAL_CODES = {"NotImplemented", "InvalidRequest", "InvalidArgument"}
 REMEDIES = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the name",
@@ -130,10 +131,12 @@ class Objects:
         try:
             self._request("put_object", key, Body=data, IfNoneMatch="*", **_checked(data))
         except StoreError as error:
-            answer = _answer(error.__cause__)
-            if answer and answer[1] == 412:
+            code, status = _answer(error.__cause__) or ("", 0)
+            if status == 412:
                 return False
-            if answer and self.conditional is None and _is_unconditional(*answer):
+            if self.conditional is None and (
+                status in UNCONDITIONAL or (status == 400 and code in UNCONDITIONAL_CODES)
+            ):
                 self.conditional = False
                 return self.put_once(key, data)
             raise
@@ -201,10 +204,8 @@ class Objects:
     def complete(self, key: str, upload: str, etags: dict[int, str]) -> bool:
         """Makes the parts one object; False if there is no such upload (any more)."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(etags.items())]
-        return (
-            self._request("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
-            is not None
-        )
+        done = self._request("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": parts})
+        return done is not None
 
     def abort(self, key: str, upload: str) -> None:
         """Gives up a multipart upload and its parts."""
@@ -261,12 +262,7 @@ def _filesystem(settings: tuple[tuple[str, str], ...]) -> Any:
         skip_instance_cache=True,
         use_listings_cache=False,
         # All repetition is in `_request`: three layers that each try five times wait for minutes.
-        config_kwargs={
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": CONNECTIONS,
-            "connect_timeout": 10,
-            "read_timeout": 60,
-        },
+        config_kwargs={"retries": {"total_max_attempts": 1}, "max_pool_connections": CONNECTIONS} | TIMEOUTS,
     )
     made.retries = 1
     return made
@@ -296,10 +292,6 @@ def _answer(error: BaseException | None) -> tuple[str, int] | None:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return str(response["Error"].get("Code", "")), int(status)
     return None
-
-
-def _is_unconditional(code: str, status: int) -> bool:
-    return status in UNCONDITIONAL or (status == 400 and code in UNCONDITIONAL_CODES)
 
 
 def _is_away(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ from spin_core.store.s3.objects import Objects, Stat, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
 MOST_COPIED = 5_000_000_000  # bytes that S3 copies in one request; what is larger is not kept in quarantine/
+RECORD = re.compile(rf"records/(?:{STAGE.pattern})/(?:{DIGEST.pattern})\.json")
 LOOK_EVERY = 4.0  # seconds: forty steps that wait a day for their pool are 900,000 requests, and not nine million
 
 
@@ -195,14 +197,10 @@ class RemoteStore(Store):
     def records(self, stage: str = "*") -> Iterator[Record]:
         """The standing records by stage and key, as in `Store`; those that the cache has not are fetched."""
         below = "records/" if stage == "*" else f"records/{stage}/"
-        listed = [stat for stat in self.objects.listed(below) if self._names_record(stat)]
+        listed = [stat for stat in self.objects.listed(below) if RECORD.fullmatch(stat.key)]
         for record in transfer.in_parallel(self._read, listed):
             if record is not None:
                 yield record
-
-    def _names_record(self, stat: Stat) -> bool:
-        stage, _, name = stat.key.removeprefix("records/").partition("/")
-        return bool(STAGE.fullmatch(stage) and name.endswith(".json") and DIGEST.fullmatch(name[: -len(".json")]))
 
     def _read(self, stat: Stat) -> Record | None:
         """A listed record: from the cache where that has the same bytes (its etag is their MD5), else fetched."""
@@ -232,7 +230,7 @@ class RemoteStore(Store):
                 for key, size in _files(files).items():
                     if (stat := named[key]) is None or stat.size != size:
                         raise transfer.Missing(key)
-                self.cache.make_room(self.root, sum(entry["size"] for entry in files), self._note_once)
+                self.cache.make_room(self.root, sum(entry["size"] for entry in files), self.note_once)
                 fetched = self._download(digest, files, tree)
                 wrong = [entry for entry in files if entry not in fetched]
                 if not wrong and tree_digest(fetched) == digest:
@@ -291,10 +289,6 @@ class RemoteStore(Store):
         if why:
             self.notes.append(f"{self.url}/{key}: {why.rstrip('.')}; {done} counts as not there.")
 
-    def _note_once(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-
     def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any], key: str = "") -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
         look-up goes on with sending it."""
@@ -302,7 +296,7 @@ class RemoteStore(Store):
             with self.cache.steady():
                 record = self._local.publish(payload, tree, facts, key)
                 self.cache.use(record.digest)
-            self.cache.make_room(self.root, 0, self._note_once)
+            self.cache.make_room(self.root, 0, self.note_once)
             self._hashed.add(record.digest)
             return self._send(record)
 
@@ -329,7 +323,7 @@ class RemoteStore(Store):
             evidence = f"records/{record.stage}/{record.key}.nondeterministic-{record.digest[:12]}.json"
             self.objects.put_once(evidence, encode(record))
             where = f"{self.url}/{_record_key(record)}"
-            self._note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
+            self.note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
             cached = self.lookup(record.stage, record.key)
             if cached is not None:
                 return cached
@@ -351,7 +345,7 @@ class RemoteStore(Store):
             self.objects.probe(f"leases/probe-{fs.unique()}")
             self.identity()
         if self.objects.conditional is False:  # of the probe, or of an earlier write
-            self._note_once(
+            self.note_once(
                 f"{self.url}: this service has no conditional create; of two machines that compute a step at once the "
                 "later record stands."
             )

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,13 +76,13 @@ def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], r
             stats[file] = None
     missing = [file for file in files if not stats[file]]
     submit = _threads().submit
-    with _Bar(report, title, "upload", missing) as bar:
+    with _bar(report, title, "upload", missing) as advance:
         jobs = [_Upload(objects, file) for file in missing]
-        _await([submit(job.begin) for job in jobs], bar, [0] * len(jobs))
+        _await([submit(job.begin) for job in jobs], advance, [0] * len(jobs))
         parts = [(job, piece) for job in jobs for piece in job.left]
-        bar.advance(sum(job.there for job in jobs))
-        _await([submit(job.send, *piece) for job, piece in parts], bar, [piece[2] for _, piece in parts])
-        _await([submit(job.end) for job in jobs], bar, [0] * len(jobs))
+        advance(sum(job.there for job in jobs))
+        _await([submit(job.send, *piece) for job, piece in parts], advance, [piece[2] for _, piece in parts])
+        _await([submit(job.end) for job in jobs], advance, [0] * len(jobs))
         return sum(piece[2] for _, piece in parts)
 
 
@@ -90,12 +90,12 @@ def download(objects: Objects, files: Iterable[File], report: Report, title: str
     """Writes new files, durable on return, of the given size; their content is the caller's to check.
     Raises Missing for an object that is not there or shorter, StoreError where the service fails, OSError."""
     wanted = list(files)
-    with _Bar(report, title, "download", wanted) as bar:
+    with _bar(report, title, "download", wanted) as advance:
         for few in (wanted[at : at + OPEN] for at in range(0, len(wanted), OPEN)):
             with ExitStack() as opened:
                 places = [(file, opened.enter_context(fs.new_file(file.path))) for file in few]
                 jobs = [(file, fd, start, count) for file, fd in places for _, start, count in pieces(file.size)]
-                _await([_threads().submit(_fetch, objects, *job) for job in jobs], bar, [job[3] for job in jobs])
+                _await([_threads().submit(_fetch, objects, *job) for job in jobs], advance, [job[3] for job in jobs])
 
 
 def in_parallel(work: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:
@@ -197,13 +197,13 @@ class _Upload:
             raise StoreError(f"{what}: uploaded, and not there; run again (its upload may have been cleared away).")
 
 
-def _await(jobs: list[Future[Any]], bar: _Bar, sizes: list[int]) -> None:
+def _await(jobs: list[Future[Any]], advance: Callable[[int], None], sizes: list[int]) -> None:
     """Waits for all and advances the bar; the first failure ends what has not begun, and is raised once none runs."""
     counts = dict(zip(jobs, sizes, strict=True))
     try:
         for one in as_completed(jobs):
             one.result()
-            bar.advance(counts[one])
+            advance(counts[one])
     finally:
         wait([one for one in jobs if not one.cancel()])
 
@@ -214,27 +214,20 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "spinloop-transfer")
 
 
-class _Bar:
-    """Progress in MB, for transfers that are long enough to be watched."""
+@contextmanager
+def _bar(report: Report, title: str, label: str, files: list[File]) -> Iterator[Callable[[int], None]]:
+    """Progress in MB, for transfers that are long enough to be watched; yields what advances it by bytes."""
+    total, done = sum(file.size for file in files), 0
 
-    def __init__(self, report: Report, title: str, label: str, files: list[File]) -> None:
-        self.report, self.title, self.label = report, title, label
-        self.total = sum(file.size for file in files)
-        self.done = 0
-        self.shown = self.total >= SHOWN_FROM
+    def advance(count: int, **more: bool) -> None:
+        nonlocal done
+        done += count
+        if total >= SHOWN_FROM:
+            mega = {"done": done // 1_000_000, "total": total // 1_000_000}
+            report(title, {"label": label, "unit": "MB", "figures": {}, **mega, **more})
 
-    def __enter__(self) -> _Bar:
-        self.advance(0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._say(closed=True)
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self._say()
-
-    def _say(self, **more: bool) -> None:
-        if self.shown:
-            mega = {"done": self.done // 1_000_000, "total": self.total // 1_000_000}
-            self.report(self.title, {"label": self.label, "unit": "MB", "figures": {}, **mega, **more})
+    advance(0)
+    try:
+        yield advance
+    finally:
+        advance(0, closed=True)

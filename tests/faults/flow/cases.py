@@ -124,6 +124,6 @@ def _inputs(store: Store, name: str, value: Any) -> Any:
 
 
 def _ref(digest: str) -> Any:
-    from spin_core.sources.references import Ref
+    from spin_core.sources.resolve import Ref
 
     return Ref(digest=digest)

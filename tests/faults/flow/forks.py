@@ -23,7 +23,7 @@ from typing import Any
 
 from spin_core.config.runtime import Runtime
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
-from spin_core.sources.references import Ref
+from spin_core.sources.resolve import Ref
 from spin_core.store.store import Store
 
 ROOT = Path(__file__).parents[3]
