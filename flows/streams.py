@@ -100,8 +100,5 @@ def print_line(text: str) -> None:
 def _note() -> str:
     from prefect.settings import PREFECT_API_URL
 
-    where = PREFECT_API_URL.value()
-    return (
-        f"note: logs of this run did not reach Prefect's server{f' at {where}' if where else ''}; the run and its "
-        "store are unaffected.\n"
-    )
+    where = f" at {url}" if (url := PREFECT_API_URL.value()) else ""
+    return f"note: logs of this run did not reach Prefect's server{where}; the run and its store are unaffected.\n"

@@ -92,12 +92,9 @@ def _of_folder(folder: Path) -> list[Wanted]:
         raise BadInput(f"{folder}: there is no such folder; name one of pair sets and checkpoints.")
     wanted = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        number = re.search(r"iter_?(\d{1,2})$", inner.name)
-        if not number:
-            continue
-        t = int(number[1])
-        model = (inner / "config.json").is_file()
-        wanted.append(Wanted("checkpoint", t + 1, str(inner)) if model else Wanted("pairs", t, str(inner)))
+        if number := re.search(r"iter_?(\d{1,2})$", inner.name):
+            t, model = int(number[1]), (inner / "config.json").is_file()
+            wanted.append(Wanted("checkpoint", t + 1, str(inner)) if model else Wanted("pairs", t, str(inner)))
     if not wanted:
         raise BadInput(
             f"{folder}: no folder in it has a name that ends in iter0, iter1, …; name each with --pairs T=PLACE and "

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -48,7 +49,7 @@ class Lease:
     def _begin(self) -> None:
         if not self._begun:  # first: also a write that seemed to fail may have left a lease
             self._begun = True
-            threading.Thread(target=self._renew, daemon=True).start()
+            threading.Thread(target=_renew, args=(self._ended, self._write), daemon=True).start()
             atexit.register(self.release)
         self._write()
         # First the lease, then the look: whichever of the two was written last, one of them sees the other. Again after
@@ -70,11 +71,6 @@ class Lease:
         with self._writing:  # else a renewal on its way writes the lease again after `release` has deleted it
             if not self._ended.is_set():
                 self.objects.put(self.key, f"process {os.getpid()}\n".encode())
-
-    def _renew(self) -> None:
-        while not self._ended.wait(EVERY):
-            with suppress(StoreError):
-                self._write()
 
     def release(self) -> None:
         """Say that this process no longer uses the store."""
@@ -102,7 +98,7 @@ class Mark:
         if not self._is_ours():
             why = "another gc is at work, or died less than two hours ago"
             raise StoreError(f"{self.objects.url}: {why}; run gc again later.")
-        threading.Thread(target=self._renew, daemon=True).start()
+        threading.Thread(target=_renew, args=(self._ended, self._write), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,11 +116,16 @@ class Mark:
     def _is_ours(self) -> bool:
         return self.objects.get(MARK) == self._token
 
-    def _renew(self) -> None:
-        while not self._ended.wait(EVERY):
-            with suppress(StoreError), self._writing:
-                if not self._ended.is_set() and self._is_ours():
-                    self.objects.put(MARK, self._token)
+    def _write(self) -> None:
+        with self._writing:
+            if not self._ended.is_set() and self._is_ours():
+                self.objects.put(MARK, self._token)
+
+
+def _renew(ended: threading.Event, write: Callable[[], None]) -> None:
+    while not ended.wait(EVERY):
+        with suppress(StoreError):
+            write()
 
 
 def gc_at_work(objects: Objects) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -129,7 +130,9 @@ class Run(Steps):
         store.write_run_file(name, run_facts.SOURCES, run_facts.sources_file(self.sources))
         place = {title: i for i, title in enumerate(self.titles, 1)}
         ledger.sort(key=lambda entry: place[entry.title])
-        store.link_run(name, {f"{place[e.title]:03}-{e.stage}{_slug(e.label)}": e.digest for e in ledger if e.digest})
+        words = {e.title: re.findall("[A-Za-z0-9]+", e.label.replace("θ", "theta")) for e in ledger}
+        labels = {e.title: "-".join([f"{place[e.title]:03}", e.stage, *words[e.title]]) for e in ledger}
+        store.link_run(name, {labels[e.title]: e.digest for e in ledger if e.digest})
         steps = [entry.as_json() for entry in ledger]
         store.write_run_file(name, run_facts.STEPS, json.dumps(steps, indent=1).encode())
         best = run_facts.best_tree(store, name)
@@ -165,8 +168,3 @@ def card(store: Store, name: str) -> None:
         get_run_logger().warning(
             f"This run has no model card ({one_line(error, 300, kind=True)}); its report and models are whole."
         )
-
-
-def _slug(label: str) -> str:
-    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label.replace("θ", "theta")).split()
-    return "".join(f"-{word}" for word in words)

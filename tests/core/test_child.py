@@ -15,6 +15,7 @@ import pytest
 
 from spin_core.errors import BadInput, ChildDied, StageFailed
 from spin_core.runtime.child import Child, Children
+from spin_core.runtime.worker import HIDDEN
 
 STAGE = '''
 """Stages that misbehave, for the tests of the child processes."""
@@ -118,17 +119,16 @@ def test_errors_keep_their_kind_and_the_child_goes_on(spec):
         assert children.run(spec("work"), print)[0] == {"done": True}
 
 
-def test_scikit_learn_is_hidden_but_from_the_harness(spec, tmp_path):
-    """Catches a start that loads scikit-learn with transformers, and lm_eval's tasks that cannot load it in a process
-    which had another stage before."""
-    (tmp_path / "sklearn").mkdir()
-    (tmp_path / "sklearn" / "__init__.py").touch()
+def test_slow_libraries_are_hidden_but_from_the_harness(spec, tmp_path):
+    """Catches a start that loads scikit-learn or scipy with transformers, and lm_eval's tasks that cannot load them in
+    a process which had another stage before."""
+    for name in HIDDEN:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
     with Children(1) as children:
-        seen = [
-            children.run(spec("import", "sklearn", stage=stage), print)[0]["imported"]
-            for stage in ("bad_stage", "harness")
-        ]
-    assert seen == [False, True]
+        for stage in ("bad_stage", "harness"):
+            seen = [children.run(spec("import", name, stage=stage), print)[0]["imported"] for name in HIDDEN]
+            assert seen == [stage == "harness"] * len(HIDDEN)
 
 
 def test_dead_child_says_how_and_its_last_words(spec):

@@ -28,6 +28,7 @@ def shown(place, spinloop, server, tiny) -> tuple[str, str, list[dict], Path]:
     return out, err, json.loads((folder / "steps.json").read_text()), folder
 
 
+@pytest.mark.full
 def test_override_reaches_finetune_and_evaluate_and_alarms_reach_people(shown, place) -> None:
     """Catches an evaluate with the profile's beta beside a finetune with the iteration's own, an override that leaks
     into other iterations; and alarms that stay in a file: not shown in training, not in Prefect's log, not below the

@@ -52,6 +52,7 @@ def second_node(meeting: dict[str, str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
 
 
+@pytest.mark.full
 def test_finetune_on_two_nodes_same_curve_as_one_process(tmp_path, inputs, meeting) -> None:
     """Catches a node that counts for another, processes that meet at the wrong port, a second stage that the joined
     node misses, and a node that stays when node 0 is gone."""
