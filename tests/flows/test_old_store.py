@@ -20,7 +20,8 @@ here is the one from before, so that report, which reads it, is cached still."""
 def old_store(tmp_path: Path) -> Path:
     """A private copy of the old store."""
     with tarfile.open(OLD / "store.tar.xz") as packed:
-        packed.extractall(tmp_path / "store", filter="data")
+        how = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python below 3.11.4 has none
+        packed.extractall(tmp_path / "store", **how)
     return tmp_path / "store"
 
 
