@@ -11,7 +11,7 @@ JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth
+.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -48,6 +48,9 @@ worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu 
 
 test-server: .venv/browser   ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
 	SPINLOOP_TEST_SERVER=1 $(BIN)/pytest -v tests/flows/pools
+
+bench-tokens: .venv/dev      ## speed of tokenize, and how soon score and finetune begin, with 50,000 rows (BENCH="--rows 2000" for less)
+	$(BIN)/python -m tests.benchmarks.bench_tokens $(BENCH)
 
 bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here and on a work pool
 	$(BIN)/python -m tests.benchmarks.bench_dispatch

@@ -51,8 +51,8 @@ class Costs:
 
 
 def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
-    """What a run would do; of its rows something is known where they are to be measured. Computes nothing but the rows,
-    where the dataset is another than before; nothing is written to the store."""
+    """What a run would do; of its rows something is known where they are to be measured. Computes nothing but rows and
+    tokens, where dataset or tokenizer are others than before; nothing is written to the store."""
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
         artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
@@ -63,16 +63,8 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
 
 def _rows(run: Run) -> todo.Data | None:
     """What is known of the rows of a planned run; None where they are still to be made."""
-    entry = next((one for one in run.ledger if one.stage == "reformat"), None)
-    tree = run.planning.rows if run.planning else None
-    if entry is None or tree is None:
-        return None
-    counts = entry.summary
-    if "train_rows" not in counts:
-        record = run.store.record("reformat", entry.key)
-        counts = record.facts.get("summary", {}) if record else {}
-    train, test = counts.get("train_rows"), counts.get("test_rows")
-    return todo.measured(tree, train, test) if isinstance(train, int) and isinstance(test, int) else None
+    tree = run.planning.tokens if run.planning else None
+    return todo.measured(tree) if tree else None
 
 
 def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:

@@ -9,12 +9,13 @@ from tasks.runner.stage import stage
 
 
 @stage
-def evaluate(run: Run, label: str, place: Place, model, rows, t: int = 0, pairs=None, logps=None, start=None):
+def evaluate(run: Run, label: str, place: Place, model, rows, tokens, t: int = 0, pairs=None, logps=None, start=None):
     cfg = run.config.at(t)
     part = cfg.finetune
     against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
     config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
     game = {"pairs": pairs, "logps": logps, "start": start}
-    reads = {"model": model, "rows": rows} | {name: one for name, one in game.items() if one is not None}
+    there = {name: one for name, one in game.items() if one is not None}
+    reads = {"model": model, "rows": rows, "tokens": tokens, **there}
     return Step(core, label, config, place), reads

@@ -10,6 +10,6 @@ from tasks.runner.stage import stage
 @stage
 def finetune(run: Run, t: int, opponent, pairs: list, logps: list):
     cfg = run.config.at(t)
-    config = core.Config(finetune=cfg.finetune, chat=cfg.chat, seed=cfg.seed)
+    config = core.Config(finetune=cfg.finetune, seed=cfg.seed)
     step = Step(core, f"iter {t}", config, Place("iteration", t, model=t + 1))
     return step, {"model": opponent, "pairs": pairs, "logps": logps}

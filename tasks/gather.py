@@ -8,6 +8,6 @@ from tasks.runner.stage import stage
 
 
 @stage
-def gather(run: Run, t: int, rows, answers: list):
+def gather(run: Run, t: int, rows, tokens, answers: list):
     step = Step(core, f"iter {t}", core.Config(gather=run.config.at(t).gather), Place("iteration", t))
-    return step, {"rows": rows, "answers": answers}
+    return step, {"rows": rows, "tokens": tokens, "answers": answers}

@@ -15,7 +15,9 @@ class Table:
 
     def __init__(self) -> None:
         self.lines: list[dict] = []
-        self.inputs: dict[str, list] = {name: [] for name in ("evaluate", "harness", "finetune", "gather", "gate")}
+        self.inputs: dict[str, list] = {
+            name: [] for name in ("evaluate", "harness", "finetune", "gather", "gate", "score")
+        }
 
     def add(self, label: str, kind: str, iteration: int = -1, **made) -> None:
         line = {"label": label, "kind": kind, "iteration": iteration}

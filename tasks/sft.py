@@ -8,14 +8,14 @@ from tasks.runner.stage import stage
 
 
 @stage
-def sft(run: Run, base, rows):
+def sft(run: Run, base, tokens):
     cfg = run.config
-    step = Step(core, "θ_0", core.Config(sft=cfg.sft, chat=cfg.chat, seed=cfg.seed), Place("start", model=0))
-    return step, {"model": base, "rows": rows}
+    step = Step(core, "θ_0", core.Config(sft=cfg.sft, seed=cfg.seed), Place("start", model=0))
+    return step, {"model": base, "tokens": tokens}
 
 
 @stage
-def sft_instead(run: Run, start, rows, iterations: int):
+def sft_instead(run: Run, start, tokens, iterations: int):
     """As many passes of SFT as SPIN's first `iterations` took over each row's pairs, in batches of the same size.
 
     So as many optimiser steps, up to the rounding of a last partial batch (the report says when the two differ).
@@ -24,6 +24,6 @@ def sft_instead(run: Run, start, rows, iterations: int):
     assert cfg.control
     passes = sum(cfg.epochs(t) * min(t + 1, cfg.history) for t in range(iterations))
     part = cfg.control.model_copy(update={"epochs": passes, "global_batch": cfg.finetune.global_batch})
-    config = core.Config(sft=part, chat=cfg.chat, seed=cfg.seed)
+    config = core.Config(sft=part, seed=cfg.seed)
     step = Step(core, f"instead of {iterations} iter", config, Place("control", iterations - 1))
-    return step, {"model": start, "rows": rows}
+    return step, {"model": start, "tokens": tokens}

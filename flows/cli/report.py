@@ -24,7 +24,7 @@ from spin_core.store.record import Record
 from spin_core.store.runs import RUN
 from spin_core.store.store import Store
 
-TREES = ("evaluate", "finetune", "gather", "harness", "gate")
+TREES = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 
 
 def add_command(within: Any, add: Callable) -> None:

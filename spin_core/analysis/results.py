@@ -31,6 +31,7 @@ class ModelResults:
     quality: dict[str, Any] = field(default_factory=dict)
     harness: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> dict[str, float]:
         """A figure of the held-out rows by row id, where it is finite; true counts 1."""
@@ -47,9 +48,10 @@ def read_model(
     gather: Path | None = None,
     harness: Path | None = None,
     gate: Path | None = None,
+    score: Path | None = None,
 ) -> ModelResults:
-    """Reads metrics.json and rows.jsonl, metrics.jsonl, quality.json, results.json, decision.json. Raises BadInput that
-    names file and line."""
+    """Reads metrics.json and rows.jsonl, metrics.jsonl, quality.json, results.json, decision.json, scores.json. Raises
+    BadInput that names file and line."""
     metrics = _object(evaluate / "metrics.json") if evaluate else {}
     answers = {str(row.get("id")): row for row in _lines(evaluate / "rows.jsonl")} if evaluate else {}
     steps = list(_lines(finetune / "metrics.jsonl")) if finetune else []
@@ -57,7 +59,8 @@ def read_model(
     results = _object(harness / "results.json") if harness else {}
     decision = _object(gate / "decision.json") if gate else {}
     finite = {name: value for name, raw in metrics.items() if (value := number(raw)) is not None}
-    return ModelResults(label, kind, iteration, finite, answers, steps, quality, results, decision)
+    scores = _object(score / "scores.json") if score else {}
+    return ModelResults(label, kind, iteration, finite, answers, steps, quality, results, decision, scores)
 
 
 def number(raw: object) -> float | None:

@@ -113,6 +113,18 @@ class PairShares(TypedDict):
     rejected: NotRequired[int]
 
 
+class TokenCounts(TypedDict):
+    """Of the training pairs' tokens: whether the generated answers' ids are `sampled` or `of the text`; rows whose
+    prompt was cut, whose answer the chat template makes another text of, and answers that were cut at max_length."""
+
+    ids: str
+    rows: int
+    prompts_cut: int
+    rewritten: int
+    cut_real: int
+    cut_generated: int
+
+
 class ModelRow(TypedDict):
     """One model's figures. `pairs` and `quality`: of the pair set that it learnt from, as shares and as counted."""
 
@@ -131,6 +143,7 @@ class ModelRow(TypedDict):
     opponents: NotRequired[Opponents]
     style: NotRequired[Style]
     quality: NotRequired[dict[str, float]]
+    tokens: NotRequired[TokenCounts]
     harness: NotRequired[HarnessFigures]
     decision: NotRequired[Decision]
     best: NotRequired[bool]

@@ -24,6 +24,7 @@ from spin_core.analysis.rows import (
     PairShares,
     RateChange,
     Style,
+    TokenCounts,
     estimate,
 )
 
@@ -63,6 +64,8 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
         "harness": _harness(model.harness),
         "decision": _decision(model.decision),
     }
+    if tokens := _tokens(model.scores):
+        row["tokens"] = tokens
     if before is not None:
         old = before.metrics.get("nll/real")
         row["delta"] = {
@@ -105,6 +108,18 @@ def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateCh
     change = statistics.rate_change(paired(start.column(f"{kind}_match"), model.column(f"{kind}_match")))
     interval, gained, lost = change or (None, None, None)
     return {**estimate(after - before, interval), "gained": gained, "lost": lost}
+
+
+def _tokens(scores: dict[str, Any]) -> TokenCounts | None:
+    """What score noted of the training pairs' tokens."""
+    part, cut = (scores.get(name, {}) for name in ("tokens", "cut"))
+    of, sides = part.get("train"), cut.get("train")
+    if not of or not sides:
+        return None
+    return {
+        "ids": str(part.get("ids", "")), "rows": of["rows"], "prompts_cut": of["prompts_cut"],
+        "rewritten": of["rewritten"], "cut_real": sides["real"], "cut_generated": sides["generated"],
+    }  # fmt: skip
 
 
 def _pair_shares(counts: Mapping[str, float]) -> PairShares | None:

@@ -29,6 +29,7 @@ STAGES = (
     StageLine("reformat", makes="rows", event="dataset"),
     StageLine("import_model", makes="model"),
     StageLine("import_pairs", makes="pairs"),
+    StageLine("tokenize"),
     StageLine("sft", makes="model", processes=True, trains=True, event="model"),
     StageLine("generate", makes="answers", processes=True),
     StageLine("gather", makes="pairs"),

@@ -103,7 +103,7 @@ def _read(file: Path) -> Iterator[tuple[dict[str, Any], int]]:
             for line in lines:
                 number += 1
                 yield _answer(line), len(line)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         place = f"{file}, line {number}" if number else file
         raise StageFailed(f"{place}: not a shard of answers ({error}); generate it again.") from error
 
@@ -118,11 +118,14 @@ def _answer(line: bytes) -> dict[str, Any]:
         and isinstance(answer.get("tokens"), int)
     ):
         raise ValueError("id, text, finish (stop, length or rejected) and tokens are not all there")
-    ids, logps = answer.pop("token_ids", []), answer.pop("logps", None)
+    ids, logps = answer.get("token_ids"), answer.pop("logps", None)
+    if not isinstance(ids, list) or len(ids) != answer["tokens"]:
+        raise ValueError("token_ids must be a list of as many ids as `tokens` says")
     if logps is not None:
         if len(logps) != len(ids) or not isinstance(answer.get("model"), str) or not math.isfinite(math.fsum(logps)):
             raise ValueError("logps must be a number for each of token_ids, and `model` say under which")
-        answer |= {"token_ids": array("q", ids).tolist(), "logps": math.fsum(logps)}
+        answer["logps"] = math.fsum(logps)
+    answer["token_ids"] = array("i", ids).tolist()
     answer["text"].encode()
     return answer
 

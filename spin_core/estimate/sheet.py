@@ -27,6 +27,7 @@ ROWS_A_SECOND = 5_000.0
 """That reformat and gather read and write on a CPU."""
 TEXT = 4.0
 """Bytes of a token's text; parquet keeps about half of it."""
+TOKEN_BYTES = 4
 KEPT = 3
 """Checkpoints on disk at once: the newest two, and one that is being written."""
 NOTHING = Need(0, 0)
@@ -54,8 +55,9 @@ def lines(s: Setting, config: Config, todo: Todo) -> list[StageCost]:
     seen = s.hardware.gpu
     gpu = seen if seen and seen.bandwidth else UNTIMED
     makers = {
-        _reformat: todo.reformat, _sft: todo.sft or todo.controls, _generate: todo.generate, _gather: todo.gather,
-        _score: todo.score, _finetune: todo.finetune, _evaluate: todo.evaluate, _harness: todo.harness,
+        _reformat: todo.reformat, _tokenize: todo.tokenize, _sft: todo.sft or todo.controls, _generate: todo.generate,
+        _gather: todo.gather, _score: todo.score, _finetune: todo.finetune, _evaluate: todo.evaluate,
+        _harness: todo.harness,
     }  # fmt: skip
     costs = [make(s, config, todo, gpu) for make, left in makers.items() if left]
     for line in costs:
@@ -85,6 +87,11 @@ def _sum(parts: list[float | None]) -> float | None:
 def _reformat(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     size = s.data.rows * (1.5 * s.data.prompt + s.data.answer) * TEXT
     return StageCost("reformat", 1, 0, s.data.rows / ROWS_A_SECOND, size)
+
+
+def _tokenize(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
+    size = s.data.rows * (s.data.prompt + s.data.answer) * TOKEN_BYTES
+    return StageCost("tokenize", todo.tokenize, 0, todo.tokenize * s.data.rows / ROWS_A_SECOND, todo.tokenize * size)
 
 
 def _sft(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 
 from spin_core.config import yaml_reader
 from spin_core.config.profile import Config
-from spin_core.data.rows import FILES, iter_rows
+from spin_core.data.token_file import FILES, TokenFile
 from spin_core.job import Entry
 
 KNOWN = Path(__file__).with_name("datasets.yaml")
-CHARACTERS = 4.0
-"""Of a token, where texts are measured without the model's tokenizer: English prose has 4 to 4.5."""
-SAMPLE = 2000
 ANYWHERE = (50_000, 500, 200, 250)
 """Rows and tokens where nothing is known of a dataset."""
 
@@ -42,11 +38,12 @@ class Data:
 
 @dataclass
 class Todo:
-    """Steps that would run. `generate`: rows by iteration; `score`: (iteration, whose pairs); `finetune`, `gather`:
-    iterations; `controls`: after how many iterations each; `evaluate`: models in all, `games` of them with an
-    opponent; `harness`: models."""
+    """Steps that would run. `tokenize`: how many; `generate`: rows by iteration; `score`: (iteration, whose pairs);
+    `finetune`, `gather`: iterations; `controls`: after how many iterations each; `evaluate`: models in all, `games` of
+    them with an opponent; `harness`: models."""
 
     reformat: bool = False
+    tokenize: int = 0
     sft: bool = False
     generate: dict[int, int] = field(default_factory=dict)
     gather: list[int] = field(default_factory=list)
@@ -68,6 +65,8 @@ def of_ledger(entries: Iterable[Entry], data: Data) -> Todo:
         t = -1 if place.iteration is None else place.iteration
         if entry.stage == "reformat":
             todo.reformat = True
+        elif entry.stage == "tokenize":
+            todo.tokenize += 1
         elif entry.stage == "generate":
             todo.generate[t] = todo.generate.get(t, 0) + entry.summary.get("rows", data.rows)
         elif entry.stage == "sft" and place.role == "control":
@@ -97,20 +96,18 @@ def everything(config: Config, data: Data) -> Todo:
     models = 1 + len(trained) + len(controls)
     scored = [(t, of) for t in trained for of in range(max(0, t + 1 - config.history), t + 1)]
     return Todo(
-        reformat=True, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows), gather=made,
-        score=scored, finetune=list(trained), controls=controls, evaluate=models, games=len(trained),
+        reformat=True, tokenize=1, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows),
+        gather=made, score=scored, finetune=list(trained), controls=controls, evaluate=models, games=len(trained),
         harness=models if config.harness else 0,
     )  # fmt: skip
 
 
-def measured(tree: Path, train: int, test: int) -> Data:
-    """Of a rows tree that has so many rows: the characters of the first two thousand of them."""
-    sample = list(islice(chain.from_iterable(iter_rows(tree / name) for name in FILES.values()), SAMPLE))
-    size = max(1, len(sample)) * CHARACTERS
-    prompt = sum(len(message["content"]) for row in sample for message in row.prompt) / size
-    answer = sum(len(row.answer) for row in sample) / size
-    basis = f"measured on {len(sample):,} rows at {CHARACTERS:g} characters a token"
-    return Data(train, test, max(1.0, prompt), max(1.0, answer), basis)
+def measured(tree: Path) -> Data:
+    """Of a tokens tree, all of its rows."""
+    train, test = (TokenFile(tree / name) for name in FILES.values())
+    count = max(1, len(train) + len(test))
+    prompt, answer = (int(train.lengths(name).sum() + test.lengths(name).sum()) for name in ("prompt", "answer"))
+    return Data(len(train), len(test), prompt / count, answer / count, f"of all {count:,} rows")
 
 
 def assumed(config: Config) -> Data:

@@ -1,33 +1,48 @@
-"""One object renders prompts for generation *and* for scoring, so that what was sampled is what is scored.
+"""The chat side of one model: its template, what ends an answer, and the text of sampled tokens.
 
 Not a template engine: templates are the tokenizer's own, rendered in a child with limits
-(`spin_core/data/sandbox/templates.py`). Prompt and answer are tokenised apart, because generation sees the prompt's
-tokens without the answer behind them. Assumes that special tokens spelt out inside a message mean what the tokenizer
-makes of them (as in transformers).
+(`spin_core/data/sandbox/templates.py`). Not the rules of which ids an answer has (`spin_core/modeling/encoding.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from spin_core.config.chat import ChatSection
 from spin_core.data.rows import Messages
 from spin_core.data.sandbox import templates
+from spin_core.data.sandbox.templates import TemplateError
 from spin_core.errors import BadInput, one_line
 
 PROBE: Messages = [{"role": "user", "content": "What is two plus two?"}]
 SENTINEL = "spinloop sentinel answer"
+SHORTEST = 3  # characters of a special token that is looked for in texts: some models declare "!" as one
+MARKS = re.compile(r"[<\[{|#]")
+"""Of the template's own text: what has one of these is markup, and not a word that people write."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template puts around an answer: white space before it, text behind it, and the ids that end it; `adds`:
+    words of its own stand between answer and end of turn."""
+
+    lead: str
+    tail: str
+    end: list[int]
+    adds: bool = False
 
 
 class Chat:
-    """The text side of one model: messages to tokens and back.
+    """The text side of one model: conversations to text, texts to ids, ids to text.
 
     `tokenizer` is a loaded transformers tokenizer, `where` the model's name for messages to people, `stop_ids` what its
     generation_config says of `eos_token_id` (a number, several, or None).
-    Every method raises BadInput, naming `where`, for a template that is missing, raises or cannot be undone.
+    `frame` and what needs it raise BadInput, naming `where`, for a template that is missing, raises or has no end of
+    turn.
     """
 
     def __init__(self, tokenizer: Any, section: ChatSection, where: str, stop_ids: int | Iterable[int] | None = None):
@@ -36,49 +51,37 @@ class Chat:
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.stop_ids = set(given) | set(eos)
 
-    def prompt(self, messages: Messages) -> str:
-        """The prompt that is scored: the conversation under the chat template, with the header of the answer."""
-        return render(self.tokenizer, messages, self.where, answer_header=True)
+    def render(self, conversations: Sequence[tuple[Messages, bool]]) -> list[str | TemplateError]:
+        """The text of each conversation under the template; with True behind it the header of an answer follows.
+        Raises BadInput where the tokenizer has no template."""
+        each = [{"messages": turns, "add_generation_prompt": header} for turns, header in conversations]
+        return templates.render_all(_template(self.tokenizer, self.where), self._variables, each) if each else []
 
-    def generation_prompt(self, messages: Messages) -> str:
-        """The prompt that is sampled from: `prompt`, or the published runs' own form under `template: paper`."""
-        if self.section.template == "model":
-            return self.prompt(messages)
-        if [m["role"] for m in messages] != ["user"]:
-            raise BadInput(
-                f"Model {self.where}: `chat.template: paper` has room for one user turn only, and this prompt "
-                f"has the turns {_roles(messages)}; set `chat.template: model`."
-            )
-        return paper_prompt(messages[0]["content"])
+    @cached_property
+    def _variables(self) -> dict[str, Any]:
+        return variables(self.tokenizer) | self.section.template_kwargs
 
-    def encode_prompt(self, messages: Messages, for_generation: bool = False) -> list[int]:
-        """Token ids of the prompt; the last `max_prompt_length` of them (as the reference's `keep_end`)."""
-        text = self.generation_prompt(messages) if for_generation else self.prompt(messages)
-        return self._encode(text)[-self.section.max_prompt_length :]
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, in which special tokens count as such."""
+        # verbose=False: else transformers warns of a text over model_max_length, which max_prompt_length sees to.
+        made = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return [list(ids) for ids in made]
 
-    def encode_answer(self, messages: Messages, text: str, finished: bool = True) -> list[int]:
-        """Token ids of answer `text` as the template renders it behind `prompt(messages)`.
-
-        Up to and including the end-of-turn token when `finished`, and not the newline that many templates put after it;
-        without that token for an answer that was cut at `max_new_tokens` (the model did not end it).
-        """
-        rendered = self._behind_prompt(messages, text)
-        tail, end = self._tail
-        if not rendered.endswith(tail):
-            raise BadInput(
-                f"Model {self.where}: its chat template ends answers in different ways ({rendered[-40:]!r}, {tail!r}); "
-                "use a template that ends every answer alike."
-            )
-        body = self._encode(rendered[: len(rendered) - len(tail)])
-        return body + end if finished else body
+    def starts(self, text: str) -> tuple[list[int], list[int]]:
+        """At which character each token begins, and the ids; ([], []) of a tokenizer that does not say."""
+        if not self.tokenizer.is_fast:
+            return [], []
+        made = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        return [start for start, _ in made["offset_mapping"]], list(made["input_ids"])
 
     @cached_property
     def end_ids(self) -> set[int]:
         """Token ids at which generation stops: the tokenizer's EOS, the template's end of turn, generation_config's."""
-        return self.stop_ids | {self._tail[1][-1]}
+        return self.stop_ids | {self.frame.end[-1]}
 
     def clean(self, token_ids: Iterable[int]) -> str:
-        """The answer's text: ids up to the first end, without the tokenizer's special tokens, left-stripped.
+        """The answer's text for people and the hub: ids up to the first end, without the tokenizer's special tokens,
+        left-stripped. What is scored are the ids.
 
         The reference strips on the left too, but removes only the literal `</s>`.
         """
@@ -89,79 +92,113 @@ class Chat:
             kept.append(int(token))
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).lstrip()
 
-    def preflight(self, messages: Messages) -> None:
-        """Raise BadInput unless this prompt can be rendered, keeps its text, and is a prefix of the conversation.
-
-        Cheap (three renderings): run it on every prompt before the first forward pass.
-        """
-        rendered = self.prompt(messages)
-        for message in messages:
-            # Some templates drop the reasoning of earlier assistant turns on purpose: only what people said must stay.
-            if message["role"] != "assistant" and message["content"].strip() not in rendered:
-                raise BadInput(
-                    f"Model {self.where}: its chat template drops the text of a {message['role']} turn "
-                    f"({message['content'][:40]!r}); use a model or a chat template that renders it."
-                )
-        self.encode_answer(messages, SENTINEL)
-        self.generation_prompt(messages)
-
-    def _behind_prompt(self, messages: Messages, text: str) -> str:
-        """What the template puts behind the prompt when the answer is `text`."""
-        prompt = self.prompt(messages)
-        rendered = render(self.tokenizer, [*messages, {"role": "assistant", "content": text}], self.where)
-        if not rendered.startswith(prompt):
-            raise BadInput(
-                f"Model {self.where}: its chat template renders the prompt differently once an answer follows, so what "
-                "is sampled would not be what is scored; use a template whose prompt is a prefix of the conversation."
-            )
-        return rendered[len(prompt) :]
+    def without_end(self, text: str) -> str:
+        """An answer without an end of turn that is spelt out at its end."""
+        ends = [token for token in self._special if self.tokenizer.convert_tokens_to_ids(token) in self.end_ids]
+        while end := next((end for end in ends if text.rstrip().endswith(end)), ""):
+            text = text.rstrip().removesuffix(end)
+        return text
 
     @cached_property
-    def _tail(self) -> tuple[str, list[int]]:
-        """The text that the template puts behind an answer, and the ids that end a finished answer."""
-        _, answer, tail = self._behind_prompt(PROBE, SENTINEL).rpartition(SENTINEL)
-        if not answer:
+    def special(self) -> re.Pattern[str]:
+        """Finds a special token of the tokenizer in a text."""
+        return _any_of(self._special)
+
+    @cached_property
+    def markup(self) -> re.Pattern[str]:
+        """As `special`, and the template's own marks around a user's turn."""
+        around = self._probe(header=True).replace(PROBE[0]["content"], "\n")
+        pieces = {piece.strip() for part in self.special.split(around) for piece in part.split("\n")}
+        marks = {piece for piece in pieces if len(piece) >= SHORTEST and MARKS.search(piece)}
+        return _any_of([*self._special, *marks])
+
+    @cached_property
+    def _special(self) -> list[str]:
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        every = {str(token) for token in (*self.tokenizer.all_special_tokens, *added)}
+        return sorted(token for token in every if len(token.strip()) >= SHORTEST)
+
+    def _probe(self, header: bool) -> str:
+        turns = PROBE if header else [*PROBE, {"role": "assistant", "content": SENTINEL}]
+        (text,) = self.render([(turns, header)])
+        if isinstance(text, TemplateError):
+            raise _failed(self.where, turns, text)
+        return text
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What the template puts around an answer."""
+        prompt, whole = self._probe(header=True), self._probe(header=False)
+        place = whole.lower().rfind(
+            SENTINEL
+        )  # some templates change the case, which is seen where answers are compared
+        if place < 0:
             raise BadInput(f"Model {self.where}: its chat template drops the answer's text; use one that renders it.")
-        ids = self._encode(tail)
+        before, tail = whole[:place], whole[place + len(SENTINEL) :]
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        ids = self.ids([tail])[0] if tail else []
         special = self.stop_ids | set(self.tokenizer.all_special_ids)
         special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        for position, token in enumerate(ids):
-            if token in special:
-                return tail, ids[: position + 1]
-        if self.tokenizer.eos_token_id is None:
+        end = next((ids[: n + 1] for n, token in enumerate(ids) if token in special), [])
+        if not end and tail.strip():
+            raise BadInput(
+                f"Model {self.where}: its chat template ends answers with {tail.strip()!r}, which is no special token "
+                "of its tokenizer, so that no answer would end there; add it to the tokenizer (special_tokens), or end "
+                "answers with the eos_token in the template."
+            )
+        if not end and self.tokenizer.eos_token_id is None:
             raise BadInput(
                 f"Model {self.where}: neither its chat template nor its tokenizer says how an answer ends; set "
                 "`eos_token` in its tokenizer_config.json."
             )
-        return tail, [self.tokenizer.eos_token_id]
+        adds = bool(end) and bool(tail.partition(str(self.tokenizer.convert_ids_to_tokens(end[-1])))[0].strip())
+        end = end[-1:] if adds else end or [self.tokenizer.eos_token_id]
+        return Frame("" if lead.strip() else lead, tail, end, adds)
 
-    def _encode(self, text: str) -> list[int]:
-        # verbose=False: else transformers warns of a prompt over model_max_length, which max_prompt_length sees to.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(set(texts), key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _template(tokenizer: Any, where: str) -> str:
+    try:
+        if tokenizer.chat_template:
+            return str(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, and none is the default
+        raise BadInput(f"Model {where}: {one_line(error, 300)}") from error
+    raise BadInput(
+        f"Model {where}: its tokenizer has no chat template; add `chat_template.jinja` to the model's directory "
+        "(for instance its instruct version's)."
+    )
+
+
+def variables(tokenizer: Any) -> dict[str, Any]:
+    """What a template sees beside messages, as transformers gives it."""
+    special = tokenizer.special_tokens_map.items()
+    named = {name: token if isinstance(token, list) else str(token) for name, token in special}
+    return {"tools": None, "documents": None, **named}
 
 
 def render(tokenizer: Any, messages: Messages, where: str, answer_header: bool = False) -> str:
     """The conversation under the tokenizer's chat template, as text. Raises BadInput where it has none or it raises."""
-    if not tokenizer.chat_template:
-        raise BadInput(
-            f"Model {where}: its tokenizer has no chat template; add `chat_template.jinja` to the model's directory "
-            "(for instance its instruct version's)."
-        )
-    special = tokenizer.special_tokens_map.items()
-    variables = {
-        "messages": messages, "tools": None, "documents": None, "add_generation_prompt": answer_header,
-        **{name: token if isinstance(token, list) else str(token) for name, token in special},
-    }  # fmt: skip
+    source = _template(tokenizer, where)
     try:
-        return templates.render(tokenizer.get_chat_template(), variables)
-    except (templates.TemplateError, ValueError) as error:  # ValueError: several templates, and none is the default
-        text = one_line(error, 300)
-        if any(m["role"] == "system" for m in messages):
-            text += "; if it refuses a system turn, put that text at the head of the user's"
-        raise BadInput(
-            f"Model {where}: its chat template fails on the turns {_roles(messages)} ({text}); "
-            "correct the template or use another model."
-        ) from error
+        return templates.render(
+            source, {**variables(tokenizer), "messages": messages, "add_generation_prompt": answer_header}
+        )
+    except TemplateError as error:
+        raise _failed(where, messages, error) from error
+
+
+def _failed(where: str, messages: Messages, error: TemplateError) -> BadInput:
+    text = one_line(error, 300)
+    if any(m["role"] == "system" for m in messages):
+        text += "; if it refuses a system turn, put that text at the head of the user's"
+    return BadInput(
+        f"Model {where}: its chat template fails on the turns {_roles(messages)} ({text}); "
+        "correct the template or use another model."
+    )
 
 
 def _roles(messages: Messages) -> list[str]:

@@ -1,23 +1,26 @@
-"""Pairs and rows to token sequences.
+"""Token files to the sequences of prompt and answer that a model reads; and the reference's own collation.
 
-Two ways: *exact* (what was sampled is what is scored; nothing is cut that fits) and *reference* (the published code's
-tokenisation, masks and cuts, for reproducing its numbers). What it is *not*: no chat templates (that is `chat`), no
-batches (that is `packing`), no model.
+What it is *not*: no tokenisation (that is `encoding`; here is only the published code's way, for reproducing its
+numbers), no batches (that is `packing`), no model.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spin_core.config.finetune import Score
-from spin_core.data.rows import Messages, Pair
+from spin_core.data.token_file import FILES, TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Job
-from spin_core.modeling.chat import Chat, reference_texts
+
+MANY = 0.05
+"""Share of cut answers from which a note says so."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +48,67 @@ class Tokens:
         return mask
 
 
-def encode_answer(chat: Chat, prompt: Messages, answer: str, finished: bool, max_length: int, where: str) -> Tokens:
-    """Exact tokens of `answer` behind `prompt`: only the answer is cut to `max_length`, and only if the two do not fit.
+class Groups(Sequence[tuple[Tokens, ...]]):
+    """The rows of token files, one file after the other: prompt and answer (of rows), or prompt and both answers (of
+    pairs). Made where they are used, from pages that all processes of a machine share; no group is held here.
 
-    An answer that is cut, or was not `finished`, has no end-of-turn token. Raises BadInput where the prompt leaves no
-    room.
+    What is over `max_length` loses the end of its answer; `cut` counts these.
     """
-    prompt_ids = chat.encode_prompt(prompt)
-    if len(prompt_ids) >= max_length:
-        raise BadInput(
-            f"{where}: the prompt's {len(prompt_ids)} tokens leave no room for an answer in max_length {max_length}; "
-            "lower chat.max_prompt_length or raise max_length"
-        )
-    ids = (prompt_ids + chat.encode_answer(prompt, answer, finished=finished))[:max_length]
-    return Tokens(np.array(ids, np.int32), len(prompt_ids))
+
+    def __init__(self, files: Sequence[TokenFile], max_length: int, answers: Sequence[str] = ("real", "generated")):
+        """Raises BadInput where a prompt leaves no room for an answer."""
+        self.files, self.max_length, self.answers = list(files), max_length, tuple(answers)
+        self._first = list(accumulate(map(len, self.files), initial=0))
+        self.ids = [id for file in self.files for id in file.ids]
+        for file in self.files:
+            prompts = file.lengths("prompt")
+            if len(prompts) and int(prompts.max()) >= max_length:
+                raise BadInput(
+                    f"row {file.ids[int(prompts.argmax())]}: the prompt's {int(prompts.max())} tokens leave no room "
+                    f"for an answer in max_length {max_length}; lower chat.max_prompt_length or raise max_length"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect_right(self._first, index) - 1
+        row = self.files[which].row(index - self._first[which])
+        prompt = row["prompt"]
+        made = []
+        for name in self.answers:
+            ids = np.concatenate([prompt, row[name]])[: self.max_length]
+            hidden = row.get(f"hidden_{name}")
+            made.append(Tokens(ids, len(prompt), hidden if hidden is not None and len(hidden) else None))
+        return tuple(made)
+
+    def cut(self, answer: str) -> int:
+        """How many of an answer's sequences lose their end."""
+        lengths = (file.lengths("prompt") + file.lengths(answer) for file in self.files)
+        return sum(int((length > self.max_length).sum()) for length in lengths)
 
 
-def encode_pairs(pairs: Sequence[Pair], chat: Chat, settings: Score, job: Job) -> list[tuple[Tokens, Tokens]]:
-    """(real, generated) of every pair, as `settings.collation` says. Scoring and training take it from here."""
-    encoded = []
-    with job.progress("tokenise", len(pairs), "pairs") as bar:
-        for pair in pairs:
-            encoded.append(_encode_pair(pair, chat, settings))
-            bar.advance()
-    return encoded
+def read_groups(
+    trees: Sequence[Path], split: str, max_length: int, answers: Sequence[str] = ("real", "generated")
+) -> Groups:
+    """The groups of a split of tokens or pairs trees. Raises BadInput naming a file that is no file of tokens."""
+    return Groups([TokenFile(tree / FILES[split]) for tree in trees], max_length, answers)
 
 
-def _encode_pair(pair: Pair, chat: Chat, settings: Score) -> tuple[Tokens, Tokens]:
-    longest, where = settings.max_length, f"pair {pair.id}"
-    if settings.collation == "exact":
-        real = encode_answer(chat, pair.prompt, pair.real, True, longest, where)
-        return real, encode_answer(chat, pair.prompt, pair.generated, pair.finish == "stop", longest, where)
-    answers = {"real": pair.real, "generated": pair.generated}
-    row = {name: [*pair.prompt, {"role": "assistant", "content": text}] for name, text in answers.items()}
-    texts = reference_texts(row, chat.tokenizer)
-    return encode_reference(texts, chat.tokenizer, longest, chat.section.max_prompt_length)
+def note_cuts(groups: Groups, split: str, setting: str, job: Job) -> dict[str, int]:
+    """How many answers of each side `setting` (such as finetune.max_length) cuts; says so from MANY on."""
+    counts = {name: groups.cut(name) for name in groups.answers}
+    for name, count in counts.items():
+        if count > MANY * len(groups):
+            job.note(
+                f"{count:,} of {len(groups):,} {name} answers of the {split} split ({count / len(groups):.0%}) are "
+                f"over {setting} {groups.max_length} with their prompt and lose their end; raise it."
+            )
+    return counts
 
 
 def encode_reference(

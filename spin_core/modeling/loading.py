@@ -76,9 +76,10 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `path`, right-padding, pad token = EOS where it has none (padding is masked, so which token
     does not matter).
 
-    Raises BadInput where there is no tokenizer, chat template or EOS, or where it asks for code of its own.
+    Raises BadInput where there is no tokenizer, chat template or EOS, where it has tokens that the model has not, or
+    where it asks for code of its own.
     """
-    _read_config(path)
+    content = _read_config(path)
     _refuse_own_code(path, "tokenizer_config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
@@ -90,6 +91,14 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise BadInput(f"{path}: the tokenizer has no chat template; put a chat_template.jinja beside it")
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{path}/tokenizer_config.json: no eos_token, so an answer could not end; set it")
+    rows = (content.get("text_config") or content).get("vocab_size")
+    highest = max(tokenizer.get_vocab().values())
+    if isinstance(rows, int) and highest >= rows:
+        raise BadInput(
+            f"{path}/tokenizer.json: its highest token id is {highest:,} ({tokenizer.convert_ids_to_tokens(highest)}), "
+            f"and config.json says that the model has {rows:,} tokens (vocab_size); resize the model's embeddings "
+            "(resize_token_embeddings), or take the added tokens out"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

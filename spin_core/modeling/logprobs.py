@@ -61,15 +61,17 @@ class Policy(torch.nn.Module):
         return tokens_of(group) if self.packed else len(group) * max(map(len, group))
 
     def passes(
-        self, groups: Mapping[int, Group], budget: int, processes: int, in_step: bool
+        self, groups: Sequence[Group] | Mapping[int, Group], budget: int, processes: int, in_step: bool
     ) -> list[list[tuple[list[int], bool]]]:
-        """The forward passes of each process over numbered groups: which numbers, and whether the pass counts.
+        """The forward passes of each process over groups (numbered, or in order): which numbers, and whether the pass
+        counts.
 
         Sorted by length, longest first, as like with like needs little padding. Each group goes to the process that has
         the fewest tokens so far. `in_step`: all have equally many passes, so that none waits for ever; where a process
         has nothing left, a pass of the shortest group, which does not count, keeps it in step with the others.
         """
-        costs = {number: self.cost(group) for number, group in groups.items()}
+        numbered = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
+        costs = {number: self.cost(group) for number, group in numbered}
         order = sorted(costs, key=lambda number: (-costs[number], number))
         hands = process_group.deal([costs[number] for number in order], processes)
         owned = [[order[place] for place in hand] for hand in hands]

@@ -19,6 +19,8 @@ from torch import Tensor
 from spin_core.modeling.collate import Tokens
 
 Group = Sequence[Tokens]
+PADDING = 0
+"""The token that fills a padded batch up: any will do, as attention does not see it."""
 
 
 @dataclass(frozen=True)

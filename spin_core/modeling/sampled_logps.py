@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spin_core.data.rows import Pair, fraction
+from spin_core.data.rows import fraction
 from spin_core.errors import BadInput
 
 if TYPE_CHECKING:
-    from spin_core.modeling.collate import Tokens
+    from spin_core.modeling.collate import Groups
 
 FILE = "engine_logps.jsonl"
 TOLERANCE = 5e-3
@@ -29,27 +29,25 @@ CHECKED, CHECKED_SHARE = 32, 0.05
 """How many answers are computed to compare: so many, or this share of them where that is more."""
 
 
-def usable(
-    pairs: Sequence[tuple[str, Pair]], encoded: Sequence[tuple[Tokens, Tokens]], tree: Path, model: str
-) -> dict[int, float]:
-    """Positions in `pairs` (split, pair) whose generated answer has its log-prob in `tree`, in nats, under `model` (a
+def usable(pairs: Sequence[tuple[str, str]], groups: Groups, tree: Path, model: str) -> dict[int, float]:
+    """Positions in `pairs` (split, id) whose generated answer has its log-prob in `tree`, in nats, under `model` (a
     content digest) and for just the tokens that are scored.
 
     Raises BadInput naming the file where it is absent or damaged.
     """
     sampled = _read(tree / FILE, model)
     taken = {}
-    for i, ((split, pair), (_, generated)) in enumerate(zip(pairs, encoded, strict=True)):
-        ids, logps = sampled.get((split, pair.id), ([], 0.0))
+    for i, (pair, (_, generated)) in enumerate(zip(pairs, groups, strict=True)):
+        ids, logps = sampled.get(pair, ([], 0.0))
         if ids and ids == generated.ids[generated.prompt :].tolist():
             taken[i] = logps
     return taken
 
 
-def sample(pairs: Sequence[tuple[str, Pair]], positions: Sequence[int]) -> list[int]:
+def sample(pairs: Sequence[tuple[str, str]], positions: Sequence[int]) -> list[int]:
     """The `positions` that are computed as well: drawn by the hash of their ids, the same every time."""
     count = max(CHECKED, math.ceil(CHECKED_SHARE * len(positions)))
-    return sorted(sorted(positions, key=lambda i: fraction("engine_logps", pairs[i][0], pairs[i][1].id))[:count])
+    return sorted(sorted(positions, key=lambda i: fraction("engine_logps", *pairs[i]))[:count])
 
 
 def _read(path: Path, model: str) -> dict[tuple[str, str], tuple[list[int], float]]:

@@ -1,7 +1,8 @@
 """The lineage of a run's models as a Mermaid diagram: dataset, rows, θ_0, answers, pairs, θ_1, and so on, by content.
 
 Is not: the DAG as planned. An edge is an input's digest that another step has put out, as the records say. Left out are
-scores, evaluations and controls, which no model is made of; shards are one node. Nothing of a row's text is in it.
+scores, evaluations and controls, which no model is made of; shards are one node, and tokens are the node of what they
+are the tokens of. Nothing of a row's text is in it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def graph(
     names = {group: f"n{i}" for i, group in enumerate(groups)}
     names |= {group: "gap" for group in groups if _iteration(groups[group][0]) in gap}
     owners = {step.digest: names[group] for group, made in groups.items() for step in made}
+    for step in steps:
+        if step.stage == "tokenize":
+            read = inputs(step)
+            if owner := owners.get(str(read.get("rows") or read.get("pairs")), ""):
+                owners[step.digest] = owner
     hidden = {step.digest for step in steps} - set(owners)
     rows = next((names[group] for group in groups if group[0] == "reformat"), "")
     nodes, edges = dict[str, Node](), dict[tuple[str, str], None]()
@@ -65,7 +71,7 @@ def graph(
         name = names[group]
         node = Node("…", f"iterations {gap.start} to {gap.stop - 1}", "outside") if name == "gap" else _node(made)
         for reads, value in inputs(made[0]).items():
-            if (group[0], reads) == ("gather", "rows"):
+            if group[0] == "gather" and reads in ("rows", "tokens"):
                 continue  # the same rows as of its answers; two lines through the whole diagram
             for digest in [value] if isinstance(value, str) else value:
                 source = rows if reads == "prompts" else owners.get(digest, "")

@@ -197,12 +197,25 @@ def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
             "truncated": share("truncated"),
             "empty": (share("empty")[0], f"{of['rejected']:,.0f} rejected" if of.get("rejected") else ""),
             "repeated": share("duplicate_answers"),
+            **_tokens(row),
             "length, real": length("real_characters"),
             "length, generated": length("generated_characters"),
         }
 
     text = "The generated answers that each model learnt from (training rows)."
     return _made("pairs", "Pair quality", text, rows, line)
+
+
+def _tokens(row: ModelRow) -> dict[str, Cell]:
+    """Where the ids of generated answers are from, and what of the pairs is not scored as it stands in the text."""
+    of = row.get("tokens")
+    if not of:
+        return {"tokens": (NONE, ""), "cut": (NONE, "")}
+    rows = max(1, of["rows"])
+    seen = [("prompts", of["prompts_cut"]), ("real", of["cut_real"]), ("generated", of["cut_generated"])]
+    cut = ", ".join(f"{name} {percent(count / rows)}" for name, count in seen if count)
+    rewritten = f"{percent(of['rewritten'] / rows)} rewritten by the template" if of["rewritten"] else ""
+    return {"tokens": (of["ids"], rewritten), "cut": (cut or "0", "")}
 
 
 def _harness(rows: Sequence[ModelRow]) -> ReportTable:

@@ -22,7 +22,8 @@ WEIGHTS = ("*.safetensors",)
 METRICS = "metrics.jsonl"
 WITH_WEIGHTS = (METRICS, "README.md")
 QUALITY = "quality.json"
-WITH_PAIRS = (QUALITY, "truncated.jsonl", "engine_logps.jsonl")
+TOKENS = ("train_tokens.arrow", "test_tokens.arrow", "tokens.json")
+WITH_PAIRS = (QUALITY, "truncated.jsonl", "engine_logps.jsonl", *TOKENS)
 LONGEST_JSON = 64 << 20  # of a config or index; tokenizer.json is not read here
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # `auto_map`: Python files beside the model, or in another repository.
@@ -70,6 +71,12 @@ def check_model(folder: Path, weights: bool = True) -> None:
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise BadInput(f"Model {folder}: {missing[0]} is missing, which {index.name} names; copy the model again.")
+
+
+def tokenizer_files(names: list[str]) -> list[str]:
+    """Of a model's files those that its tokens depend on: tokenizer, chat template, and the settings that say how the
+    tokenizer is loaded and where an answer ends."""
+    return [name for name in model_files(names, SETTINGS) if not name.endswith(".index.json")]
 
 
 def require_weights(where: str, names: list[str]) -> None:

@@ -25,8 +25,8 @@ from spin_core.store.keys import DIGEST
 from spin_core.store.store import Store
 
 AT = re.compile(r"([\w.-]+/[\w./-]+)@([\w./-]+)")
-SourceKind = Literal["model", "dataset", "tasks", "pairs", "checkpoint"]
-"""`pairs` and `checkpoint`: what is imported (`folders.py`)."""
+SourceKind = Literal["model", "dataset", "tasks", "pairs", "checkpoint", "tokenizer"]
+"""`pairs` and `checkpoint`: what is imported (`folders.py`); `tokenizer`: of a model what its tokens depend on."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
     """The relative names of the files that count. Raises BadInput for what cannot be used."""
     if kind == "tasks":
         return task_folder.files(place)
+    if kind == "tokenizer":
+        return folders.tokenizer_files(file_names(place))
     if kind in ("model", "checkpoint"):
         folders.check_model(place)
     elif kind == "dataset" or not place.is_dir():
@@ -234,6 +236,16 @@ def artifact(store: Store, digest: str, kind: SourceKind) -> Ref:
         f"{kind} {digest[:12]} of the store is used, {f'imported from {hub}' if hub else f'made by {record.stage}'}."
     )
     return Ref(digest=digest, kind=kind, hub=hub)
+
+
+def tokenizer_of(store: Store, model: Ref) -> Ref:
+    """The files of a model that its tokens depend on, by their own content: the same for every model that was trained
+    from it, so that what is tokenized once is cached for all."""
+    place = model.locate(store)
+    digest = _digest(place, folders.tokenizer_files(file_names(place)))
+    if not model.path:
+        return Ref(digest, tree=model.digest, kind="tokenizer")
+    return Ref(digest, path=model.path, kind="tokenizer", stamp=stamp(place), hub=model.hub)
 
 
 def origin(ref: Ref) -> str:

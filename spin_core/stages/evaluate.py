@@ -4,9 +4,9 @@ opponent and over the start.
 Is not: a benchmark suite (`harness` is), nor a decision (`gate` is). Every figure comes with the rows that it is the
 mean of, so that two models can be compared row by row.
 
-inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree (its test set is read) · for a model that
-         came out of an iteration also `pairs` (that iteration's, whose test set is read) and `logps` (the opponent
-         θ_t's scores of them) · from iteration 1 on also `start`: θ_0
+inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree and `tokens`: its tokens (their test sets
+         are read) · for a model that came out of an iteration also `pairs` (the tokens of that iteration's, whose test
+         set is read) and `logps` (the opponent θ_t's scores of them) · from iteration 1 on also `start`: θ_0
 outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row contributed
 metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
          unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains)
@@ -35,7 +35,9 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
-from spin_core.data.rows import TEST_FILE, Row, read_pairs, read_rows
+from spin_core.data import token_file
+from spin_core.data.rows import TEST_FILE, Row, read_rows
+from spin_core.data.token_file import TokenFile
 from spin_core.engines import transformers_engine
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "evaluate"
-VERSION = 2
+VERSION = 3
 
 Lines = dict[str, dict[str, Any]]
 """Row id → its line of rows.jsonl."""
@@ -79,37 +81,44 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     together."""
     from spin_core.modeling.loading import load_chat
 
-    model = cast(Path, inputs["model"])
-    rows = read_rows(cast(Path, inputs["rows"]) / TEST_FILE)
+    model, tree = cast(Path, inputs["model"]), cast(Path, inputs["tokens"])
+    tokens = TokenFile(tree / token_file.FILES["test"])
+    there = set(tokens.ids)
+    rows = [row for row in read_rows(cast(Path, inputs["rows"]) / TEST_FILE) if row.id in there]
     chat = load_chat(model, config.chat)
     lines: Lines = {row.id: {"id": row.id, "prompt": row.prompt[-1]["content"], "real": row.answer} for row in rows}
     metrics: dict[str, float] = {"rows": len(rows)}
-    metrics |= _likelihood(model, rows, chat, config, job, lines)
+    metrics |= _likelihood(model, tree, config, job, lines)
     if config.evaluate.answers:
-        metrics |= _answers(model, rows, chat, config, job, lines)
+        asked = "asked" if "asked" in tokens.columns else "prompt"
+        prompts = {id: row[asked].tolist() for id, row in zip(tokens.ids, tokens, strict=True)}
+        metrics |= _answers(model, rows, prompts, chat, config, job, lines)
     if "pairs" in inputs:
-        metrics |= _against_opponent(model, chat, inputs, config, job, lines)
+        metrics |= _against_opponent(model, inputs, config, job, lines)
     (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
     return metrics
 
 
-def _likelihood(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: Lines) -> dict[str, float]:
-    from spin_core.modeling.collate import encode_answer
+def _likelihood(model: Path, tree: Path, config: Config, job: Job, lines: Lines) -> dict[str, float]:
+    from spin_core.modeling.collate import note_cuts, read_groups
 
-    length = config.score.max_length
-    tokens = [encode_answer(chat, row.prompt, row.answer, True, length, f"row {row.id}") for row in rows]
+    groups = read_groups([tree], "test", config.score.max_length, ["answer"])
+    note_cuts(groups, "test", "finetune.max_length", job)
     settings = config.score.model_copy(update={"quantize": "none"})  # of the model that is published
-    logps = logps_of(model, [[one] for one in tokens], chat, settings, job, "likelihood")
-    for row, logp, encoded in zip(rows, logps, tokens, strict=True):
-        lines[row.id] |= {"nll": -logp / max(encoded.targets, 1), "tokens": encoded.targets}
-    return {"nll/real": -sum(logps) / max(sum(t.targets for t in tokens), 1), "logps/real": fmean(logps)}
+    logps = logps_of(model, groups, settings, job, "likelihood")
+    labels = [tokens.targets for (tokens,) in groups]
+    for id, logp, count in zip(groups.ids, logps, labels, strict=True):
+        lines[id] |= {"nll": -logp / max(count, 1), "tokens": count}
+    return {"nll/real": -sum(logps) / max(sum(labels), 1), "logps/real": fmean(logps)}
 
 
-def _answers(model: Path, rows: list[Row], chat: Chat, config: Config, job: Job, lines: Lines) -> dict[str, float]:
+def _answers(
+    model: Path, rows: list[Row], prompts: dict[str, list[int]], chat: Chat, config: Config, job: Job, lines: Lines
+) -> dict[str, float]:
     part, metrics = config.evaluate, dict[str, float]()
-    requests = [request(chat, row.id, row.prompt, config.seed, "evaluate") for row in rows]
+    requests = [request(row.id, prompts[row.id], config.seed, "evaluate") for row in rows]
     context = Limits.of(model).context
     fitting = [one for one in requests if context is None or len(one.prompt) + part.max_new_tokens <= context]
     if left_out := len(requests) - len(fitting):
@@ -151,9 +160,7 @@ def _equal(rule: str, real: str, text: str) -> bool:
     return got is not None and got.group(1).strip() == expected.group(1).strip()
 
 
-def _against_opponent(
-    model: Path, chat: Chat, inputs: Inputs, config: Config, job: Job, lines: Lines
-) -> dict[str, float]:
+def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lines: Lines) -> dict[str, float]:
     """SPIN's own measures: log-ratios of the new model to its opponent on held-out pairs (paper, eq. 4.7).
 
     They are defined as the training's are: with `length_normalised` the log-ratios are per token. `spin/loss` is the
@@ -161,16 +168,15 @@ def _against_opponent(
     """
     import torch
 
-    from spin_core.modeling.collate import encode_pairs
+    from spin_core.modeling.collate import read_groups
     from spin_core.modeling.loss import per_label, spin_loss
 
-    pairs = read_pairs(cast(Path, inputs["pairs"]) / TEST_FILE)
-    if not pairs:
+    pairs = read_groups([cast(Path, inputs["pairs"])], "test", config.score.max_length)
+    if not len(pairs):
         return {}
-    theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", [pair.id for pair in pairs])).double()
-    encoded = encode_pairs(pairs, chat, config.score, job)
-    ours = torch.tensor(logps_of(model, encoded, chat, config.score, job, "margins")).double().view(-1, 2)
-    labels = torch.tensor([[tokens.targets for tokens in pair] for pair in encoded])
+    theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", pairs.ids)).double()
+    ours = torch.tensor(logps_of(model, pairs, config.score, job, "margins")).double().view(-1, 2)
+    labels = torch.tensor([[tokens.targets for tokens in pair] for pair in pairs])
     assert config.beta is not None and config.loss is not None
     beta, kind = config.beta, config.loss
 
@@ -186,11 +192,11 @@ def _against_opponent(
     losses, real, generated = game(theirs)
     margins = first = real - generated
     if "start" in inputs:
-        begun = logps_of(cast(Path, inputs["start"]), encoded, chat, config.score, job, "margins against θ_0")
+        begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0")
         _, *rewards = game(torch.tensor(begun).double().view(-1, 2))
         first = rewards[0] - rewards[1]
-    for pair, margin, since in zip(pairs, margins.tolist(), first.tolist(), strict=True):
-        lines[pair.id] |= {"margin": margin, "margin_start": since}
+    for id, margin, since in zip(pairs.ids, margins.tolist(), first.tolist(), strict=True):
+        lines[id] |= {"margin": margin, "margin_start": since}
     return {
         "spin/loss": losses.mean().item(),
         "spin/margin": margins.mean().item(),

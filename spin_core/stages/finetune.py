@@ -4,7 +4,8 @@ What it is *not*: no generation, no evaluation, no opponent in memory (the refer
 Trains on the train split of all pairs trees together. With `lora` an adapter is trained on θ_t and merged into it, so
 that θ_{t+1} is a plain model, and the next iteration's opponent, in either case.
 
-inputs   `model`: θ_t · `pairs`: pairs trees, newest first · `logps`: their score trees under θ_t, in the same order
+inputs   `model`: θ_t · `pairs`: trees with tokens of pairs, newest first · `logps`: their score trees under θ_t, in the
+         same order
 outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser
          step, and a model card (README.md: the chain of training steps)
 assumes  `job.digests` has the inputs' digests, which the score trees must name
@@ -17,9 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from spin_core.config.base import Section
-from spin_core.config.chat import ChatSection
 from spin_core.config.finetune import Finetune, score_settings
-from spin_core.data.rows import TRAIN_FILE, Pair, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.stages.score import read_scores
@@ -28,15 +27,16 @@ from spin_core.store.keys import config_payload
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from spin_core.modeling.collate import Groups
+
 NAME = "finetune"
-VERSION = 2
+VERSION = 3
 
 
 class Config(Section):
     """What θ_{t+1} depends on besides θ_t, the pairs and the reference log-probs."""
 
     finetune: Finetune
-    chat: ChatSection
     seed: int
 
 
@@ -46,8 +46,9 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
-    from spin_core.modeling.collate import encode_pairs
+    from spin_core.modeling.collate import note_cuts
     from spin_core.modeling.opponent import release_opponent
+    from spin_core.modeling.packing import PADDING
     from spin_core.report.model_card import write_card
     from spin_core.training.loop import TrainingPlan, train, write_results
     from spin_core.training.objectives import SpinPairs
@@ -55,16 +56,15 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     loading.apply_threads(job.runtime)
     source, part = cast(Path, inputs["model"]), config.finetune
     pairs, opponent = _pairs_and_scores(inputs, config, job)
-    chat = loading.load_chat(source, config.chat)
-    encoded = encode_pairs(pairs, chat, score_settings(part), job)
+    cut = note_cuts(pairs, "train", "finetune.max_length", job)
     release_opponent()
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
-    objective = SpinPairs(encoded, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
-    plan, pad_id = TrainingPlan(part, config.seed, len(pairs)), chat.tokenizer.pad_token_id
+    objective = SpinPairs(pairs, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
+    plan = TrainingPlan(part, config.seed, len(pairs))
     watching = watch(plan.stop_step, job.note)
-    history, resumed_at, strategy = train(model, pad_id, objective, plan, job, "finetune", watching)
+    history, resumed_at, strategy = train(model, PADDING, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, part), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
     last = history[-1]
@@ -73,6 +73,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "resumed_at": resumed_at,
         "pairs": len(pairs),
         "trainable": trainable,
+        **{f"cut/{name}": count for name, count in cut.items()},
         "loss/first": history[0]["loss"],
         "loss/last": last["loss"],
         "rewards/margins": last["rewards/margins"],
@@ -108,28 +109,25 @@ def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedM
     return merged(model, source, part.lora)
 
 
-def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[list[Pair], list[tuple[float, float]]]:
+def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[Groups, list[tuple[float, float]]]:
     """The train pairs of all trees and the reference log-probs (real, generated) of each.
 
     Raises BadInput where scores are not those of these pairs under this model with these settings.
     """
+    from spin_core.modeling.collate import read_groups
+
     trees, scores = cast(list[Path], inputs["pairs"]), cast(list[Path], inputs["logps"])
     if len(trees) != len(scores):
         raise BadInput(
             f"finetune was given {len(trees)} pairs trees and {len(scores)} score trees; give one score tree for each"
         )
-    pairs: list[Pair] = []
     opponent: list[tuple[float, float]] = []
+    settings = score_settings(config.finetune)
     for tree, score, digest in zip(trees, scores, job.digests["pairs"], strict=True):
-        own = read_pairs(tree / TRAIN_FILE)
-        expected = {
-            "model": job.digests["model"], "pairs": digest,
-            "chat": config.chat.model_dump(), "score": config_payload(score_settings(config.finetune)),
-        }  # fmt: skip
+        expected = {"model": job.digests["model"], "pairs": digest, "score": config_payload(settings)}
         _check_scores(score / "scores.json", expected)
-        opponent += read_scores(score, "train", [pair.id for pair in own])
-        pairs += own
-    return pairs, opponent
+        opponent += read_scores(score, "train", read_groups([tree], "train", settings.max_length).ids)
+    return read_groups(trees, "train", settings.max_length), opponent
 
 
 def _check_scores(path: Path, expected: dict[str, Any]) -> None:

@@ -1,9 +1,13 @@
 """All shards of answers to one pair set: exactly one answer for each row, or an error that names the rows.
 
 Not a filter for quality: what is odd (empty, identical to the real answer, cut, repeated) is counted in quality.json,
-and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt generate rejected are no pairs (counted).
-Inputs: `rows` (reformat's tree) and `answers` (generate's trees or their answers.jsonl, in any order).
-Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more); quality.json;
+and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt generate rejected are no pairs (counted),
+nor are those that tokenize rejected.
+Inputs: `rows` (reformat's tree), `tokens` (tokenize's of it) and `answers` (generate's trees or their answers.jsonl, in
+any order).
+Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more); the same pairs
+as `train_tokens.arrow` and `test_tokens.arrow`: the prompt's and the real answer's ids of `tokens`, and those that were
+sampled; quality.json; tokens.json, which says so;
 with `truncated: report` truncated.jsonl, {id, split, tokens} of each cut answer; where answers have log-probs
 engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
 """
@@ -17,14 +21,16 @@ from typing import Any, TextIO
 
 from spin_core.config.base import Section
 from spin_core.config.gather import Gather
+from spin_core.data import token_file
 from spin_core.data.pairs import Answers, PairQuality, digests
-from spin_core.data.rows import FILES, Pair, Row, iter_ids, iter_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, Row, iter_rows, write_pairs
+from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
 from spin_core.modeling import sampled_logps
 
 NAME = "gather"
-VERSION = 1
+VERSION = 2
 
 MAX_IDS = 300
 """Ids of rejected rows that quality.json lists for a split; their number is there in full."""
@@ -40,14 +46,15 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the pairs tree; give counts. Raises StageFailed unless answers and rows match one to one."""
     import numpy
 
-    tree, trees = inputs["rows"], inputs["answers"]
-    assert isinstance(tree, Path) and isinstance(trees, list)
-    ids = {split: digests(iter_ids(tree / name)) for split, name in FILES.items()}
+    tree, trees, tokens = inputs["rows"], inputs["answers"], inputs["tokens"]
+    assert isinstance(tree, Path) and isinstance(trees, list) and isinstance(tokens, Path)
+    real = {split: TokenFile(tokens / name) for split, name in token_file.FILES.items()}
+    ids = {split: digests(file.ids) for split, file in real.items()}
     answers = Answers()
     with job.progress("gathering answers", sum(map(len, ids.values())), "answers") as bar:
         for given in trees:
             bar.advance(answers.add(given / "answers.jsonl" if given.is_dir() else given))
-    numbers = answers.demand(ids, {split: iter_ids(tree / name) for split, name in FILES.items()})
+    numbers = answers.demand(ids, {split: file.ids for split, file in real.items()})
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
     logps_file, cut_file = job.out / sampled_logps.FILE, job.out / "truncated.jsonl"
     with (
@@ -57,12 +64,18 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     ):
         for split, name in FILES.items():
             made = _Pairs(split, config.gather.truncated)
-            rows = zip(iter_rows(tree / name), answers.read(numbers[split]), strict=True)
-            write_pairs(job.out / name, made.of(rows, logps, truncated, bar))
+            there = set(real[split].ids)
+            rows = (row for row in iter_rows(tree / name) if row.id in there)
+            answered = zip(rows, answers.read(numbers[split]), strict=True)
+            write_pairs(job.out / name, made.of(answered, logps, truncated, bar))
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
+            paired = made.tokens_of(real[split], answers.read(numbers[split]))
+            token_file.write(job.out / token_file.FILES[split], ("prompt", "real", "generated"), paired)
             quality[split] = made.figures()
             cut, rejected = cut + made.cut, rejected + len(made.rejected)
+    counts = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
+    (job.out / "tokens.json").write_text(json.dumps({**counts, "ids": "sampled"}, indent=1) + "\n")
     (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
     if not logps_file.stat().st_size:
         logps_file.unlink()
@@ -100,6 +113,7 @@ class _Pairs(PairQuality):
         super().__init__()
         self.split, self.truncated, self.tokens = split, truncated, 0
         self.rejected: list[str] = []
+        self.kept: set[str] = set()
 
     def of(
         self, answered: Iterable[tuple[Row, dict[str, Any]]], logps: TextIO, truncated: TextIO, bar: Bar
@@ -124,7 +138,14 @@ class _Pairs(PairQuality):
                 line = {"id": answer["id"], "split": self.split, "model": answer["model"]}
                 line |= {"token_ids": answer["token_ids"], "logps": answer["logps"]}
                 logps.write(json.dumps(line) + "\n")
+            self.kept.add(pair.id)
             yield pair
+
+    def tokens_of(self, real: TokenFile, answers: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+        """The ids of the pairs that `of` gave: what was sampled is what is scored."""
+        for id, row, answer in zip(real.ids, real, answers, strict=True):
+            if id in self.kept:
+                yield id, row["prompt"], row["answer"], answer["token_ids"]
 
     def figures(self) -> dict[str, Any]:
         """Of the rows that have an answer, with their tokens, and the rows that were rejected."""

@@ -3,8 +3,9 @@
 Not done here: no filter and no retry of cut answers (gather counts them), no look at the real answers (the shard holds
 none, so that editing an answer regenerates nothing).
 
-inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a rows tree, JSON lines {id, prompt}
-outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; with `attempts` where there
+inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a tokens tree, JSON lines {id, prompt} with ids
+outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; `token_ids` are what is scored
+         and trained, `text` is for people and the hub; with `attempts` where there
          were several, and where requested with `logps` (nats, of each token) under `model` (its content digest)
 rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
 Assumes that ids are unique in the shard. The draws of a row depend on (seed, row id) alone, so its answer depends
@@ -24,7 +25,6 @@ from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Generate
 from spin_core.config.runtime import Runtime
-from spin_core.data.rows import Messages
 from spin_core.engines import Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.engines.table import ENGINES
@@ -32,7 +32,7 @@ from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 
 NAME = "generate"
-VERSION = 1
+VERSION = 2
 
 
 class Config(Section):
@@ -44,15 +44,15 @@ class Config(Section):
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
-    """Write answers.jsonl; give counts of answers and tokens. Raises BadInput for a prompt that cannot be rendered,
-    StageFailed where the engine did not give one allowed answer for each."""
+    """Write answers.jsonl; give counts of answers and tokens. Raises StageFailed where the engine did not give one
+    allowed answer for each."""
     from spin_core.modeling.loading import load_chat
 
     model, part = cast(Path, inputs["model"]), config.generate
     lines = cast(Path, inputs["prompts"]).read_text(encoding="utf-8").split("\n")
     prompts = [json.loads(line) for line in lines if line]
     chat, limits = load_chat(model, config.chat), Limits.of(model)
-    requests = [request(chat, row["id"], row["prompt"], config.seed) for row in prompts]
+    requests = [request(row["id"], row["prompt"], config.seed) for row in prompts]
     room = None if limits.context is None else limits.context - part.max_new_tokens
     rejected = [one for one in requests if room is not None and len(one.prompt) > room]
     fitting = [one for one in requests if room is None or len(one.prompt) <= room]
@@ -129,10 +129,9 @@ def _of_rejected(rejected: list[Request], limits: Limits, new: int) -> str:
     )
 
 
-def request(chat: Chat, row_id: str, prompt: Messages, seed: int, stream: str = "generate") -> Request:
-    """The prompt as the engine gets it. Raises BadInput when what would be sampled is not what would be scored."""
-    chat.preflight(prompt)
-    return Request(row_id, chat.encode_prompt(prompt, for_generation=True), row_seed(seed, row_id, stream))
+def request(row_id: str, prompt: list[int], seed: int, stream: str = "generate") -> Request:
+    """The prompt as the engine gets it."""
+    return Request(row_id, prompt, row_seed(seed, row_id, stream))
 
 
 def row_seed(seed: int, row_id: str, stream: str) -> int:

@@ -4,12 +4,14 @@ Is not: a filter for quality, nor a generation: whose answers they are is not kn
 it can be no pair, and every one is counted with its reason.
 Inputs: `source` (a folder with train and test files, see `spin_core/sources/folders.py`; or one file) and,
 where a run imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from,
-and what would train on a held-out prompt, or measure on another, is left out. Output: as gather's: train and test
-parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts); `rejects.jsonl` where
-rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same checks. Ids are those of
-the run's rows with the same prompt and real answer; of other pairs the ids they have, if of reformat's form, else made
-as reformat makes them. Answers without `finish` count as finished. Of a row that is there several times (the first
-published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB each; gather's are not.
+and what would train on a held-out prompt, or measure on another, is left out; with `tokens` (tokenize's of them) the
+ids that spinloop's own pairs have are kept where they are of the same tokenizer and template. Output: as gather's:
+train and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts);
+`rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same
+checks. Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of
+reformat's form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there
+several times (the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
+each; gather's are not.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from spin_core.config.base import Section
+from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pairs import PairQuality
 from spin_core.data.readers import file_names, read_parquet
 from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
+from spin_core.data.token_file import TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.sources import folders
 
 NAME = "import_pairs"
-VERSION = 1
+VERSION = 2
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
@@ -56,7 +60,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
                 pair_set.read(path, split, bar)
     pairs = pair_set.split(cast(Path | None, inputs.get("rows")))
     _check(source, pair_set, pairs)
-    if not _copied(source, files, pairs, job.out):
+    if not _copied(source, files, pairs, cast(Path | None, inputs.get("tokens")), job.out):
         _write(job.out, pairs, pair_set.rejects)
     counts = Counter(reject["reason"] for reject in pair_set.rejects)
     if counts:
@@ -195,9 +199,11 @@ def _check(source: Path, pair_set: _PairSet, pairs: dict[str, list[Pair]]) -> No
         )
 
 
-def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], out: Path) -> bool:
-    """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: quality.json has figures
-    that cannot be made again (tokens), and the same content must stay the same artifact."""
+def _copied(
+    source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], tokens: Path | None, out: Path
+) -> bool:
+    """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: it has what cannot be
+    made again (the ids that were sampled, and their number), and the same content must stay the same artifact."""
     folder = files["train"][0].parent
     if not (folder / folders.QUALITY).is_file() or any(len(part) != 1 for part in files.values()):
         return False
@@ -210,9 +216,30 @@ def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pa
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    left_out = () if _has_ids_of(folder, tokens) else folders.TOKENS
     for name in (*FILES.values(), *folders.WITH_PAIRS):
-        if (folder / name).is_file():
+        if (folder / name).is_file() and name not in left_out:
             shutil.copyfile(folder / name, out / name)
+    return True
+
+
+def _has_ids_of(folder: Path, tokens: Path | None) -> bool:
+    """Whether the pairs' own ids are those of this run's tokenizer and template: they have its prompts and real answers
+    (`tokens`: the rows' tokens tree)."""
+    import numpy as np
+
+    if tokens is None:
+        return True
+    for name in token_file.FILES.values():
+        if not (folder / name).is_file():
+            return False
+        ours, theirs = TokenFile(tokens / name), TokenFile(folder / name)
+        place = {id: i for i, id in enumerate(ours.ids)}
+        for id, row in zip(theirs.ids, theirs, strict=True):
+            own = ours.row(place[id]) if id in place else None
+            same = own and all(map(np.array_equal, (row["prompt"], row["real"]), (own["prompt"], own["answer"])))
+            if not same:
+                return False
     return True
 
 

@@ -1,11 +1,10 @@
-"""Any SFT set to rows `{id, prompt messages, real answer}` in the reference's record, split and cut into shards.
+"""Any SFT set to rows `{id, prompt messages, real answer}` in the reference's record, split into train and test.
 
 Not a filter for quality: a row is rejected only where it cannot be a row, and every reject is counted with its reason.
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
-Output: train and test parquet, `prompts/*.jsonl` (no answers in them, so that editing an answer regenerates nothing),
-`shards.json`, `rejects.jsonl`.
+Output: train and test parquet, sorted by id, and `rejects.jsonl`.
 Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
-order of the input does not matter: what split, draw and shard a row falls in depends on the seed and its id, so it
+order of the input does not matter: what split and draw a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
 share is drawn (limit over all rows), each in the place of another row, and both the row that came and the row that went
 change a shard. Only the published slices (`frac_len`) depend on the input's order and number of rows: a set that grows
@@ -14,8 +13,6 @@ is drawn anew.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -24,12 +21,12 @@ from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
 from spin_core.data.ingest import Sorter, SourceRows, write_rejects
-from spin_core.data.rows import FILES, Row, ShardEntry, cut, fraction, write_rows
+from spin_core.data.rows import FILES, Row, fraction, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "reformat"
-VERSION = 1
+VERSION = 2
 
 
 class Config(Section):
@@ -40,8 +37,9 @@ class Config(Section):
 
 
 def anonymous(dataset: Dataset) -> Dataset:
-    """`dataset` without path, test_path and revision, for the key: what was read there enters by its content."""
-    return dataset.model_copy(update={"path": "", "test_path": "", "revision": ""})
+    """`dataset` without path, test_path and revision, for the key: what was read there enters by its content; and
+    without the size of shards, which tokenize cuts."""
+    return dataset.model_copy(update={"path": "", "test_path": "", "revision": "", "shard_rows": 512})
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
@@ -64,19 +62,13 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 
         train_rows, test_rows = partial(train.chosen, lambda id: not held_out(id)), partial(train.chosen, held_out)
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
-    (job.out / "prompts").mkdir()
-    listed: list[ShardEntry] = []
-    for split, (rows, limit) in splits.items():
-        listed += _write(job, split, drawn(rows, limit, seed), dataset.shard_rows)
-    counts = {split: sum(shard["rows"] for shard in listed if shard["split"] == split) for split in splits}
+    counts = {split: _write(job, split, drawn(rows, limit, seed)) for split, (rows, limit) in splits.items()}
     _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
-    (job.out / "shards.json").write_text(json.dumps(listed, indent=1) + "\n")
     write_rejects(job.out / "rejects.jsonl", rejects)
     return {
         "train_rows": counts["train"],
         "test_rows": counts["test"],
         "rejected": dict(sorted((train.rejected + test.rejected).items())),
-        "shards": len(listed),
     }
 
 
@@ -113,21 +105,17 @@ def _check_counts(train: int, test: int, dataset: Dataset, own_test: bool) -> No
         )
 
 
-def _write(job: Job, split: str, rows: Iterator[Row], shard_rows: int) -> list[ShardEntry]:
-    """Write a split's parquet and shards; the shards' lines of shards.json."""
-    listed: list[ShardEntry] = []
+def _write(job: Job, split: str, rows: Iterator[Row]) -> int:
+    """Write a split's parquet; how many rows it has."""
+    count = 0
 
-    def sharded() -> Iterator[Row]:
-        for part in cut(rows, shard_rows, lambda row: row.id):
-            lines = [json.dumps({"id": row.id, "prompt": row.prompt}, ensure_ascii=False) + "\n" for row in part]
-            data = "".join(lines).encode()
-            sha256 = hashlib.sha256(data).hexdigest()
-            file = f"prompts/{split}-{sha256[:12]}.jsonl"
-            (job.out / file).write_bytes(data)
-            listed.append({"file": file, "sha256": sha256, "split": split, "rows": len(part)})
-            yield from part
-            bar.advance(len(part))
+    def counted() -> Iterator[Row]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+            bar.advance()
 
     with job.progress(f"writing {split}", 0, "rows") as bar:
-        write_rows(job.out / FILES[split], sharded())
-    return listed
+        write_rows(job.out / FILES[split], counted())
+    return count

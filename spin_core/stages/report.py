@@ -6,7 +6,8 @@ computes are intervals (`spin_core.analysis.statistics`), differences against th
 What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report/run.py`'s.
 
 Inputs: `evaluate` (metrics.json and rows.jsonl), `finetune` (metrics.jsonl of a model, of SFT controls too), `gather`
-(quality.json of a pair set), `harness` (results.json), `gate` (decision.json); all but `evaluate` may be absent.
+(quality.json of a pair set), `harness` (results.json), `gate` (decision.json), `score` (scores.json: where the pairs'
+tokens are from); all but `evaluate` may be absent.
 `Config.rows` names those of one row of the table.
 Output: `report.html` (nothing fetched; its one script, a search of the samples, is allowed by its hash; the caller may
 put `report.run.sections(…)` where `STEPS_MARK` stands), `report.md` (begins with the table), `report.json` (figures).
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
     from spin_core.analysis.rows import Figures
 
 NAME = "report"
-VERSION = 3
+VERSION = 4
 
-ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate")
+ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"
 """Stands exactly once in report.html; what a run cached, ran and cost is known only after the stage, to its caller."""
 
 
 class RowInputs(Section):
-    """One row of the table: which evaluate (and finetune, gather, harness, gate) inputs it shows. Indices into the
-    inputs' lists; -1 is none."""
+    """One row of the table: which evaluate (and finetune, gather, harness, gate, score) inputs it shows. Indices into
+    the inputs' lists; -1 is none."""
 
     label: str
     kind: Literal["start", "iteration", "control"] = Field(
@@ -52,6 +53,7 @@ class RowInputs(Section):
     gather: int = Field(default=-1, ge=-1)
     harness: int = Field(default=-1, ge=-1)
     gate: int = Field(default=-1, ge=-1, description="The decision after the row's own iteration.")
+    score: int = Field(default=-1, ge=-1)
 
 
 class Config(Section):

@@ -5,9 +5,10 @@ policy = opponent gives a log-ratio of 0 up to the rounding of another batch sha
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
 engine computed while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
-inputs   `model`: a model directory (θ_t) · `pairs`: a pairs tree
+inputs   `model`: a model directory (θ_t) · `pairs`: a tree with tokens of pairs (gather's or tokenize's)
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
-         · `scores.json` with digests of model and pairs, chat and score settings, which finetune checks
+         · `scores.json` with digests of model and pairs and the score settings, which finetune checks, how many
+         answers of each split and side are cut at max_length, and the pairs' tokens.json
 """
 
 from __future__ import annotations
@@ -21,23 +22,22 @@ from typing import TYPE_CHECKING, Any, cast
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.finetune import Score, engine_logps_unusable
-from spin_core.data.rows import FILES, Pair, read_pairs
+from spin_core.data.rows import FILES
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Inputs, Job
 from spin_core.modeling import sampled_logps
-from spin_core.modeling.chat import Chat
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
-    from spin_core.modeling.collate import Tokens
+    from spin_core.modeling.collate import Groups
     from spin_core.modeling.packing import Group
 
 NAME = "score"
-VERSION = 1
+VERSION = 2
 
 
 class Config(Section):
-    """What a log-prob depends on besides model and pairs."""
+    """What a log-prob depends on besides model and pairs. `chat`: whether an engine's own can stand for it."""
 
     score: Score
     chat: ChatSection
@@ -45,70 +45,73 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
-    from spin_core.modeling.collate import encode_pairs
-    from spin_core.modeling.loading import load_chat
+    from spin_core.modeling.collate import Groups, note_cuts, read_groups
 
-    model_path, pairs_path = cast(Path, inputs["model"]), cast(Path, inputs["pairs"])
-    pairs = [(split, pair) for split, file in FILES.items() for pair in read_pairs(pairs_path / file)]
+    model_path, tree = cast(Path, inputs["model"]), cast(Path, inputs["pairs"])
+    parts = {split: read_groups([tree], split, config.score.max_length) for split in FILES}
+    pairs = [(split, id) for split, part in parts.items() for id in part.ids]
     if not pairs:
-        raise BadInput(f"{pairs_path}: there are no pairs to score; look at the dataset and its rejects")
-    chat = load_chat(model_path, config.chat)
-    encoded = encode_pairs([pair for _, pair in pairs], chat, config.score, job)
+        raise BadInput(f"{tree}: there are no pairs to score; look at the dataset and its rejects")
+    cut = {split: note_cuts(part, split, "finetune.max_length", job) for split, part in parts.items()}
+    groups = Groups([file for part in parts.values() for file in part.files], config.score.max_length)
     if config.score.engine_logps:
-        logps, taken = _with_engines(inputs, pairs, encoded, chat, config.score, job)
+        logps, taken = _with_engines(inputs, pairs, groups, config, job)
     else:
-        logps, taken = logps_of(model_path, encoded, chat, config.score, job, "score"), 0
-    for (_, pair), real, generated in zip(pairs, logps[::2], logps[1::2], strict=True):
+        logps, taken = logps_of(model_path, groups, config.score, job, "score"), 0
+    for (_, id), real, generated in zip(pairs, logps[::2], logps[1::2], strict=True):
         if not (math.isfinite(real) and math.isfinite(generated)):
-            raise StageFailed(
-                f"pair {pair.id}: log-probs {real} and {generated} under {model_path}; its weights are broken"
-            )
-    _write(pairs, encoded, logps, job.out / "logps.parquet")
-    scores = {"model": job.digests["model"], "pairs": job.digests["pairs"]}
-    settings = {"chat": config.chat.model_dump(), "score": config_payload(config.score)}
-    (job.out / "scores.json").write_text(json.dumps({**scores, **settings}, indent=2, sort_keys=True) + "\n")
+            raise StageFailed(f"pair {id}: log-probs {real} and {generated} under {model_path}; its weights are broken")
+    counts = _write(pairs, groups, logps, job.out / "logps.parquet")
+    scores: dict[str, Any] = {
+        "model": job.digests["model"],
+        "pairs": job.digests["pairs"],
+        "score": config_payload(config.score),
+    }
+    came = json.loads((tree / "tokens.json").read_text(encoding="utf-8"))
+    scores |= {"cut": cut, "tokens": came}
+    (job.out / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
     return {
         "pairs": len(pairs),
         "logps/real": sum(logps[::2]) / len(pairs),
         "logps/generated": sum(logps[1::2]) / len(pairs),
-        "tokens": sum(tokens.targets for both in encoded for tokens in both),
+        "tokens": counts,
+        "cut": sum(count for sides in cut.values() for count in sides.values()),
         "engine_logps": taken,
     }
 
 
 def _with_engines(
-    inputs: Inputs, pairs: list[tuple[str, Pair]], encoded: list[tuple[Tokens, Tokens]], chat: Chat, settings: Score,
-    job: Job,
-) -> tuple[list[float], int]:  # fmt: skip
+    inputs: Inputs, pairs: list[tuple[str, str]], groups: Groups, config: Config, job: Job
+) -> tuple[list[float], int]:
     """As `logps_of`, with the engine's log-probs where they can be taken and agree; and how many were taken.
 
     A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
     """
-    path, sampled = cast(Path, inputs["model"]), {}
-    if why := engine_logps_unusable(settings, chat.section):
+    path, settings, sampled = cast(Path, inputs["model"]), config.score, {}
+    if why := engine_logps_unusable(settings, config.chat):
         job.note(f"score: no log-prob is taken from the engine: {why}.")
     else:
-        sampled = sampled_logps.usable(pairs, encoded, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
+        sampled = sampled_logps.usable(pairs, groups, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
     checked = sampled_logps.sample(pairs, list(sampled))
-    own = logps_of(path, [encoded[i] for i in checked], chat, settings, job, "score to compare")
+    own = logps_of(path, [groups[i] for i in checked], settings, job, "score to compare")
     logps = dict(zip(checked, zip(own[::2], own[1::2], strict=True), strict=True))
     off = {i: abs(logps[i][1] - sampled[i]) for i in checked}
     worst = max(checked, key=off.__getitem__, default=0)
     if checked and not off[worst] <= sampled_logps.TOLERANCE:
         sampled = {}
         job.note(
-            f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1].id} is {off[worst]:.2g} "
+            f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1]} is {off[worst]:.2g} "
             f"nats from the model's own (at most {sampled_logps.TOLERANCE:g} is allowed)."
         )
     rest = [i for i in range(len(pairs)) if i not in logps]
     taken = [i for i in rest if i in sampled]
-    values = iter(logps_of(path, [encoded[i][: 1 if i in sampled else 2] for i in rest], chat, settings, job, "score"))
+    values = iter(logps_of(path, [groups[i][: 1 if i in sampled else 2] for i in rest], settings, job, "score"))
     for i in rest:
         logps[i] = (next(values), sampled[i] if i in sampled else next(values))
     return [value for i in range(len(pairs)) for value in logps[i]], len(taken)
 
 
-def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, job: Job, label: str) -> list[float]:
+def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, label: str) -> list[float]:
     """log p(answer | prompt) of every sequence under the model in `path`, in the order of the groups' sequences.
 
     A group is sequences that share a prompt; the longest are computed first. Several processes share the work, and all
@@ -119,6 +122,7 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     from spin_core.modeling.loading import apply_threads, pick_device
     from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
+    from spin_core.modeling.packing import PADDING
     from spin_core.runtime import process_group
 
     if not groups:
@@ -126,10 +130,9 @@ def logps_of(path: Path, groups: Sequence[Group], chat: Chat, settings: Score, j
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
     model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
-    pad_id = chat.tokenizer.pad_token_id
     longest = max(len(tokens) for group in groups for tokens in group)
-    policy = Policy(model, pad_id, settings.precision).settle(longest, job.runtime, job.note)
-    passes = policy.passes(dict(enumerate(groups)), job.runtime.score_tokens, process_group.world(), in_step=sharded)
+    policy = Policy(model, PADDING, settings.precision).settle(longest, job.runtime, job.note)
+    passes = policy.passes(groups, job.runtime.score_tokens, process_group.world(), in_step=sharded)
     mine = passes[process_group.rank()]
     own_logps: list[tuple[int, list[float]]] = []
     bar_of = job.progress(label, sum(len(batch) for batch, counts in mine if counts), "groups")
@@ -180,16 +183,19 @@ def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float,
     return [(real, generated) for _, real, generated in scores]
 
 
-def _write(pairs: list[tuple[str, Pair]], encoded: list[tuple[Tokens, Tokens]], logps: list[float], path: Path) -> None:
+def _write(pairs: list[tuple[str, str]], groups: Groups, logps: list[float], path: Path) -> int:
+    """logps.parquet; the number of labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    labels = [[tokens.targets for tokens in group] for group in groups]
     columns = {
-        "id": pa.array([pair.id for _, pair in pairs], pa.string()),
+        "id": pa.array([id for _, id in pairs], pa.string()),
         "split": pa.array([split for split, _ in pairs], pa.string()),
         "real": pa.array(logps[::2], pa.float64()),
         "generated": pa.array(logps[1::2], pa.float64()),
-        "real_tokens": pa.array([real.targets for real, _ in encoded], pa.int32()),
-        "generated_tokens": pa.array([generated.targets for _, generated in encoded], pa.int32()),
+        "real_tokens": pa.array([real for real, _ in labels], pa.int32()),
+        "generated_tokens": pa.array([generated for _, generated in labels], pa.int32()),
     }
     pq.write_table(pa.table(columns), path)
+    return sum(map(sum, labels))

@@ -25,7 +25,7 @@ class SpinPairs:
     label of the real answer, averaged over pairs) is added to the loss. Neither changes `logps/…`, nats per answer.
     """
 
-    pairs: Sequence[tuple[Tokens, Tokens]]
+    pairs: Sequence[tuple[Tokens, ...]]
     opponent: Tensor
     beta: float
     loss: Loss = "sigmoid"
@@ -78,14 +78,14 @@ class AnswerRows:
     So a long answer weighs more than a short one, and micro-batches and processes do not change the result.
     """
 
-    rows: Sequence[Tokens]
+    rows: Sequence[tuple[Tokens, ...]]
     name: str = "rows"
 
     def group(self, index: int) -> Sequence[Tokens]:
-        return [self.rows[index]]
+        return self.rows[index]
 
     def size(self, index: int) -> int:
-        return self.rows[index].targets
+        return self.rows[index][0].targets
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}

@@ -1,5 +1,5 @@
-"""A plan: what each step would do. Looks steps up; of the missing ones only the cheap `reformat` is computed, for
-nobody to keep, because its shards say which answers are there.
+"""A plan: what each step would do. Looks steps up; of the missing ones only the cheap `reformat` and `tokenize` are
+computed, for nobody to keep, because their shards say which answers are there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spin_core.job import Entry
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref
-from spin_core.stages import reformat
+from spin_core.stages import reformat, tokenize
 from spin_core.store import keys
 from spin_core.store.explain import explain
 from spin_core.store.store import Store
@@ -30,13 +30,13 @@ class Pending:
 
 
 class Planner:
-    """Looks steps up instead of running them. `drafts` is a store that goes with the plan, for the rows that a run
-    would write; None computes nothing at all."""
+    """Looks steps up instead of running them. `drafts` is a store that goes with the plan, for the rows and tokens that
+    a run would write; None computes nothing at all."""
 
     def __init__(self, drafts: Store | None = None):
         self.drafts = drafts
-        self.rows: Path | None = None
-        """Of the last planned rows: their tree, for as long as the plan's own store is there."""
+        self.tokens: Path | None = None
+        """Of the last planned tokens: their tree, for as long as the plan's own store is there."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -55,7 +55,7 @@ class Planner:
         record = look_up(run.store, keyed)
         if record is None:
             entry.why = self._why(run.store, keyed.payload)
-            if step.module is not reformat or self.drafts is None:
+            if step.module not in (reformat, tokenize) or self.drafts is None:
                 return Pending(step.title)
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
             return ref
@@ -63,14 +63,17 @@ class Planner:
         entry.seconds = record.facts.get("seconds")
         return Ref(digest=record.digest)
 
-    def holder(self, store: Store, rows: Ref) -> Store:
-        """Which store has this tree of rows: `store` or the plan's own. Remembers how long its shards are."""
-        if self.drafts and self.drafts.tree(rows.digest).is_dir():
-            store = self.drafts
-        self.rows = store.tree(rows.digest)
-        listed = json.loads((self.rows / "shards.json").read_text())
+    def holder(self, store: Store, tokens: Ref) -> Store:
+        """Which store has this tree of tokens: `store` or the plan's own. Remembers how long its shards are."""
+        store = self._store_of(store, tokens)
+        self.tokens = store.tree(tokens.digest)
+        listed = json.loads((self.tokens / "shards.json").read_text())
         self._shard_rows |= {shard["sha256"]: shard["rows"] for shard in listed}
         return store
+
+    def _store_of(self, store: Store, ref: Ref) -> Store:
+        drafted = self.drafts and self.drafts.tree(ref.tree or ref.digest).is_dir()
+        return self.drafts if self.drafts and drafted else store
 
     def _why(self, store: Store, payload: keys.KeyPayload) -> str:
         """What differs from the nearest stored step. Looked up once for all shards of an iteration, which differ in
@@ -83,9 +86,8 @@ class Planner:
         return self._whys[family]
 
     def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
-        """The rows that the step would write, and its counts. What it reads of the user's store lies outside the
-        plan's own."""
-        there = {name: ref.locate(run.store) for name, ref in inputs.items()}
+        """What the step would write, and its counts. What it reads of the user's store lies outside the plan's own."""
+        there = {name: ref.locate(self._store_of(run.store, ref)) for name, ref in inputs.items()}
         read = {
             name: ref if ref.path else replace(ref, path=str(there[name]), stamp=resolve.stamp(there[name]))
             for name, ref in inputs.items()

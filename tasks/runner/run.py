@@ -86,11 +86,24 @@ class Run(Steps):
         self.sources.append((kind, ref, revision))
         return ref
 
-    def shards(self, rows: Any) -> list[Any]:
-        """The shards of prompts that `rows` (a future, or in a plan a Ref or Pending) lists."""
-        if isinstance(rows, Pending):
-            return [rows]
-        ref = rows if isinstance(rows, Ref) else rows.result()
+    def tokenizer(self, model: Any) -> Any:
+        """The tokenizer's files of `model` (a future, or a Ref, or in a plan Pending) as an input of its own."""
+        if isinstance(model, Pending):
+            return model
+        return resolve.tokenizer_of(self.store, model if isinstance(model, Ref) else model.result())
+
+    def has_tokens(self, pairs: Any) -> bool:
+        """Whether pairs (a future, or in a plan a Ref or Pending) have ids of their own, as far as it is known."""
+        if isinstance(pairs, Pending):
+            return False
+        ref = pairs if isinstance(pairs, Ref) else pairs.result()
+        return (self.store.tree(ref.digest) / "tokens.json").is_file()
+
+    def shards(self, tokens: Any) -> list[Any]:
+        """The shards of prompts that `tokens` (a future, or in a plan a Ref or Pending) lists."""
+        if isinstance(tokens, Pending):
+            return [tokens]
+        ref = tokens if isinstance(tokens, Ref) else tokens.result()
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
     def finish(self, outcome: Callable[[], Ref]) -> dict:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from spin_core.data.column_mapping import Reject
 from spin_core.data.readers import read
 from spin_core.data.rows import Messages
 from spin_core.errors import BadInput
 from spin_core.modeling.chat import Chat
-from spin_core.modeling.collate import encode_answer
+from spin_core.modeling.encoding import Conversation, Encoded, encode
 
 SETS = ("short", "long")
 LONG_PROMPT = (260, 508)
@@ -55,7 +56,7 @@ def padding(pairs: list[Row]) -> float:
 
 def _draw(rows: list[tuple[str, str]], chat: Chat, count: int, name: str, random: np.random.Generator) -> list[Row]:
     order = random.permutation(len(rows))
-    pairs: list[Row] = []
+    conversations: list[Conversation] = []
     for number in range(count):
         question, answer = rows[order[number]]
         if name == "long":
@@ -66,12 +67,23 @@ def _draw(rows: list[tuple[str, str]], chat: Chat, count: int, name: str, random
             other = rows[order[(number + follower) % len(rows)]][1]
             if len(other) >= wanted:
                 break
-        where = f"row {order[number]}"
-        real = encode_answer(chat, prompt, answer, True, MAX_LENGTH, where)
-        generated = encode_answer(chat, prompt, other[:wanted], len(other) <= wanted, MAX_LENGTH, where)
-        ids, ids_generated = real.ids.tolist(), generated.ids.tolist()
-        pairs.append((ids[: real.prompt], ids[real.prompt :], ids_generated[generated.prompt :]))
+        conversations.append(Conversation(prompt, (answer, other[:wanted]), (True, len(other) <= wanted)))
+    pairs: list[Row] = []
+    for one in encoded(chat, conversations):
+        real, generated = (ids[: MAX_LENGTH - len(one.prompt)] for ids in one.answers)
+        pairs.append((one.prompt, real, generated))
     return pairs
+
+
+def encoded(chat: Chat, conversations: list[Conversation]) -> list[Encoded]:
+    """The ids of each conversation. Raises BadInput where one cannot be used."""
+    made = []
+    for conversation, one in zip(conversations, encode(chat, conversations), strict=True):
+        if isinstance(one, Reject):
+            text = conversation.prompt[-1]["content"]
+            raise BadInput(f"The question {text[:60]!r} cannot be used: {one.reason} ({one.detail}); take it out.")
+        made.append(one)
+    return made
 
 
 def lengths(pairs: list[Row]) -> dict[str, dict[str, float]]:
@@ -84,7 +96,8 @@ def lengths(pairs: list[Row]) -> dict[str, dict[str, float]]:
 def _with_examples(question: str, rows: list[tuple[str, str]], chat: Chat, random: np.random.Generator) -> str:
     """The question behind other rows' questions and answers, the oldest cut so that the prompt has a drawn length."""
     target = int(random.integers(LONG_PROMPT[0], LONG_PROMPT[1] + 1))
-    own = len(chat.encode_prompt([{"role": "user", "content": f"Question: {question}"}]))
+    (alone,) = encoded(chat, [Conversation([{"role": "user", "content": f"Question: {question}"}], (), ())])
+    own = len(alone.prompt)
     examples: list[int] = []
     while len(examples) < target - own:
         query, answered = rows[int(random.integers(len(rows)))]

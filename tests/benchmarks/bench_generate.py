@@ -27,6 +27,7 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.data.readers import read
 from spin_core.errors import BadInput
+from spin_core.modeling.encoding import Conversation
 from spin_core.modeling.loading import load_chat
 from spin_core.runtime import gpus, vllm_env
 from spin_core.runtime.child import Children
@@ -35,6 +36,7 @@ from spin_core.runtime.step import KeyedStep, Step, compute
 from spin_core.sources.resolve import resolve
 from spin_core.stages import generate
 from spin_core.store.store import Store
+from tests.benchmarks.bench_data import encoded
 
 HERE = Path(__file__).parent
 NAMES = {"naive": "reference's loop", "transformers": "transformers engine", "vllm": "vLLM engine"}
@@ -82,12 +84,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     data = Path(resolve(args.data, "dataset", "", Path(), "train").path)
     questions = [record.fields["question"] for record in read(data, "train") if not record.reject][: args.prompts]
     chat = load_chat(model, ChatSection())
+    asked = [Conversation([{"role": "user", "content": text}], (), ()) for text in questions]
+    prompts = [one.prompt for one in encoded(chat, asked)]
     device = "cuda" if gpus.visible() else "cpu"
     request = {
         "model": str(model), "device": device, "threads": args.threads, "seed": 1, "new": args.new, "batch": args.batch,
         "naive_batch": args.naive_batch, "in_flight": args.in_flight, "stop_ids": sorted(chat.end_ids),
         "pad_id": chat.tokenizer.pad_token_id,
-        "prompts": [chat.encode_prompt([{"role": "user", "content": text}]) for text in questions],
+        "prompts": prompts,
     }  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     total = args.repeats * len(args.ways) * len(questions)
@@ -105,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         | ({"vllm": vllm_env.version("")} if "vllm" in args.ways else {}),
         "equal": equal(runs),
         "runs": {way: [{k: v for k, v in run.items() if k != "answers"} for run in of] for way, of in runs.items()},
-        "orchestration": orchestration(args, model, questions),
+        "orchestration": orchestration(args, model, prompts),
     }  # fmt: skip
 
 
@@ -144,18 +148,18 @@ def equal(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     }
 
 
-def orchestration(args: argparse.Namespace, model: Path, questions: list[str]) -> dict[str, float]:
+def orchestration(args: argparse.Namespace, model: Path, prompts: list[list[int]]) -> dict[str, float]:
     """Seconds of the generate stage over four shards in a warm child, and of those the seconds of sampling."""
     runtime = Runtime(threads=args.threads, generate_batch=args.batch)
     config = generate.Config(generate=generate.Generate(max_new_tokens=args.new), chat=ChatSection(), seed=1)
     with tempfile.TemporaryDirectory() as folder, Children(1) as children:
         store, wall, sampling = Store(Path(folder, "store")), 0.0, 0.0
         opponent = resolve(str(model), "model", "", Path(), "")
-        size = -(-len(questions) // 4)
-        for number, start in enumerate([-1, *range(0, len(questions), size)]):
-            part = questions[start : start + size] if number else questions[:2]  # the first loads the model
+        size = -(-len(prompts) // 4)
+        for number, start in enumerate([-1, *range(0, len(prompts), size)]):
+            part = prompts[start : start + size] if number else prompts[:2]  # the first loads the model
             file = Path(folder, f"{number}.jsonl")
-            rows = [{"id": f"{number}-{i}", "prompt": [{"role": "user", "content": q}]} for i, q in enumerate(part)]
+            rows = [{"id": f"{number}-{i}", "prompt": ids} for i, ids in enumerate(part)]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             began = time.perf_counter()
             step = Step(generate, str(number), config)

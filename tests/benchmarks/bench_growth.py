@@ -1,9 +1,9 @@
 """Time and memory against rows and shards: `python -m tests.benchmarks.bench_growth` (an hour for all).
 
-`rows`: 10³ to 10⁶ synthetic rows through reformat, gather, score's reader and the store, each in a process of its own;
-answers in generate's format are made without a model. `shards`: full runs of the flow with up to 5,000 shards of one
-row each, the first time and again. Results go to bench_growth.json, and as tables to standard output (bench_growth.md
-has those of the machine that it names).
+`rows`: 10³ to 10⁶ synthetic rows through reformat, tokenize (a tokenizer of 512 tokens), gather, score's reader and the
+store, each in a process of its own; answers in generate's format are made without a model. `shards`: full runs of the
+flow with up to 5,000 shards of one row each, the first time and again. Results go to bench_growth.json, and as tables
+to standard output (bench_growth.md has those of the machine that it names).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 ROWS, SHARDS = (1_000, 10_000, 100_000, 1_000_000), (500, 1_000, 2_000, 5_000)
-STAGES = ("resolve", "reformat", "reformat parquet", "gather", "read pairs", "publish", "look up")
+STAGES = ("resolve", "reformat", "reformat parquet", "tokenize", "gather", "read pairs", "publish", "look up")
 
 
 def main() -> None:
@@ -60,16 +60,20 @@ def _in_folder(parent: Path | None, work: Callable[[Path], dict]) -> dict:
 def _rows(folder: Path, count: int) -> dict:
     """Seconds and MiB of every stage at so many rows."""
     from tests.benchmarks import growth_data
+    from tests.text.token_trees import write_tokenizer
 
+    (folder / "tokenizer").mkdir()
+    write_tokenizer(folder / "tokenizer")
     growth_data.write_jsonl(folder / "rows.jsonl", count)
     measured: dict[str, Any] = {"bytes": (folder / "rows.jsonl").stat().st_size}
     for name in STAGES:
         if name == "reformat parquet":
             (folder / "rows.jsonl").unlink()
             growth_data.write_parquet(folder / "rows.parquet", count)
-        if name == "gather":
+        if name == "tokenize":
             (folder / "rows.parquet").unlink()
-            growth_data.write_answers(folder / "reformat", folder / "answers")
+        if name == "gather":
+            growth_data.write_answers(folder / "tokens", folder / "answers")
         command = [sys.executable, "-m", "tests.benchmarks.bench_growth", "--stage", name, "--folder", str(folder)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         measured[name] = json.loads(done.stdout)
@@ -93,10 +97,11 @@ def peak(process: int | str = "self") -> int:
 
 
 def _stage(name: str, folder: Path) -> dict:
-    from spin_core.data import rows
+    from spin_core.config.chat import ChatSection
     from spin_core.job import Job
+    from spin_core.modeling.collate import read_groups
     from spin_core.sources import resolve
-    from spin_core.stages import gather, reformat
+    from spin_core.stages import gather, reformat, tokenize
     from spin_core.store.digest import manifest, tree_digest
     from spin_core.store.store import Store
 
@@ -113,16 +118,22 @@ def _stage(name: str, folder: Path) -> dict:
     if name.startswith("reformat"):
         source = folder / ("rows.jsonl" if name == "reformat" else "rows.parquet")
         made = job("reformat")
-        summary = reformat.run({"source": source}, reformat.Config(dataset=reformat.Dataset(), seed=1), made)
-        return {"shards": summary["shards"], "tree": tree_digest(manifest(made.out))}
+        reformat.run({"source": source}, reformat.Config(dataset=reformat.Dataset(), seed=1), made)
+        return {"tree": tree_digest(manifest(made.out))}
+    if name == "tokenize":
+        # So many as at 512 where a token has 4 characters: the tokenizer's have 2.
+        chat, part = ChatSection(max_prompt_length=1024), reformat.Dataset()
+        how = tokenize.Config(chat=chat, max_rejected=part.max_rejected, shard_rows=part.shard_rows)
+        inputs = {"tokenizer": folder / "tokenizer", "rows": folder / "reformat"}
+        return {"shards": tokenize.run(inputs, how, job("tokens"))["shards"]}
     if name == "gather":
         trees: list[Path] = sorted((folder / "answers").iterdir())
         config = gather.Config(gather=gather.Gather(truncated="report"))
-        return {
-            "pairs": gather.run({"rows": folder / "reformat", "answers": trees}, config, job("pairs"))["train_pairs"]
-        }
+        read = {"rows": folder / "reformat", "tokens": folder / "tokens", "answers": trees}
+        return {"pairs": gather.run(read, config, job("pairs"))["train_pairs"]}
     if name == "read pairs":
-        return {"pairs": len(rows.read_pairs(folder / "pairs" / rows.TRAIN_FILE))}
+        groups = read_groups([folder / "pairs"], "train", 1 << 20)
+        return {"pairs": len(groups), "labels": sum(tokens.targets for pair in groups for tokens in pair)}
     store = Store(folder / "store")
     if name == "publish":
         tree = store.new_tree()
@@ -224,7 +235,9 @@ def tables(results: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     decoders = (results["rows"][n].get("reformat parquet", {}).get("child_mib", "–") for n in counts)
     lines += ["| parquet's decoder, MiB | " + " | ".join(map(str, decoders)) + " |"]
-    lines += ["| shards | " + " | ".join(f"{results['rows'][n]['reformat']['shards']:,}" for n in counts) + " |", ""]
+    # Before there was tokenize, reformat cut the shards.
+    cut = (results["rows"][n].get("tokenize") or results["rows"][n]["reformat"] for n in counts)
+    lines += ["| shards | " + " | ".join(f"{one['shards']:,}" for one in cut) + " |", ""]
     figures = ("seconds", "flow_cpu", "flow_mib", "server_cpu", "server_mib", "database_mb", "task_run", "log", "lines")
     lines += ["| shards | run | " + " | ".join(figures) + " |", "|---|---" + "|---:" * len(figures) + "|"]
     for count, ways in results["shards"].items():

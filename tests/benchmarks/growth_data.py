@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 WORDS, POOL = 5000, 4 << 20  # words, and characters of them that a text is a slice of
 PROMPT, ANSWER, GENERATED = (180, 0.8), (350, 0.8), (300, 0.7)  # characters: median, and σ of the logarithm
@@ -76,8 +76,36 @@ def write_parquet(path: Path, count: int) -> None:
             file.write_table(pa.Table.from_pylist(held, schema))
 
 
+def write_tokens(tree: Path, out: Path) -> None:
+    """Made-up ids of a rows tree's texts as tokenize writes them, in one shard a split: for what reads them."""
+    from spin_core.data import rows, token_file
+
+    (out / "prompts").mkdir(parents=True)
+    listed = []
+    for split, name in rows.FILES.items():
+        shard = f"prompts/{split}-all.jsonl"
+        with (out / shard).open("w") as file:
+            lines = _ids(tree / name, file)
+            count = token_file.write(out / token_file.FILES[split], ("prompt", "answer"), lines)
+        listed.append({"file": shard, "sha256": "", "split": split, "rows": count})
+    (out / "shards.json").write_text(json.dumps(listed))
+    counts = {part["split"]: {"rows": part["rows"], "rejected": {}} for part in listed}
+    (out / "tokens.json").write_text(json.dumps({"ids": "of the text", **counts}))
+
+
+def _ids(tree: Path, shard: TextIO) -> Iterator[tuple[str, list[int], list[int]]]:
+    from spin_core.data.rows import iter_rows
+
+    draw = random.Random(3)
+    for row in iter_rows(tree):
+        lengths = (sum(len(turn["content"]) for turn in row.prompt), len(row.answer))
+        prompt, answer = ([draw.randrange(32_000) for _ in range(length // 4 + 1)] for length in lengths)
+        shard.write(json.dumps({"id": row.id, "prompt": prompt}) + "\n")
+        yield row.id, prompt, answer
+
+
 def write_answers(tree: Path, out: Path, logprobs: bool = False) -> list[Path]:
-    """Answers to every shard of a rows tree as generate writes them, a folder for each; 5 % of them cut, 1 % empty."""
+    """Answers to every shard of a tokens tree as generate writes them, a folder for each; 5 % are cut, 1 % empty."""
     texts, made = Texts(2), []
     for number, shard in enumerate(json.loads((tree / "shards.json").read_text())):
         folder = out / f"{number:06}"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.job import Job
 from tests.benchmarks.bench_work import Watch, Work
@@ -42,14 +41,12 @@ def _job(work: Work, folder: Path) -> Job:
 def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
     """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
     from spin_core.config.finetune import Score
-    from spin_core.modeling.loading import load_chat
     from spin_core.stages.score import logps_of
 
-    chat = load_chat(work.path, ChatSection(max_prompt_length=work.longest))
     settings = Score(max_length=work.longest, precision=work.precision, collation="exact")
     groups = [list(pair) for pair in work.pairs]
     shortest = min(groups, key=lambda group: sum(map(len, group)))
-    logps_of(work.path, [shortest], chat, settings, job, "load")
+    logps_of(work.path, [shortest], settings, job, "load")
     with watch.part("score"):
-        logps = logps_of(work.path, groups, chat, settings, job, "score")
+        logps = logps_of(work.path, groups, settings, job, "score")
     return torch.tensor(logps, dtype=torch.float32).view(-1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.places import entry as ledger_entry
 
 BIG = ("zephyr-7b", "zephyr-7b-lora", "tulu-70b")
 UNSHARDED = ["runtime.compute.processes=1", "runtime.compute.sharding=none"]
+ROOT = Path(__file__).parents[2]
 COUNTS = {"zephyr-7b": 8, "zephyr-7b-lora": 1, "tulu-70b": 8}
 
 
@@ -57,7 +59,9 @@ def test_big_profiles_fit_the_machines_that_they_are_for(name: str) -> None:
     result = costs(config, base, None, None, "h100-80gb", COUNTS[name])
     assert not result.misfit and result.certain
     stages = [line.split()[0] for line in result.lines[1:]]
-    assert stages[:8] == ["reformat", "generate", "gather", "score", "finetune", "evaluate", "harness", "total"]
+    assert stages[:9] == [
+        "reformat", "tokenize", "generate", "gather", "score", "finetune", "evaluate", "harness", "total",
+    ]  # fmt: skip
 
 
 def test_hours_of_a_7b_model_are_those_of_the_floor() -> None:
@@ -174,6 +178,7 @@ def test_run_is_refused_where_the_drivers_gpu_is_too_small(monkeypatch, tmp_path
 
     model = tmp_path / "model"
     llama(TIED).save_pretrained(model)
+    shutil.copytree(ROOT / "tests/golden/tokenizer", model, dirs_exist_ok=True)  # a plan tokenizes
     rows = "".join(f'{{"prompt": "q {i}", "response": "a {i}"}}\n' for i in range(20))
     (tmp_path / "rows.jsonl").write_text(rows)
     config = parse({"model": {"path": str(model)}, "dataset": {"path": str(tmp_path / "rows.jsonl")}}, "p")

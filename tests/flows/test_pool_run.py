@@ -11,7 +11,6 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.errors import StageFailed
 from spin_core.runtime.step import KeyedStep, Step
@@ -20,7 +19,7 @@ from spin_core.store.store import Store
 from tasks.runner import pool_run
 from tasks.runner.pool_run import PoolRun
 
-STEP = Step(sft, "θ_0", sft.Config(sft=sft.Sft(), chat=ChatSection(), seed=1))
+STEP = Step(sft, "θ_0", sft.Config(sft=sft.Sft(), seed=1))
 KEY = "ab" * 32
 
 
@@ -56,7 +55,7 @@ def busy() -> Iterator[type]:
 
 def pool_of(client: SyncPrefectClient, tmp_path) -> PoolRun:
     """A step that nobody computes yet."""
-    inputs = {"model": "a" * 64, "rows": "b" * 64}
+    inputs = {"model": "a" * 64, "tokens": "b" * 64}
     return PoolRun(client, Store(tmp_path), Runtime(), "spin-gpu", {KEY: KeyedStep(STEP, inputs)})
 
 

@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from spin_core.config.profile import parse
+from spin_core.data import token_file
 from spin_core.errors import BadInput
+from spin_core.job import Job
 from spin_core.sources.folders import SETTINGS, WEIGHTS
+from spin_core.stages import tokenize
 from tests.flows.fixtures import TINY
 from tests.hub.hub_home import command, environment
 from tests.hub.hub_server import start
@@ -94,8 +97,8 @@ def pushed(spinloop, tmp_path):
 
 def test_run_from_imported_trees_has_the_keys_of_the_first(first, compute, pushed, spinloop, tmp_path):
     """Catches: an import that is keyed by its path, or that changes a byte: the same iteration would be another one in
-    every key from there on. The folder of published things is imported, then named by digests, and is gone when it
-    runs. Also a push that has only those of the pairs that the run made itself."""
+    every key from there on, sampled ids included. The folder of published things is imported, then named by digests,
+    and is gone when it runs. Also a push that has only those of the pairs that the run made itself, or tokens."""
     folder = tmp_path / "published"
     first.copied("gather", "iter 0", folder / "SPIN_iter0")
     first.copied("finetune", "iter 0", folder / "tiny-SPIN-iter0")
@@ -109,16 +112,30 @@ def test_run_from_imported_trees_has_the_keys_of_the_first(first, compute, pushe
     steps = compute(profile(tmp_path / "from1.yaml", model={"path": lines["θ_1"]["digest"]}, start=start))
     assert not {stage for stage, _ in steps} & {"import_model", "sft"}
     assert not any("iter 0" in label for stage, label in steps if stage != "import_pairs")
+    assert [label for stage, label in steps if stage == "tokenize"] == [""], "own pairs have their ids"
     for step in (("gather", "iter 1"), ("score", "iter 1, pairs 0"), ("finetune", "iter 1")):
         assert (steps[step]["key"], steps[step]["digest"]) == (first.steps[step]["key"], first.steps[step]["digest"])
     table = (tmp_path / "store" / ROOT / "latest" / "report.md").read_text()
     assert "| θ_1 " in table and "| θ_2 " in table and "margin, θ_1" in table and "θ_0" not in table
-    parts = {"iter0/train_prefs-00000-of-00001.parquet", "iter1/train_prefs-00000-of-00001.parquet"}
-    assert parts <= {name for name, repo in pushed().items() if repo == "acme/p"}
+    parts = {f"iter{t}/{split}_prefs-00000-of-00001.parquet" for t in (0, 1) for split in ("train", "test")}
+    assert {name for name, repo in pushed().items() if repo == "acme/p"} == {*parts, "README.md"}
+
+
+def tokens_of_text(pairs: Path, model: Path, out: Path) -> list[bytes]:
+    """The token files of a pairs tree's texts under the tiny profile, as the stage makes them."""
+    out.mkdir()
+    chat = parse(TINY, "here").chat
+    config = tokenize.Config(chat=chat, max_rejected=0.5)
+    tokenize.run({"pairs": pairs, "tokenizer": model}, config, Job(out=out, scratch=out))
+    return token_bytes(out)
+
+
+def token_bytes(tree: Path) -> list[bytes]:
+    return [(tree / name).read_bytes() for name in token_file.FILES.values()]
 
 
 @pytest.mark.full
-def test_run_directly_at_finetune_gives_the_same_weights(first, compute, pushed, tmp_path):
+def test_run_directly_at_finetune_trains_on_the_same_texts(first, compute, pushed, tmp_path):
     """Catches: pairs in the published form that train in another order or with other ids; answers that are generated
     although their pairs are there; an evaluation that takes the imported model for θ_0's successor; a push that finds
     no pairs where all of them were imported."""
@@ -131,11 +148,13 @@ def test_run_directly_at_finetune_gives_the_same_weights(first, compute, pushed,
     pairs = {t: str(first.published(t, tmp_path / f"SPIN_iter{t}")) for t in (0, 1)}
     steps = compute(profile(tmp_path / "f.yaml", model={"path": str(model)}, start={"iteration": 1, "pairs": pairs}))
     assert {stage for stage, _ in steps} == {
-        "demo_rows", "reformat", "import_model", "import_pairs", "score", "finetune", "evaluate", "gate", "report",
+        "demo_rows", "reformat", "tokenize", "import_model", "import_pairs", "score", "finetune", "evaluate", "gate",
+        "report",
     }  # fmt: skip
     trees, run = tmp_path / "store" / ROOT / "trees", tmp_path / "store" / ROOT / "latest"
-    weights = trees / steps["finetune", "iter 1"]["digest"] / "model.safetensors"
-    assert weights.read_bytes() == (first.tree("finetune", "iter 1") / "model.safetensors").read_bytes()
+    for t in (0, 1):
+        tokens = token_bytes(trees / steps["tokenize", f"iter 1, pairs {t}"]["digest"])
+        assert tokens == tokens_of_text(first.tree("gather", f"iter {t}"), model, tmp_path / f"own{t}")
     made = trees / steps["import_pairs", "iter 1, from a local copy"]["digest"]
     for path in made.glob("*.parquet"):
         assert path.read_bytes() == (first.tree("gather", "iter 1") / path.name).read_bytes()

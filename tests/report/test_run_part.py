@@ -109,10 +109,12 @@ def record(stage: str, digest: str, inputs: dict, **facts) -> Record:
 def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
     """Catches links that lead nowhere, a model without what it was made of, and a commit that is not shown."""
     names = {"data": "a" * 64, "rows": "b" * 64, "theta": "c" * 64, "model": "d" * 64, "answers": "e" * 64}
+    names["tokens"] = "f" * 64
     made = [
         ("reformat", "", names["rows"], {"train": names["data"]}),
-        ("sft", "θ_0", names["theta"], {"model": names["model"], "rows": names["rows"]}),
-        ("evaluate", "θ_0", names["answers"], {"model": names["theta"], "rows": names["rows"]}),
+        ("tokenize", "", names["tokens"], {"tokenizer": "0" * 64, "rows": names["rows"]}),
+        ("sft", "θ_0", names["theta"], {"model": names["model"], "tokens": names["tokens"]}),
+        ("evaluate", "θ_0", names["answers"], {"model": names["theta"], **{n: names[n] for n in ("rows", "tokens")}}),
     ]
     entries = [ledger_entry(stage, label, "k", "ran", 1.0, digest) for stage, label, digest, _ in made]
     facts = {"provenance": {"versions": {"torch": "2.9"}, "python": "3.11.7", "commit": "f" * 40, "dirty": True}}
@@ -121,9 +123,11 @@ def test_lineage_leads_from_an_answer_to_the_dataset() -> None:
     html = sections(entries, lambda entry: records[entry.digest], hub)
     links = re.findall(r'href="#([^"]*)"', html)
     assert links and set(links) <= set(re.findall(r'id="([^"]*)"', html))
-    part = {digest: html[html.index(f'id="made-{digest[:12]}"') :] for digest in names.values()}
+    drawn = [digest for name, digest in names.items() if name != "tokens"]
+    part = {digest: html[html.index(f'id="made-{digest[:12]}"') :] for digest in drawn}
     assert f'href="#made-{"c" * 12}"' in part[names["answers"]].partition("</li>")[0]
     assert f'href="#made-{"d" * 12}"' in part[names["theta"]].partition("</li>")[0]
+    assert f'href="#made-{"b" * 12}"' in part[names["theta"]].partition("</li>")[0], "the rows, read as tokens"
     assert f"org/name@{'9' * 40}" in part[names["data"]].partition("</li>")[0]
     text = " ".join(Tags(html).text.split())
     assert f"spinloop's commit {'f' * 12} and changes not in it Python 3.11.7 torch 2.9" in text

@@ -219,8 +219,9 @@ def test_form_is_short_and_says_what_to_decide(made) -> None:
 # --- lineage ----------------------------------------------------------------------------
 
 
-def ledger(iterations: int, shards: int = 2) -> tuple[list[Entry], dict[str, dict]]:
-    """The steps of a run on a dataset and a model from outside, and by key what each read."""
+def ledger(iterations: int, shards: int = 2, of_text: bool = False) -> tuple[list[Entry], dict[str, dict]]:
+    """The steps of a run on a dataset and a model from outside, and by key what each read; `of_text`: its pairs are
+    tokenized from their texts."""
     steps, reads = [], {}
 
     def add(stage: str, label: str, inputs: dict, state: str = "ran") -> str:
@@ -232,18 +233,23 @@ def ledger(iterations: int, shards: int = 2) -> tuple[list[Entry], dict[str, dic
         return entry.digest
 
     rows = add("reformat", "", {"source": "d" * 64}, "Cached")
-    theta = add("sft", "θ_0", {"model": "m" * 64, "rows": rows}, "Cached")
-    add("sft", "instead of 1 iter", {"model": theta, "rows": rows})
+    tokens = add("tokenize", "", {"rows": rows, "tokenizer": "k" * 64}, "Cached")
+    theta = add("sft", "θ_0", {"model": "m" * 64, "tokens": tokens}, "Cached")
+    add("sft", "instead of 1 iter", {"model": theta, "tokens": tokens})
     old: list[str] = []
     for t in range(iterations):
         made = [
             add("generate", f"iter {t}, shard {i}/{shards}", {"model": theta, "prompts": "p" * 64})
             for i in range(1, shards + 1)
         ]
-        pairs = [*old[-1:], add("gather", f"iter {t}", {"rows": rows, "answers": made})]
-        logps = [add("score", f"iter {t}, pairs {i}", {"model": theta, "pairs": p}) for i, p in enumerate(pairs)]
-        theta = add("finetune", f"iter {t}", {"model": theta, "pairs": pairs, "logps": logps})
-        add("evaluate", f"θ_{t + 1}", {"model": theta, "rows": rows})
+        pairs = [*old[-1:], add("gather", f"iter {t}", {"rows": rows, "tokens": tokens, "answers": made})]
+        read = pairs
+        if of_text:
+            reads_of = [{"pairs": p, "tokenizer": "k" * 64} for p in pairs]
+            read = [add("tokenize", f"iter {t}, pairs {i}", one) for i, one in enumerate(reads_of)]
+        logps = [add("score", f"iter {t}, pairs {i}", {"model": theta, "pairs": p}) for i, p in enumerate(read)]
+        theta = add("finetune", f"iter {t}", {"model": theta, "pairs": read, "logps": logps})
+        add("evaluate", f"θ_{t + 1}", {"model": theta, "rows": rows, "tokens": tokens})
         old = pairs
     return steps, reads
 
@@ -254,10 +260,11 @@ def drawn(page: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
     return nodes, {(nodes[a], nodes[b]) for a, b in re.findall(r"^  (\w+) --> (\w+)$", page, re.MULTILINE)}
 
 
-def test_lineage_has_the_edges_of_the_records() -> None:
-    """Catches an edge that no step read, a missing one (the pairs of the iteration before), and nodes for what no model
-    is made of."""
-    steps, reads = ledger(2)
+@pytest.mark.parametrize("of_text", [False, True])
+def test_lineage_has_the_edges_of_the_records(of_text: bool) -> None:
+    """Catches an edge that no step read, a missing one (the pairs of the iteration before; what is read as tokens), and
+    nodes for what no model is made of."""
+    steps, reads = ledger(2, of_text=of_text)
     page = lineage(steps, lambda step: reads[step.key])
     nodes, edges = drawn(page)
     rows = "– rows, – held out"

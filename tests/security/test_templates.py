@@ -12,9 +12,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from spin_core.config.chat import ChatSection
+from spin_core.data.column_mapping import Reject
 from spin_core.data.sandbox import templates
 from spin_core.errors import BadInput
 from spin_core.modeling.chat import Chat, render
+from spin_core.modeling.encoding import Conversation, encode
 from tests.faults.fault import Fault
 from tests.faults.input.through import limited
 
@@ -25,7 +27,7 @@ OPEN = "{{ messages[0]['content'] }}"
 # name → template, what the sentence says. Each must end in well under the test's limit.
 HOSTILE = {
     "class walk": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-    "class walk by filter": ("{{ messages|attr('__class__')|attr('__mro__') }}", "drops the text"),
+    "class walk by filter": ("{{ messages|attr('__class__')|attr('__mro__') }}", "drops the answer"),
     "globals of a function": ("{{ raise_exception.__globals__['json'] }}", "unsafe|undefined"),
     "format string walk": ("{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}", "unsafe|fails"),
     "namespace walk": ("{{ namespace.__init__.__globals__ }}", "unsafe|undefined"),
@@ -53,7 +55,7 @@ HOSTILE = {
     "power": ("{{ 9 ** (9 ** 9) }}", "processor time|memory"),
     "centre": ("{{ 'x'|center(1000000000) }}", "memory"),
     "indent": ("{{ ('x\n' * 1000)|indent(9999999) }}", "memory|processor time"),  # 2 s come first on a busy core
-    "date": ("{{ strftime_now('%1000000000d') }}", "memory|fails|drops the text"),
+    "date": ("{{ strftime_now('%1000000000d') }}", "memory|fails|drops the answer"),
     "recursive macro": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
     "recursive loop": ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "RecursionError"),
     "slow pattern": ("{{ ('a,' * 300000)|replace('a,', 'aaaa,')|wordwrap(1)|length }}{% for i in range(99999) %}"
@@ -68,12 +70,7 @@ HOSTILE = {
     "half a surrogate": ("{{ '\\ud800' }}", "surrogate"),
     "random": ("{{ [1, 2, 3]|random }}" + OPEN, "random"),
     "another text each time": ("{{ lipsum() }}" + OPEN, "lipsum"),
-    "drops the prompt": ("A:{% if not add_generation_prompt %}{{ messages[-1].content }}{% endif %}", "drops the text"),
     "drops the answer": (OPEN, "drops the answer"),
-    "leaks the role into the prompt": (
-        "{% for m in messages %}{{ m.role }}{{ messages|length }}{{ m.content }}{% endfor %}",
-        "differently once an answer",
-    ),
     "slow on one word": (
         "{% for m in messages %}{% if 'two' in m.content %}{% for i in range(99999) %}{% for j in range(99999) %}"
         "{% endfor %}{% endfor %}{% endif %}{{ m.content }}{% endfor %}",
@@ -98,13 +95,52 @@ def test_hostile_templates_are_ended_and_named(tokenizer, monkeypatch):
         tokenizer.chat_template = source
         began = time.monotonic()
         with pytest.raises(BadInput, match=f"(?s){message}") as raised:
-            Chat(tokenizer, ChatSection(), "org/model").preflight(QUESTION)
+            encode(Chat(tokenizer, ChatSection(), "org/model"), [Conversation(QUESTION, ("Four.",), (True,))])
         sentence = str(raised.value)
         assert "org/model" in sentence and re.search("use (a|one)", sentence) and len(sentence) < 1000
         assert sentence.isprintable(), "control characters reach the terminal"
         assert time.monotonic() - began < 30, "2 s of processor time, on a machine with other work"
 
     S6.each(HOSTILE, trial)
+
+
+# name → template that is usable but for some rows, of which it makes something else than what people said
+SLY = {
+    "drops the prompt": (
+        "{% for m in messages %}{% if 'three' not in m.content %}{{ m.content }}{% endif %}{% endfor %}",
+        "template drops a turn",
+    ),
+    "slow on one word": (HOSTILE["slow on one word"][0].replace("two", "three"), "template fails"),
+    "fills the memory on one word": (
+        "{% for m in messages %}{% if 'three' in m.content %}{{ 'x' * 1000000000 }}{% endif %}{{ m.content }}"
+        "{% endfor %}",
+        "template fails",
+    ),
+    "leaks the role into the prompt": (
+        "{% for m in messages %}{{ m.role }}{{ messages|length if 'three' in messages[0].content }}{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}",
+        "template rewrites the answer",
+    ),
+    "another answer": (
+        "{% for m in messages %}{{ m.content if m.content != 'Three.' else 'Thirty.' }}{% endfor %}",
+        "template rewrites the answer",
+    ),
+}
+
+
+def test_sly_templates_lose_the_rows_that_they_change(tokenizer):
+    """Catches a template that shows its face on one row only: scoring there what was not sampled, a batch that ends
+    with that row, and the other rows lost with it."""
+
+    def trial(name: str) -> None:
+        tokenizer.chat_template, reason = SLY[name]
+        chat = Chat(tokenizer, ChatSection(rewritten="reject"), "org/model")
+        talks = [(QUESTION[0]["content"], "Four."), ("What is three?", "Three."), ("And four?", "Four.")]
+        rows = [Conversation([{"role": "user", "content": ask}], (answer,), (True,)) for ask, answer in talks]
+        made = encode(chat, rows)
+        assert [one.reason if isinstance(one, Reject) else "" for one in made] == ["", reason, ""]
+
+    S6.each(SLY, trial)
 
 
 HONEST = {

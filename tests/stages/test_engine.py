@@ -14,6 +14,7 @@ from spin_core.engines.decoding import Sampler
 from spin_core.engines.transformers_engine import sample
 from spin_core.errors import BadInput
 from spin_core.job import Job
+from spin_core.modeling.encoding import Conversation, Encoded, encode
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import demo_model
 from spin_core.stages.generate import request, row_seed, sampling
@@ -38,7 +39,9 @@ def prepare(model):
     chat = load_chat(model, ChatSection(max_prompt_length=48))
 
     def make(temperature: float = 1.0, top_p: float = 1.0, new: int = 10) -> tuple[list[Request], Sampling]:
-        requested = [request(chat, f"row{i}", prompt, seed=7) for i, prompt in enumerate(PROMPTS)]
+        made = encode(chat, [Conversation(prompt, (), ()) for prompt in PROMPTS])
+        requested = [request(f"row{i}", one.prompt, seed=7) for i, one in enumerate(made) if isinstance(one, Encoded)]
+        assert len(requested) == len(PROMPTS)
         return requested, sampling(chat, temperature, top_p, new)
 
     return make

@@ -15,8 +15,9 @@ from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, w
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Job
+from spin_core.modeling.chat import Chat
 from spin_core.modeling.loading import load_chat, load_model
-from spin_core.stages import demo_model, evaluate, score
+from spin_core.stages import demo_model, evaluate, score, tokenize
 
 CHAT = ChatSection(max_prompt_length=48)
 SCORE = score.Score(max_length=80, precision="float32", collation="exact")
@@ -29,6 +30,30 @@ def _prompt(text: str) -> list[dict]:
 ROWS = [Row(f"r{i}", _prompt(f"Say {i}"), f"it is {i}. #### {i}") for i in range(5)]
 
 
+def _tokens(model: Path, out: Path, shard_rows: int = 0, **tree: Path) -> None:
+    out.mkdir()
+    config = tokenize.Config(chat=CHAT, max_rejected=0.5, shard_rows=shard_rows)
+    tokenize.run({"tokenizer": model, **tree}, config, Job(out, out))
+
+
+def _pairs(model: Path, out: Path, pairs: list[Pair]) -> None:
+    """The tokens of pairs, of which the first is there for training, too."""
+    texts = out.with_name(f"{out.name}-texts")
+    texts.mkdir()
+    write_pairs(texts / TRAIN_FILE, pairs[:1])
+    write_pairs(texts / TEST_FILE, pairs)
+    _tokens(model, out, pairs=texts)
+
+
+def _ids(chat: Chat, row: Row, text: str) -> tuple[list[int], list[int]]:
+    """The ids of a row's prompt and of an answer to it, by the model's own chat template."""
+    turns = [*row.prompt, {"role": "assistant", "content": text}]
+    prompt = chat.tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, return_dict=False)
+    whole = chat.tokenizer.apply_chat_template(turns, return_dict=False)
+    assert whole[: len(prompt)] == prompt
+    return prompt, whole[len(prompt) :]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, held-out rows, and pairs of them scored under the first model."""
@@ -36,12 +61,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         (root / f"model{seed}").mkdir()
         demo_model.run({}, demo_model.Config(seed=seed), Job(out=root / f"model{seed}", scratch=root))
-    for name in ("rows", "pairs", "logps"):
+    for name in ("rows", "logps"):
         (root / name).mkdir()
+    write_rows(root / "rows" / TRAIN_FILE, ROWS[:1])
     write_rows(root / "rows" / TEST_FILE, ROWS)
+    _tokens(root / "model0", root / "tokens", rows=root / "rows", shard_rows=8)
     pairs = [Pair(row.id, row.prompt, row.answer, f"it is not {i}", "stop") for i, row in enumerate(ROWS)]
-    write_pairs(root / "pairs" / TRAIN_FILE, pairs[:1])
-    write_pairs(root / "pairs" / TEST_FILE, pairs)
+    _pairs(root / "model0", root / "pairs", pairs)
     job = Job(root / "logps", root, Runtime(device="cpu"), {"model": "0" * 64, "pairs": "1" * 64})
     score.run({"model": root / "model0", "pairs": root / "pairs"}, score.Config(score=SCORE, chat=CHAT), job)
     return root
@@ -53,7 +79,7 @@ def _evaluate(
     out.mkdir()
     section = evaluate.Evaluate(**{"exact_match": r"#### (\d+)", "max_new_tokens": 6, **part})
     config = evaluate.Config(evaluate=section, chat=CHAT, score=SCORE, beta=0.5, loss="sigmoid", seed=1)
-    inputs = {"model": world / f"model{model}", "rows": world / "rows"}
+    inputs = {"model": world / f"model{model}", "rows": world / "rows", "tokens": world / "tokens"}
     inputs |= {"pairs": world / "pairs", "logps": world / "logps"} if paired else {}
     inputs |= {"start": world / f"model{start}"} if start >= 0 else {}
     metrics = evaluate.run(inputs, config, Job(out, out, Runtime(device="cpu", threads=1)))
@@ -67,7 +93,7 @@ def test_nll_is_the_models_own_per_answer_token(world, tmp_path) -> None:
     model, chat = load_model(world / "model0", "cpu"), load_chat(world / "model0", CHAT)
     total, tokens = 0.0, 0
     for row, line in zip(ROWS, rows, strict=True):
-        prompt, answer = chat.encode_prompt(row.prompt), chat.encode_answer(row.prompt, row.answer)
+        prompt, answer = _ids(chat, row, row.answer)
         with torch.no_grad():
             logps = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         own = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
@@ -92,7 +118,7 @@ def test_margin_is_beta_times_the_difference_of_log_ratios(world, tmp_path) -> N
     chat = load_chat(world / "model0", CHAT)
 
     def logp(net: torch.nn.Module, row: Row, text: str) -> float:
-        prompt, answer = chat.encode_prompt(row.prompt), chat.encode_answer(row.prompt, text)
+        prompt, answer = _ids(chat, row, text)
         with torch.no_grad():
             logps = net(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         return sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
@@ -132,7 +158,7 @@ def test_answers_are_measured_without_a_right_one(world, tmp_path) -> None:
         cut = [row[f"{kind}_tokens"] == 12 for row in rows]  # an untrained model ends by chance alone
         assert metrics[f"truncated/{kind}"] <= sum(cut) / len(rows) and any(cut)
     assert metrics["repetition/sampled"] < metrics["repetition/greedy"]
-    assert all(row["tokens"] == len(chat.encode_answer(r.prompt, r.answer)) for r, row in zip(ROWS, rows, strict=True))
+    assert all(row["tokens"] == len(_ids(chat, r, r.answer)[1]) for r, row in zip(ROWS, rows, strict=True))
     silent, rows = _evaluate(world, tmp_path / "silent", 0, exact_match="", answers=False)
     assert "length/greedy_tokens" not in silent and "greedy" not in rows[0]
     with pytest.raises(ValueError, match="answers: true"):
@@ -154,10 +180,9 @@ def test_scores_of_other_pairs_are_refused(world, tmp_path) -> None:
     """Catches log-probs that are joined to pairs by position."""
     other = tmp_path / "world"
     other.mkdir()
-    for name in ("model1", "rows", "logps"):
+    for name in ("model1", "rows", "tokens", "logps"):
         (other / name).symlink_to(world / name)
-    (other / "pairs").mkdir()
-    write_pairs(other / "pairs" / TEST_FILE, [Pair("x", ROWS[0].prompt, "a", "b", "stop")])
+    _pairs(world / "model0", other / "pairs", [Pair("x", ROWS[0].prompt, "a", "b", "stop")])
     with pytest.raises(BadInput, match="run score on these pairs again"):
         _evaluate(other, tmp_path / "out", 1, paired=True, exact_match="")
 
@@ -166,7 +191,7 @@ def test_prompt_over_the_context_is_no_match_and_counted(world, tmp_path) -> Non
     """Catches one long held-out prompt that ends the run, though generate leaves such prompts out."""
     context = Limits.of(world / "model0").context
     chat = load_chat(world / "model0", CHAT)
-    lengths = sorted(len(chat.encode_prompt(row.prompt)) for row in ROWS)
+    lengths = sorted(len(_ids(chat, row, "")[0]) for row in ROWS)
     room = context - lengths[-1] + 1  # one token too many for the longest
     metrics, rows = _evaluate(world, tmp_path / "out", 0, exact_match="answer", max_new_tokens=room)
     out = [row["id"] for row in rows if row["greedy"] == "" and not row["greedy_match"]]

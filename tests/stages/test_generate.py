@@ -20,6 +20,7 @@ from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.modeling.chat import Chat
+from spin_core.modeling.encoding import Conversation, encode
 from spin_core.modeling.loading import load_chat
 from spin_core.stages import demo_model, generate
 from spin_core.stages.generate import environment
@@ -44,7 +45,9 @@ def answered(model, tmp_path):
     def run(texts: dict[str, str], path: Path = model, **settings) -> tuple[dict[str, dict], dict, list[str]]:
         folder = tmp_path / f"run{next(runs)}"
         folder.mkdir()
-        rows = [{"id": id, "prompt": [{"role": "user", "content": text}]} for id, text in texts.items()]
+        prompts = [Conversation([{"role": "user", "content": text}], (), ()) for text in texts.values()]
+        made = encode(load_chat(path, CHAT), prompts)
+        rows = [{"id": id, "prompt": one.prompt} for id, one in zip(texts, made, strict=True)]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         events: list[dict] = []
         job = Job(folder, folder, Runtime(device="cpu", threads=1), {"model": "digest"}, events.append)

@@ -13,6 +13,8 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.job import Job
+from spin_core.modeling.encoding import Conversation, encode
+from spin_core.modeling.loading import load_chat
 from spin_core.runtime import vllm_env
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute
@@ -25,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env"),
     pytest.mark.timeout(600),
 ]
+CHAT = ChatSection(max_prompt_length=48)
 PROMPTS = {f"row{i:03}": prompt for i, (prompt, _) in enumerate(make_rows(1, 60))}
 
 
@@ -47,10 +50,12 @@ class World:
         """Generate the answers of these prompts as a shard."""
         self.count += 1
         file = self.folder / f"{self.count}-{ids[0]}-{ids[-1]}.jsonl"
-        rows = [{"id": id, "prompt": [{"role": "user", "content": PROMPTS[id]}]} for id in ids]
+        prompts = [Conversation([{"role": "user", "content": PROMPTS[id]}], (), ()) for id in ids]
+        made = encode(load_chat(model or self.model, CHAT), prompts)
+        rows = [{"id": id, "prompt": one.prompt} for id, one in zip(ids, made, strict=True)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         part = generate.Generate(engine=engine, **{"max_new_tokens": 24, **settings})
-        config = generate.Config(generate=part, chat=ChatSection(max_prompt_length=48), seed=3)
+        config = generate.Config(generate=part, chat=CHAT, seed=3)
         inputs = {
             "model": resolve(str(model or self.model), "model", "", Path(), ""),
             "prompts": resolve(str(file), "dataset", "", Path(), ""),

@@ -7,22 +7,26 @@ import pytest
 from spin_core.analysis.results import read_model
 from spin_core.analysis.summary import model_row
 from spin_core.config.gather import Gather
+from spin_core.data import token_file
 from spin_core.data.rows import FILES, read_pairs, read_rows
+from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.report.tables import TITLES, figure_cells
 from spin_core.stages import gather, reformat
 from spin_core.stages.gather import Config
+from tests.text.token_trees import tokens_of
 
 
 @pytest.fixture
 def rows(tmp_path, jsonl):
-    """A rows tree of 30 train and 10 test rows."""
+    """A rows tree of 30 train and 10 test rows, and beside it, in `tokens`, its tokens."""
     train = jsonl([{"question": f"q{i}", "answer": f"real {i}"} for i in range(30)], "train.jsonl")
     test = jsonl([{"question": f"t{i}", "answer": f"real {i} "} for i in range(10)], "test.jsonl")
     (tmp_path / "rows").mkdir()
-    config = reformat.Config(dataset=reformat.Dataset(shard_rows=8), seed=1)
+    config = reformat.Config(dataset=reformat.Dataset(), seed=1)
     reformat.run({"source": train, "test_source": test}, config, Job(tmp_path / "rows", tmp_path / "scratch"))
+    tokens_of(tmp_path / "rows", tmp_path / "tokens")
     return tmp_path / "rows"
 
 
@@ -32,9 +36,10 @@ def answers(rows, tmp_path):
 
     def write(change=lambda answer: answer) -> list:
         trees = []
-        for number, shard in enumerate(json.loads((rows / "shards.json").read_text())):
+        tokens = rows.parent / "tokens"
+        for number, shard in enumerate(json.loads((tokens / "shards.json").read_text())):
             made = []
-            for line in (rows / shard["file"]).read_text().splitlines():
+            for line in (tokens / shard["file"]).read_text().splitlines():
                 id = json.loads(line)["id"]
                 made.append(
                     change({"id": id, "text": f"made {id}", "finish": "stop", "tokens": 3, "token_ids": [1, 2, 3]})
@@ -50,8 +55,17 @@ def answers(rows, tmp_path):
 
 def gathered(job, rows, trees, name="pairs", **settings):
     given = job(name)
-    summary = gather.run({"rows": rows, "answers": trees}, Config(gather=Gather(**settings)), given)
+    inputs = {"rows": rows, "tokens": rows.parent / "tokens", "answers": trees}
+    summary = gather.run(inputs, Config(gather=Gather(**settings)), given)
+    for split, name in FILES.items():
+        assert token_ids(given.out, split).keys() == {pair.id for pair in read_pairs(given.out / name)}
     return given.out, summary
+
+
+def token_ids(tree, split):
+    """Row id → the ids of each column of a split's token file."""
+    file = TokenFile(tree / token_file.FILES[split])
+    return {id: {name: ids.tolist() for name, ids in row.items()} for id, row in zip(file.ids, file, strict=True)}
 
 
 def test_run_all_shards_in_any_order_give_each_row_its_answer(job, rows, answers):
@@ -65,7 +79,47 @@ def test_run_all_shards_in_any_order_give_each_row_its_answer(job, rows, answers
         pairs = read_pairs(out / name)
         assert [(p.id, p.prompt, p.real) for p in pairs] == [(r.id, r.prompt, r.answer) for r in read_rows(rows / name)]
         assert all(p.generated == f"made {p.id}" and p.finish == "stop" for p in pairs)
+    for name in token_file.FILES.values():
+        assert (out / name).read_bytes() == (again / name).read_bytes()
     assert (out / "quality.json").read_bytes() == (again / "quality.json").read_bytes()
+
+
+def test_run_ids_are_those_that_were_sampled_beside_those_of_the_rows(job, rows, answers):
+    """Catches: an answer's text tokenised again, in whose ids another answer than the sampled one is scored; the ids of
+    another row's answer; and real answers or prompts with other ids than SFT's."""
+    numbers = {row.id: i for i, row in enumerate(r for name in FILES.values() for r in read_rows(rows / name))}
+    dropped = read_rows(rows / FILES["train"])[7].id
+
+    def change(answer):
+        ids = [numbers[answer["id"]], 2, 500][: 1 + numbers[answer["id"]] % 3]
+        finish = "length" if answer["id"] == dropped else "stop"
+        return {**answer, "token_ids": ids, "tokens": len(ids), "finish": finish, "text": "the same"}
+
+    out, _ = gathered(job, rows, answers(change)[::-1], truncated="drop")
+    for split in FILES:
+        of_rows, of_pairs = (token_ids(tree, split) for tree in (rows.parent / "tokens", out))
+        assert [*of_pairs] == [id for id in of_rows if id != dropped]
+        for id, row in of_pairs.items():
+            sampled = [numbers[id], 2, 500][: 1 + numbers[id] % 3]
+            expected = {"prompt": of_rows[id]["prompt"], "real": of_rows[id]["answer"], "generated": sampled}
+            assert row == expected and row["prompt"] and row["real"]
+
+
+def test_run_rows_that_tokenize_rejected_are_no_pairs(job, rows, answers, jsonl, tmp_path):
+    """Catches: rows and tokens joined by position, and an answer that is missed for a row which no shard has."""
+    marked = [{"question": f"q{i}", "answer": f"real {i}" + "<|im_start|>" * (i in (0, 7))} for i in range(30)]
+    again = tmp_path / "again"
+    (again / "rows").mkdir(parents=True)
+    inputs = {"source": jsonl(marked, "marked.jsonl"), "test_source": tmp_path / "test.jsonl"}
+    config = reformat.Config(dataset=reformat.Dataset(), seed=1)
+    reformat.run(inputs, config, Job(again / "rows", tmp_path / "scratch"))
+    assert tokens_of(again / "rows", again / "tokens")["rejected"] == {"special token in the text": 2}
+    ids = {json.loads(line)["id"] for line in (again / "tokens" / "rejects.jsonl").read_text().splitlines()}
+    trees = answers(lambda answer: None if answer["id"] in ids else answer)
+    out, summary = gathered(job, again / "rows", trees)
+    train = [row.id for row in read_rows(again / "rows" / FILES["train"])]
+    assert len(ids) == 2 and ids < set(train) and summary["train_pairs"] == 28 and summary["rejected"] == 0
+    assert [pair.id for pair in read_pairs(out / FILES["train"])] == [id for id in train if id not in ids]
 
 
 def test_run_missing_answers_names_five_and_the_count(job, rows, answers):
@@ -91,10 +145,20 @@ def test_run_answer_to_unknown_row_is_an_error(job, rows, answers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"id": "a"', "[]", '{"id": "a", "text": null, "finish": "stop", "tokens": 1}', "\xff"]
+    "line",
+    [
+        '{"id": "a"',
+        "[]",
+        '{"id": "a", "text": null, "finish": "stop", "tokens": 1, "token_ids": [1]}',
+        '{"id": "a", "text": "", "finish": "stop", "tokens": 1}',
+        '{"id": "a", "text": "", "finish": "stop", "tokens": 2, "token_ids": [1]}',
+        '{"id": "a", "text": "", "finish": "stop", "tokens": 1, "token_ids": [1.5]}',
+        '{"id": "a", "text": "", "finish": "stop", "tokens": 1, "token_ids": [4294967296]}',
+        "\xff",
+    ],
 )
 def test_run_damaged_shard_names_file_and_line(job, rows, answers, line):
-    """Catches: a traceback, or a half-written shard that is read up to its tear."""
+    """Catches: a traceback, a half-written shard that is read up to its tear, and an answer without its ids."""
     trees = answers()
     with (trees[0] / "answers.jsonl").open("ab") as file:
         count = (trees[0] / "answers.jsonl").read_bytes().count(b"\n")
@@ -121,11 +185,12 @@ def test_run_truncated_answers_are_kept_or_dropped_as_configured(job, rows, answ
 def test_run_report_keeps_cut_answers_and_lists_them(job, rows, answers):
     """Catches: `report` that drops, that lists finished answers, or is silent; a list under another policy."""
     cut = {read_rows(rows / FILES["train"])[2].id: "train", read_rows(rows / FILES["test"])[1].id: "test"}
-    trees = answers(lambda a: {**a, "finish": "length", "tokens": 9} if a["id"] in cut else a)
+    trees = answers(lambda a: {**a, "finish": "length", "tokens": 9, "token_ids": [5] * 9} if a["id"] in cut else a)
     kept, _ = gathered(job, rows, trees, "kept")
     given, notes = job("listed"), []
     given.send = notes.append
-    gather.run({"rows": rows, "answers": trees}, Config(gather=Gather(truncated="report")), given)
+    inputs = {"rows": rows, "tokens": rows.parent / "tokens", "answers": trees}
+    gather.run(inputs, Config(gather=Gather(truncated="report")), given)
     for name in FILES.values():
         assert (given.out / name).read_bytes() == (kept / name).read_bytes()
     lines = [json.loads(line) for line in (given.out / "truncated.jsonl").read_text().splitlines()]
@@ -241,7 +306,7 @@ def test_run_quality_counts_what_is_odd(job, rows, answers):
     test = read_rows(rows / FILES["test"])
     texts = {test[0].id: "", test[1].id: " ", test[2].id: test[2].answer + "\n", test[3].id: "same", test[4].id: "same"}
     texts |= {row.id: f"{'x' * 9}{i}" for i, row in enumerate(test[5:])}
-    trees = answers(lambda a: {**a, "text": texts.get(a["id"], a["text"]), "tokens": 4})
+    trees = answers(lambda a: {**a, "text": texts.get(a["id"], a["text"]), "tokens": 4, "token_ids": [1, 2, 3, 4]})
     out, _ = gathered(job, rows, trees)
     quality = json.loads((out / "quality.json").read_text())["test"]
     assert {k: quality[k] for k in ("empty", "identical_to_real", "truncated", "duplicate_answers")} == {

@@ -18,6 +18,7 @@ from spin_core.job import Job
 from spin_core.stages import gather, reformat
 from spin_core.store.digest import manifest
 from tests.benchmarks import growth_data
+from tests.text.token_trees import tokens_of, write_tokenizer
 
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema([("id", pa.string()), ("real", TURNS)])
@@ -91,11 +92,13 @@ def test_stages_on_disk_write_the_tree_that_they_write_in_memory(tmp_path, monke
         made, pairs = root / "rows", root / "pairs"
         made.mkdir(parents=True)
         pairs.mkdir()
-        config = reformat.Config(dataset=reformat.Dataset(shard_rows=64, **settings), seed=2)
+        config = reformat.Config(dataset=reformat.Dataset(**settings), seed=2)
         summary = reformat.run(inputs, config, Job(made, root / "scratch"))
-        answers = growth_data.write_answers(made, root / "answers")
-        gather.run({"rows": made, "answers": answers}, gather.Config(gather=gather.Gather()), Job(pairs, root))
-        trees.append((summary, manifest(made), manifest(pairs)))
+        tokens_of(made, root / "tokens", shard_rows=64, max_prompt_length=4096)
+        answers = growth_data.write_answers(root / "tokens", root / "answers")
+        read = {"rows": made, "tokens": root / "tokens", "answers": answers}
+        gather.run(read, gather.Config(gather=gather.Gather()), Job(pairs, root))
+        trees.append((summary, manifest(made), manifest(root / "tokens"), manifest(pairs)))
         assert not list((root / "scratch").iterdir())
     assert trees[0] == trees[1]
     assert trees[0][0]["rejected"].get("duplicate", 0) > 0 or settings
@@ -105,29 +108,40 @@ SMALL = """
 import sys
 from pathlib import Path
 from tests.benchmarks import bench_growth
-from spin_core.data import ingest, table_file
+from spin_core.data import ingest, table_file, token_file
 ingest.HELD = table_file.HELD = 1 << 20
+token_file.ROWS = 512
 import json
 print(json.dumps(bench_growth.measured(sys.argv[1], Path(sys.argv[2]))))
 """
 
 
-def test_stages_four_times_the_rows_take_no_more_memory(tmp_path):
-    """Catches: rows, answers or pairs held as Python objects until all are there. Before, 30,000 rows more took
-    reformat 104 MiB and gather 171 MiB more; now 22 and 23, as buffers fill up until some 20,000 rows."""
-    peaks: dict[str, list[int]] = {}
-    for count in (10_000, 40_000):
+@pytest.mark.parametrize("stage", ["reformat", "tokenize", "gather"])
+def test_stage_four_times_the_rows_take_no_more_memory(tmp_path, stage):
+    """Catches: rows, tokens, answers or pairs held as Python objects until all are there. Before, 30,000 rows more took
+    reformat 104 MiB and gather 171 MiB more; now 22 and 23, as buffers fill up until some 20,000 rows. The ids of 6,000
+    rows more would take tokenize 120 MiB."""
+    peaks = []
+    for count in (2_000, 8_000) if stage == "tokenize" else (10_000, 40_000):
         folder = tmp_path / str(count)
-        folder.mkdir()
+        (folder / "tokenizer").mkdir(parents=True)
+        write_tokenizer(folder / "tokenizer")
         growth_data.write_jsonl(folder / "rows.jsonl", count)
-        for name in ("reformat", "gather"):
-            if name == "gather":
-                growth_data.write_answers(folder / "reformat", folder / "answers")
-            command = [sys.executable, "-c", SMALL, name, str(folder)]
-            ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-            assert ran.returncode == 0, ran.stderr
-            peaks.setdefault(name, []).append(json.loads(ran.stdout)["mib"])
-    assert all(large < small + 70 for small, large in peaks.values()), peaks
+        peaks.append(peak("reformat", folder))
+        if stage == "gather":
+            growth_data.write_tokens(folder / "reformat", folder / "tokens")
+            growth_data.write_answers(folder / "tokens", folder / "answers")
+        if stage != "reformat":
+            peaks[-1] = peak(stage, folder)
+    assert peaks[1] < peaks[0] + 70
+
+
+def peak(stage, folder):
+    """MiB of the stage in a process of its own."""
+    command = [sys.executable, "-c", SMALL, stage, str(folder)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)["mib"]
 
 
 def test_iter_ids_are_those_of_the_rows(tmp_path):

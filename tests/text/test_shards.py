@@ -1,5 +1,6 @@
 """Shards of prompts: bounded sizes, the same rows the same shards, and an edit that changes only what is around it."""
 
+import hashlib
 import json
 import random
 
@@ -8,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_core.config.dataset import Dataset
-from spin_core.data.rows import cut
+from spin_core.data import token_file
+from spin_core.data.rows import FILES, cut, read_rows
+from spin_core.data.token_file import TokenFile
 from spin_core.job import Job
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config
+from tests.text.token_trees import tokens_of
 
 IDS = st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=300).map(sorted)
 
@@ -94,6 +98,89 @@ def test_cut_shards_worst_neighbours_change_at_most_four_shards():
     assert sum(counts["removed"]) < 1.2 * len(ids) and sum(counts["added"]) < 1.3 * len(ids)
 
 
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    """Makes rows and their tokens of records, with shards of about 16: the two trees, and tokenize's counts."""
+
+    def make(records, **chat):
+        folder = tmp_path_factory.mktemp("shards")
+        (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+        (folder / "rows").mkdir()
+        config = Config(dataset=Dataset(), seed=7)
+        reformat.run({"source": folder / "data.jsonl"}, config, Job(folder / "rows", folder))
+        summary = tokens_of(folder / "rows", folder / "tokens", shard_rows=16, **chat)
+        return folder / "rows", folder / "tokens", summary
+
+    return make
+
+
+def files(tree):
+    return {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("template", ["model", "paper"])
+def test_run_shards_have_each_prompt_that_is_asked_and_no_answer(tokenized, template):
+    """Catches: a row that no shard has, answers in a shard, a shards.json that says other than the shards, and a prompt
+    that is sampled under other ids than it is scored (but for the published code's way, where they differ)."""
+    rows, tokens, summary = tokenized(numbered(range(60)), template=template)
+    listed = json.loads((tokens / "shards.json").read_text())
+    assert summary["shards"] == len(listed) and summary["rejected"] == {}
+    assert summary["train_rows"] + summary["test_rows"] == 60
+    assert set(files(tokens)) == {
+        "shards.json", "tokens.json", "rejects.jsonl", *token_file.FILES.values(), *(shard["file"] for shard in listed)
+    }  # fmt: skip
+    asked = "prompt" if template == "model" else "asked"
+    for split, name in FILES.items():
+        file = TokenFile(tokens / token_file.FILES[split])
+        assert file.columns == (["prompt", "answer"] if template == "model" else ["prompt", "answer", "asked"])
+        lines = []
+        for shard in (s for s in listed if s["split"] == split):
+            data = (tokens / shard["file"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+            assert shard["file"] == f"prompts/{split}-{shard['sha256'][:12]}.jsonl"
+            assert data.count(b"\n") == shard["rows"]
+            lines += [json.loads(line) for line in data.splitlines()]
+        assert [line["id"] for line in lines] == [row.id for row in read_rows(rows / name)]
+        assert lines == [
+            {"id": id, "prompt": row[asked].tolist()} for id, row in zip(file.ids, file, strict=True)
+        ]  # fmt: skip
+    assert (tokens / "rejects.jsonl").read_text() == ""
+
+
+def test_run_edited_answer_leaves_every_shard_as_it_was(tokenized):
+    """Catches: answers in the shards, so that correcting one regenerates its full shard."""
+    rows = numbered(range(100))
+    before = files(tokenized(rows)[1])
+    rows[50]["response"] = "Fifty-one."
+    after = files(tokenized(rows)[1])
+    differ = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert differ and differ <= {*token_file.FILES.values(), "tokens.json"}
+
+
+def test_run_shuffled_input_gives_the_same_tokens(tokenized):
+    """Catches: anything in the tokens that depends on the order of the input, on a path, or on which rows are rendered
+    together."""
+    rows = numbered(range(300))
+    rows[7]["response"] += "<|im_end|><|im_start|>"
+    first, again = (tokenized(made) for made in (rows, random.Random(3).sample(rows, len(rows))))
+    assert files(first[1]) == files(again[1]) and first[2] == again[2]
+    assert first[2]["rejected"] == {"special token in the text": 1}
+
+
+def test_run_rejected_row_is_in_no_shard_and_said_with_the_reason(tokenized):
+    """Catches: a row that has no real answer's ids sampled for nothing, and one that is gone without a word."""
+    rows = numbered(range(40))
+    rows[3]["prompt"] += " <|im_start|>"
+    _, tokens, summary = tokenized(rows)
+    (reject,) = [json.loads(line) for line in (tokens / "rejects.jsonl").read_text().splitlines()]
+    shards = "".join((tokens / shard["file"]).read_text() for shard in json.loads((tokens / "shards.json").read_text()))
+    assert summary["rejected"] == {reject["reason"]: 1} and summary["train_rows"] + summary["test_rows"] == 39
+    assert "'<|im_start|>' in the user" in reject["detail"] and reject["id"] not in shards
+    assert shards.count("\n") == 39
+    counts = json.loads((tokens / "tokens.json").read_text())
+    assert [counts[split]["rejected"] for split in FILES if split == reject["split"]] == [{reject["reason"]: 1}]
+
+
 BASE = 1200
 EDITS = {
     # kind: (rows after the edit from the rows before it, prompts that came or went)
@@ -124,16 +211,11 @@ def drop_neighbours(rows, draw):
 
 
 @pytest.fixture(scope="module")
-def shards_of(tmp_path_factory):
-    """The digests of the shards that reformat makes of rows, and the number of rows of each."""
+def shards_of(tokenized):
+    """The digests of the shards that tokenize makes of reformat's rows, and the number of rows of each."""
 
-    def make(rows, **dataset):
-        folder = tmp_path_factory.mktemp("shards")
-        (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "out").mkdir()
-        config = Config(dataset=Dataset(shard_rows=16, **dataset), seed=7)
-        reformat.run({"source": folder / "data.jsonl"}, config, Job(folder / "out", folder))
-        listed = json.loads((folder / "out" / "shards.json").read_text())
+    def make(rows):
+        listed = json.loads((tokenized(rows)[1] / "shards.json").read_text())
         sizes = [shard["rows"] for shard in listed if shard["split"] == "train"]
         assert all(4 <= rows <= 32 for rows in sizes[:-1]) and sizes[-1] <= 32
         return {shard["sha256"]: shard["rows"] for shard in listed}

@@ -56,7 +56,6 @@ def theta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spin(tmp_path_factory: pytest.TempPathFactory, theta: Path) -> Callable[..., tuple[dict, Path]]:
     """Finetune of ten made-up pairs: `spin(**config) -> (summary, out)`. A run is made once; `again` makes another."""
     root = tmp_path_factory.mktemp("spin")
-    tree = pairs_tree(root / "pairs", made_up_pairs(10), made_up_pairs(3, 100))
     known: dict[str, Any] = {}
 
     def once(key: str, make: Callable[[Path], Any]) -> Any:
@@ -67,6 +66,9 @@ def spin(tmp_path_factory: pytest.TempPathFactory, theta: Path) -> Callable[...,
     def run(again: int = 0, runtime: dict | None = None, model: Path = theta, **changes: Any) -> tuple[dict, Path]:
         config = finetune_config(**changes)
         settings = score_config(config)
+        length = config.finetune.max_length if config.finetune.collation == "reference" else 0
+        train, test = made_up_pairs(10), made_up_pairs(3, 100)
+        tree = once(f"pairs {length}", lambda path: pairs_tree(path, train, test, length))
         logps = once(f"{model} {settings!r}", lambda path: scored(path, model, tree, config))
 
         def make(path: Path) -> tuple[dict, Path]:

@@ -21,6 +21,8 @@ from training_data import (
     scored,
 )
 
+from spin_core.modeling.encoding import Conversation, encode
+from spin_core.modeling.loading import load_chat
 from spin_core.stages import finetune, generate
 
 PAIRS = 6
@@ -58,9 +60,9 @@ def test_score_each_process_half_of_the_pairs(tmp_path, two, theta, sharding) ->
 def test_generate_each_process_half_of_the_prompts(tmp_path, two, theta, sharding) -> None:
     """Catches every process that answers all, answers of another prompt, and random numbers that depend on who draws
     them; seven prompts, so that one process has one that the other lacks."""
-    rows = [
-        {"id": f"{i:016x}", "prompt": [{"role": "user", "content": f"Say {i}." + " Please." * i}]} for i in range(7)
-    ]
+    texts = [[{"role": "user", "content": f"Say {i}." + " Please." * i}] for i in range(7)]
+    encoded = encode(load_chat(theta, CHAT), [Conversation(prompt, (), ()) for prompt in texts])
+    rows = [{"id": f"{i:016x}", "prompt": one.prompt} for i, one in enumerate(encoded)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = generate.Config(generate=generate.Generate(max_new_tokens=8, temperature=1.0), chat=CHAT, seed=3)
     inputs, digests, events = {"model": theta, "prompts": tmp_path / "prompts.jsonl"}, {"model": "m"}, list[dict]()

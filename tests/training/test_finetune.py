@@ -5,11 +5,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_data import (
+    CHAT,
     DIGESTS,
     copy_model,
     finetune_config,
@@ -26,7 +28,8 @@ from training_data import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spin_core.errors import BadInput, StageFailed
-from spin_core.modeling.collate import encode_answer
+from spin_core.modeling.collate import Tokens
+from spin_core.modeling.encoding import Conversation, Encoded, encode
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import finetune, score
 
@@ -246,10 +249,12 @@ def test_score_any_batch_equals_each_pair_alone(tmp_path, theta, policy_calls, r
     table = pq.read_table(out / "logps.parquet").to_pydict()
     assert table["id"] == [pair.id for pair in pairs + test]
     assert table["split"] == ["train"] * 9 + ["test"] * 3
-    chat, model = load_chat(theta, finetune_config().chat), load_model(theta, "cpu")
+    chat, model = load_chat(theta, CHAT), load_model(theta, "cpu")
     for number, pair in enumerate(pairs + test):
-        for side, finished in (("real", True), ("generated", pair.finish == "stop")):
-            tokens = encode_answer(chat, pair.prompt, getattr(pair, side), finished, 128, "pair")
+        (one,) = encode(chat, [Conversation(pair.prompt, (pair.real, pair.generated), (True, pair.finish == "stop"))])
+        assert isinstance(one, Encoded)
+        for side, answer in zip(("real", "generated"), one.answers, strict=True):
+            tokens = Tokens(np.array(one.prompt + answer, np.int32), len(one.prompt))
             ids, labels = (torch.from_numpy(x.astype("int64"))[None] for x in (tokens.ids, labels_of(tokens)))
             alone = sequence_logps(model(ids).logits, labels).item()
             assert table[side][number] == pytest.approx(alone, abs=2e-4)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from training_data import CHAT, GOLDEN, calls_of, copy_model, job_at
+from training_data import GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
 from spin_core.config.finetune import Finetune, Score
 from spin_core.modeling.chat import reference_texts
 from spin_core.modeling.collate import encode_reference
-from spin_core.modeling.loading import load_chat, load_model, load_tokenizer
+from spin_core.modeling.loading import load_model, load_tokenizer
 from spin_core.modeling.logprobs import Policy
 from spin_core.stages.score import logps_of
 from spin_core.training.loop import TrainingPlan, make_strategy
@@ -52,10 +52,7 @@ def step_data(golden, paths) -> dict:
 @pytest.fixture(scope="module")
 def scores(step_data, paths, tmp_path_factory):
     """`scores(batch, form)`: the opponent's log-probs [4, 2] of a golden batch, as `score` makes them in that form."""
-    chat, settings = (
-        load_chat(paths["opponent"], CHAT),
-        Score(max_length=112, precision="float32", collation="reference"),
-    )
+    settings = Score(max_length=112, precision="float32", collation="reference")
     known: dict[tuple[int, bool], torch.Tensor] = {}
 
     def scores(number: int, form: dict) -> torch.Tensor:
@@ -63,7 +60,7 @@ def scores(step_data, paths, tmp_path_factory):
         if key not in known:
             job = job_at(tmp_path_factory.mktemp("score"), packing=form["packing"])
             pairs = step_data["batches"][number]["pairs"]
-            logps = logps_of(paths["opponent"], pairs, chat, settings, job, "score")
+            logps = logps_of(paths["opponent"], pairs, settings, job, "score")
             known[key] = torch.tensor(logps, dtype=torch.float32).view(4, 2)
         return known[key]
 

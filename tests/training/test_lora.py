@@ -14,9 +14,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from test_resume import Stopped, content, kill_at, stopping
 from training_data import (
+    CHAT,
     DIGESTS,
     copy_model,
     finetune_config,
+    groups_of,
     job_at,
     made_up_pairs,
     metrics_of,
@@ -30,10 +32,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from spin_core.config.finetune import Finetune, Lora, score_settings
 from spin_core.config.profile import load_profile
 from spin_core.config.runtime import Runtime
-from spin_core.data.rows import Row, write_rows
 from spin_core.errors import BadInput
-from spin_core.modeling.collate import encode_pairs
-from spin_core.modeling.loading import load_chat, load_model, save_model
+from spin_core.modeling.collate import Groups
+from spin_core.modeling.loading import load_model, save_model
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.lora import add_adapter, merged, seed_of
 from spin_core.modeling.opponent import opponent
@@ -66,10 +67,9 @@ def adapted(path: Path, **changes: Any) -> tuple[PreTrainedModel, Lora]:
 
 
 @pytest.fixture(scope="module")
-def groups(theta) -> list:
+def groups() -> Groups:
     """Four pairs as token sequences."""
-    config = finetune_config()
-    return encode_pairs(made_up_pairs(4), load_chat(theta, config.chat), score_settings(config.finetune), job_at(theta))
+    return groups_of(made_up_pairs(4))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_lora_nf4_on_cpu_refused_in_a_sentence(tmp_path, inputs) -> None:
     config = finetune_config(lora={"quantize": "nf4"}, precision="bfloat16")
     with pytest.raises(BadInput, match=r"`score`.*run score again"):
         finetune.run(inputs, config, job_at(tmp_path / "stale", DIGESTS))
-    how = score.Config(score=score_settings(config.finetune), chat=config.chat)
+    how = score.Config(score=score_settings(config.finetune), chat=CHAT)
     sentence = r"finetune\.lora\.quantize: nf4 runs on a CUDA GPU, not on cpu"
     with pytest.raises(BadInput, match=sentence):
         score.run({"model": inputs["model"], "pairs": inputs["pairs"][0]}, how, job_at(tmp_path / "score"))
@@ -293,14 +293,14 @@ def test_lora_nf4_on_cpu_refused_in_a_sentence(tmp_path, inputs) -> None:
 
 def test_evaluate_nf4_likelihood_is_of_the_unquantised_model(tmp_path, theta) -> None:
     """Catches figures of a quantised model beside answers of the unquantised one: without pairs it needs no GPU."""
-    tree = rows_tree(tmp_path / "rows", [])
-    write_rows(tree / "test_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in made_up_pairs(4)])
+    tree = rows_tree(tmp_path / "rows", [], made_up_pairs(4))
     result = []
     for quantize in ("none", "nf4"):
         part = finetune_config(lora={"quantize": quantize}, precision="bfloat16")
         settings = evaluate.Evaluate(exact_match="")
-        config = evaluate.Config(evaluate=settings, chat=part.chat, score=score_settings(part.finetune), seed=1)
-        result.append(evaluate.run({"model": theta, "rows": tree}, config, job_at(tmp_path / quantize)))
+        config = evaluate.Config(evaluate=settings, chat=CHAT, score=score_settings(part.finetune), seed=1)
+        given = {"model": theta, "rows": tree, "tokens": tree}
+        result.append(evaluate.run(given, config, job_at(tmp_path / quantize)))
     assert result[0] == result[1]
 
 
@@ -335,7 +335,7 @@ def test_qlora_starts_at_its_opponent_and_merges_into_unquantised_weights(
     weights: untrained, θ_{t+1} must be θ_t; trained, the difference has the adapter's rank."""
     tree = inputs["pairs"][0]
     config = finetune_config(lora={**LORA, "quantize": "nf4"}, precision="bfloat16", lr=5e-3)
-    how = score.Config(score=score_settings(config.finetune), chat=config.chat)
+    how = score.Config(score=score_settings(config.finetune), chat=CHAT)
     job = job_at(tmp_path / "score", device=DEVICE)
     score.run({"model": theta, "pairs": tree}, how, job)
     outs = []

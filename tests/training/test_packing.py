@@ -9,12 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from packing_data import WORDS, alone, apart, forms_of, gradients, group_lists, tiny_llama, tokens
-from training_data import CHAT, finetune_config, job_at, made_up_pairs, score_config
+from training_data import groups_of, made_up_pairs
 from transformers import PreTrainedModel
 
 from spin_core.errors import BadInput
-from spin_core.modeling.collate import encode_pairs
-from spin_core.modeling.loading import load_chat
 from spin_core.modeling.packing import Group, pack, pad_groups, tokens_of
 
 bounded = settings(
@@ -145,22 +143,19 @@ def test_policy_group_that_cannot_be_packed_is_padded(group) -> None:
 
 
 @pytest.mark.parametrize("collation", ["exact", "reference"])
-def test_packed_pairs_cut_at_the_limit_equal_alone(theta, tmp_path, collation) -> None:
+def test_packed_pairs_cut_at_the_limit_equal_alone(collation) -> None:
     """Catches cut sequences that are not packed, or packed behind another prompt; a prompt over the limit is refused
     in `exact` before it comes here (the reference cuts it)."""
-    chat = load_chat(theta, CHAT)
     limit = 34 if collation == "exact" else 72
-    score = score_config(finetune_config(collation=collation, max_length=limit)).score
-    pairs = encode_pairs(made_up_pairs(6), chat, score, job_at(tmp_path))
+    pairs = groups_of(made_up_pairs(6), limit, reference=collation == "reference")
     lengths = [len(one) for pair in pairs for one in pair]
     assert max(lengths) <= limit
     assert collation == "reference" or lengths.count(limit) > 2
     folded = [[replace(one, ids=one.ids % WORDS) for one in pair] for pair in pairs]
     check(folded, torch.float64, 1e-10, 1e-9)
     if collation == "exact":
-        tight = score.model_copy(update={"max_length": 20})
         with pytest.raises(BadInput, match="no room for an answer in max_length 20"):
-            encode_pairs(made_up_pairs(6), chat, tight, job_at(tmp_path))
+            groups_of(made_up_pairs(6), 20)
 
 
 def test_pack_one_prompt_is_there_once_and_positions_restart() -> None:

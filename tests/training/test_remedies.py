@@ -12,6 +12,7 @@ from training_data import (
     CHAT,
     DIGESTS,
     finetune_config,
+    groups_of,
     job_at,
     labels_of,
     made_up_pairs,
@@ -23,9 +24,8 @@ from training_data import (
 )
 
 from spin_core.config.runtime import Runtime
-from spin_core.data.rows import TEST_FILE, Row, write_rows
-from spin_core.modeling.collate import Tokens, encode_pairs
-from spin_core.modeling.loading import load_chat, load_model
+from spin_core.modeling.collate import Tokens
+from spin_core.modeling.loading import load_model
 from spin_core.modeling.logprobs import Policy
 from spin_core.stages import evaluate, finetune, score
 from spin_core.store.keys import config_payload
@@ -120,10 +120,8 @@ def test_answer_without_labels_divides_by_one() -> None:
 def test_anchors_gradient_is_that_of_the_models_own_loss(theta) -> None:
     """Catches an anchor whose gradient is not the NLL's (detached, of other labels, mis-scaled): transformers computes
     the mean NLL of an answer's labels by itself."""
-    chat, model = load_chat(theta, CHAT), load_model(theta, "cpu", train=True)
-    settings = score_config(finetune_config()).score
-    encoded = encode_pairs(made_up_pairs(4), chat, settings, job_at(theta.parent / "job"))
-    policy = Policy(model, chat.tokenizer.pad_token_id, "float32").settle(128, Runtime(device="cpu"))
+    model, encoded = load_model(theta, "cpu", train=True), groups_of(made_up_pairs(4))
+    policy = Policy(model, 3, "float32").settle(128, Runtime(device="cpu"))
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
@@ -187,19 +185,18 @@ def test_evaluate_reports_the_training_objective_without_the_anchor(tmp_path: Pa
     new, training = tmp_path / "one" / "out", metrics_of(tmp_path / "two" / "out")[1]
 
     tables = [scored(tmp_path / "score new", new, tree, finetune_config()), scores]
-    rows = [pq.read_table(path / "logps.parquet").to_pylist()[6:] for path in tables]
+    lines = [pq.read_table(path / "logps.parquet").to_pylist()[6:] for path in tables]
     margins = []
-    for ours, theirs in zip(*rows, strict=True):
+    for ours, theirs in zip(*lines, strict=True):
         real, generated = ((ours[side] - theirs[side]) / ours[f"{side}_tokens"] for side in ("real", "generated"))
         margins.append(3.0 * (real - generated))
     loss, margin = sum(map(softplus, margins)) / 6, sum(margins) / 6
     assert abs(margin) > 0.1
 
-    rows_tree(tmp_path / "rows", [])
-    write_rows(tmp_path / "rows" / TEST_FILE, [Row(pair.id, pair.prompt, pair.real) for pair in pairs])
+    rows = rows_tree(tmp_path / "rows", [], pairs)
     how = {"score": score_config(finetune_config()).score, "beta": 3.0, "loss": "sigmoid", "length_normalised": True}
     section = evaluate.Config(evaluate=evaluate.Evaluate(), chat=CHAT, seed=0, **how)
-    given = {"model": new, "rows": tmp_path / "rows", "pairs": tree, "logps": scores}
+    given = {"model": new, "rows": rows, "tokens": rows, "pairs": tree, "logps": scores}
     metrics = evaluate.run(given, section, job_at(tmp_path / "evaluate"))
     assert (metrics["spin/loss"], metrics["spin/margin"]) == pytest.approx((loss, margin), abs=1e-4)
     anchor = 0.5 * training["nll/real"]

@@ -114,7 +114,7 @@ def test_finetune_killed_twice_and_resumed_same_bytes(tmp_path, inputs, uninterr
 def test_sft_stopped_and_resumed_same_bytes(tmp_path, theta) -> None:
     """Catches AdamW's moments and step count lost in a resume."""
     tree = rows_tree(tmp_path / "rows", made_up_pairs(10))
-    given = {"model": theta, "rows": tree}, sft_config(epochs=3.0)
+    given = {"model": theta, "tokens": tree}, sft_config(epochs=3.0)
     run = job_at(tmp_path / "uninterrupted")
     sft.run(*given, run)
     with pytest.raises(Stopped):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from training_data import job_at, made_up_pairs, metrics_of, pad, rows_tree, sequence_logps, sft_config
+from training_data import groups_of, job_at, made_up_pairs, metrics_of, pad, rows_tree, sequence_logps, sft_config
 
 from spin_core.errors import BadInput
 from spin_core.modeling.loading import load_model
@@ -16,7 +16,7 @@ def run(tmp_path, theta, name="run", count=10, runtime=None, **changes):
     if not tree.exists():
         rows_tree(tree, made_up_pairs(count))
     job = job_at(tmp_path / name, **(runtime or {}))
-    return sft.run({"model": theta, "rows": tree}, sft_config(**changes), job), job.out
+    return sft.run({"model": theta, "tokens": tree}, sft_config(**changes), job), job.out
 
 
 def test_sft_ten_rows_learns_and_reports(tmp_path, theta) -> None:
@@ -33,14 +33,8 @@ def test_sft_ten_rows_learns_and_reports(tmp_path, theta) -> None:
 
 def test_sft_first_loss_is_token_mean_of_answers_only(tmp_path, theta) -> None:
     """Catches prompts in the loss, padding in the mean, and a mean of row means."""
-    from spin_core.modeling.chat import Chat
-    from spin_core.modeling.collate import encode_answer
-    from spin_core.modeling.loading import load_tokenizer
-
     _, out = run(tmp_path, theta, global_batch=10, epochs=1.0)
-    chat = Chat(load_tokenizer(theta), sft_config().chat, "theta")
-    rows = [encode_answer(chat, p.prompt, p.real, True, 128, "row") for p in made_up_pairs(10)]
-    batch = pad(rows, 3)
+    batch = pad([real for real, _ in groups_of(made_up_pairs(10))], 3)
     with torch.no_grad():
         logits = load_model(theta, "cpu")(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     expected = -sequence_logps(logits, batch["labels"]).sum() / (batch["labels"] != -100).sum()
@@ -65,8 +59,9 @@ def test_sft_micro_batches_same_result(tmp_path, theta, policy_calls, runtime, r
 
 
 def test_sft_no_rows_or_no_room_refused(tmp_path, theta) -> None:
-    """Catches an empty train split that gives back the base model, and answers cut to nothing."""
+    """Catches an empty train split that gives back the base model, and answers cut to nothing. The longest
+    prompt is named."""
     with pytest.raises(BadInput, match="no rows to train on"):
         run(tmp_path / "none", theta, count=0)
-    with pytest.raises(BadInput, match=r"row 0{16}: .* no room for an answer"):
+    with pytest.raises(BadInput, match=r"row 0{15}8: .* no room for an answer"):
         run(tmp_path / "tight", theta, max_length=8)

@@ -4,7 +4,9 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from transformers import PreTrainedModel
 
 from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
-from spin_core.data.rows import Pair, Row, write_pairs, write_rows
+from spin_core.data.rows import FILES, Pair, Row, write_pairs, write_rows
 from spin_core.job import Bar, Job
-from spin_core.modeling.collate import Tokens
+from spin_core.modeling.collate import Groups, Tokens, read_groups
 from spin_core.modeling.loss import token_logps
 from spin_core.modeling.packing import pad_groups
-from spin_core.stages import finetune, score, sft
+from spin_core.stages import finetune, score, sft, tokenize
 
 IGNORE = -100
 """Label of a position that is not part of an answer."""
@@ -73,18 +75,44 @@ def made_up_pairs(count: int, first: int = 0) -> list[Pair]:
     ]
 
 
-def pairs_tree(path: Path, train: list[Pair], test: list[Pair]) -> Path:
-    path.mkdir(parents=True)
-    write_pairs(path / "train_prefs-00000-of-00001.parquet", train)
-    write_pairs(path / "test_prefs-00000-of-00001.parquet", test)
-    return path
+@cache
+def _tokenizer() -> TemporaryDirectory[str]:
+    """The golden tokenizer in a model's folder, while this process lives."""
+    folder = TemporaryDirectory(prefix="spinloop-tokenizer-")
+    copy_model(Path(folder.name) / "model")
+    return folder
 
 
-def rows_tree(path: Path, train: list[Pair]) -> Path:
+def _add_tokens(kind: str, tree: Path, **settings: Any) -> Path:
+    """The tokens of a tree of texts, by the real stage with the golden tokenizer, beside its texts."""
+    config = tokenize.Config(chat=CHAT, max_rejected=0.0, **settings)
+    job = Job(out=tree, scratch=tree)
+    tokenize.run({"tokenizer": Path(_tokenizer().name) / "model", kind: tree}, config, job)
+    return tree
+
+
+def pairs_tree(path: Path, train: list[Pair], test: list[Pair], reference_length: int = 0) -> Path:
+    """Pairs as text, and their tokens beside them. `reference_length`: the published code's max_length, where they are
+    collated as it did."""
     path.mkdir(parents=True)
-    write_rows(path / "train_prefs-00000-of-00001.parquet", [Row(p.id, p.prompt, p.real) for p in train])
-    write_rows(path / "test_prefs-00000-of-00001.parquet", [])
-    return path
+    write_pairs(path / FILES["train"], train)
+    write_pairs(path / FILES["test"], test)
+    return _add_tokens("pairs", path, reference_length=reference_length)
+
+
+def rows_tree(path: Path, train: list[Pair], test: Sequence[Pair] = ()) -> Path:
+    """The prompts and real answers of pairs as rows, and their tokens beside them."""
+    path.mkdir(parents=True)
+    for split, pairs in (("train", train), ("test", test)):
+        write_rows(path / FILES[split], [Row(p.id, p.prompt, p.real) for p in pairs])
+    return _add_tokens("rows", path, shard_rows=100)
+
+
+def groups_of(pairs: list[Pair], max_length: int = 128, reference: bool = False) -> Groups:
+    """The token sequences that score and finetune read of these pairs, train ones."""
+    with TemporaryDirectory() as folder:
+        tree = pairs_tree(Path(folder) / "pairs", pairs, [], max_length if reference else 0)
+        return read_groups([tree], "train", max_length)
 
 
 class LoudBar(Bar):
@@ -108,7 +136,7 @@ def job_at(path: Path, digests: dict | None = None, events: list | None = None, 
     (path / "out").mkdir(parents=True, exist_ok=True)
     (path / "scratch").mkdir(exist_ok=True)
     settings = Runtime(**{"device": "cpu", "threads": 1, **runtime})
-    result = {"model": "m", "pairs": "p", "rows": "r"} if digests is None else digests
+    result = {"model": "m", "pairs": "p", "tokens": "t"} if digests is None else digests
     return LoudJob(path / "out", path / "scratch", settings, result, (events if events is not None else []).append)
 
 
@@ -118,18 +146,18 @@ DIGESTS = {"model": "m", "pairs": ["p"], "logps": ["s"]}
 
 def finetune_config(seed: int = 7, **changes: Any) -> finetune.Config:
     defaults = {"lr": 1e-3, "schedule_epochs": 2.0, "global_batch": 4, "max_length": 128, "warmup_ratio": 0.0}
-    return finetune.Config(finetune=finetune.Finetune(**{**defaults, **changes}), chat=CHAT, seed=seed)
+    return finetune.Config(finetune=finetune.Finetune(**{**defaults, **changes}), seed=seed)
 
 
 def sft_config(seed: int = 7, **changes: Any) -> sft.Config:
     defaults = {"lr": 1e-3, "epochs": 2.0, "global_batch": 4, "max_length": 128, "warmup_ratio": 0.0}
-    return sft.Config(sft=sft.Sft(**{**defaults, **changes}), chat=CHAT, seed=seed)
+    return sft.Config(sft=sft.Sft(**{**defaults, **changes}), seed=seed)
 
 
 def score_config(config: finetune.Config) -> score.Config:
     part = config.finetune
     settings = score.Score(max_length=part.max_length, precision=part.precision, collation=part.collation)
-    return score.Config(score=settings, chat=config.chat)
+    return score.Config(score=settings, chat=CHAT)
 
 
 def scored(path: Path, model: Path, pairs: Path, config: finetune.Config, digest: str = "p", **runtime: Any) -> Path:

@@ -5,7 +5,8 @@ limits here from endless loops, gigabytes and files. Needs jinja2 only, so that 
 What a template can use is what transformers gives it (tests/security/test_templates.py compares the two), but for
 jinja's `random` and `lipsum`: a prompt that differs each time could not be scored as it was sampled.
 
-In: JSON lines `{"template", "variables"}`. Out: `{"text"}` or `{"error"}`.
+In: JSON lines `{"template", "variables", "each"}`; each of `each` are variables of one text more. Out: a list of
+`{"text"}` or `{"error"}`, one of each.
 A rendering that takes too long ends the process with SIGPROF: only the kernel can stop a loop inside of C.
 """
 
@@ -99,20 +100,25 @@ def main() -> None:
     _limit()
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        try:
-            request = json.loads(line)
-            answer = {"text": render(compiled(request["template"]), request["variables"])}
-        except Refused as error:
-            answer = {"error": str(error)}
-        except MemoryError:
-            answer = {"error": f"it needs over {MEMORY >> 20} MiB of memory"}
-        except UnicodeEncodeError:
-            answer = {"error": "it writes half of a surrogate pair, which is not text"}
-        except Exception as error:  # a template is free to raise anything
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR]}"}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        request = json.loads(line)
+        answers = [_answer(compiled, request["template"], request["variables"] | own) for own in request["each"]]
+        sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _answer(compiled: Any, template: str, variables: dict[str, Any]) -> dict[str, str]:
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the limit is one text's
+    try:
+        return {"text": render(compiled(template), variables)}
+    except Refused as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": f"it needs over {MEMORY >> 20} MiB of memory"}
+    except UnicodeEncodeError:
+        return {"error": "it writes half of a surrogate pair, which is not text"}
+    except Exception as error:  # a template is free to raise anything
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR]}"}
 
 
 if __name__ == "__main__":

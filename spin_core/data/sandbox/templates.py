@@ -2,7 +2,7 @@
 (`spin_core/data/sandbox/template_child.py`).
 
 Every text that our stages make of a conversation comes from there: one child per process, started at the first
-rendering (a tenth of a second), used row by row (0.4 ms), ended with this process.
+rendering (a tenth of a second), ended with this process.
 Promised: no template makes a stage hang, fills the memory, writes a file or sees the environment. Not promised: that
 jinja's sandbox has no hole (then the child could read what this user may read); and lm-evaluation-harness renders
 `harness.chat_template` by itself.
@@ -18,15 +18,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 CHILD = Path(__file__).with_name("template_child.py")
 # The child ends itself by processor time; this is for one that is stopped or starved.
 WALL_SECONDS = 120.0
-KEPT_TEXTS = 4  # a row's prompt is rendered several times in a row
 # What the child's interpreter needs to find its libraries; no token, no proxy, no path of a cache.
 KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
 
@@ -42,13 +41,27 @@ class Renderer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: socket.socket  # to the child, while there is one
-        self._text = lru_cache(KEPT_TEXTS)(self._ask)
         os.register_at_fork(after_in_child=self._forked)
 
     def render(self, template: str, variables: dict[str, Any]) -> str:
         """The text of `template` with `variables` (JSON values, `messages` among them). Raises TemplateError."""
+        (made,) = self.render_all(template, variables, [{}])
+        if isinstance(made, TemplateError):
+            raise made
+        return made
+
+    def render_all(
+        self, template: str, variables: dict[str, Any], each: Sequence[dict[str, Any]]
+    ) -> list[str | TemplateError]:
+        """As `render`, a text for each of `each`, whose variables are added. A million characters of conversation at
+        once are well: child and parent hold them several times. Where the child ends, each is rendered alone."""
         with self._lock:
-            return self._text(json.dumps({"template": template, "variables": variables}))
+            try:
+                return self._ask(json.dumps({"template": template, "variables": variables, "each": each}), len(each))
+            except TemplateError as error:
+                if len(each) == 1:
+                    return [error]
+        return [text for one in each for text in self.render_all(template, variables, [one])]
 
     def _start(self) -> None:
         self._pipe, theirs = socket.socketpair()
@@ -61,7 +74,7 @@ class Renderer:
                 env={name: os.environ[name] for name in KEPT if name in os.environ},
             )
 
-    def _ask(self, request: str) -> str:
+    def _ask(self, request: str, count: int) -> list[str | TemplateError]:
         if self._process is None:
             self._start()
         # A stopped child neither reads what is longer than the pipe nor ends a line.
@@ -78,12 +91,10 @@ class Renderer:
         except BaseException:  # its answer must not be taken for the next one's
             self._end()
             raise
-        with suppress(ValueError):
-            answer = json.loads(reply)
-            if isinstance(answer, dict) and isinstance(text := answer.get("text"), str):
-                return text
-            if isinstance(answer, dict) and isinstance(error := answer.get("error"), str):
-                raise TemplateError(error)
+        with suppress(ValueError, TypeError, LookupError):
+            texts = [_text(answer) for answer in json.loads(reply)]
+            if len(texts) == count:
+                return texts
         code = self._end()
         if code == -signal.SIGPROF:
             from spin_core.data.sandbox.template_child import CPU_SECONDS
@@ -108,6 +119,10 @@ class Renderer:
             os.close(self._pipe.detach())
 
 
+def _text(answer: dict[str, str]) -> str | TemplateError:
+    return str(answer["text"]) if "text" in answer else TemplateError(answer["error"])
+
+
 _renderer = Renderer()
-render = _renderer.render
+render, render_all = _renderer.render, _renderer.render_all
 atexit.register(_renderer._end)

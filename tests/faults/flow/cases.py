@@ -118,8 +118,8 @@ def case_of(forks: Forks, base: Path, stage: str, part: str = "", runtime: dict 
 
 def _inputs(store: Store, name: str, value: Any) -> Any:
     if name == "prompts":
-        rows = next(store.records("reformat")).digest
-        return next(vars(shard) for shard in shards(store, _ref(rows)) if shard.digest == value)
+        tokens = next(record for record in store.records("tokenize") if "rows" in record.payload["inputs"])
+        return next(vars(shard) for shard in shards(store, _ref(tokens.digest)) if shard.digest == value)
     return [{"digest": one} for one in value] if isinstance(value, list) else {"digest": value}
 
 

@@ -116,7 +116,7 @@ def check_exactly_once(store: Path, kept: dict[str, tuple[int, int]], cached: di
         answers.update(json.loads(line)["id"] for line in (shard / "answers.jsonl").read_text().splitlines())
     prompts = [
         json.loads(line)["id"]
-        for file in next(latest.glob("*-reformat")).glob("prompts/*.jsonl")
+        for file in next(latest.glob("*-tokenize")).glob("prompts/*.jsonl")
         for line in file.read_text().splitlines()
     ]
     assert answers == Counter(prompts), "a row is missing or doubled"

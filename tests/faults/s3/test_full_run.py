@@ -85,7 +85,7 @@ def stage_on_another_machine(url: str, on, tmp_path: Path) -> None:
     config = dict(record.payload["config"])
     config["evaluate"] = {**config["evaluate"], "max_new_tokens": 5}
     changed = evaluate_stage.Config(**config)
-    inputs = {name: record.payload["inputs"][name] for name in ("model", "rows")}
+    inputs = {name: record.payload["inputs"][name] for name in ("model", "rows", "tokens")}
     before = os.environ["SPINLOOP_STORE"]
     os.environ["SPINLOOP_STORE"] = url
     os.environ["SPINLOOP_CACHE"] = str(tmp_path / "worker")

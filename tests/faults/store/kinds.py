@@ -64,10 +64,13 @@ def shapes() -> dict[str, Step]:
 def outputs() -> dict[str, dict[str, bytes]]:
     """Stage → the files that it publishes."""
     return {
-        "reformat": _rows() | {"rejects.jsonl": b"", "prompts/train-0a1b.jsonl": _lines({"id": "1", "prompt": "q"})},
+        "reformat": _rows() | {"rejects.jsonl": b""},
+        "tokenize": _tokens("answer") | {"rejects.jsonl": b"", "prompts/train-0a1b.jsonl": _lines({"prompt": [5, 6]})},
         "sft": _model(2),
-        "generate": {"answers.jsonl": _lines(*({"id": str(i), "text": f"a{i}", "tokens": i} for i in range(20)))},
-        "gather": _pairs() | {"quality.json": _json({"train": {"pairs": 3, "empty": 0}})},
+        "generate": {"answers.jsonl": _lines(*({"id": str(i), "text": f"a{i}", "token_ids": [i]} for i in range(20)))},
+        "gather": _pairs()
+        | _tokens("real", "generated")
+        | {"quality.json": _json({"train": {"pairs": 3, "empty": 0}})},
         "score": {"logps.parquet": _logps(), "scores.json": _json({"beta": 0.1, "model": "c" * 64})},
         "finetune": _model(3),
         "evaluate": {"metrics.json": _json({"margin": 0.25}), "rows.jsonl": _lines({"id": "1", "margin": 0.25})},
@@ -115,6 +118,16 @@ def _pairs() -> dict[str, bytes]:
 
     pairs = [Pair(str(i), [{"role": "user", "content": f"q{i}"}], "real", "made up", "stop") for i in range(3)]
     return _parquet(lambda path: write_pairs(path, pairs))
+
+
+def _tokens(*answers: str) -> dict[str, bytes]:
+    from spin_core.data import token_file
+
+    rows = [(str(i), [1, 2, i], *([3, i] for _ in answers)) for i in range(3)]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / token_file.FILES["train"]
+        token_file.write(file, ("prompt", *answers), rows)
+        return {file.name: file.read_bytes()}
 
 
 def _parquet(write) -> dict[str, bytes]:

@@ -33,7 +33,19 @@ R20_BYTE = Fault("R20", "a random byte of an output changes: another digest and 
 R20_FIELD = Fault("R20", "each field of each stage's config changes, and a field is added")
 R20_RUNTIME = Fault("R20", "no field of Runtime is in any stage's config")
 R21 = Fault("R21", "NaN, ±∞, −0.0, 1 and 1.0 and true and text, nesting, NFC and NFD, surrogates, objects")
-STAGES = ["reformat", "sft", "generate", "gather", "score", "finetune", "evaluate", "harness", "gate", "report"]
+STAGES = [
+    "reformat",
+    "tokenize",
+    "sft",
+    "generate",
+    "gather",
+    "score",
+    "finetune",
+    "evaluate",
+    "harness",
+    "gate",
+    "report",
+]
 
 
 def test_keys_are_the_same_in_twenty_other_processes(tmp_path):
