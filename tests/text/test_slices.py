@@ -12,8 +12,8 @@ from spin_core.data.ingest import published_slice
 from spin_core.data.rows import FILES, read_rows
 from spin_core.errors import BadInput
 from spin_core.modeling.chat import Chat
+from spin_core.modeling.encoding import encode_paper
 from spin_core.stages import reformat
-from spin_core.stages.generate import request
 from spin_core.stages.reformat import Config
 from spin_core.store import keys
 
@@ -114,8 +114,8 @@ def test_unsliced_dataset_has_the_key_it_had(golden):
     assert keys.config_payload(Dataset(path="a", frac_len=800))["frac_len"] == 800
 
 
-def test_request_paper_mode_golden_prompts_give_the_model_the_references_tokens(golden, tokenizer):
-    """Catches: a generate stage that samples paper mode under the chat template, with a BOS, or cuts the prompt."""
+def test_paper_mode_golden_prompts_give_the_model_the_references_tokens(golden, tokenizer):
+    """Catches: shards of prompts that have paper mode under the chat template, with a BOS, or cuts the prompt."""
     config, _ = load_profile("zephyr-7b-paper")
     run = golden("pipeline.json")["generate_end_to_end"]
     chat = Chat(tokenizer, config.chat, "org/model")
@@ -126,8 +126,7 @@ def test_request_paper_mode_golden_prompts_give_the_model_the_references_tokens(
     ]
     assert len(padded) == len(run["users"]) == 6
     for (user, _), prompt, ids in zip(run["users"], run["prompts"], padded, strict=True):
-        made = request(chat, "id", [{"role": "user", "content": user}], config.seed)
-        assert made.prompt == ids, prompt
+        assert encode_paper(chat, [[{"role": "user", "content": user}]]) == [ids], prompt
     assert config.generate.max_new_tokens == run["generate_kwargs"]["max_new_tokens"]
 
 
