@@ -51,7 +51,8 @@ def dag(run: Run):
     table = Table()
     begun = measured(run, f"θ_{first}", Place("start", model=first), theta, rows)
     table.add(f"θ_{first}", "start", **begun, finetune=start if cfg.sft else None)
-    pairs = {t: import_pairs(run, t, source, rows.texts, rows.tokens) for t, source in published.items()}
+    read = (rows.texts, rows.tokens, rows.tokenizer)
+    pairs = {t: import_pairs(run, t, source, *read) for t, source in published.items()}
     controls: list = []
     for t in range(first, cfg.iterations):
         if t > first and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):

@@ -9,6 +9,6 @@ from tasks.runner.stage import stage
 
 
 @stage
-def import_pairs(run: Run, t: int, source, rows, tokens):
+def import_pairs(run: Run, t: int, source, rows, tokens, tokenizer):
     step = Step(core, f"iter {t}, {origin(source)}", core.Config(), Place("import", t))
-    return step, {"source": source, "rows": rows, "tokens": tokens}
+    return step, {"source": source, "rows": rows, "tokens": tokens, "tokenizer": tokenizer}

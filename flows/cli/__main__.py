@@ -33,8 +33,8 @@ QUIET = {
 }
 
 PLAN = (
-    "Show which steps would run, which are cached, and why. Computes nothing but reads and cuts a dataset that the "
-    "store does not have, to say how many answers are missing; writes nothing to the store."
+    "Show which steps would run, which are cached, and why. Computes nothing but reads and tokenizes a dataset that "
+    "the store does not have, to say how many answers are missing; writes nothing to the store."
 )
 JOIN = (
     "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "

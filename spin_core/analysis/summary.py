@@ -118,7 +118,8 @@ def _tokens(scores: dict[str, Any]) -> TokenCounts | None:
         return None
     return {
         "ids": str(part.get("ids", "")), "rows": of["rows"], "prompts_cut": of["prompts_cut"],
-        "rewritten": of["rewritten"], "cut_real": sides["real"], "cut_generated": sides["generated"],
+        "rewritten": of["rewritten"], "cut_real": sides["real"] + of["cut_real"],
+        "cut_generated": sides["generated"] + of["cut_generated"],
     }  # fmt: skip
 
 

@@ -57,11 +57,12 @@ class TokenFile:
                 self.columns = [name for name in file.schema.names if name != "id"]
                 for number in range(file.num_record_batches):
                     batch = file.get_batch(number)
+                    batch.validate(full=True)  # a stranger's offsets may lie
                     self._parts.append(
                         _Part(len(self.ids), {name: _lists(batch.column(name)) for name in self.columns})
                     )
                     self.ids += batch.column("id").to_pylist()
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: not a readable file of tokens ({one_line(error)}); make it again.") from error
 
     def __len__(self) -> int:

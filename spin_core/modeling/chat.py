@@ -94,10 +94,13 @@ class Chat:
 
     def without_end(self, text: str) -> str:
         """An answer without an end of turn that is spelt out at its end."""
-        ends = [token for token in self._special if self.tokenizer.convert_tokens_to_ids(token) in self.end_ids]
-        while end := next((end for end in ends if text.rstrip().endswith(end)), ""):
+        while end := next((end for end in self._ends if text.rstrip().endswith(end)), ""):
             text = text.rstrip().removesuffix(end)
         return text
+
+    @cached_property
+    def _ends(self) -> list[str]:
+        return [token for token in self._special if self.tokenizer.convert_tokens_to_ids(token) in self.end_ids]
 
     @cached_property
     def special(self) -> re.Pattern[str]:
@@ -129,9 +132,7 @@ class Chat:
     def frame(self) -> Frame:
         """What the template puts around an answer."""
         prompt, whole = self._probe(header=True), self._probe(header=False)
-        place = whole.lower().rfind(
-            SENTINEL
-        )  # some templates change the case, which is seen where answers are compared
+        place = whole.lower().rfind(SENTINEL)  # a template that changes the case is seen where answers are compared
         if place < 0:
             raise BadInput(f"Model {self.where}: its chat template drops the answer's text; use one that renders it.")
         before, tail = whole[:place], whole[place + len(SENTINEL) :]

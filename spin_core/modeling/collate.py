@@ -37,6 +37,11 @@ class Tokens:
         return len(self.ids)
 
     @property
+    def answer(self) -> int:
+        """How many of `ids` are answer."""
+        return len(self.ids) - self.prompt
+
+    @property
     def targets(self) -> int:
         """How many labels a causal model can predict: the very first token has nothing before it."""
         return len(self.ids) - max(self.prompt, 1) if len(self.ids) else 0

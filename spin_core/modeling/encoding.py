@@ -63,28 +63,28 @@ def encode(chat: Chat, conversations: Sequence[Conversation]) -> list[Encoded | 
         texts.append(stripped)
         if why := _markup(chat, one.prompt, stripped):
             done[i] = why
-    asked = [i for i in range(len(conversations)) if i not in done]
-    prompts = dict(zip(asked, chat.render([(conversations[i].prompt, True) for i in asked]), strict=True))
-    for i in asked:
+    left = [i for i in range(len(conversations)) if i not in done]
+    prompts = dict(zip(left, chat.render([(conversations[i].prompt, True) for i in left]), strict=True))
+    for i in left:
         if isinstance(made := prompts[i], TemplateError):
             done[i] = Reject("template fails", f"{_turns(conversations[i].prompt)}: {made}")
         elif dropped := _dropped(conversations[i].prompt, made):
             done[i] = Reject("template drops a turn", f"the text of a {dropped} turn")
-    asked = [i for i in asked if i not in done]
-    rendered = {i: str(prompts[i]) for i in asked}
-    encoded = {i: Encoded(ids, ended=ended[i]) for i, ids in zip(asked, chat.ids(list(rendered.values())), strict=True)}
+    left = [i for i in left if i not in done]
+    rendered = {i: str(prompts[i]) for i in left}
+    encoded = {i: Encoded(ids, ended=ended[i]) for i, ids in zip(left, chat.ids(list(rendered.values())), strict=True)}
     bodies = _bodies(chat, conversations, texts, rendered, encoded, done)
-    for i in [i for i in asked if len(encoded[i].prompt) > chat.section.max_prompt_length]:
+    for i in [i for i in left if len(encoded[i].prompt) > chat.section.max_prompt_length]:
         shorter = shorten(chat, conversations[i].prompt)
         if shorter is None:
             done[i] = Reject("prompt too long", f"{len(encoded[i].prompt)} tokens, and no text can be cut from it")
         else:
             rendered[i], encoded[i].prompt, encoded[i].cut = *shorter, True
-    for i in asked:
+    for i in left:
         if not encoded[i].prompt:
             done.setdefault(i, Reject("no tokens", "the prompt has no tokens under the chat template"))
-    asked = [i for i in asked if i not in done]
-    _add_answers(chat, conversations, asked, rendered, bodies, encoded)
+    left = [i for i in left if i not in done]
+    _add_answers(chat, conversations, left, rendered, bodies, encoded)
     return [done[i] if i in done else encoded[i] for i in range(len(conversations))]
 
 
@@ -119,9 +119,9 @@ def _bodies(
     places = [(i, text) for i in rendered for text in texts[i]]
     turns = [([*conversations[i].prompt, {"role": "assistant", "content": text}], False) for i, text in places]
     bodies: dict[int, list[str]] = {i: [] for i in rendered}
-    for (i, text), (asked, _), whole in zip(places, turns, chat.render(turns), strict=True):
+    for (i, text), (conversation, _), whole in zip(places, turns, chat.render(turns), strict=True):
         if isinstance(whole, TemplateError):
-            done[i] = Reject("template fails", f"{_turns(asked)}: {whole}")
+            done[i] = Reject("template fails", f"{_turns(conversation)}: {whole}")
             continue
         prompt, tail = rendered[i], chat.frame.tail
         body = whole[len(prompt) : len(whole) - len(tail)]
@@ -136,10 +136,10 @@ def _bodies(
 
 
 def _add_answers(
-    chat: Chat, conversations: Sequence[Conversation], asked: list[int], rendered: dict[int, str],
+    chat: Chat, conversations: Sequence[Conversation], left: list[int], rendered: dict[int, str],
     bodies: dict[int, list[str]], encoded: dict[int, Encoded],
 ) -> None:  # fmt: skip
-    places = [(i, n) for i in asked for n in range(len(bodies[i]))]
+    places = [(i, n) for i in left for n in range(len(bodies[i]))]
     wholes = chat.ids([rendered[i] + bodies[i][n] for i, n in places])
     for (i, n), ids in zip(places, wholes, strict=True):
         one, count = encoded[i], len(encoded[i].prompt)

@@ -90,8 +90,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     metrics: dict[str, float] = {"rows": len(rows)}
     metrics |= _likelihood(model, tree, config, job, lines)
     if config.evaluate.answers:
-        asked = "asked" if "asked" in tokens.columns else "prompt"
-        prompts = {id: row[asked].tolist() for id, row in zip(tokens.ids, tokens, strict=True)}
+        column = "generation_prompt" if "generation_prompt" in tokens.columns else "prompt"
+        prompts = {id: row[column].tolist() for id, row in zip(tokens.ids, tokens, strict=True)}
         metrics |= _answers(model, rows, prompts, chat, config, job, lines)
     if "pairs" in inputs:
         metrics |= _against_opponent(model, inputs, config, job, lines)

@@ -64,8 +64,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     ):
         for split, name in FILES.items():
             made = _Pairs(split, config.gather.truncated)
-            there = set(real[split].ids)
-            rows = (row for row in iter_rows(tree / name) if row.id in there)
+            rows = _tokenized(iter_rows(tree / name), real[split].ids)
             answered = zip(rows, answers.read(numbers[split]), strict=True)
             write_pairs(job.out / name, made.of(answered, logps, truncated, bar))
             if made.rows == made.dropped:
@@ -94,6 +93,16 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     }
 
 
+def _tokenized(rows: Iterator[Row], ids: list[str]) -> Iterator[Row]:
+    """The rows that tokenize did not reject; its `ids` are in the order of the rows."""
+    left = iter(ids)
+    wanted = next(left, None)
+    for row in rows:
+        if row.id == wanted:
+            yield row
+            wanted = next(left, None)
+
+
 def _nothing_left(split: str, answered: int, rows: int) -> str:
     if not answered:
         return (
@@ -113,14 +122,16 @@ class _Pairs(PairQuality):
         super().__init__()
         self.split, self.truncated, self.tokens = split, truncated, 0
         self.rejected: list[str] = []
-        self.kept: set[str] = set()
+        self.kept = bytearray()
+        """1 for each answered row that is a pair, 0 for the others, in order."""
 
     def of(
         self, answered: Iterable[tuple[Row, dict[str, Any]]], logps: TextIO, truncated: TextIO, bar: Bar
     ) -> Iterator[Pair]:
         """Those to be written."""
-        for row, answer in answered:
+        for number, (row, answer) in enumerate(answered):
             bar.advance()
+            self.kept.append(0)
             if answer["finish"] == "rejected":
                 self.rejected.append(answer["id"])
                 continue
@@ -138,13 +149,13 @@ class _Pairs(PairQuality):
                 line = {"id": answer["id"], "split": self.split, "model": answer["model"]}
                 line |= {"token_ids": answer["token_ids"], "logps": answer["logps"]}
                 logps.write(json.dumps(line) + "\n")
-            self.kept.add(pair.id)
+            self.kept[number] = 1
             yield pair
 
     def tokens_of(self, real: TokenFile, answers: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
         """The ids of the pairs that `of` gave: what was sampled is what is scored."""
-        for id, row, answer in zip(real.ids, real, answers, strict=True):
-            if id in self.kept:
+        for id, row, answer, kept in zip(real.ids, real, answers, self.kept, strict=True):
+            if kept:
                 yield id, row["prompt"], row["answer"], answer["token_ids"]
 
     def figures(self) -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """A published pair set (parquet files with `real` and `generated` message lists) to the tree that gather would write.
 
 Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
-it can be no pair, and every one is counted with its reason.
-Inputs: `source` (a folder with train and test files, see `spin_core/sources/folders.py`; or one file) and,
-where a run imports it, `rows` (reformat's tree): a pair of a held-out row is a test pair whatever file it came from,
-and what would train on a held-out prompt, or measure on another, is left out; with `tokens` (tokenize's of them) the
-ids that spinloop's own pairs have are kept where they are of the same tokenizer and template. Output: as gather's:
-train and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts);
-`rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same
-checks. Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of
-reformat's form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there
-several times (the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
-each; gather's are not.
+it can be no pair, and every one is counted with its reason. Inputs: `source` (a folder with train and test files, see
+`spin_core/sources/folders.py`; or one file) and, where a run imports it, `rows` (reformat's tree): a pair of a held-out
+row is a test pair whatever file it came from, and what would train on a held-out prompt, or measure on another, is left
+out; with `tokens` (tokenize's of them) and `tokenizer` the ids that spinloop's own pairs have are kept where they are
+of the same tokenizer and template and say what the texts say. Output: as gather's: train and test parquet with `id,
+real, generated, finish`, sorted by id, and quality.json (without token counts); `rejects.jsonl` where rows were left
+out. A pairs tree that spinloop itself wrote is taken as it is, after the same checks. Ids are those of the run's rows
+with the same prompt and real answer; of other pairs the ids they have, if of reformat's form, else made as reformat
+makes them. Answers without `finish` count as finished. Of a row that is there several times (the first published
+SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB each; gather's are not.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from spin_core.data.token_file import TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.sources import folders
+from spin_core.stages import tokenize
 
 NAME = "import_pairs"
 VERSION = 2
@@ -60,7 +60,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
                 pair_set.read(path, split, bar)
     pairs = pair_set.split(cast(Path | None, inputs.get("rows")))
     _check(source, pair_set, pairs)
-    if not _copied(source, files, pairs, cast(Path | None, inputs.get("tokens")), job.out):
+    if not _copied(source, files, pairs, inputs, job):
         _write(job.out, pairs, pair_set.rejects)
     counts = Counter(reject["reason"] for reject in pair_set.rejects)
     if counts:
@@ -199,9 +199,7 @@ def _check(source: Path, pair_set: _PairSet, pairs: dict[str, list[Pair]]) -> No
         )
 
 
-def _copied(
-    source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], tokens: Path | None, out: Path
-) -> bool:
+def _copied(source: Path, files: dict[str, list[Path]], pairs: dict[str, list[Pair]], inputs: Inputs, job: Job) -> bool:
     """Copy a tree that gather wrote, if that is what `source` is and all of it is pairs here: it has what cannot be
     made again (the ids that were sampled, and their number), and the same content must stay the same artifact."""
     folder = files["train"][0].parent
@@ -216,31 +214,53 @@ def _copied(
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    left_out = () if _has_ids_of(folder, tokens) else folders.TOKENS
+    left_out: tuple[str, ...] = ()
+    if why := _strange_ids(folder, inputs, pairs) if "tokens" in inputs else "":
+        left_out = folders.TOKENS
+        job.note(f"The ids that these pairs bring are not used, and their texts are tokenized: {why}.")
     for name in (*FILES.values(), *folders.WITH_PAIRS):
         if (folder / name).is_file() and name not in left_out:
-            shutil.copyfile(folder / name, out / name)
+            shutil.copyfile(folder / name, job.out / name)
     return True
 
 
-def _has_ids_of(folder: Path, tokens: Path | None) -> bool:
-    """Whether the pairs' own ids are those of this run's tokenizer and template: they have its prompts and real answers
-    (`tokens`: the rows' tokens tree)."""
+def _strange_ids(folder: Path, inputs: Inputs, pairs: dict[str, list[Pair]]) -> str:
+    """Why the pairs' own ids cannot be used, or empty. They are a stranger's: they must be of this run's tokenizer and
+    template (the prompts and real answers of `tokens`), and must say what the texts say that a person can read."""
     import numpy as np
 
-    if tokens is None:
-        return True
-    for name in token_file.FILES.values():
+    from spin_core.modeling.loading import load_tokenizer
+
+    try:
+        counts = json.loads((folder / "tokens.json").read_bytes())
+        named = [counts[split][name] for split in FILES for name in tokenize.COUNTED]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = [None]
+    if any(type(number) is not int for number in named) or counts.get("ids") != "sampled":
+        return "their tokens.json does not say that they were sampled"
+    tokenizer = load_tokenizer(cast(Path, inputs["tokenizer"]))
+    size = max(tokenizer.get_vocab().values()) + 1
+    for split, name in token_file.FILES.items():
         if not (folder / name).is_file():
-            return False
-        ours, theirs = TokenFile(tokens / name), TokenFile(folder / name)
+            return f"there is no {name}"
+        ours = TokenFile(cast(Path, inputs["tokens"]) / name)
+        try:
+            theirs = TokenFile(folder / name)
+        except BadInput as error:
+            return str(error).rstrip(".")
+        if theirs.ids != [pair.id for pair in pairs[split]] or theirs.columns != ["prompt", "real", "generated"]:
+            return f"{name} is not of these pairs"
         place = {id: i for i, id in enumerate(ours.ids)}
-        for id, row in zip(theirs.ids, theirs, strict=True):
-            own = ours.row(place[id]) if id in place else None
-            same = own and all(map(np.array_equal, (row["prompt"], row["real"]), (own["prompt"], own["answer"])))
-            if not same:
-                return False
-    return True
+        for pair, row in zip(pairs[split], theirs, strict=True):
+            own = ours.row(place[pair.id]) if pair.id in place else None
+            if not own or not all(map(np.array_equal, (row["prompt"], row["real"]), (own["prompt"], own["answer"]))):
+                return f"pair {pair.id} has other ids under this run's tokenizer and chat template"
+            ids = row["generated"].tolist()
+            inside = all(0 <= id < size for id in ids)
+            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) if inside else ""
+            if not inside or str(text).lstrip() != pair.generated:
+                return f"the generated ids of pair {pair.id} do not say what its text says"
+    return ""
 
 
 def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ with its reason (`spin_core/modeling/encoding.py` has the rules). No weights are
 Inputs: `tokenizer` (a model directory, of which the tokenizer's files count) and `rows` (reformat's tree) or `pairs` (a
 pairs tree whose answers have no ids of their own: imported, or sampled under another prompt).
 Output: `train_tokens.arrow` and `test_tokens.arrow` (`spin_core/data/token_file.py`), sorted by id: of rows `prompt`
-and `answer` (and `asked`, the prompt that is sampled from, where that is another), of pairs `prompt`, `real` and
+and `answer` (and `generation_prompt`, which is sampled from, where that is another), of pairs `prompt`, `real` and
 `generated` (with `collation: reference` also `hidden_real` and `hidden_generated`, positions that attention does not
 see); `tokens.json`, counts by split, and where generated answers' ids are from; `rejects.jsonl`, {id, split, reason,
 detail}; of rows also `prompts/*.jsonl`, shards of {id, prompt} with ids (no answers in them, so that editing an answer
@@ -17,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -105,7 +107,7 @@ class _Writer:
         if self.config.reference_length:
             columns = ("prompt", "real", "generated", "hidden_real", "hidden_generated")
         elif self.config.shard_rows:
-            columns = ("prompt", "answer", *(["asked"] if self.config.chat.template == "paper" else []))
+            columns = ("prompt", "answer", *(["generation_prompt"] if self.config.chat.template == "paper" else []))
             lines = self._sharded(split, lines, listed)
         else:
             columns = ("prompt", "real", "generated")
@@ -116,8 +118,8 @@ class _Writer:
     def _sharded(self, split: str, lines: Iterator[Line], listed: list[ShardEntry]) -> Iterator[Line]:
         (self.job.out / "prompts").mkdir(exist_ok=True)
         for part in cut(lines, self.config.shard_rows, lambda line: str(line[0])):
-            asked = 3 if self.config.chat.template == "paper" else 1
-            rows = [json.dumps({"id": line[0], "prompt": line[asked]}) + "\n" for line in part]
+            column = 3 if self.config.chat.template == "paper" else 1
+            rows = [json.dumps({"id": line[0], "prompt": line[column]}) + "\n" for line in part]
             data = "".join(rows).encode()
             sha256 = hashlib.sha256(data).hexdigest()
             file = f"prompts/{split}-{sha256[:12]}.jsonl"
@@ -127,7 +129,8 @@ class _Writer:
 
     def _lines(self, split: str, texts: Iterator[Any], own: Counter[str], bar: Bar) -> Iterator[Line]:
         encode: Callable[[list[Any]], list[Line | Reject]]
-        encode = self._reference if self.config.reference_length else lambda part: self._exact(part, own)
+        encode = partial(self._reference if self.config.reference_length else self._exact, own)
+        sides = 2 if self.config.shard_rows else 3  # of a row prompt and answer, of a pair prompt and both answers
         for part in _parts(texts):
             for one, line in zip(part, encode(part), strict=True):
                 self.seen += 1
@@ -136,11 +139,11 @@ class _Writer:
                     reject = {"id": one.id, "split": split, "reason": line.reason, "detail": line.detail}
                     self.rejects.append(reject)
                     continue
-                own["tokens"] += sum(len(ids) for ids in line[1:])
+                own["tokens"] += sum(map(len, line[1 : 1 + sides]))
                 yield line
             bar.advance(len(part))
 
-    def _exact(self, part: list[Any], own: Counter[str]) -> list[Line | Reject]:
+    def _exact(self, own: Counter[str], part: list[Any]) -> list[Line | Reject]:
         from spin_core.modeling.encoding import Conversation, encode, encode_paper
 
         def of(one: Row | Pair) -> Conversation:
@@ -150,11 +153,11 @@ class _Writer:
             return Conversation(one.prompt, (one.real.lstrip(), one.generated.lstrip()), (True, one.finish == "stop"))
 
         made = encode(self.chat, [of(one) for one in part])
-        asked: list[Any] = [None] * len(part)
+        others: list[Any] = [None] * len(part)
         if self.config.shard_rows and self.config.chat.template == "paper":
-            asked = list(encode_paper(self.chat, [one.prompt for one in part]))
+            others = list(encode_paper(self.chat, [one.prompt for one in part]))
         lines: list[Line | Reject] = []
-        for one, ids, other in zip(part, made, asked, strict=True):
+        for one, ids, other in zip(part, made, others, strict=True):
             if isinstance(ids, Reject) or isinstance(other, Reject):
                 lines.append(ids if isinstance(ids, Reject) else other)
             else:
@@ -168,7 +171,7 @@ class _Writer:
             if found and len(self.examples[name]) < SHOWN:
                 self.examples[name].append(id)
 
-    def _reference(self, part: list[Pair]) -> list[Line | Reject]:
+    def _reference(self, own: Counter[str], part: list[Pair]) -> list[Line | Reject]:
         from spin_core.modeling.chat import reference_texts
         from spin_core.modeling.collate import encode_reference
 
@@ -177,8 +180,13 @@ class _Writer:
             answers = {"real": one.real, "generated": one.generated}
             record = {name: [*one.prompt, {"role": "assistant", "content": text}] for name, text in answers.items()}
             texts = reference_texts(record, self.chat.tokenizer)
-            length = self.config.chat.max_prompt_length
-            real, generated = encode_reference(texts, self.chat.tokenizer, self.config.reference_length, length)
+            length, limit = self.config.chat.max_prompt_length, self.config.reference_length
+            real, generated = encode_reference(texts, self.chat.tokenizer, limit, length)
+            if real.prompt >= length or max(real.answer, generated.answer) >= limit - length:  # else nothing was cut
+                whole = encode_reference(texts, self.chat.tokenizer, sys.maxsize, length)
+                own["prompts_cut"] += real.prompt < whole[0].prompt
+                own["cut_real"] += real.answer < whole[0].answer
+                own["cut_generated"] += generated.answer < whole[1].answer
             hidden = [[] if side.masked is None else side.masked.tolist() for side in (real, generated)]
             prompt = real.ids[: real.prompt]
             lines.append((one.id, prompt, real.ids[real.prompt :], generated.ids[generated.prompt :], *hidden))
@@ -222,8 +230,10 @@ class _Writer:
             )
 
 
-COUNTED = ("rows", "tokens", "prompts_cut", "rewritten", "across", "ended")
-"""Counts of tokens.json, by split; `across`: answers that begin inside of a token of the whole conversation."""
+COUNTED = ("rows", "tokens", "prompts_cut", "rewritten", "across", "ended", "cut_real", "cut_generated")
+"""Counts of tokens.json, by split; `across`: answers that begin inside of a token of the whole conversation; `ended`:
+answers from whose text an end of turn was taken; `cut_real` and `cut_generated`: of pairs that are collated as the
+published code did (the others' answers are cut where they are read)."""
 
 
 def _some(ids: list[str]) -> str:

@@ -119,7 +119,7 @@ def files(tree):
 
 
 @pytest.mark.parametrize("template", ["model", "paper"])
-def test_run_shards_have_each_prompt_that_is_asked_and_no_answer(tokenized, template):
+def test_run_shards_have_each_prompt_that_is_sampled_from_and_no_answer(tokenized, template):
     """Catches: a row that no shard has, answers in a shard, a shards.json that says other than the shards, and a prompt
     that is sampled under other ids than it is scored (but for the published code's way, where they differ)."""
     rows, tokens, summary = tokenized(numbered(range(60)), template=template)
@@ -129,10 +129,12 @@ def test_run_shards_have_each_prompt_that_is_asked_and_no_answer(tokenized, temp
     assert set(files(tokens)) == {
         "shards.json", "tokens.json", "rejects.jsonl", *token_file.FILES.values(), *(shard["file"] for shard in listed)
     }  # fmt: skip
-    asked = "prompt" if template == "model" else "asked"
+    column = "prompt" if template == "model" else "generation_prompt"
     for split, name in FILES.items():
         file = TokenFile(tokens / token_file.FILES[split])
-        assert file.columns == (["prompt", "answer"] if template == "model" else ["prompt", "answer", "asked"])
+        assert file.columns == (
+            ["prompt", "answer"] if template == "model" else ["prompt", "answer", "generation_prompt"]
+        )
         lines = []
         for shard in (s for s in listed if s["split"] == split):
             data = (tokens / shard["file"]).read_bytes()
@@ -142,7 +144,7 @@ def test_run_shards_have_each_prompt_that_is_asked_and_no_answer(tokenized, temp
             lines += [json.loads(line) for line in data.splitlines()]
         assert [line["id"] for line in lines] == [row.id for row in read_rows(rows / name)]
         assert lines == [
-            {"id": id, "prompt": row[asked].tolist()} for id, row in zip(file.ids, file, strict=True)
+            {"id": id, "prompt": row[column].tolist()} for id, row in zip(file.ids, file, strict=True)
         ]  # fmt: skip
     assert (tokens / "rejects.jsonl").read_text() == ""
 

@@ -229,3 +229,26 @@ def test_another_prompt_limit_or_template_gives_other_tokens(model, tmp_path, ch
         tokenize.run({"tokenizer": own, "rows": tree}, config(chat=chat), job_at(tmp_path / name))
     files = [(tmp_path / name / "train_tokens.arrow").read_bytes() for name in ("one", "other")]
     assert files[0] != files[1]
+
+
+def test_cuts_of_the_published_codes_way_are_counted(model, tmp_path) -> None:
+    """Catches `cut: 0` in the report of a run whose pairs were cut while they were collated."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    texts = {"a": ("word " * 20, "so", "so"), "b": ("Say", "so " * 40, "so"), "c": ("Say", "so", "so")}
+    made = [
+        Pair(id, [{"role": "user", "content": ask}], real, other, "stop") for id, (ask, real, other) in texts.items()
+    ]
+    write_pairs(folder / FILES["train"], made)
+    write_pairs(folder / FILES["test"], made[2:])
+    out = tmp_path / "out"
+    how = config(shard_rows=0, reference_length=80, chat=CHAT.model_copy(update={"max_prompt_length": 30}))
+    tokenize.run({"tokenizer": model, "pairs": folder}, how, job_at(out))
+    counts = json.loads((out / "tokens.json").read_text())
+    assert {name: counts["train"][name] for name in ("prompts_cut", "cut_real", "cut_generated")} == {
+        "prompts_cut": 1, "cut_real": 1, "cut_generated": 0,
+    }  # fmt: skip
+    assert counts["test"]["prompts_cut"] == counts["test"]["cut_real"] == 0
+    assert counts["train"]["tokens"] == sum(
+        len(one.ids) for pair in read_groups([out], "train", 80) for one in pair
+    ) - sum(pair[0].prompt for pair in read_groups([out], "train", 80))
