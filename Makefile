@@ -11,14 +11,17 @@ JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens
+.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
-test: check                  ## what CI runs: lint, types, architecture, and every promise tested once (a quarter of an hour on 2 cores)
-	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
+test: .venv/dev              ## what CI runs: lint, types, architecture, and every promise tested once (twelve minutes on 2 cores)
+	$(MAKE) -j 2 check store-faults
 	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
+
+store-faults: .venv/dev
+	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
 
 test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)

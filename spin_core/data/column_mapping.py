@@ -28,6 +28,9 @@ LAYOUTS: list[Columns] = [
 ]
 SYSTEM = ("system", "system_prompt")
 MAPPED = ("messages", "prompt", "input", "answer", "system")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a turn in which some sets keep an answer's reasoning apart from its text. How the two become one is each
+chat template's own, and what is scored must be what the model writes, so such an answer is rejected with the remedy."""
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 
 
@@ -116,6 +119,8 @@ def _conversation(value: Any, column: str) -> Messages:
         if not isinstance(role, str):
             raise Reject("wrong type", f"{where} has no role")
         turns.append({"role": ROLES.get(role, role), "content": _string(content, where)})
+        if apart := next((name for name in REASONING if turn.get(name)), None):
+            turns[-1]["apart"] = apart  # until `_from_conversation` knows whether this turn is an answer
     return turns
 
 
@@ -133,6 +138,7 @@ def _string(value: Any, where: str) -> str:
 
 
 def _from_conversation(turns: Messages, which: Turns) -> list[Row | Reject]:
+    apart = [turn.pop("apart", "") for turn in turns]
     body = turns[1:] if turns and turns[0]["role"] == "system" else turns
     for position, turn in enumerate(body):
         expected = ("user", "assistant")[position % 2]
@@ -146,9 +152,14 @@ def _from_conversation(turns: Messages, which: Turns) -> list[Row | Reject]:
     if not ends:
         raise Reject("no answer", "there is no assistant turn")
     chosen = {"first": ends[:1], "last": ends[-1:], "all": ends}[which]
-    return [
-        Row(prompt_id(turns[:end]), turns[:end], answer)
-        if (answer := turns[end]["content"]).strip()
-        else Reject("no answer", f"turn {end} is empty")
-        for end in chosen
-    ]
+    return [_row(turns, end, apart[end]) for end in chosen]
+
+
+def _row(turns: Messages, end: int, apart: str) -> Row | Reject:
+    answer = turns[end]["content"]
+    if apart:
+        remedy = "write both into content as the model does (<think>…</think> and the answer), or remove the field"
+        return Reject("reasoning apart from the answer", f"turn {end} has {apart}; {remedy}")
+    if not answer.strip():
+        return Reject("no answer", f"turn {end} is empty")
+    return Row(prompt_id(turns[:end]), turns[:end], answer)

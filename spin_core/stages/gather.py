@@ -7,7 +7,7 @@ Inputs: `rows` (reformat's tree), `tokens` (tokenize's of it) and `answers` (gen
 any order).
 Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more); the same pairs
 as `train_tokens.arrow` and `test_tokens.arrow`: the prompt's and the real answer's ids of `tokens`, and those that were
-sampled; quality.json; tokens.json, which says so;
+sampled; quality.json, with how many prompts tokenize cut; tokens.json, which says where the ids are from;
 with `truncated: report` truncated.jsonl, {id, split, tokens} of each cut answer; where answers have log-probs
 engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
 """
@@ -30,7 +30,7 @@ from spin_core.job import Bar, Inputs, Job
 from spin_core.modeling import sampled_logps
 
 NAME = "gather"
-VERSION = 2
+VERSION = 3
 
 MAX_IDS = 300
 """Ids of rejected rows that quality.json lists for a split; their number is there in full."""
@@ -55,6 +55,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         for given in trees:
             bar.advance(answers.add(given / "answers.jsonl" if given.is_dir() else given))
     numbers = answers.demand(ids, {split: file.ids for split, file in real.items()})
+    counts = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
     logps_file, cut_file = job.out / sampled_logps.FILE, job.out / "truncated.jsonl"
     with (
@@ -71,9 +72,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
             paired = made.tokens_of(real[split], answers.read(numbers[split]))
             token_file.write(job.out / token_file.FILES[split], ("prompt", "real", "generated"), paired)
-            quality[split] = made.figures()
+            quality[split] = made.figures() | {"prompts_cut": counts[split]["prompts_cut"]}
             cut, rejected = cut + made.cut, rejected + len(made.rejected)
-    counts = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
     (job.out / "tokens.json").write_text(json.dumps({**counts, "ids": "sampled"}, indent=1) + "\n")
     (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
     if not logps_file.stat().st_size:

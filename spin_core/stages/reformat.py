@@ -26,7 +26,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "reformat"
-VERSION = 2
+VERSION = 3
 
 
 class Config(Section):

@@ -89,7 +89,7 @@ def write_tokens(tree: Path, out: Path) -> None:
             count = token_file.write(out / token_file.FILES[split], ("prompt", "answer"), lines)
         listed.append({"file": shard, "sha256": "", "split": split, "rows": count})
     (out / "shards.json").write_text(json.dumps(listed))
-    counts = {part["split"]: {"rows": part["rows"], "rejected": {}} for part in listed}
+    counts = {part["split"]: {"rows": part["rows"], "prompts_cut": 0, "rejected": {}} for part in listed}
     (out / "tokens.json").write_text(json.dumps({"ids": "of the text", **counts}))
 
 

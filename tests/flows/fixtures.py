@@ -10,11 +10,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
+
+from tests.flows.shared_children import shared
+
+Called = tuple[int, str, str]
 
 TINY = {
     "name": "tiny",
@@ -74,8 +79,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def spinloop(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process: exit code, standard output, standard error."""
+def spinloop(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., Called]]:
+    """The command line in this process: exit code, standard output, standard error. A run's stage process serves the
+    next run too, but in tests of faults."""
 
     def call(*args: object) -> tuple[int, str, str]:
         from flows.cli.__main__ import main
@@ -89,7 +95,8 @@ def spinloop(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str
         out, err = capsys.readouterr()
         return code, out, err
 
-    return call
+    with nullcontext() if "faults" in request.path.parts else shared():
+        yield call
 
 
 @pytest.fixture

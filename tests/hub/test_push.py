@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.hub_home import TOKEN, Ran, command, environment
+from tests.hub.hub_home import TOKEN, Ran, command, commands, environment
 from tests.hub.hub_server import Hub
 
 FETCH = """
@@ -212,7 +212,7 @@ def test_push_latest_is_the_latest_run(spinloop, ran: Ran):
     assert done.code == 0 and f"of {ran.run} would be uploaded" in done.out, done.err
 
 
-def test_push_refusals_are_one_sentence_each(push, spinloop, hub: Hub, ran: Ran):
+def test_push_refusals_are_one_sentence_each(push, hub: Hub, ran: Ran, tmp_path):
     """Catches: the client's traceback, a token shown, a push to somebody else's or a public place, a wrong model."""
     hub.tokens["hf_" + "r" * 30] = {"others"}
     hub.add("models/acme/public", {"a.txt": b"x"})
@@ -222,16 +222,21 @@ def test_push_refusals_are_one_sentence_each(push, spinloop, hub: Hub, ran: Ran)
         (push(token="hf_" + "w" * 30), 2, "acme/tiny: the hub does not accept the token of $HF_TOKEN"),
         (push(token="hf_" + "r" * 30), 2, "acme/tiny: the token of $HF_TOKEN may not write there"),
         (push(to="acme/public", token="hf_" + "r" * 30), 2, "acme/public: the token of $HF_TOKEN may not write"),
-        (push("--private", to="acme/public"), 2, "acme/public: this repository is public"),
-        (push(to="acme/data"), 2, "acme/data: the hub has a dataset of this name and no model"),
-        (push(to="datasets/acme/data"), 2, "--to datasets/acme/data: no hub id; give org/name"),
-        (push("--pairs", "x"), 2, "--pairs x: no hub id"),
-        (push("--model", "θ_7"), 2, "θ_7 was not made by this run (it made θ_0, θ_1, θ_2)"),
-        (push("--model", "newest"), 2, "newest: no name of a model"),
-        (push("--model", "0", "--pairs", "acme/p"), 2, "θ_0 was trained on no pairs"),
         (push(url="http://127.0.0.1:9"), 1, "acme/tiny: the hub cannot be reached"),
-        (spinloop("push", "other", "--to", "acme/x", "--store", ran.store), 2, f"runs there: {ran.run}."),
     ]
+    given = {
+        "acme/public: this repository is public": [ran.run, "--to", "acme/public", "--private"],
+        "acme/data: the hub has a dataset of this name and no model": [ran.run, "--to", "acme/data"],
+        "--to datasets/acme/data: no hub id; give org/name": [ran.run, "--to", "datasets/acme/data"],
+        "--pairs x: no hub id": [ran.run, "--to", "acme/tiny", "--pairs", "x"],
+        "θ_7 was not made by this run (it made θ_0, θ_1, θ_2)": [ran.run, "--to", "acme/tiny", "--model", "θ_7"],
+        "newest: no name of a model": [ran.run, "--to", "acme/tiny", "--model", "newest"],
+        "θ_0 was trained on no pairs": [ran.run, "--to", "acme/tiny", "--model", "0", "--pairs", "acme/p"],
+        f"runs there: {ran.run}.": ["other", "--to", "acme/x"],
+    }
+    calls = [["push", *args, "--store", str(ran.store)] for args in given.values()]
+    ended = commands(calls, environment(tmp_path, hub.url, TOKEN), tmp_path)
+    cases += [(done, 2, message) for done, message in zip(ended, given, strict=True)]
     for done, code, message in cases:
         assert done.code == code and message in done.err, (message, done)
         assert len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err, done.err

@@ -58,6 +58,14 @@ def test_examples_turns_choose_the_answers_and_keep_the_history(turns, expected)
     assert [example.prompt for example in result if isinstance(example, Row)] == expected
 
 
+@pytest.mark.parametrize("empty", [None, ""])
+def test_reasoning_counts_only_where_it_is_an_answers(empty):
+    """Catches a row that is lost for a field that is empty, or for the reasoning of a turn that is no answer here."""
+    turns = [U, {**A, "reasoning_content": empty}, U, {**A, "reasoning_content": "r"}]
+    assert examples({"messages": turns}, {}, "first") == [row([U], "a")]
+    assert isinstance(examples({"messages": turns}, {}, "last")[0], Reject)
+
+
 REJECTED: dict[str, Any] = {
     "no answer": [
         {"messages": [U]},
@@ -90,6 +98,11 @@ REJECTED: dict[str, Any] = {
         {"question": 3, "answer": "a"},
         {"question": "q", "answer": {"text": "a"}},
         {"question": "q", "answer": b"a"},
+    ],
+    "reasoning apart from the answer": [
+        {"messages": [U, {**A, "reasoning_content": "r"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "thinking": "r"}]},
+        {"prompt": [S, U], "completion": [{**A, "content": "", "reasoning": "r"}]},
     ],
     "not text": [{"question": "q\ud800", "answer": "a"}, {"messages": [U, {"role": "assistant", "content": "\udfff"}]}],
     "wrong columns": [{"text": "q"}, {}, {"question": "q"}, {"text\ud800": "q"}],

@@ -116,23 +116,43 @@ print(json.dumps(bench_growth.measured(sys.argv[1], Path(sys.argv[2]))))
 """
 
 
-@pytest.mark.parametrize("stage", ["reformat", "tokenize", "gather"])
-def test_stage_four_times_the_rows_take_no_more_memory(tmp_path, stage):
-    """Catches: rows, tokens, answers or pairs held as Python objects until all are there. Before, 30,000 rows more took
-    reformat 104 MiB and gather 171 MiB more; now 22 and 23, as buffers fill up until some 20,000 rows. The ids of 6,000
-    rows more would take tokenize 120 MiB."""
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> tuple[dict[int, Path], list[float]]:
+    """Folders with reformat's trees of 10,000 and four times the rows, by their number, and MiB of reformat."""
+    folders = {count: tmp_path_factory.mktemp(str(count)) for count in (10_000, 40_000)}
+    for count, folder in folders.items():
+        growth_data.write_jsonl(folder / "rows.jsonl", count)
+    return folders, [peak("reformat", folder) for folder in folders.values()]
+
+
+def test_reformat_four_times_the_rows_take_no_more_memory(grown):
+    """Catches: rows held as Python objects until all are there. Before, 30,000 rows more took 104 MiB more; now 22, as
+    buffers fill up until some 20,000 rows."""
+    _, (few, many) = grown
+    assert many < few + 70
+
+
+def test_gather_four_times_the_rows_take_no_more_memory(grown):
+    """Catches: answers or pairs held as Python objects until all are there. Before, 30,000 rows more took 171 MiB more;
+    now 23."""
     peaks = []
-    for count in (2_000, 8_000) if stage == "tokenize" else (10_000, 40_000):
+    for folder in grown[0].values():
+        growth_data.write_tokens(folder / "reformat", folder / "tokens")
+        growth_data.write_answers(folder / "tokens", folder / "answers")
+        peaks.append(peak("gather", folder))
+    assert peaks[1] < peaks[0] + 70
+
+
+def test_tokenize_four_times_the_rows_take_no_more_memory(tmp_path):
+    """Catches: tokens held as Python objects until all are there: 6,000 rows more would take 120 MiB more."""
+    peaks = []
+    for count in (2_000, 8_000):
         folder = tmp_path / str(count)
         (folder / "tokenizer").mkdir(parents=True)
         write_tokenizer(folder / "tokenizer")
         growth_data.write_jsonl(folder / "rows.jsonl", count)
-        peaks.append(peak("reformat", folder))
-        if stage == "gather":
-            growth_data.write_tokens(folder / "reformat", folder / "tokens")
-            growth_data.write_answers(folder / "tokens", folder / "answers")
-        if stage != "reformat":
-            peaks[-1] = peak(stage, folder)
+        peak("reformat", folder)
+        peaks.append(peak("tokenize", folder))
     assert peaks[1] < peaks[0] + 70
 
 
