@@ -37,7 +37,7 @@ from spin_core.sources import folders
 from spin_core.stages import tokenize
 
 NAME = "import_pairs"
-VERSION = 2
+VERSION = 3
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")

@@ -17,7 +17,8 @@ RAISED = {
     "report": 4,
 }  # fmt: skip
 """Stage → VERSION that rose since, on purpose: tokens are made once, by `tokenize`, and all stages that read or write
-them changed; answers whose reasoning is apart are rejected, and quality.json counts cut prompts; 2 of gate corrects the bounds of fewer than 21 paired rows; 4 of report says where tokens are from."""
+them changed; answers whose reasoning is apart are rejected, and quality.json counts cut prompts; 2 of gate corrects the
+bounds of fewer than 21 paired rows; 4 of report says where tokens are from."""
 NEW = {"tokenize"}
 WHY = {
     "reformat": "version of reformat: 1 → 3",
