@@ -18,6 +18,8 @@ no_network.install()
 HOME = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = HOME
+# tests/flows/migrated.py; the processes of pytest-xdist inherit that of the first.
+os.environ.setdefault("SPINLOOP_TEST_DATABASE", f"{HOME}/migrated")
 # A `.env` in the checkout (`make server` writes one) may name a database; the environment wins.
 os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{HOME}/prefect.db"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

@@ -18,11 +18,11 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -46,6 +46,16 @@ MANY = 0.05
 
 Line = tuple[Any, ...]
 """(id, ids of each column) of a row."""
+AHEAD = 2
+"""Batches that are worked on at once: while one is tokenised here, another's texts are rendered in the templates' own
+process."""
+
+
+class Made(NamedTuple):
+    """A row's ids of each column, and what it adds to the counts."""
+
+    ids: list[Any]
+    counts: dict[str, int]
 
 
 class Config(Section):
@@ -95,7 +105,7 @@ class _Writer:
         self.counts: dict[str, Any] = {}
         self.rejects: list[dict[str, str]] = []
         self.seen = 0
-        self.examples: dict[str, list[str]] = {"cut": [], "rewritten": []}
+        self.examples: dict[str, list[str]] = {"prompts_cut": [], "rewritten": []}
 
     def write(self, split: str, texts: Iterator[Any], bar: Bar) -> list[ShardEntry]:
         """One split's tokens, and of rows its shards."""
@@ -128,22 +138,25 @@ class _Writer:
             yield from part
 
     def _lines(self, split: str, texts: Iterator[Any], own: Counter[str], bar: Bar) -> Iterator[Line]:
-        encode: Callable[[list[Any]], list[Line | Reject]]
-        encode = partial(self._reference if self.config.reference_length else self._exact, own)
+        encode = self._reference if self.config.reference_length else self._exact
         sides = 2 if self.config.shard_rows else 3  # of a row prompt and answer, of a pair prompt and both answers
-        for part in _parts(texts):
-            for one, line in zip(part, encode(part), strict=True):
+        for part, lines in _in_turn(encode, _parts(texts)):
+            for one, line in zip(part, lines, strict=True):
                 self.seen += 1
                 if isinstance(line, Reject):
                     self.rejected[line.reason] += 1
                     reject = {"id": one.id, "split": split, "reason": line.reason, "detail": line.detail}
                     self.rejects.append(reject)
                     continue
-                own["tokens"] += sum(map(len, line[1 : 1 + sides]))
-                yield line
+                own.update(line.counts)
+                for name, shown in self.examples.items():
+                    if line.counts.get(name) and len(shown) < SHOWN:
+                        shown.append(one.id)
+                own["tokens"] += sum(map(len, line.ids[:sides]))
+                yield (one.id, *line.ids)
             bar.advance(len(part))
 
-    def _exact(self, own: Counter[str], part: list[Any]) -> list[Line | Reject]:
+    def _exact(self, part: list[Any]) -> list[Made | Reject]:
         from spin_core.modeling.encoding import Conversation, encode, encode_paper
 
         def of(one: Row | Pair) -> Conversation:
@@ -156,40 +169,34 @@ class _Writer:
         others: list[Any] = [None] * len(part)
         if self.config.shard_rows and self.config.chat.template == "paper":
             others = list(encode_paper(self.chat, [one.prompt for one in part]))
-        lines: list[Line | Reject] = []
-        for one, ids, other in zip(part, made, others, strict=True):
-            if isinstance(ids, Reject) or isinstance(other, Reject):
-                lines.append(ids if isinstance(ids, Reject) else other)
-            else:
-                self._count(one.id, ids, own)
-                lines.append((one.id, ids.prompt, *ids.answers, *([] if other is None else [other])))
-        return lines
+        return [
+            ids if isinstance(ids, Reject)
+            else other if isinstance(other, Reject)
+            else Made([ids.prompt, *ids.answers, *([] if other is None else [other])], _counts(ids))
+            for ids, other in zip(made, others, strict=True)
+        ]  # fmt: skip
 
-    def _count(self, id: str, ids: Encoded, own: Counter[str]) -> None:
-        own.update(prompts_cut=ids.cut, rewritten=ids.rewritten, across=ids.across, ended=ids.ended)
-        for name, found in (("cut", ids.cut), ("rewritten", ids.rewritten)):
-            if found and len(self.examples[name]) < SHOWN:
-                self.examples[name].append(id)
-
-    def _reference(self, own: Counter[str], part: list[Pair]) -> list[Line | Reject]:
+    def _reference(self, part: list[Pair]) -> list[Made | Reject]:
         from spin_core.modeling.chat import reference_texts
         from spin_core.modeling.collate import encode_reference
 
-        lines: list[Line | Reject] = []
+        lines: list[Made | Reject] = []
         for one in part:
             answers = {"real": one.real, "generated": one.generated}
             record = {name: [*one.prompt, {"role": "assistant", "content": text}] for name, text in answers.items()}
             texts = reference_texts(record, self.chat.tokenizer)
             length, limit = self.config.chat.max_prompt_length, self.config.reference_length
             real, generated = encode_reference(texts, self.chat.tokenizer, limit, length)
+            counts = {}
             if real.prompt >= length or max(real.answer, generated.answer) >= limit - length:  # else nothing was cut
                 whole = encode_reference(texts, self.chat.tokenizer, sys.maxsize, length)
-                own["prompts_cut"] += real.prompt < whole[0].prompt
-                own["cut_real"] += real.answer < whole[0].answer
-                own["cut_generated"] += generated.answer < whole[1].answer
+                counts["prompts_cut"] = int(real.prompt < whole[0].prompt)
+                counts["cut_real"] = int(real.answer < whole[0].answer)
+                counts["cut_generated"] = int(generated.answer < whole[1].answer)
             hidden = [[] if side.masked is None else side.masked.tolist() for side in (real, generated)]
             prompt = real.ids[: real.prompt]
-            lines.append((one.id, prompt, real.ids[real.prompt :], generated.ids[generated.prompt :], *hidden))
+            ids = [prompt, real.ids[real.prompt :], generated.ids[generated.prompt :], *hidden]
+            lines.append(Made(ids, counts))
         return lines
 
     def finish(self) -> dict[str, Any]:
@@ -221,7 +228,8 @@ class _Writer:
         if cut > MANY * rows:
             self.job.note(
                 f"{cut:,} of {rows:,} prompts ({cut / rows:.0%}) are longer than chat.max_prompt_length "
-                f"{self.config.chat.max_prompt_length} and lose a part of their text: {_some(self.examples['cut'])}."
+                f"{self.config.chat.max_prompt_length} and lose a part of their text: "
+                f"{_some(self.examples['prompts_cut'])}."
             )
         if rewritten:
             self.job.note(
@@ -234,6 +242,25 @@ COUNTED = ("rows", "tokens", "prompts_cut", "rewritten", "across", "ended", "cut
 """Counts of tokens.json, by split; `across`: answers that begin inside of a token of the whole conversation; `ended`:
 answers from whose text an end of turn was taken; `cut_real` and `cut_generated`: of pairs that are collated as the
 published code did (the others' answers are cut where they are read)."""
+
+
+def _counts(ids: Encoded) -> dict[str, int]:
+    """Only what is not 0: of most rows nothing."""
+    counts = {"prompts_cut": int(ids.cut), "rewritten": ids.rewritten, "across": ids.across, "ended": ids.ended}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _in_turn(encode: Callable[[list[Any]], list[Any]], parts: Iterator[list[Any]]) -> Iterator[tuple[Any, Any]]:
+    """Each batch and what `encode` makes of it, in order, AHEAD of them at work."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        working: deque[tuple[list[Any], Future[list[Any]]]] = deque()
+        for part in parts:
+            working.append((part, pool.submit(encode, part)))
+            if len(working) > AHEAD:
+                done, made = working.popleft()
+                yield done, made.result()
+        for done, made in working:
+            yield done, made.result()
 
 
 def _some(ids: list[str]) -> str:

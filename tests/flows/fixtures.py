@@ -17,6 +17,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from tests.flows import migrated
 from tests.flows.shared_children import shared
 
 Called = tuple[int, str, str]
@@ -40,6 +41,7 @@ TINY = {
 def server() -> Iterator[str]:
     """`prefect server start` on the port that the session's settings name."""
     url = os.environ["PREFECT_API_URL"]
+    migrated.home(Path(os.environ["PREFECT_HOME"]))
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start"],
         cwd=os.environ["PREFECT_HOME"],  # not the checkout, whose `.env` may set a password
@@ -133,7 +135,7 @@ def finished(tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
 
     def make(place: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        ours = {"PREFECT_HOME": str(place / "prefect"), "PYTHONPATH": str(Path(__file__).parents[2])}
+        ours = {"PREFECT_HOME": str(migrated.home(place / "prefect")), "PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(place / "store"), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=kept | ours, check=False)
         assert done.returncode == 0, done.stderr

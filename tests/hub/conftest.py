@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.flows import migrated
 from tests.flows.fixtures import TINY, once
 from tests.hub.hub_home import TOKEN, Done, Ran, command, environment, new_token
 from tests.hub.hub_server import Hub, start
@@ -84,7 +85,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, start_model: Path, start_rows:
     def make(place: Path) -> None:
         hub, server = start()
         home, token = place / "home", new_token()
-        home.mkdir()
+        migrated.home(home / "prefect")
         hub.tokens[token] = {"acme"}
         files = {path.name: path.read_bytes() for path in start_model.iterdir()}
         hub.add("models/acme/start", files, private=True)

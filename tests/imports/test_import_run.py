@@ -17,6 +17,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.sources.folders import SETTINGS, WEIGHTS
 from spin_core.stages import tokenize
+from tests.flows import migrated
 from tests.flows.fixtures import TINY
 from tests.hub.hub_home import command, environment
 from tests.hub.hub_server import start
@@ -178,6 +179,7 @@ def test_import_from_the_hub_is_recorded_with_its_commit(first, tmp_path):
         tree = first.tree("finetune", "iter 0")
         hub.add("models/acme/tiny-iter0", {path.name: path.read_bytes() for path in tree.iterdir()})
         commits = {name: repo.refs["main"] for name, repo in hub.repos.items()}
+        migrated.home(tmp_path / "prefect")
         env, store = environment(tmp_path, hub.url), str(tmp_path / "store")
         named = ["--pairs", "0=acme/SPIN_iter0@main", "--model", "1=acme/tiny-iter0"]
         done = command(["import", *named, "--store", store, "--json"], env, tmp_path)

@@ -106,6 +106,8 @@ def test_stages_on_disk_write_the_tree_that_they_write_in_memory(tmp_path, monke
 
 SMALL = """
 import sys
+from spin_core.runtime.worker import HIDDEN
+sys.modules.update(dict.fromkeys(HIDDEN))
 from pathlib import Path
 from tests.benchmarks import bench_growth
 from spin_core.data import ingest, table_file, token_file

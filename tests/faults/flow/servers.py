@@ -14,6 +14,8 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+from tests.flows import migrated
+
 CUT = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 5\r\nConnection: close\r\n\r\nfault"
 
 
@@ -29,7 +31,7 @@ class Server:
 
     def __init__(self, home: Path):
         self.home, self.port, self.door = home, free_port(), Door()
-        home.mkdir(parents=True, exist_ok=True)
+        migrated.home(home)
         self.url = f"http://127.0.0.1:{self.door.port}/api"
         self._lock: sqlite3.Connection | None = None
 

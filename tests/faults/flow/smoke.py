@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.flows import migrated
 from tests.flows.fixtures import TINY
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +84,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def make_smoke(profile: Path, place: Path, before: Sequence[str] = (), *settings: str) -> Smoke:
     """Run it in a new store at `place`. `before`: a command that the run is given to."""
     home, store = place / "prefect", place / "store"
-    home.mkdir(parents=True, exist_ok=True)
+    migrated.home(home)
     sets = [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(
         [*before, sys.executable, "-m", "flows.cli", "run", str(profile), "--store", str(store), "--json", *sets],

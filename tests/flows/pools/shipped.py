@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.faults.fault import Fault
+from tests.flows import migrated
 from tests.flows.pools.conftest import ROOT, until
 
 SOCKETS = (
@@ -45,6 +46,7 @@ class Server:
         assert server_env(folder, port).returncode == 0
         with (folder / ".env").open("a") as file:
             file.write(more)
+        migrated.home(folder / "prefect")
         self.folder = folder
         self.settings = read(folder / ".env")
         self.login = self.settings["PREFECT_API_AUTH_STRING"]
