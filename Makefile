@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # In a process of its own: it forks a few thousand times, and a fork takes 60 ms where torch is loaded, 5 ms where not.
 STORE_FAULTS := tests/faults/store
-# Test files side by side, four on two cores, as a test waits for a fifth of its time. Each has a Prefect server and homes of its own.
+# Test files side by side, three on two cores, as a test waits for a fifth of its time. Each has a Prefect server and homes of its own.
 # What takes longest comes first, so that the end is not one file's; before it three files that make the runs which others share.
 LONGEST_FIRST := tests/faults/flow/test_server_faults.py tests/flows/test_cache.py tests/hub/test_push.py \
   tests/training tests/faults tests/flows tests/hub tests/imports tests
-JOBS ?= 4
+JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 

@@ -91,10 +91,27 @@ class Groups(Sequence[tuple[Tokens, ...]]):
             made.append(Tokens(ids, len(prompt), hidden if hidden is not None and len(hidden) else None))
         return tuple(made)
 
+    def _of(self, name: str) -> np.ndarray:
+        """How many ids each group has in a column, int64 [N]. 50,000 groups made one by one take half a second."""
+        return np.concatenate([np.zeros(0, np.int64), *(file.lengths(name) for file in self.files)])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each group's sequences, int64 [N, answers]."""
+        prompts = self._of("prompt")
+        return np.stack([(prompts + self._of(name)).clip(max=self.max_length) for name in self.answers], axis=1)
+
+    def targets(self) -> np.ndarray:
+        """Labels of each group's sequences, int64 [N, answers], as `Tokens.targets`."""
+        lengths = self.lengths()
+        return np.where(lengths > 0, lengths - self._of("prompt").clip(min=1)[:, None], 0)
+
+    def packed(self) -> np.ndarray:
+        """Tokens that each group takes packed, int64 [N], as `packing.tokens_of`."""
+        return self.lengths().sum(axis=1) - (len(self.answers) - 1) * self._of("prompt")
+
     def cut(self, answer: str) -> int:
         """How many of an answer's sequences lose their end."""
-        lengths = (file.lengths("prompt") + file.lengths(answer) for file in self.files)
-        return sum(int((length > self.max_length).sum()) for length in lengths)
+        return int((self._of("prompt") + self._of(answer) > self.max_length).sum())
 
 
 def read_groups(
@@ -102,6 +119,13 @@ def read_groups(
 ) -> Groups:
     """The groups of a split of tokens or pairs trees. Raises BadInput naming a file that is no file of tokens."""
     return Groups([TokenFile(tree / FILES[split]) for tree in trees], max_length, answers)
+
+
+def longest_of(groups: Sequence[Sequence[Tokens]]) -> int:
+    """Tokens of the longest sequence."""
+    if isinstance(groups, Groups):
+        return int(groups.lengths().max())
+    return max(len(tokens) for group in groups for tokens in group)
 
 
 def note_cuts(groups: Groups, split: str, setting: str, job: Job) -> dict[str, int]:

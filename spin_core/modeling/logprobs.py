@@ -22,7 +22,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, one_line
 from spin_core.modeling import attention
 from spin_core.modeling.chunked_logps import Head, head_of, label_logps
-from spin_core.modeling.collate import Tokens
+from spin_core.modeling.collate import Groups, Tokens
 from spin_core.modeling.loss import token_logps
 from spin_core.modeling.packing import Batch, Group, pack, packable, pad_groups, tokens_of
 from spin_core.runtime import process_group
@@ -70,8 +70,7 @@ class Policy(torch.nn.Module):
         the fewest tokens so far. `in_step`: all have equally many passes, so that none waits for ever; where a process
         has nothing left, a pass of the shortest group, which does not count, keeps it in step with the others.
         """
-        numbered = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
-        costs = {number: self.cost(group) for number, group in numbered}
+        costs = self.costs(groups)
         order = sorted(costs, key=lambda number: (-costs[number], number))
         hands = process_group.deal([costs[number] for number in order], processes)
         owned = [[order[place] for place in hand] for hand in hands]
@@ -100,6 +99,15 @@ class Policy(torch.nn.Module):
         with nullcontext() if per_label else self.autocast():
             logps: Tensor = inside(compute) if inside else compute()
         return logps if per_label else logps.new_zeros(batch.sequences).index_add(0, batch.owners, logps)
+
+    def costs(self, groups: Sequence[Group] | Mapping[int, Group]) -> dict[int, int]:
+        """The cost of each group, by its number."""
+        if isinstance(groups, Groups):
+            lengths = groups.lengths()
+            costs = groups.packed() if self.packed else lengths.shape[1] * lengths.max(axis=1)
+            return dict(enumerate(costs.tolist()))
+        numbered = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
+        return {number: self.cost(group) for number, group in numbered}
 
     def settle(self, longest: int, runtime: Runtime, note: Callable[[str], None] = lambda text: None) -> Policy:
         """Finds out how sequences of at most `longest` tokens can be computed; says by `note` where they cannot be

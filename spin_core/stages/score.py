@@ -119,6 +119,7 @@ def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, lab
     """
     import torch
 
+    from spin_core.modeling.collate import longest_of
     from spin_core.modeling.loading import apply_threads, pick_device
     from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
@@ -130,8 +131,7 @@ def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, lab
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
     model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
-    longest = max(len(tokens) for group in groups for tokens in group)
-    policy = Policy(model, PADDING, settings.precision).settle(longest, job.runtime, job.note)
+    policy = Policy(model, PADDING, settings.precision).settle(longest_of(groups), job.runtime, job.note)
     passes = policy.passes(groups, job.runtime.score_tokens, process_group.world(), in_step=sharded)
     mine = passes[process_group.rank()]
     own_logps: list[tuple[int, list[float]]] = []
@@ -188,14 +188,14 @@ def _write(pairs: list[tuple[str, str]], groups: Groups, logps: list[float], pat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    labels = [[tokens.targets for tokens in group] for group in groups]
+    labels = groups.targets()
     columns = {
         "id": pa.array([id for _, id in pairs], pa.string()),
         "split": pa.array([split for split, _ in pairs], pa.string()),
         "real": pa.array(logps[::2], pa.float64()),
         "generated": pa.array(logps[1::2], pa.float64()),
-        "real_tokens": pa.array([real for real, _ in labels], pa.int32()),
-        "generated_tokens": pa.array([generated for _, generated in labels], pa.int32()),
+        "real_tokens": pa.array(labels[:, 0], pa.int32()),
+        "generated_tokens": pa.array(labels[:, 1], pa.int32()),
     }
     pq.write_table(pa.table(columns), path)
-    return sum(map(sum, labels))
+    return int(labels.sum())

@@ -22,6 +22,7 @@ from spin_core.config.finetune import Finetune
 from spin_core.config.sft import Sft
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Job
+from spin_core.modeling.collate import longest_of
 from spin_core.modeling.loading import load_model, pick_device, save_model, source_dtype, use_liger
 from spin_core.modeling.logprobs import Policy
 from spin_core.runtime import process_group
@@ -148,7 +149,7 @@ def train(
     model.to(accelerator.device)
     if job.runtime.liger:
         use_liger(model)
-    longest = max(len(tokens) for i in range(plan.examples) for tokens in objective.group(i))
+    longest = longest_of(objective.examples)
     policy = Policy(model, pad_id, plan.part.precision)
     if job.runtime.compute.sharding == "zero3":  # its weights can be read once DeepSpeed has the policy
         strategy = make_strategy(policy, plan, job, accelerator)

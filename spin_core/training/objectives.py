@@ -25,7 +25,7 @@ class SpinPairs:
     label of the real answer, averaged over pairs) is added to the loss. Neither changes `logps/…`, nats per answer.
     """
 
-    pairs: Sequence[tuple[Tokens, ...]]
+    examples: Sequence[tuple[Tokens, ...]]
     opponent: Tensor
     beta: float
     loss: Loss = "sigmoid"
@@ -36,7 +36,7 @@ class SpinPairs:
 
     def group(self, index: int) -> Sequence[Tokens]:
         """The example's token sequences, which share a prompt."""
-        return self.pairs[index]
+        return self.examples[index]
 
     def size(self, index: int) -> int:
         """How much the example counts in the mean over the global batch."""
@@ -50,7 +50,7 @@ class SpinPairs:
         """
         ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
         real, generated = ours.unbind(1)
-        labels = torch.tensor([[tokens.targets for tokens in self.pairs[i]] for i in indices], device=logps.device)
+        labels = torch.tensor([[tokens.targets for tokens in self.examples[i]] for i in indices], device=logps.device)
         if self.length_normalised:
             ours, theirs = per_label(ours, labels), per_label(theirs, labels)
         losses, real_rewards, generated_rewards = spin_loss(
@@ -78,14 +78,14 @@ class AnswerRows:
     So a long answer weighs more than a short one, and micro-batches and processes do not change the result.
     """
 
-    rows: Sequence[tuple[Tokens, ...]]
+    examples: Sequence[tuple[Tokens, ...]]
     name: str = "rows"
 
     def group(self, index: int) -> Sequence[Tokens]:
-        return self.rows[index]
+        return self.examples[index]
 
     def size(self, index: int) -> int:
-        return self.rows[index][0].targets
+        return self.examples[index][0].targets
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}

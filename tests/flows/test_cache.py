@@ -128,20 +128,43 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     assert {step["state"] for step in edited} == {"cached"}, "an answer's edit regenerates nothing"
 
 
-def test_copied_source_is_a_full_hit_and_no_tree_knows_a_path(spinloop, server, tiny, model, tmp_path) -> None:
-    """Catches a path of this machine in a key, a record or an output: a colleague's copy of the data would miss."""
-    store = tmp_path / "store"
-    for place, command in (("here", "run"), ("there", "plan")):
-        (tmp_path / place).mkdir()
-        shutil.copytree(model, tmp_path / place / "model")
-        rows = [{"prompt": f"Sort: {i:03d}", "response": "".join(sorted(f"{i:03d}"))} for i in range(40)]
-        (tmp_path / place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = [f"dataset.path={tmp_path / place / 'data.jsonl'}", f"model.path={tmp_path / place / 'model'}"]
-        sets = [part for setting in [*settings, "sft=", "iterations=1"] for part in ("--set", setting)]
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, model) -> dict[str, Path]:
+    """Two folders with the same model and data."""
+    made = {name: tmp_path_factory.mktemp(name) for name in ("here", "there")}
+    rows = [{"prompt": f"Sort: {i:03d}", "response": "".join(sorted(f"{i:03d}"))} for i in range(40)]
+    for place in made.values():
+        shutil.copytree(model, place / "model")
+        (place / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def test_copied_source_is_a_full_hit_and_tokens_are_made_once(spinloop, server, tiny, places) -> None:
+    """Catches a path of this machine in a key, a record or an output: a colleague's copy of the data would miss; a
+    second iteration that tokenizes again; and a changed chat template that is not seen, or that reads the rows again.
+    """
+    store, there = places["here"] / "store", places["there"]
+
+    def steps(command: str, place: Path, iterations: int) -> list[dict]:
+        settings = [f"dataset.path={place / 'data.jsonl'}", f"model.path={place / 'model'}", "sft="]
+        sets = [part for one in [*settings, f"iterations={iterations}"] for part in ("--set", one)]
         code, out, err = spinloop(command, tiny, "--store", store, "--json", *sets)
         assert code == 0, err
-    assert {step["state"] for step in json.loads(out)} == {"cached"}
+        return json.loads(out)
+
+    steps("run", places["here"], 1)
+    assert {step["state"] for step in steps("plan", there, 1)} == {"cached"}
     root = store / "spinloop-store-v1"
     files = [path for folder in ("trees", "records") for path in (root / folder).rglob("*") if path.is_file()]
     assert files
-    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+    assert not [path for path in files if str(there.parent).encode() in path.read_bytes()]
+
+    cached = [step["stage"] for step in steps("plan", there, 2) if step["state"] == "cached"]
+    assert cached.count("tokenize") == 1 and "finetune" in cached
+
+    template = there / "model" / "chat_template.jinja"
+    template.write_text("{# another #}" + template.read_text())
+    plan = steps("plan", there, 1)
+    assert [step["stage"] for step in plan if step["state"] == "cached"] == ["reformat"]
+    (why,) = (step["why"] for step in plan if step["stage"] == "tokenize")
+    assert "tokenizer" in why

@@ -208,6 +208,24 @@ def test_groups_of_several_files_come_in_order_and_cut_only_answers(tmp_path) ->
         Groups(files, 2)
 
 
+@pytest.mark.parametrize("answers", [("real",), ("real", "generated")])
+def test_figures_of_all_groups_are_those_of_each(tmp_path, answers) -> None:
+    """Catches lengths, labels or packed sizes that are counted otherwise than the sequences are made: passes would be
+    over their budget, and the counts of labels in logps.parquet wrong. With an empty prompt, which has no label for
+    the first token, an empty answer, and answers that are cut."""
+    from spin_core.modeling.collate import Groups, longest_of
+    from spin_core.modeling.packing import tokens_of as packed_tokens
+
+    rows = [("a", [1, 2], [3, 4, 5], [6]), ("b", [], [1, 2], []), ("c", [1], list(range(20)), [2] * 9)]
+    token_file.write(tmp_path / "tokens.arrow", ("prompt", "real", "generated"), rows)
+    groups = Groups([TokenFile(tmp_path / "tokens.arrow")], 10, answers)
+    each = list(groups)
+    assert groups.lengths().tolist() == [[len(tokens) for tokens in group] for group in each]
+    assert groups.targets().tolist() == [[tokens.targets for tokens in group] for group in each]
+    assert groups.packed().tolist() == [packed_tokens(group) for group in each]
+    assert longest_of(groups) == longest_of(each) == 10
+
+
 def test_damaged_file_of_tokens_is_one_sentence(tmp_path) -> None:
     """Catches a traceback of Arrow."""
     (tmp_path / "train_tokens.arrow").write_bytes(b"ARROW1 not")

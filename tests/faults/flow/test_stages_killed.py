@@ -12,7 +12,7 @@ from spin_core.store import fs
 from tests.faults.fault import Fault
 from tests.faults.flow.cases import case_of
 
-DEFAULT, IN_FULL = ("finetune",), ("generate", "sft", "score", "evaluate")
+DEFAULT, IN_FULL = ("score",), ("generate", "sft", "finetune", "evaluate")
 LATE = 0.5  # of the kills: in the last fifth, where the output is sealed and published
 
 
