@@ -80,8 +80,8 @@ def rows(folder: Path, count: int, lexicon: list[str]) -> Path:
     weights = [1 / (i + 10) for i in range(len(lexicon))]
 
     def made(i: int) -> Row:
-        text = draw.choices(lexicon, weights, k=420)
-        return Row(f"{i:016x}", [{"role": "user", "content": " ".join(text[:140])}], " ".join(text[140:]))
+        text = draw.choices(lexicon, weights, k=324)  # 450 tokens with the template's
+        return Row(f"{i:016x}", [{"role": "user", "content": " ".join(text[:108])}], " ".join(text[108:]))
 
     folder.mkdir()
     write_rows(folder / FILES["train"], map(made, range(count)))

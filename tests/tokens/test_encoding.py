@@ -72,6 +72,18 @@ def test_real_answers_have_the_ids_of_the_whole_conversation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
+def test_ids_are_those_of_the_tokenizers_own_call(name: str) -> None:
+    """Catches a way around transformers that forgets what it sets up: a tokenizer that was saved with truncation and
+    padding would cut every text, silently."""
+    chat = chat_of(name, TEMPLATES["ChatML"])
+    texts = [*ANSWERS, "", "<|im_end|> and more", "  two  spaces ", *(f"{text} again" * 9 for text in ANSWERS)]
+    chat.tokenizer.backend_tokenizer.enable_truncation(3)
+    chat.tokenizer.backend_tokenizer.enable_padding(length=7)
+    made = chat.ids(texts)
+    assert made == chat.tokenizer(texts, add_special_tokens=False)["input_ids"] and max(map(len, made)) > 7
+
+
+@pytest.mark.parametrize("name", MAKERS)
 def test_cut_answers_have_the_same_ids_without_the_end_of_turn(name: str) -> None:
     """Catches an end of turn behind an answer that the model did not end."""
     for template in TEMPLATES.values():
