@@ -78,6 +78,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # no process is forked here while it is at work
     chat = load_chat(cast(Path, inputs["tokenizer"]), config.chat)
+    chat.ids(["."])  # takes off what it was saved with (truncation): while one thread tokenises, another may not
     of_rows = "rows" in inputs
     tree = cast(Path, inputs["rows" if of_rows else "pairs"])
     writer = _Writer(chat, config, job)
