@@ -25,7 +25,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -105,6 +105,13 @@ class RemoteStore(Store):
                 f"{self.url}: output {digest[:12]} is not whole there; run again, and it is computed again."
             )
         return tree
+
+    def files_of(self, digest: str, wanted: Callable[[list[str]], list[str]]) -> list[FileEntry]:
+        """As in `Store`, of the tree's manifest: a key that hangs on a model's tokenizer fetches no weights."""
+        if (files := self._manifest(digest)) is None:
+            return super().files_of(digest, wanted)
+        chosen = set(wanted([entry["path"] for entry in files]))
+        return sorted((entry for entry in files if entry["path"] in chosen), key=lambda entry: entry["path"])
 
     def _is_cached(self, digest: str) -> bool:
         """Whether this tree is fully cached and sound; hashed once by each process."""

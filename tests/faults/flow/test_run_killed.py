@@ -115,7 +115,7 @@ def test_child_killed_alone_is_tried_again(tiny, server, tmp_path: Path) -> None
     out, err = process.communicate(timeout=200)
     assert killed
     assert process.returncode == 0, err
-    assert json.loads(out)["ran"] == 7
+    assert json.loads(out)["ran"] == 8
 
 
 def _descendants(pid: int) -> list[int]:

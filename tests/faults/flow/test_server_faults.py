@@ -141,7 +141,7 @@ def test_server_that_is_lost_for_good_costs_no_finished_step(profile, tmp_path: 
             assert hung < HANGS, f"hung for {hung:.0f} s"
             assert code == 0 and "did not take the end of this run" in out, out
             assert "Traceback" not in out
-            assert [json.loads(line)["ran"] for line in out.splitlines() if line.startswith("{")] == [7], out
+            assert [json.loads(line)["ran"] for line in out.splitlines() if line.startswith("{")] == [8], out
             finished = published(trial.store)
             own.healed()
             trial.assert_recovers()
