@@ -119,9 +119,14 @@ def _conversation(value: Any, column: str) -> Messages:
         if not isinstance(role, str):
             raise Reject("wrong type", f"{where} has no role")
         turns.append({"role": ROLES.get(role, role), "content": _string(content, where)})
-        if apart := next((name for name in REASONING if turn.get(name)), None):
+        if apart := next((name for name in REASONING if _says(turn.get(name))), None):
             turns[-1]["apart"] = apart  # until `_from_conversation` knows whether this turn is an answer
     return turns
+
+
+def _says(value: Any) -> bool:
+    """Whether a field holds reasoning: text or a list, not a flag (`thinking: true`)."""
+    return bool(value.strip() if isinstance(value, str) else isinstance(value, list) and value)
 
 
 def _string(value: Any, where: str) -> str:

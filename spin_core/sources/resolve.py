@@ -242,7 +242,7 @@ def tokenizer_of(store: Store, model: Ref) -> Ref:
     """The files of a model that its tokens depend on, by their own content: the same for every model that was trained
     from it, so that what is tokenized once is cached for all."""
     if not model.path:
-        digest = tree_digest(store.files_of(model.tree or model.digest, folders.tokenizer_files))
+        digest = tree_digest(store.files_of(model.digest, folders.tokenizer_files))
         return Ref(digest, tree=model.digest, kind="tokenizer")
     place = model.locate(store)
     digest = _digest(place, folders.tokenizer_files(file_names(place)))

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -94,14 +94,16 @@ class FileEntry(TypedDict):
     sha256: str
 
 
-def manifest(folder: Path) -> list[FileEntry]:
-    """The entries of all files below `folder`, sorted by path. Empty folders do not count.
+def manifest(folder: Path, wanted: Callable[[list[str]], list[str]] = list) -> list[FileEntry]:
+    """The entries of all files below `folder`, or of those that `wanted` chooses of their names, sorted by path. Empty
+    folders do not count.
 
     Raises Damaged (a StoreError) for symbolic links, FIFOs, sockets and devices, OSError for genuine read failures.
     """
     entries: list[FileEntry] = []
-    for name, path in sorted(files_in(folder)):
-        size, sha256 = file_digest(path)
+    files = dict(files_in(folder))
+    for name in sorted(wanted(list(files))):
+        size, sha256 = file_digest(files[name])
         entries.append({"path": name, "size": size, "sha256": sha256})
     return entries
 

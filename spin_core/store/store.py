@@ -12,7 +12,7 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
-from spin_core.store.digest import Damaged, FileEntry, file_digest, files_in, tree_digest
+from spin_core.store.digest import Damaged, FileEntry, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal, share
 from spin_core.store.record import Record as Record  # who uses a store has its records from here
@@ -83,12 +83,7 @@ class Store:
 
     def files_of(self, digest: str, wanted: Callable[[list[str]], list[str]]) -> list[FileEntry]:
         """Those of a tree's files that `wanted` chooses of their names, sorted; hashed now."""
-        files = dict(files_in(self.input_tree(digest)))
-        made: list[FileEntry] = []
-        for name in sorted(wanted(list(files))):
-            size, sha256 = file_digest(files[name])
-            made.append({"path": name, "size": size, "sha256": sha256})
-        return made
+        return manifest(self.input_tree(digest), wanted)
 
     def lookup(self, stage: str, key: str) -> Record | None:
         """The verified output of a key, or None: the stage must run. Hashes the record and every file, each time.

@@ -20,8 +20,8 @@ from spin_core.runtime.child import Child, Children
 MOST = 2
 """Idle processes that are kept, 0.5 GB each."""
 IDLE: list[Child] = []
-PLACES: dict[int, tuple[str, dict[str, str]]] = {}
-"""Process number → folder and environment at the start of each process that may be handed on."""
+PLACES: dict[Child, tuple[str, dict[str, str]]] = {}
+"""Folder and environment at the start of each process that may be handed on."""
 
 _end = Children.__exit__
 
@@ -35,20 +35,20 @@ def _start(python: str = sys.executable, gpus: str = "", launch: Any = None) -> 
         return Child(python, gpus, launch)
     place = _place()
     for one in IDLE:
-        if PLACES[one.process.pid] == place:
+        if PLACES[one] == place:
             IDLE.remove(one)
             if one.process.poll() is None:
                 one.last.clear()
                 return one
     one = Child()
-    PLACES[one.process.pid] = place
+    PLACES[one] = place
     return one
 
 
 def _hand_on(self: Children, *error: object) -> None:
     for slot in self._slots:
         one = slot.child
-        if one is not None and one.process.pid in PLACES and not slot.jobs and one.process.poll() is None:
+        if one is not None and one in PLACES and not slot.jobs and one.process.poll() is None:
             IDLE.append(one)
             slot.child = None
     while len(IDLE) > MOST:

@@ -58,7 +58,7 @@ def test_examples_turns_choose_the_answers_and_keep_the_history(turns, expected)
     assert [example.prompt for example in result if isinstance(example, Row)] == expected
 
 
-@pytest.mark.parametrize("empty", [None, ""])
+@pytest.mark.parametrize("empty", [None, "", " ", [], True])
 def test_reasoning_counts_only_where_it_is_an_answers(empty):
     """Catches a row that is lost for a field that is empty, or for the reasoning of a turn that is no answer here."""
     turns = [U, {**A, "reasoning_content": empty}, U, {**A, "reasoning_content": "r"}]
