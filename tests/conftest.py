@@ -9,11 +9,14 @@ import tempfile
 from dataclasses import asdict
 
 import pytest
+from hypothesis import settings
 
 from tests.faults.flow import no_network
 
 pytest_plugins = ["tests.flows.fixtures"]
 no_network.install()
+settings.register_profile("spinloop", deadline=None)  # a busy machine is no wrong program
+settings.load_profile("spinloop")
 
 HOME = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def begin(device: torch.device) -> Any:
             "`pip install deepspeed`, or take fsdp2"
         ) from None
     process_group.begin()
+    if (
+        device.type == "cpu"
+    ):  # a reduction of its own, compiled first: 45 s and a compiler that may be missing; gloo does
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     return deepspeed
 

@@ -14,6 +14,7 @@ from tests.faults.flow.storm import Marked, command
 pytestmark = [
     pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env"),
     pytest.mark.timeout(900),
+    pytest.mark.full,
 ]
 SMOLLM2 = os.environ.get("SPINLOOP_TEST_SMOLLM2", "")
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"

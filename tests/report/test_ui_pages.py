@@ -9,7 +9,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -89,7 +89,6 @@ def sample(prompt: str, real: str, old: str, new: str, tag: str = "gained", labe
     return {"tag": tag, "prompt": prompt, "real": real, "answers": answers}
 
 
-@settings(deadline=None)
 @given(texts, texts, texts, texts)
 def test_answers_are_shown_as_they_are(prompt: str, real: str, old: str, new: str) -> None:
     """Catches a text that becomes a link, an image, HTML or emphasis, that breaks the table, or that is not what the
@@ -116,7 +115,6 @@ def figures(label: str = "θ_1", note: str = "n", sentence: str = "s", **values:
     return {"name": "run", "sentence": sentence, "notes": [note], "rows": [row | values]}
 
 
-@settings(deadline=None)
 @given(texts, texts, texts, texts)
 def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: str) -> None:
     """Catches a label, a note, a sentence or a path that is markup on the pages with figures, and in the form."""
@@ -126,7 +124,6 @@ def test_labels_and_notes_are_text(label: str, note: str, sentence: str, path: s
     assert_text_only(ui_pages.decision(made, {"text": note, "rows": [sample(note, label, path, note)]}, 1, 3))
 
 
-@settings(deadline=None)
 @given(texts, texts, texts)
 def test_decision_of_the_gate_is_shown_as_text(outcome: str, best: str, reason: str) -> None:
     """Catches a gate's word that is missing on the page and in the form, or is markup there, and a best model that no
@@ -286,7 +283,6 @@ def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
     assert ("…", "answers of θ_97") in edges and ("pairs_1, 40", "…") in edges and "θ_100" in nodes.values()
 
 
-@settings(deadline=None)
 @given(texts)
 def test_lineage_takes_no_syntax_from_names(text: str) -> None:
     """Catches a name or a figure that ends a node's text, a line or the diagram."""

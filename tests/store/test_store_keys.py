@@ -60,21 +60,21 @@ def test_key_golden_file_holds_ten_different_keys():
     assert len({entry["key"] for entry in GOLDEN.values()}) == len(GOLDEN) >= 10
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values, values)
 def test_canonical_two_values_have_one_text_only_if_they_are_the_same(one, other):
     """Catches 1 ≡ 1.0 ≡ true, "1" ≡ 1, and lists flattened into text."""
     assert (canonical(one) == canonical(other)) == same(one, other)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values)
 def test_canonical_reads_back_as_the_same_value(value):
     """Catches floats cut to fewer digits and text that is escaped away."""
     assert same(json.loads(canonical(value)), value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), scalars, min_size=2, max_size=6), st.randoms()
 )

@@ -72,7 +72,7 @@ def test_run_golden_sft_set_gives_the_reference_record(job, golden, jsonl):
     assert records("test") == plain([*data["test"]["rows"][:2], system])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32), st.integers(8, 60))
 def test_run_shuffled_and_regrouped_input_gives_the_same_tree(tmp_path_factory, order, n):
     """Catches: anything in the output that depends on the order or the file layout of the input."""

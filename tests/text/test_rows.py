@@ -13,7 +13,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PROMPT = st.lists(TEXT, min_size=1, max_size=3).map(lambda texts: [{"role": "user", "content": t} for t in texts])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(PROMPT, TEXT, TEXT, st.sampled_from(["stop", "length"])), max_size=5))
 def test_rows_and_pairs_written_read_back_equal(tmp_path_factory, made):
     """Catches: an encoding or a struct order that changes text on the way through parquet."""

@@ -31,7 +31,7 @@ def test_cut_shards_any_ids_partition_within_bounds(ids, aim):
     assert all(shards)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.booleans())
 def test_cut_shards_few_edits_change_few_shards(seed, edits, removing):
     """Catches: shards by position, of which one new row changes nearly all.
@@ -63,7 +63,7 @@ def test_cut_shards_one_edit_seldom_changes_a_second_shard():
     assert sum(changed) / len(changed) < 1.1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(IDS, st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=5), st.data(), st.integers(1, 40))
 def test_cut_shards_every_changed_stretch_has_an_edit_in_it(ids, added, data, aim):
     """Catches: a cut that depends on anything far away: the number of ids, or a position in the full list."""

@@ -18,7 +18,7 @@ from spin_core.modeling.chunked_logps import head_of
 from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.packing import Group, Layout, pack
 
-few = settings(max_examples=15, deadline=None, derandomize=True)
+few = settings(max_examples=15, derandomize=True)
 GROUPS = [
     [tokens(range(5, 25), range(7)), tokens(range(5, 25), [9, 8, 7])],
     [tokens([7, 8], [10, 11, 50, 51]), tokens([7, 8], [40]), tokens([7, 8], [1, 2])],

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 from spin_core.errors import BadInput
 from spin_core.modeling.packing import Group, pack, pad_groups, tokens_of
 
-bounded = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded = settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 few = settings(bounded, max_examples=25)
 SHARED, REAL, OTHER = [5, 9, 7, 31], [11, 12, 13, 14, 15], [21, 22]
 SPECIAL = {

@@ -80,8 +80,16 @@ def alone(made) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two():
-    child = start(2)
+def compiled(tmp_path_factory) -> Path:
+    """Where the processes of `two` put operators that they compile."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def two(compiled):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TORCH_EXTENSIONS_DIR", str(compiled))
+        child = start(2)
     yield child
     child.kill()
 
@@ -105,9 +113,12 @@ def layout(file: Path) -> dict:
 
 
 @pytest.mark.parametrize(("sharding", "tied"), CASES)
-def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made, two, sharding, tied) -> None:
+def test_finetune_two_processes_same_curve_and_same_layout_as_one(
+    tmp_path, made, two, compiled, sharding, tied
+) -> None:
     """Catches gradients averaged where the sum is meant, a norm of one part, a step that is counted twice, weights
-    that are handed out wrongly, and a model that is saved in parts or under other names.
+    that are handed out wrongly, a model that is saved in parts or under other names, and an operator that is compiled
+    first.
 
     Five pairs in batches of 4: the second global batch has one pair, so one process has none of its own.
     """
@@ -129,6 +140,7 @@ def test_finetune_two_processes_same_curve_and_same_layout_as_one(tmp_path, made
     assert moved > 3e-3
     assert apart < moved / 30  # AdamW divides tiny gradients by their size: rounding there moves single weights
     assert not list(tmp_path.glob("scratch/tmp-*"))
+    assert not list(compiled.iterdir())
 
 
 @pytest.mark.parametrize("sharding", [*MORE, "fsdp2", pytest.param("zero3", marks=[ZERO, pytest.mark.full])])

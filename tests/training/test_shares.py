@@ -12,7 +12,7 @@ from packing_data import forms_of, tiny_llama, tokens
 from spin_core.modeling.logprobs import Policy, micro_batches
 from spin_core.modeling.packing import Group
 
-bounded = settings(max_examples=100, deadline=None, derandomize=True)
+bounded = settings(max_examples=100, derandomize=True)
 costs_of = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(lambda costs: sorted(costs, reverse=True))
 
 

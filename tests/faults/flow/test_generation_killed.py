@@ -42,6 +42,7 @@ def test_random_kills_lose_nothing_and_leave_nothing(tiny, server, tmp_path) -> 
 
 @pytest.mark.skipif(not vllm_env.place("").exists(), reason="vLLM's environment is not there: make vllm-env")
 @pytest.mark.timeout(7200)
+@pytest.mark.full
 def test_random_kills_of_vllm_and_its_own_workers(tiny, server, tmp_path) -> None:
     """Catches an engine whose worker was killed and that is waited for forever, and a worker of vLLM that lives on
     with the GPU's memory when the process that started it was killed."""
