@@ -84,6 +84,19 @@ class Chat:
         return [start for start, _ in made["offset_mapping"]], list(made["input_ids"])
 
     @cached_property
+    def header(self) -> tuple[str, list[int]]:
+        """What prompts end in, from their last special token on, as text and ids; ("", []) where that token may be a
+        part of texts, or takes white space around it with it."""
+        every = list(self.special.finditer(self._probe(header=True)))
+        if not every or self.section.special_tokens == "keep":
+            return "", []
+        text = every[-1].string[every[-1].start() :]
+        ids = self.ids([text])[0]
+        token = self.tokenizer.added_tokens_decoder.get(ids[0])
+        plain = token and token.content == every[-1][0] and not (token.normalized or token.lstrip or token.rstrip)
+        return (text, ids) if plain else ("", [])
+
+    @cached_property
     def end_ids(self) -> set[int]:
         """Token ids at which generation stops: the tokenizer's EOS, the template's end of turn, generation_config's."""
         return self.stop_ids | {self.frame.end[-1]}
