@@ -153,8 +153,9 @@ def _prompts(chat: Chat, rendered: dict[int, str], wholes: dict[int, list[list[i
     a prompt half as long as its answer)."""
     text, header = chat.header
     taken: dict[int, list[int]] = {}
-    for i, (whole, *_) in wholes.items():
-        if header and rendered[i].endswith(text) and header[0] in whole:
+    for i, answers in wholes.items():
+        whole = answers[0] if answers else []
+        if rendered[i].endswith(text) and header and header[0] in whole:
             start = len(whole) - 1 - whole[::-1].index(header[0])
             if whole[start : start + len(header)] == header:
                 taken[i] = whole[: start + len(header)]
