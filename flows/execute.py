@@ -14,6 +14,7 @@ from flows.stages import OPTIONS, failed
 from spin_core.config.profile import Config
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
+from spin_core.runtime.leader import leading
 from spin_core.store.opening import open_store
 from tasks.reformat import reformat
 from tasks.runner import artifacts
@@ -40,7 +41,8 @@ def run_dag(
     seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
     with (
         opened.using(),
-        Children(config.runtime.workers, seen) as children,
+        leading(opened.root, config.runtime) as leader,
+        Children(config.runtime.workers, seen, leader) as children,
         Pools(opened, config.runtime, pool) as pools,
     ):
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
