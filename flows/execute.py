@@ -3,6 +3,7 @@ pools."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from prefect import flow
@@ -38,10 +39,11 @@ def run_dag(
     """Inside a flow: run the DAG, lay out its results and show them in the UI. `pool`: of the stages that
     `runtime.pools` does not name; `origin`, `follow`: see Run."""
     opened = open_store(store)
-    seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
+    here = config.runtime.pools.any_here(pool)
+    seen = gpus.groups(config.runtime, gpus.visible()) if here else []
     with (
         opened.using(),
-        leading(opened.root, config.runtime) as leader,
+        leading(opened.root, config.runtime) if here else nullcontext() as leader,
         Children(config.runtime.workers, seen, leader) as children,
         Pools(opened, config.runtime, pool) as pools,
     ):
