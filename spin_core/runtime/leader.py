@@ -38,7 +38,6 @@ class Leader:
         self._order: Order | None = None
         self._lost: Say = lambda why: None
         self._taken: set[str] = set()
-        self._chosen: dict[int, str] = {}
         self._notes: list[str] = []
         self._meeting = Meeting(store, here, self._notes.append)
         for _ in range(LOOKS if len(list(self._meeting.folder.glob("node-0-*.json"))) > 1 else 0):
@@ -55,7 +54,11 @@ class Leader:
         """Announces a launch to the nodes 1 to n−1, whose processes meet at `port`; `lost` is called when one of them
         is gone before `release`. Raises StageFailed where one does not come in time."""
         needed, began, said = range(1, compute.nodes), time.monotonic(), float("-inf")
-        while missing := self._missing(needed):
+        while True:
+            while self._notes:
+                say(self._notes.pop(0))
+            if not (missing := [rank for rank in needed if not self._first(rank)]):
+                break
             now = time.monotonic()
             if now - began > meeting.MEETING_SECONDS:
                 raise StageFailed(
@@ -67,28 +70,20 @@ class Leader:
                 said = now
                 say(f"waiting for {named(missing)} to join")
             self._meeting.wait()
-            while self._notes:
-                say(self._notes.pop(0))
+        self._taken, self._lost = set(), lost
         self._order = Order(
             launch=secrets.token_hex(8),
             compute=compute,
             device=device,
             address=self.address,
             port=port,
-            nodes=[self._chosen[rank] for rank in needed],
+            nodes=[self._first(rank) for rank in needed],
         )
-        self._taken, self._lost = set(), lost
         self._meeting.tell(order=self._order)
 
-    def _missing(self, needed: range) -> list[int]:
-        """Nodes of which nobody is there. Of two with one number the first that was seen takes part, as long as it is
-        there."""
-        there = self._meeting.there
-        for rank in needed:
-            if self._chosen.get(rank) not in there:
-                first = next((id for id, member in there.items() if member.node == rank), "")
-                self._chosen[rank] = first
-        return [rank for rank in needed if not self._chosen[rank]]
+    def _first(self, rank: int) -> str:
+        """Of those with this number that are there, the id of the one that was seen first; empty: there is none."""
+        return next((id for id, member in self._meeting.there.items() if member.node == rank), "")
 
     def _watch(self) -> None:
         """torch's processes wait for those of a lost machine for hours."""

@@ -65,7 +65,7 @@ def test_what_a_stranger_puts_into_the_meeting_does_not_count(store, tmp_path) -
         planted = {f"node-1-{number:016x}.json": text for number, text in enumerate(TEXTS.values())}
         for name, text in planted.items():
             (folder / name).write_text(text)
-        (tmp_path / "good.json").write_text(GOOD.model_dump_json())
+        (tmp_path / "good.json").write_text(GOOD.model_copy(update={"id": f"{0xAAAA:016x}"}).model_dump_json())
         (folder / "node-1-000000000000aaaa.json").symlink_to(tmp_path / "good.json")
         os.mkfifo(folder / "node-1-000000000000bbbb.json")
         (folder / "node-1-000000000000cccc.json").mkdir()

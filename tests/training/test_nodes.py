@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,11 +48,11 @@ def fast(monkeypatch) -> None:
         monkeypatch.setattr(meeting, f"{name}_SECONDS", seconds)
 
 
-def second_node(store: Path, log: Path) -> subprocess.Popen:
+def second_node(store: Path, log: Path, within: tuple[str, ...] = ()) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in (*meeting.RANK, *meeting.MEETING)}
     # As a pod of an indexed job has it.
     environment |= {"SPINLOOP_MEETING": "run-7", "JOB_COMPLETION_INDEX": "1"}
-    command = [sys.executable, "-m", "flows.cli", "join", "--store", str(store.parent)]
+    command = [*within, sys.executable, "-m", "flows.cli", "join", "--store", str(store.parent)]
     with log.open("w") as out:
         return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
 
@@ -90,6 +92,60 @@ def test_finetune_on_two_nodes_same_curve_as_one_process(tmp_path, store, inputs
         node.wait()
     assert log.read_text().count("node 1 of 2 joins with 1 processes") == 2
     assert "took part in 2 launches" in log.read_text() and not (store / "nodes" / "run-7").exists()
+
+
+@pytest.fixture
+def networks() -> Iterator[dict[str, tuple[str, ...]]]:
+    """Two networks with an address each and a cable between them: address → what starts a command there."""
+    names = {f"10.213.77.{n}": f"spinloop-{os.getpid()}-{n}" for n in (1, 2)}
+    made = []
+
+    def ip(*words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"networks cannot be made here (ip {' '.join(words)}: {done.stderr.strip()})")
+
+    try:
+        for name in names.values():
+            ip("netns", "add", name)
+            made.append(name)
+        first, second = made
+        ip("-n", first, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", second)
+        for address, name in names.items():
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", name, "link", "set", device, "up")
+        yield {address: ("ip", "netns", "exec", name) for address, name in names.items()}
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+@pytest.mark.skipif(not shutil.which("ip"), reason="needs iproute2's `ip`")
+@pytest.mark.full
+def test_nodes_in_networks_of_their_own_train_and_listen_there_only(tmp_path, store, inputs, networks) -> None:
+    """Catches processes that only find each other on one machine, and what listens on every network."""
+    alone = job_at(tmp_path / "alone", DIGESTS, micro_tokens=100)
+    finetune.run(inputs, finetune_config(**SETTINGS), alone)
+    (address, within), (_, other) = networks.items()
+    log = tmp_path / "node1.log"
+    node = second_node(store, log, other)
+    paths = {name: list(map(str, value)) if isinstance(value, list) else str(value) for name, value in inputs.items()}
+    arguments = [address, str(store), str(tmp_path / "job"), json.dumps(paths)]
+    command = [*within, sys.executable, str(Path(__file__).with_name("node_child.py")), *arguments]
+    places = os.pathsep.join([str(launch.ROOT), str(Path(__file__).parent)])
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, timeout=290, check=False
+        )
+        assert done.returncode == 0, done.stderr + log.read_text()
+        assert json.loads(done.stdout.splitlines()[-1]) == [address]
+        assert node.wait(timeout=60) == 0
+    finally:
+        node.kill()
+        node.wait()
+    for a, b in zip(metrics_of(alone.out), metrics_of(tmp_path / "job" / "out"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4), log.read_text()
 
 
 def test_launch_is_told_to_those_who_take_part_and_its_end_and_theirs_are_seen(store, fast) -> None:
