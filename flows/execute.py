@@ -3,6 +3,7 @@ pools."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from prefect import flow
@@ -14,6 +15,7 @@ from flows.stages import OPTIONS, failed
 from spin_core.config.profile import Config
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
+from spin_core.runtime.leader import leading
 from spin_core.store.opening import open_store
 from tasks.reformat import reformat
 from tasks.runner import artifacts
@@ -37,10 +39,12 @@ def run_dag(
     """Inside a flow: run the DAG, lay out its results and show them in the UI. `pool`: of the stages that
     `runtime.pools` does not name; `origin`, `follow`: see Run."""
     opened = open_store(store)
-    seen = gpus.groups(config.runtime, gpus.visible()) if config.runtime.pools.any_here(pool) else []
+    here = config.runtime.pools.any_here(pool)
+    seen = gpus.groups(config.runtime, gpus.visible()) if here else []
     with (
         opened.using(),
-        Children(config.runtime.workers, seen) as children,
+        leading(opened.root, config.runtime) if here else nullcontext() as leader,
+        Children(config.runtime.workers, seen, leader) as children,
         Pools(opened, config.runtime, pool) as pools,
     ):
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)

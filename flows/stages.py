@@ -27,6 +27,7 @@ from spin_core.errors import BadInput, ChildDied, SpinloopError
 from spin_core.job import Place
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
+from spin_core.runtime.leader import leading
 from spin_core.runtime.step import Step
 from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref, SourceKind
@@ -115,7 +116,11 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
                 f"{store_folder()}: this worker's store is another than that of the run that asks; show both the same "
                 "($SPINLOOP_STORE)."
             )
-        with artifacts.using(), Children(runtime.workers, gpus.groups(runtime, gpus.visible())) as children:
+        with (
+            artifacts.using(),
+            leading(artifacts.root, runtime) as leader,
+            Children(runtime.workers, gpus.groups(runtime, gpus.visible()), leader) as children,
+        ):
             steps = Steps(artifacts, children, runtime)
             for one in work:
                 step = Step(module, one.label, config, _place(one.place))

@@ -21,8 +21,8 @@ from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
-from spin_core.runtime import rendezvous
-from spin_core.store.opening import named
+from spin_core.runtime import meeting
+from spin_core.store.opening import named, open_store
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -37,9 +37,9 @@ PLAN = (
     "the store does not have, to say how many answers are missing; writes nothing to the store."
 )
 JOIN = (
-    "Take part in the stages of a run on node 0 until it ends. Which node this is, and where node 0 is, the "
-    "environment says: SPINLOOP_NODE_RANK, SPINLOOP_LEADER and SPINLOOP_JOIN_PORT, or what Kubernetes indexed jobs, "
-    "Slurm and MPI set. The store must lie under the same path on all nodes."
+    "Take part in the stages of a run on node 0 until it ends. They meet in the store, which must lie under the same "
+    "path on all nodes. Which node this is, and what the meeting is called, the environment says: SPINLOOP_NODE_RANK "
+    "and SPINLOOP_MEETING, or what Kubernetes indexed jobs, Slurm and MPI set."
 )
 
 
@@ -255,7 +255,11 @@ def _cost(key: str, entries: list[Entry]) -> str:
 
 
 def _join(args: argparse.Namespace) -> None:
-    count = rendezvous.join(rendezvous.place(), lambda text: print(text, file=sys.stderr, flush=True))
+    from spin_core.runtime.join import join
+
+    here, opened = meeting.place(), open_store(args.store, read_only=True, runs=False)
+    with opened.using():
+        count = join(opened.root, here, lambda text: print(text, file=sys.stderr, flush=True))
     print(f"Node 0 is gone; this node took part in {count} launch{'es' * (count != 1)}.")
 
 

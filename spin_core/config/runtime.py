@@ -34,7 +34,7 @@ class Pools(Section):
 
 class Compute(Section):
     """How many processes work on one model together, and what of it each one holds: for sft, finetune, score, evaluate
-    and generate with the transformers engine, started by `accelerate launch`. (vLLM has `tensor_parallel`; mixed
+    and generate with the transformers engine. (vLLM has `tensor_parallel`; mixed
     precision is `finetune.precision`, as it changes log-probs.)"""
 
     processes: int = Field(1, ge=1, le=64, description="Processes on each node, one GPU each (on a CPU: gloo).")

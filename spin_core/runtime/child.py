@@ -24,9 +24,11 @@ from pathlib import Path
 
 from spin_core import errors
 from spin_core.config.runtime import Runtime
-from spin_core.errors import ChildDied, StageFailed
-from spin_core.runtime import launch, rendezvous
+from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.runtime import launch
 from spin_core.runtime.launch import RANKS, python_path
+from spin_core.runtime.leader import Leader
+from spin_core.runtime.meeting import RANK
 
 LAST_LINES = 20
 GROUP_SECONDS = 5.0
@@ -34,15 +36,21 @@ ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes 
 RUBBISH = 100  # characters of it that are shown
 
 
-def launched(runtime: dict) -> Launch:
-    """The launcher of the processes that `runtime.compute` asks for. Raises BadInput where the environment does not say
-    which of several nodes this is."""
-    how, port = Runtime.model_validate(runtime), launch.free_port()
+def launched(runtime: dict, leader: Leader | None = None) -> Launch:
+    """The launcher of the processes that `runtime.compute` asks for; `leader`: of several nodes this process's part.
+    Raises BadInput where it has none."""
+    how = Runtime.model_validate(runtime)
+    command = launch.command(sys.executable, how.compute)
     if how.compute.nodes == 1:
-        return Launch(launch.command(sys.executable, how.compute, port=port), launch.environment(how))
-    first = rendezvous.leader()
-    command = launch.command(sys.executable, how.compute, 0, first.here.leader, port)
-    return Launch(command, launch.environment(how), partial(first.call, how.compute, how.device, port), first.release)
+        return Launch(command, launch.environment(how, launch.free_port()))
+    if leader is None:
+        raise BadInput(
+            f"runtime.compute.nodes is {how.compute.nodes}, and this process was started as none of them; set {RANK[0]}"
+            "=0 here and start `spinloop join` on the others (docs/multi-node.md), or set it to 1."
+        )
+    port = launch.free_port(leader.address)
+    own = launch.environment(how, port, 0, leader.address)
+    return Launch(command, own, partial(leader.call, how.compute, how.device, port), leader.release)
 
 
 @dataclass(frozen=True)
@@ -259,10 +267,11 @@ class Children:
     A job's `process` names the kind of child that it needs: "" for this interpreter, else one that serves this and
     nothing else (vLLM with one model), under the interpreter `python`; up to `share` such jobs are in one child.
     A job with `together` (a `Runtime`) is done by several processes, which have the machine for themselves.
-    `gpus`: CUDA_VISIBLE_DEVICES of each place.
+    `gpus`: CUDA_VISIBLE_DEVICES of each place. `leader`: of a run over several nodes.
     """
 
-    def __init__(self, count: int, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, count: int, gpus: Sequence[str] = (), leader: Leader | None = None) -> None:
+        self._leader = leader
         self._slots = [_Slot(gpus[i] if gpus else "") for i in range(count)]
         self._closed = False
         self._free = threading.Condition()
@@ -297,7 +306,7 @@ class Children:
             if slot.child is None or slot.process != process or slot.child.process.poll() is not None:
                 if slot.child is not None:
                     slot.child.kill()  # gives its memory back before the next one takes some
-                launch = launched(together) if together else None
+                launch = launched(together, self._leader) if together else None
                 slot.child = Child(spec.get("python") or sys.executable, "" if together else slot.gpus, launch)
                 slot.process, slot.together = process, bool(together)
             slot.jobs += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
@@ -16,6 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from spin_core.runtime.launch import family_of
+
+MEET = timedelta(minutes=30)
+"""Until all processes have come: they load torch from a disk that many nodes may share."""
 WAIT = timedelta(days=30)
 """For the next job: a run waits for people, and for other stages."""
 
@@ -38,10 +43,20 @@ def begin() -> None:
         from accelerate import PartialState
 
         cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
-        PartialState(cpu=cpu, timeout=timedelta(hours=2))
+        PartialState(cpu=cpu, timeout=timedelta(hours=2), store=_store(), rank=rank(), world_size=world())
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other. It listens at MASTER_ADDR alone: by itself torch's listens on every network
+    of the machine, and asks nobody who he is."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank() != 0:
+        return dist.TCPStore(address, port, world(), False, MEET)
+    listener = socket.create_server((address, port), family=family_of(address), backlog=2048)
+    return dist.TCPStore(address, port, world(), True, MEET, master_listen_fd=listener.detach())
 
 
 @cache

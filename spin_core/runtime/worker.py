@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TextIO
 
 from spin_core.config.runtime import Runtime
-from spin_core.errors import SpinloopError
+from spin_core.config.stage_table import SHARED
+from spin_core.errors import SpinloopError, StageFailed
 from spin_core.job import Job
 
 QUIET = {
@@ -46,6 +47,7 @@ LAUNCHED = int(os.environ.get("WORLD_SIZE", "1")) > 1
 LAUNCHER = os.getppid()
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 LONGEST = 1000  # bytes of a message; as JSON at most 3,000 (a three-byte character is six)
+SHARED_MODULES = tuple(f"spin_core.stages.{stage}" for stage in SHARED)
 WRITING = threading.Lock()
 
 
@@ -70,10 +72,11 @@ def main() -> None:
 
 
 def _serve_together(jobs: queue.Queue[str], events: TextIO) -> None:
-    """One of several processes under `accelerate launch`: each runs every job, and after an error, which may have left
-    the others waiting for this one, all of them end."""
+    """One of several processes: each runs every job, and after an error, which may have left the others waiting for
+    this one, all of them end."""
     from spin_core.runtime import process_group
 
+    process_group.begin()
     while True:
         spec = process_group.broadcast(json.loads(jobs.get()) if RANK == 0 else None)
         if not _serve(spec, events):
@@ -163,7 +166,10 @@ def _sentence(spec: dict, error: BaseException) -> str:
 
 
 def run_spec(spec: dict, send) -> dict:
-    """Run one job's stage here and return its summary."""
+    """Run one job's stage here and return its summary. Raises StageFailed where several processes are to run what they
+    do not share: it may have come over the network."""
+    if LAUNCHED and spec["module"] not in SHARED_MODULES:
+        raise StageFailed(f"{spec['module']}: no stage that several processes share, so it is not run.")
     for name in HIDDEN:
         if spec["stage"] != "harness":
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@
         runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
         quarantine/                   what was damaged, kept for a person
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
+        nodes/<meeting>/              where the nodes of a run meet (spin_core/runtime/meeting.py)
 
 Promises
 1. A record exists only if its tree was complete and durable before it (files, then tree, then record).

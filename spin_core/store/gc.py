@@ -96,7 +96,7 @@ def _collect(
     stages = {record.digest: record.stage for _, record in records}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
-    left = stray(store)
+    left = [*stray(store), *children(store.root / "nodes")]  # a meeting's processes are all inside `using`
     going |= {path: "temporary" for path in left}
     scratch = [folder for folder in children(store.root / "scratch") if is_free(store.root / "locks" / folder.name)]
     going |= {path: "scratch" for path in scratch}

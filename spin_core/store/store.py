@@ -49,7 +49,7 @@ class Store:
                 self._make(folder)
             elif not self.root.is_dir():
                 raise StoreError(f"{folder}: there is no spinloop store here; check the path or run a profile first.")
-            for name in FOLDERS:
+            for name in (*FOLDERS, "nodes"):
                 if (self.root / name).is_symlink():
                     where = self.root / name
                     raise StoreError(f"{where}: a link where the store needs its own folder; remove the link.")

@@ -58,13 +58,13 @@ for node in 0 1 2; do SLURM_NODEID=$node "$@" || exit; done
 
 def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_path: Path):
     """Catches a profile that every node runs, arguments that lose their spaces, nodes that look for the leader
-    elsewhere or meet at the port of another job."""
+    elsewhere or meet those of another job."""
     home = tmp_path / "a home"  # with a space
     home.mkdir()
     programs = {
         "scontrol": "#!/bin/sh\nprintf 'node7\\nnode8\\nnode9\\n'\n",
         "srun": SRUN,
-        "spinloop": '#!/bin/sh\necho "$SLURM_NODEID $SPINLOOP_LEADER $SPINLOOP_JOIN_PORT $SPINLOOP_STORE|$*|$#"\n',
+        "spinloop": '#!/bin/sh\necho "$SLURM_NODEID $SPINLOOP_LEADER $SLURM_JOB_ID $SPINLOOP_STORE|$*|$#"\n',
     }
     for name, text in programs.items():
         (home / name).write_text(text)
@@ -77,7 +77,7 @@ def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_p
     command = ["bash", str(DEPLOYMENTS / "slurm.sbatch"), "my profile.yaml", "--set", "name=x"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    place = f"node7 21234 {home}/.spinloop"
+    place = f"node7 41234 {home}/.spinloop"
     sets = "--set runtime.compute.nodes=3 --set runtime.compute.processes=8"
     assert done.stdout.splitlines() == [
         f"0 {place}|run my profile.yaml --set name=x {sets}|8",

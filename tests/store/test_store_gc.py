@@ -40,6 +40,15 @@ def test_verify_intact_store_has_no_problems(store):
     assert verify(store) == verify(store, deep=False) == []
 
 
+def test_gc_takes_meetings_of_nodes_that_are_gone(store):
+    """Catches folders of killed runs over several nodes that stay for good, and a gc that takes one while they meet."""
+    (store.root / "nodes/run-7").mkdir(parents=True)
+    (store.root / "nodes/run-7/node-0-0123456789abcdef.json").write_text("{}")
+    with store.using(), pytest.raises(StoreError, match="a run is using the store"):
+        gc(Store(store.root.parent))
+    assert gc(store).temp == 1 and not list((store.root / "nodes").iterdir())
+
+
 def test_verify_each_kind_of_damage_is_named(store, place):
     """Catches an fsck that overlooks a kind of damage, or names no place."""
     names = ["flipped", "missing", "cut", "renamed", "unrecorded"]

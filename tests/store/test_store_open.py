@@ -85,10 +85,11 @@ def test_store_path_that_is_a_file_is_reported(place):
         Store(place / "file")
 
 
-@pytest.mark.parametrize("name", ["tmp", "trees"])
+@pytest.mark.parametrize("name", ["tmp", "trees", "nodes"])
 def test_store_folder_replaced_by_a_link_is_refused(store, place, name):
     """Catches writing into whatever folder somebody pointed tmp/ or trees/ to."""
-    (store.root / name).rmdir()
+    if (store.root / name).exists():
+        (store.root / name).rmdir()
     (store.root / name).symlink_to(place)
     with pytest.raises(StoreError, match=f"{name}: a link"):
         Store(place)

@@ -1,4 +1,4 @@
-"""One of several processes of a finetune, as `accelerate launch` starts them (its environment variables, gloo).
+"""One of several processes of a finetune, with the environment variables of a launcher (gloo).
 
 The last argument is a JSON list of settings: one finetune after another, in `0`, `1` … of the place.
 """

@@ -1,4 +1,4 @@
-"""Stages run by several real processes under `accelerate launch`, as a run starts them."""
+"""Stages run by several real processes of one node, as a run starts them."""
 
 from __future__ import annotations
 

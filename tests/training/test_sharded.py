@@ -1,4 +1,4 @@
-"""Several processes on one model, started by `accelerate launch` (gloo on a CPU): each strategy gives the numbers of
+"""Several processes on one model (gloo on a CPU): each strategy gives the numbers of
 one process, the same files, and goes on after a kill."""
 
 from __future__ import annotations
@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 from launched import runtime, spec, start
 from safetensors import safe_open
@@ -110,6 +112,21 @@ def layout(file: Path) -> dict:
             "weights": [(name, part.get_dtype(), part.get_shape()) for name, part in parts.items()],
             "header": weights.metadata(),
         }
+
+
+def test_processes_of_one_node_listen_on_the_loopback_only(two) -> None:
+    """Catches a laptop on which everybody of its network finds the processes' meeting (torch's own listens everywhere,
+    and asks nobody who he is), gloo's sockets or the launcher's."""
+    until, found = time.monotonic() + 120, set()
+    while len({pid for pid, _ in found}) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+        found = {
+            (pid, line.laddr.ip)
+            for pid in (two.process.pid, *ranks(two))
+            for line in psutil.Process(pid).net_connections(kind="inet")
+            if line.status == psutil.CONN_LISTEN
+        }
+    assert {address for _, address in found} == {"127.0.0.1"} and len({pid for pid, _ in found}) == 2
 
 
 @pytest.mark.parametrize(("sharding", "tied"), CASES)
