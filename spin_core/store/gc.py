@@ -128,10 +128,12 @@ def _bytes(file: Path) -> bytes | None:
 
 def _collect(store: Store, going: dict[Path, str], dry_run: bool, report: Report) -> GcResult:
     freed = _freed(going, report)
-    if going and not dry_run:
-        names = [str(path.relative_to(store.root)) for path in going]
+    if not dry_run and (going or roots.begun(_bytes(store.root / roots.LIST))):
+        # What a gc that died has not finished is finished now, and is in this list too if this one dies as well.
+        names = {str(path.relative_to(store.root)) for path in going} | roots.begun(_bytes(store.root / roots.LIST))
         _note(store, roots.removal(names))
         _remove(store, going)
+        _unlink(store, roots.digests(names))
         _note(store, roots.removal(names, finished=True))
     kinds = Counter(path.relative_to(store.root).parts[0] for path in going if path.suffix != ".owner")
     return GcResult(
@@ -153,7 +155,6 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
     for folder in {file.parent for file in records}:
         fs.sync(folder)
     trees = {path: store.root / "tmp" / fs.unique() for path in going if path.parent.name == "trees"}
-    left = {tree.name for tree in children(store.root / "trees")} - {tree.name for tree in trees}
     for tree, gone in trees.items():
         fs.move_away(tree, gone)
     if trees:
@@ -161,9 +162,13 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
         fs.sync(store.root / "tmp")
     for path in going:
         fs.remove(trees.get(path, path))
+
+
+def _unlink(store: Store, gone: set[str]) -> None:
+    """Removes links to outputs that were removed. Others that lead nowhere stay: a run shows its outputs again."""
     for run in children(store.root / "runs"):
         for link in children(run):
-            if link.is_symlink() and Path(os.readlink(link)).name not in left:
+            if link.is_symlink() and (name := Path(os.readlink(link)).name) in gone and not store.tree(name).exists():
                 fs.unlink(link)
 
 

@@ -71,12 +71,16 @@ def _made_from(digests: set[str], records: list[Record]) -> set[str]:
 
 
 def demand_all(
-    where: object, records: list[Record], there: Mapping[str, Pointer], outputs: Iterable[str], begun: Collection[str]
+    where: object, records: list[Record], there: Mapping[str, Pointer], outputs: Iterable[str], begun: Iterable[str]
 ) -> None:
-    """Raises StoreError where `records` cannot be all records of the store: there is none, and outputs (by digest) are
-    there; or a run leads to an output, or a record was made from one, that is there and that no record names.
-    `begun`: what a gc that died was about to remove, of which the records went first."""
-    lost = set(outputs) - {record.digest for record in records} - set(begun)
+    """Raises StoreError where `records` or `outputs` (digests) cannot be all of the store's: there are some of the one
+    and none of the other; or a run leads to an output, or a record was made from one, that is there and that no record
+    names. `begun`: what a gc that died was about to remove (its list), of which the records went first."""
+    there_now, named = set(outputs), {record.digest for record in records}
+    if named and not named & there_now:
+        remedy = "check that all of the store is there; if nothing of it is wanted, delete the store by hand"
+        raise StoreError(f"{where}: gc removes nothing: there are {len(records)} records, and no output; {remedy}.")
+    lost = there_now - named - digests(begun)
     if not lost:
         return
     check = f"{where}: gc removes nothing, because records are missing"
@@ -102,10 +106,16 @@ def removal(names: Iterable[str], finished: bool = False) -> bytes:
 
 
 def begun(content: bytes | None) -> set[str]:
-    """The digests in the list of a gc that did not finish; none where there is no list, or something else."""
+    """The places in the list of a gc that did not finish; none where there is no list, or something else."""
     try:
         listed = json.loads(content or b"{}")
-        names = [] if listed.get("finished", True) is not False else [str(name) for name in listed["removes"]]
+        return {str(name) for name in listed["removes"]} if listed.get("finished") is False else set()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return set()
-    return {name.rpartition("/")[2].removesuffix(".json") for name in names}
+
+
+def digests(places: Iterable[str]) -> set[str]:
+    """The digests of outputs (or sums of files) that lie at these places."""
+    return {
+        place.rpartition("/")[2].removesuffix(".json") for place in places if place.startswith(("trees/", "files/"))
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def order(folder: Path) -> int:
 
 def pointer(folder: Path) -> Pointer:
     """Where the links of a run's folder lead, by label, and its place among the others. Raises OSError."""
-    links = {path.name: Path(os.readlink(path)).name for path in children(folder) if path.is_symlink()}
-    return links, order(folder)
+    links = [path for path in children(folder) if stat.S_ISLNK(os.lstat(path).st_mode)]
+    return {path.name: Path(os.readlink(path)).name for path in links}, order(folder)
 
 
 def _demand_label(label: str) -> None:

@@ -58,7 +58,9 @@ def gc(
             keep_runs, keep = None, ()
         kept = roots.needed(store.url, list(records.values()), runs, keep_runs, keep)
         going = {key: record for key, record in records.items() if record.digest not in kept}
-        return _collect(store, there, records, going, views, quarantine, mark, report)
+        # What a gc that died had removed is in this list too, and its links go now.
+        gone = begun - there.keys()
+        return _collect(store, there, records, going, views, gone, quarantine, mark, report)
 
 
 def _listed(store: RemoteStore, mark: Mark | None) -> dict[str, Stat]:
@@ -113,6 +115,7 @@ def _collect(
     records: dict[str, Record],
     going: dict[str, Record],
     views: dict[str, remote_runs.View],
+    gone: set[str],
     quarantine: bool,
     mark: Mark | None,
     report: Report,
@@ -136,9 +139,15 @@ def _collect(
         report(stage, size)
     if mark is not None:
         rest = [stat.key for stat in (*unnamed, *aside)]
-        _remove(store, mark, [list(going), manifests, [*rest, *leases]])
-        left = {key[6:-5] for key in there if key.startswith("trees/")} - {key[6:-5] for key in manifests}
-        _unlink(store, views, left)
+        waves = [list(going), manifests, [*rest, *leases]]
+        gone = gone.union(*waves)
+        mark.check()
+        if gone:
+            store.objects.put(roots.LIST, roots.removal(gone))
+        _remove(store, mark, waves)
+        _unlink(store, views, roots.digests(gone))
+        if gone:
+            store.objects.put(roots.LIST, roots.removal(gone, finished=True))
         for key, upload in uploads:
             store.objects.abort(key, upload)
     with fs.boundary(store.root):
@@ -154,16 +163,10 @@ def _collect(
 
 
 def _remove(store: RemoteStore, mark: Mark, waves: list[list[str]]) -> None:
-    """One wave after the other: records, manifests, the rest; before the first a list of all."""
-    names = [key for wave in waves for key in wave]
-    mark.check()
-    if names:
-        store.objects.put(roots.LIST, roots.removal(names))
+    """One wave after the other: records, manifests, the rest."""
     for wave in waves:
         mark.check()
         list(transfer.in_parallel(store.objects.delete, wave))
-    if names:
-        store.objects.put(roots.LIST, roots.removal(names, finished=True))
 
 
 def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
@@ -179,9 +182,9 @@ def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
         return []
 
 
-def _unlink(store: RemoteStore, views: dict[str, remote_runs.View], left: set[str]) -> None:
-    """Takes links to outputs that are gone, all but those that are `left`, out of the runs' pointers."""
+def _unlink(store: RemoteStore, views: dict[str, remote_runs.View], gone: set[str]) -> None:
+    """Takes links to outputs that were removed out of the runs' pointers."""
     for run, view in views.items():
-        links = {label: digest for label, digest in view.links.items() if digest in left}
+        links = {label: digest for label, digest in view.links.items() if digest not in gone}
         if links != view.links:
             store.objects.put(f"{remote_runs.FOLDER}{run}/{remote_runs.POINTER}", view._replace(links=links).encoded())

@@ -5,8 +5,7 @@
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
         runs/…  id                    what people find (runs.py); the store's identity
-        quarantine/  leases/          what was damaged; who uses the store
-        gc  gc.json                   whether gc is at work; what the last one removed
+        quarantine/  leases/  gc…     what was damaged; who uses the store; whether gc is at work, what it removed
 
 Keys and records are those of a local store. Its promises, as far as the service allows:
 1. A record is written once its files and manifest are there. 2. What a look-up returns was hashed since it came from
@@ -81,9 +80,8 @@ class RemoteStore(Store):
         self._looked: dict[str, float] = {}
         if runs:
             with fs.boundary(self.root), super().using():  # another process that opens it clears tmp/
-                junk = remote_runs.refresh(self.objects, self.root, self.note_once)
-            for key, data in junk.items():
-                self._set_aside_there(key, "this is not the pointer of a run", data)
+                for key, data in remote_runs.refresh(self.objects, self.root, self.note_once).items():
+                    self._set_aside_there(key, "this is not the pointer of a run", data)
 
     def using(self) -> AbstractContextManager[bool]:
         """As in `Store`; `gc` on other machines is kept out until this process ends."""
@@ -298,7 +296,7 @@ class RemoteStore(Store):
             self.notes.append(f"{self.url}/{key}: {why.rstrip('.')}; {done} counts as not there.")
 
     def move_aside(self, key: str, copied: bool = True) -> None:
-        """Moves an object of the service to its quarantine/."""
+        """Moves an object of the service to its quarantine/ (or, not `copied`, away)."""
         if copied:
             self.objects.copy(key, f"quarantine/{key.replace('/', '-')}-{fs.unique()}")
         self.objects.delete(key)
@@ -373,9 +371,8 @@ class RemoteStore(Store):
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """As in `Store`, and on the service, for other machines."""
         self._local.write_run_file(run, name, data)
-        self.objects.put(f"{remote_runs.FOLDER}{run}/{remote_runs.FILES}{name}", data)
         with fs.boundary(self.root / "runs"):
-            remote_runs.send(self.objects, self.root, run)
+            remote_runs.send(self.objects, self.root, run, {name: data})
 
 
 def _damage(tree: Path, digest: str) -> Damaged | None:

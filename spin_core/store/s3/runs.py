@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from spin_core.errors import StoreError
@@ -40,8 +41,11 @@ class View(NamedTuple):
         return json.dumps(self._asdict(), indent=1).encode()
 
 
-def send(objects: Objects, root: Path, run: str) -> None:
-    """Writes a run's pointer as its folder in the cache is. Raises StoreError, OSError."""
+def send(objects: Objects, root: Path, run: str, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """Writes `files` of a run (name → bytes), and its pointer as its folder in the cache is. Raises StoreError,
+    OSError."""
+    for name, data in files.items():
+        objects.put(f"{FOLDER}{run}/{FILES}{name}", data)
     objects.put(f"{FOLDER}{run}/{POINTER}", _view(root / "runs" / run).encoded())
 
 
@@ -53,7 +57,7 @@ def refresh(objects: Objects, root: Path, note: Callable[[str], None]) -> dict[s
     views, junk = read(objects, listed, root)
     having = {stat.key.split("/")[1] for stat in listed if f"/{FILES}" in stat.key}
     if old := [run for run in sorted(views) if run in having and not views[run].files]:
-        what = f"the pointers of {len(old)} runs, such as {old[0]}, do not say what is in their files"
+        what = f"{len(old)} of {len(views)} runs, such as {old[0]}, do not say what is in their files"
         note(f"{objects.url}: {what} (an older spinloop's); these are not shown until their profiles run again.")
     wanted = []
     for run, view in views.items():

@@ -121,6 +121,20 @@ def test_lease_that_came_after_the_mark_stays(left, monkeypatch):
     assert keys(left, "leases/") == ["leases/1-new"]
 
 
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", b""])
+def test_gc_that_is_answered_by_a_sign_in_page_does_nothing(left, proxy, body):
+    """Catches a gc for which `GET ?list-type=2` of records, answered 200 with a sign-in page, is a store without
+    records: all that there was is gone."""
+    for step in chain("one", "two"):
+        compute(left, step)
+    before = keys(left)
+    proxy.meddle = lambda request: body if "list-type=2" in request.query and "records" in request.query else None
+    with pytest.raises(StoreError, match="an answer without Name came instead of the service's after 4 tries"):
+        remote_gc.gc(left)
+    proxy.forget()
+    assert keys(left) == before
+
+
 def test_only_one_gc_is_at_work(left, monkeypatch):
     """Catches two gcs that see the same dead one and both delete, one that ends another's mark, and a dead one that
     stops all."""
