@@ -91,7 +91,7 @@ def keep_lines_whole() -> None:
             atexit.register(lines.end_lines)
 
 
-def show(text: str, file: TextIO | None = None) -> None:
+def print_escaped(text: str, file: TextIO | None = None) -> None:
     """Print `text`, for people, that has words in it which a store or somebody's file holds: of what a terminal would
     obey only line ends and tabs stay, the rest is escaped."""
     print(printable(text, "\n\t"), file=file or sys.stdout, flush=True)
