@@ -79,14 +79,16 @@ def demand_all(
     there_now, named = set(outputs), {record.digest for record in records}
     if named and not named & there_now:
         remedy = "check that all of the store is there; if nothing of it is wanted, delete the store by hand"
-        raise StoreError(f"{where}: gc removes nothing: there are {len(records)} records, and no output; {remedy}.")
+        raise StoreError(
+            f"{where}: gc removes nothing: the outputs of all {len(records)} records are missing; {remedy}."
+        )
     lost = there_now - named - digests(begun)
     if not lost:
         return
     check = f"{where}: gc removes nothing, because records are missing"
     if not records:
         remedy = "check that all of the store is there; if nothing of it is wanted, delete the store by hand"
-        raise StoreError(f"{check}: there are {len(lost)} outputs or files and no record; {remedy}.")
+        raise StoreError(f"{check}: outputs and files are there ({len(lost)}), and no record; {remedy}.")
     again = "check that all of the store is there, then run the profile again"
     for run, (links, _) in sorted(there.items()):
         for label, digest in sorted(links.items()):

@@ -105,7 +105,7 @@ def _set_aside(store: RemoteStore, junk: dict[str, bytes], dry_run: bool) -> Non
         done = "would be" if dry_run else "is"
         store.note_once(
             f"{store.url}/{key}: this is not the pointer of a run; it {done} set aside in quarantine/, and this time "
-            "every record is kept."
+            "every record is kept; run that profile again before the next gc if its outputs are wanted."
         )
 
 
