@@ -18,6 +18,8 @@ from spin_core.store import fs, roots
 from spin_core.store.gc import gc
 from spin_core.store.keys import payload
 from spin_core.store.store import Store
+from spin_core.store.usage import usage
+from spin_core.store.verify import verify
 from tests.faults.fault import Fault
 from tests.faults.store import battery, mounts
 from tests.faults.store.battery import compute, each, folder, root_of, torn
@@ -217,6 +219,16 @@ def test_gc_of_a_store_with_another_disk_mounted_in_it_is_refused(name, place):
 
     battery.isolated(work)
     assert contents(store.root) == before
+
+
+@pytest.mark.parametrize("name", ["failing", "not to be entered", "of a server that is gone"])
+@pytest.mark.parametrize("at", ["records", "records/finetune"])
+def test_folder_that_cannot_be_read_is_not_empty(name, at, place):
+    """Catches `store ls`, `verify` and `du` of a store whose records cannot be read, for which there are none."""
+    store = fill(place)
+    for look in (lambda: list(store.records()), lambda: verify(store), lambda: usage(store)):
+        with read_as(store.root / at, LISTINGS[name], random.Random(1)), pytest.raises(StoreError, match=str(place)):
+            look()
 
 
 def test_gc_record_that_cannot_be_read_is_named(store):
