@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from spin_core.errors import printable
+
 COMPLAINT = "--- Error logging to API ---\n"
 """The first write of `prefect.logging.handlers.APILogWorker` (Prefect 3.8 and 3.9) when a batch of logs is lost. It is
 made while the exception is handled; the second is the exception's message, which this recognizes by that exception.
@@ -87,6 +89,12 @@ def keep_lines_whole() -> None:
         if stream is not None and not isinstance(stream, WholeLines):
             setattr(sys, name, lines := WholeLines(stream))
             atexit.register(lines.end_lines)
+
+
+def print_escaped(text: str, file: TextIO | None = None) -> None:
+    """Print `text`, for people, that has words in it which a store or somebody's file holds: of what a terminal would
+    obey only line ends and tabs stay, the rest is escaped."""
+    print(printable(text, "\n\t"), file=file or sys.stdout, flush=True)
 
 
 def print_line(text: str) -> None:

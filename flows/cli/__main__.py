@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-from flows.streams import keep_lines_whole, print_line
+from flows.streams import keep_lines_whole, print_escaped, print_line
 from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
@@ -181,9 +181,9 @@ def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exce
 
 def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
-        print(f"note: {note}", file=sys.stderr)
-    table = Path(outcome["folder"], "report.md").read_text()
-    print(table, file=sys.stderr if args.json else sys.stdout)
+        print_escaped(f"note: {note}", file=sys.stderr)
+    table = Path(outcome["folder"], "report.md").read_text(encoding="utf-8")
+    print_escaped(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print_line(json.dumps(outcome))
     else:
@@ -200,7 +200,7 @@ def _plan(args: argparse.Namespace) -> None:
     else:
         made, costs = costed(config, args.store, base_dir, args.gpu, args.gpus)
     for note in made.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_escaped(f"note: {note}", file=sys.stderr)
     if args.json:
         print_line(json.dumps([entry.as_json() for entry in made.ledger]))
         return
@@ -218,7 +218,7 @@ def _print_ledger(ledger: list[Entry]) -> None:
     lines = _plan_lines(ledger)
     width = max(len(name) for _, name, _ in lines)
     for state, name, text in lines:
-        print(f"{state:<9}  {name:<{width}}  {text}")
+        print_escaped(f"{state:<9}  {name:<{width}}  {text}")
     cached = sum(entry.state == "cached" for entry in ledger)
     print(f"{cached} cached, {len(ledger) - cached} would run.")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.streams import print_line
+from flows.streams import print_escaped, print_line
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput
 from spin_core.job import Place
@@ -71,9 +71,9 @@ def _import(args: argparse.Namespace) -> None:
         for one, ref in refs:
             imported.append(_line(one, ref, *_imported(store, one, ref, children)))
             if not args.json:
-                print("{state:<9} {what:<8} {digest}  {summary}".format(**imported[-1]), flush=True)
+                print_escaped("{state:<9} {what:<8} {digest}  {summary}".format(**imported[-1]))
     for note in store.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_escaped(f"note: {note}", file=sys.stderr)
     print_line(json.dumps(imported) if args.json else _section(imported))
 
 
@@ -116,7 +116,7 @@ def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[
 
     def say(event: dict) -> None:
         if "note" in event:
-            print(f"note: {one.title}: {event['note']}", file=sys.stderr)
+            print_escaped(f"note: {one.title}: {event['note']}", file=sys.stderr)
 
     record, cached = compute(store, keyed, Runtime(), children, say)
     return record, "cached" if cached else "imported"

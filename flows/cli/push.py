@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows.streams import print_escaped
 from spin_core.data.rows import FILES
 from spin_core.errors import BadInput
 from spin_core.job import Entry
@@ -65,21 +65,25 @@ def _push(args: argparse.Namespace) -> None:
             pushes.append((args.pairs, "dataset", f"pairs of θ_{k}", _pair_files(run, k, args.pairs, to.repo)))
         if args.dry_run:
             for repo, _, what, files in pushes:
-                print(f"{repo}: {what} of {run.name} would be uploaded:")
+                print_escaped(f"{repo}: {what} of {run.name} would be uploaded:")
                 for name, data in sorted(files.items()):
                     size = len(data) if isinstance(data, bytes) else data.stat().st_size
-                    print(f"  {size:>13,}  {name}")
-            print(f"{to.repo}: other weights and settings (.json, .txt, .model, …) at its top would be deleted.")
+                    print_escaped(f"  {size:>13,}  {name}")
+            print_escaped(
+                f"{to.repo}: other weights and settings (.json, .txt, .model, …) at its top would be deleted."
+            )
             return
         token, where = _token(args.token_block)
         for repo, kind, what, files in pushes:
             both = args.pairs == args.to
             target = Target(repo, kind, args.revision, args.private, token, where, both)  # type: ignore[arg-type]
-            done = hub_push.push(target, files, f"{run.name}: {what}", _lineage(run, k), partial(print, flush=True))
+            done = hub_push.push(target, files, f"{run.name}: {what}", _lineage(run, k), print_escaped)
             if done.changed:
-                print(f"{repo}: {what} of {run.name} is there, commit {done.commit[:8]}: {done.url}")
+                print_escaped(f"{repo}: {what} of {run.name} is there, commit {done.commit[:8]}: {done.url}")
             else:
-                print(f"{repo}: nothing to push, {what} of {run.name} is there already (commit {done.commit[:8]}).")
+                print_escaped(
+                    f"{repo}: nothing to push, {what} of {run.name} is there already (commit {done.commit[:8]})."
+                )
 
 
 def _pair_files(run: RunFacts, k: int, repo: str, model: str) -> Files:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.streams import print_escaped
 from spin_core.analysis.costs import costs
 from spin_core.analysis.format import escape_markdown, markdown_table
 from spin_core.analysis.profile_diff import differences, preset, sentence
@@ -48,17 +49,17 @@ def _report(args: argparse.Namespace) -> None:
         if args.run or args.preset:
             raise BadInput("--compare takes two runs and neither a third one nor --preset; leave that out.")
         text, place = _compared(store, args.compare, args.out)
-        print(text)
-        print(f"\nComparison: {place}")
+        print_escaped(text)
+        print_escaped(f"\nComparison: {place}")
         return
     if args.out:
         raise BadInput("--out names the page of --compare RUN_A RUN_B; give that too, or leave --out out.")
     folder = _find(store, args.run)
     if args.preset:
-        print(_ledger(store, folder, args.preset))
+        print_escaped(_ledger(store, folder, args.preset))
         return
-    print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"Report: {folder / 'report.html'}")
+    print_escaped((folder / "report.md").read_text(encoding="utf-8"))
+    print_escaped(f"Report: {folder / 'report.html'}")
 
 
 def _ledger(store: Store, folder: Path, name: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from spin_core.errors import BadInput, StoreError
+from flows.streams import print_escaped
+from spin_core.errors import BadInput, StoreError, printable
 from spin_core.store.explain import compare
 from spin_core.store.gc import gc
 from spin_core.store.opening import open_store
@@ -69,24 +70,25 @@ def _ls(args: argparse.Namespace) -> None:
         if args.stage in (None, record.stage):
             size, seconds = sum(file["size"] for file in record.files), record.facts.get("seconds", 0)
             cost, label = f"{size / 1e6:9.2f} MB {seconds:8.1f} s", record.facts.get("label", "")
-            print(f"{record.key[:12]}  {record.stage:<11} {cost}  {record.digest[:12]}  {label}")
+            print_escaped(f"{record.key[:12]}  {record.stage:<11} {cost}  {record.digest[:12]}  {label}")
     _notes(store)
 
 
 def _show(args: argparse.Namespace) -> None:
     record = _find(_open(args), args.key)
     fields = {name: value for name, value in vars(record).items() if name != "path"}
-    print(json.dumps(fields, indent=1, ensure_ascii=False))
+    text = json.dumps(fields, indent=1, ensure_ascii=False)
+    print_escaped(text if printable(text, "\n") == text else json.dumps(fields, indent=1))  # JSON in any case
     fetch = f"`spinloop store fetch {args.key}` brings its files"
-    print(f"files are in {record.path}" if record.path.is_dir() else fetch)
+    print_escaped(f"files are in {record.path}" if record.path.is_dir() else fetch)
 
 
 def _explain(args: argparse.Namespace) -> None:
     store = _open(args)
     record = _find(store, args.key)
-    print(f"{record.stage} {record.key[:12]}: {compare(store, record)}")
+    print_escaped(f"{record.stage} {record.key[:12]}: {compare(store, record)}")
     for name, hubs in (record.facts.get("sources") or {}).items():
-        print(f"{name} came from {', '.join(hubs)}")
+        print_escaped(f"{name} came from {', '.join(hubs)}")
     _notes(store)
 
 
@@ -97,11 +99,14 @@ def _fetch(args: argparse.Namespace) -> None:
     link = store.root / "runs" / run / label
     if label and not (RUN.fullmatch(run) and LABEL.fullmatch(label) and link.is_symlink()):
         raise BadInput(f"{args.what}: no output of a run; give RUN/LABEL of a run in `runs/`, such as {run}/best.")
-    tree = store.tree(link.readlink().name if label else _find(store, run).digest)
+    digest = link.readlink().name if label else _find(store, run).digest
+    if label and not any(record.digest == digest for record in store.records()):
+        raise StoreError(f"{args.what}: no record names this output, so it may be anything; run its profile again.")
+    tree = store.tree(digest)
     _notes(store)
     if not tree.is_dir():
         raise StoreError(f"{args.what}: its output is not whole in {args.store}; run its profile again.")
-    print(tree)
+    print_escaped(str(tree))
 
 
 def _du(args: argparse.Namespace) -> None:
@@ -114,7 +119,7 @@ def _du(args: argparse.Namespace) -> None:
         _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in used.runs])
     if used.other:
         _table(("besides", "entries", "size"), [(*_cells(line),) for line in used.other])
-    print(f"{_size(used.total)} in all; a file that several outputs share is counted once.")
+    print_escaped(f"{_size(used.total)} in all; a file that several outputs share is counted once.")
 
 
 def _cells(line: UsageLine) -> tuple[str, str, str]:
@@ -125,8 +130,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("  ".join(cells))
-    print()
+        print_escaped("  ".join(cells))
+    print_escaped("")
 
 
 def _size(count: int) -> str:
@@ -141,12 +146,12 @@ def _verify(args: argparse.Namespace) -> None:
     else:
         problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
     for problem in problems:
-        print(problem)
+        print_escaped(problem)
     if problems:
         many = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {args.store}"
         raise StoreError(f"{many}; damaged steps are set aside and run again when next needed.")
     checked = "are whole" if args.deep else "have the names and sizes that were published (--deep hashes them)"
-    print(f"{args.store}: {sum(1 for _ in store.records())} records and their trees {checked}.")
+    print_escaped(f"{args.store}: {sum(1 for _ in store.records())} records and their trees {checked}.")
 
 
 def _gc(args: argparse.Namespace) -> None:
@@ -158,10 +163,11 @@ def _gc(args: argparse.Namespace) -> None:
 
     wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
     result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
+    _notes(store)
     rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:
         _table(("what", "records and folders", "size"), rows)
-    print(
+    print_escaped(
         f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
         f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
         f"{_size(result.bytes)}"
@@ -170,4 +176,4 @@ def _gc(args: argparse.Namespace) -> None:
 
 def _notes(store: Store) -> None:
     for note in store.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_escaped(f"note: {note}", file=sys.stderr)

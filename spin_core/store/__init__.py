@@ -7,6 +7,7 @@
         quarantine/                   what was damaged, kept for a person
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
         nodes/<meeting>/              where the nodes of a run meet (spin_core/runtime/meeting.py)
+        gc.json                       what the last gc removed, or was about to
 
 Promises
 1. A record exists only if its tree was complete and durable before it (files, then tree, then record).
@@ -19,6 +20,7 @@ Promises
 8. Keys do not depend on machine, path, user, time, locale, hash seed or dict order.
 9. Names in paths come only from us: hex digests, stage names, checked run names and labels.
 10. The store may be deleted at any time; only time is lost.
+11. gc removes only what it found unneeded twice and wrote down; nothing where what it read cannot be all (roots.py).
 
 Not promised: protection from somebody who can rewrite a record and its tree consistently (nothing is signed); notice
 of what changes on the disk between a look-up and the use of its output (the next look-up sees it); and sharing between

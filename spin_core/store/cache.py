@@ -15,10 +15,10 @@ from pathlib import Path
 
 from spin_core.errors import BadInput
 from spin_core.store import fs, locks
-from spin_core.store.digest import files_in
+from spin_core.store.digest import children, files_in
 from spin_core.store.keys import DIGEST
 from spin_core.store.store import Store
-from spin_core.store.verify import children, is_free, stray
+from spin_core.store.verify import is_free, stray
 
 LIMIT_GB = 100.0  # five iterations of a 7B model in bfloat16 and their pairs take 75
 
@@ -106,13 +106,14 @@ class Cache:
         return freed
 
     def _in_use(self) -> set[str]:
-        """What living processes have noted that they use; files of dead ones go."""
-        digests: set[str] = set()
+        """What living processes, this one too, have noted that they use; files of dead ones go. Raises OSError where
+        one cannot be read: what its process uses would be evicted."""
+        digests = set(self._known)
         for file in children(self._uses):
             if file != self._file and is_free(file):
                 fs.unlink(file)
                 continue
-            with suppress(OSError):
+            with suppress(FileNotFoundError):  # of a process that has just ended
                 digests |= {line for line in file.read_text(encoding="ascii").split() if DIGEST.fullmatch(line)}
         return digests
 

@@ -63,6 +63,15 @@ def file_digest(path: Path) -> tuple[int, str]:
         os.close(fd)
 
 
+def children(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is none. Raises OSError where it cannot be read: a folder
+    that nobody may enter is not empty."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """(relative POSIX path, path) of everything below `folder` that is not a folder, in no order.
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spin_core.errors import BadInput, StoreError
-from spin_core.store import fs, locks, runs
-from spin_core.store.keys import input_digests
-from spin_core.store.record import Record
-from spin_core.store.store import Store
-from spin_core.store.verify import children, is_free, readable, stray
+from spin_core.errors import StoreError
+from spin_core.store import fs, locks, roots, runs
+from spin_core.store.digest import Damaged, children
+from spin_core.store.record import Record, read
+from spin_core.store.store import FOLDERS, Store
+from spin_core.store.verify import is_free, stray
 
 Report = Callable[[str, int], None]
 """Is called, for each thing that goes, with what it is (a stage, or temporary, scratch, quarantine) and the bytes that
@@ -47,7 +48,8 @@ def gc(
     to give it up, delete the run's folder first. Links that then lead nowhere go too, other files of runs/ stay.
     `quarantine`: also what was damaged and set aside, which stays otherwise.
     Raises BadInput for a run that is not there and a number below 0; StoreError, having done nothing, while somebody is
-    inside `using` or where the file system has no locks.
+    inside `using`, where the file system has no locks, where a folder or record cannot be read, and where what is there
+    cannot be all (`roots`).
     """
     with fs.boundary(store.root):
         try:
@@ -56,78 +58,92 @@ def gc(
                     raise StoreError(
                         f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
                     )
-                records = readable(store)
-                there = {folder.name: runs.pointer(folder) for folder in children(store.root / "runs")}
-                kept = needed([record for _, record in records], there, keep_runs, keep)
-                return _collect(store, records, kept, quarantine, dry_run, report)
+                found = [_find(store, keep_runs, keep, quarantine) for _ in range(2)]
+                if found[0] != found[1]:
+                    raise StoreError(f"{store.root}: reads differently each time; check the disk, then run gc again.")
+                return _collect(store, found[0], dry_run, report)
         except locks.Busy:
             raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
 
 
-def needed(
-    records: list[Record], there: Mapping[str, runs.Pointer], keep_runs: int | None, keep: Collection[str]
-) -> set[str]:
-    """Digests that stay of those that `records` name: all; with `keep_runs` or `keep`, those that the runs to be kept
-    of `there` lead to, what these were made from, and the best model of every run.
-
-    Raises BadInput for a number of runs below 0, and for one to be kept that is none of `there`.
-    """
-    if keep_runs is None and not keep:
-        return {record.digest for record in records}
-    if keep_runs is not None and keep_runs < 0:
-        raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
-    for name in keep:
-        if name not in there:
-            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
-    last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[: keep_runs or 0]
-    in_full = {digest for name in {*last, *keep} for digest in there[name][0].values()}
-    return _made_from(in_full, records) | {digest for links, _ in there.values() for digest in _best(links)}
-
-
-def _best(links: dict[str, str]) -> list[str]:
-    """The run's best model; of a run that has none (yet), the last that it trained."""
-    trained = sorted(label for label in links if "-finetune-iter-" in label)
-    return [links[label] for label in ([runs.BEST] if runs.BEST in links else trained[-1:])]
-
-
-def _collect(
-    store: Store, records: list[tuple[Path, Record]], kept: set[str], quarantine: bool, dry_run: bool, report: Report
-) -> GcResult:
-    stages = {record.digest: record.stage for _, record in records}
+def _find(store: Store, keep_runs: int | None, keep: Collection[str], quarantine: bool) -> dict[Path, str]:
+    """What is to go, with what it is. Raises as `gc`."""
+    _demand_one_disk(store.root)
+    folders = {name: _counted(store.root / name) for name in ("records", "trees", "runs")}
+    files = [file for stage in folders["records"] if not stage.is_file() for file in _counted(stage)]
+    records = [(file, _read(store, file)) for file in files]
+    of_runs = [folder for folder in folders["runs"] if stat.S_ISDIR(os.stat(folder).st_mode)]
+    if keep_runs is not None or keep:
+        for folder in of_runs:
+            _demand_content(folder)
+    there = {folder.name: runs.pointer(folder) for folder in of_runs}
+    named = [record for _, record in records]
+    begun = roots.begun(_bytes(store.root / roots.LIST))
+    roots.demand_all(store.root, named, there, [tree.name for tree in folders["trees"]], begun)
+    kept = roots.needed(store.root, named, there, keep_runs, keep)
+    stages = {record.digest: record.stage for record in named}
     going = {file: record.stage for file, record in records if record.digest not in kept}
-    going |= {t: stages.get(t.name, "no record") for t in children(store.root / "trees") if t.name not in kept}
-    left = [*stray(store), *children(store.root / "nodes")]  # a meeting's processes are all inside `using`
-    going |= {path: "temporary" for path in left}
-    scratch = [folder for folder in children(store.root / "scratch") if is_free(store.root / "locks" / folder.name)]
-    going |= {path: "scratch" for path in scratch}
-    aside = children(store.root / "quarantine") if quarantine else []
-    going |= {path: "quarantine" for path in aside}
+    going |= {tree: stages.get(tree.name, "no record") for tree in folders["trees"] if tree.name not in kept}
+    meetings = children(store.root / "nodes")  # their processes are all inside `using`
+    going |= {path: "temporary" for path in [*stray(store), *meetings]}
+    scratch = children(store.root / "scratch")
+    going |= {folder: "scratch" for folder in scratch if is_free(store.root / "locks" / folder.name)}
+    return going | {path: "quarantine" for path in (children(store.root / "quarantine") if quarantine else [])}
+
+
+def _demand_one_disk(root: Path) -> None:
+    for name in FOLDERS:
+        if (root / name).exists() and os.stat(root / name).st_dev != os.stat(root).st_dev:
+            why = "lies on another file system than the store, whose folder is one"
+            raise StoreError(f"{root / name}: {why}; gc removes nothing before it is unmounted or moved.")
+
+
+def _counted(folder: Path) -> list[Path]:
+    """What lies in a folder. Raises StoreError where that is less than the folders which the file system counts in it:
+    1 link where it does not count, else 2 more than there are (a Mac counts files too)."""
+    listed = sorted(folder.iterdir()) if folder.is_symlink() else children(folder)
+    if folder.exists() and (count := os.stat(folder).st_nlink - 2) > len(listed):
+        raise StoreError(f"{folder}: {len(listed)} entries were read, and it has {count}; check the disk.")
+    return listed
+
+
+def _read(store: Store, file: Path) -> Record:
+    try:
+        return read(file, store.root / "trees")
+    except Damaged as bad:
+        why = f"{str(bad).rstrip('.')}, so it is not known what it needs, and gc removes nothing"
+        raise StoreError(f"{why}; run its profile again, which sets it aside, or move it out of the store.") from None
+
+
+def _demand_content(run: Path) -> None:
+    if not children(run):
+        raise StoreError(f"{run}: is empty, so it is not known what this run needs; if it is of no use, delete it.")
+
+
+def _bytes(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _collect(store: Store, going: dict[Path, str], dry_run: bool, report: Report) -> GcResult:
     freed = _freed(going, report)
-    if not dry_run:
+    if not dry_run and (going or roots.begun(_bytes(store.root / roots.LIST))):
+        # What a gc that died has not finished is finished now, and is in this list too if this one dies as well.
+        names = {str(path.relative_to(store.root)) for path in going} | roots.begun(_bytes(store.root / roots.LIST))
+        _note(store, roots.removal(names))
         _remove(store, going)
-    return GcResult(
-        bytes=freed,
-        trees=sum(path.parent.name == "trees" for path in going),
-        records=sum(path.parent.parent.name == "records" for path in going),
-        temp=sum(path.suffix != ".owner" for path in left),
-        scratch=len(scratch),
-        quarantine=len(aside),
-    )
+        _unlink(store, roots.digests(names))
+        _note(store, roots.removal(names, finished=True))
+    kinds = Counter(path.relative_to(store.root).parts[0] for path in going if path.suffix != ".owner")
+    temp = kinds["tmp"] + kinds["nodes"]
+    return GcResult(freed, kinds["trees"], kinds["records"], temp, kinds["scratch"], quarantine=kinds["quarantine"])
 
 
-def _made_from(digests: set[str], records: list[Record]) -> set[str]:
-    """These and what they were made from, all the way up."""
-    inputs: dict[str, list[str]] = {}
-    for record in records:
-        inputs.setdefault(record.digest, []).extend(input_digests(record.payload))
-    reached: set[str] = set()
-    waiting = list(digests)
-    while waiting:
-        digest = waiting.pop()
-        if digest not in reached:
-            reached.add(digest)
-            waiting += inputs.get(digest, [])
-    return reached
+def _note(store: Store, content: bytes) -> None:
+    runs.replace_file(store.root, store.root / roots.LIST, content)
+    fs.sync(store.root)
 
 
 def _remove(store: Store, going: Iterable[Path]) -> None:
@@ -146,9 +162,14 @@ def _remove(store: Store, going: Iterable[Path]) -> None:
         fs.sync(store.root / "tmp")
     for path in going:
         fs.remove(trees.get(path, path))
-    for link in store.root.glob("runs/*/*"):
-        if link.is_symlink() and not link.exists():
-            fs.unlink(link)
+
+
+def _unlink(store: Store, gone: set[str]) -> None:
+    """Removes links to outputs that were removed. Others that lead nowhere stay: a run shows its outputs again."""
+    for run in children(store.root / "runs"):
+        for link in children(run):
+            if link.is_symlink() and (name := Path(os.readlink(link)).name) in gone and not store.tree(name).exists():
+                fs.unlink(link)
 
 
 def _freed(going: dict[Path, str], report: Report) -> int:
@@ -168,7 +189,11 @@ def _freed(going: dict[Path, str], report: Report) -> int:
 
 
 def files_below(path: Path) -> list[Path]:
-    """All files and links below a folder; or the file itself."""
+    """All files and links below a folder; or the file itself. Raises OSError."""
     if path.is_symlink() or not path.is_dir():
         return [path]
-    return [Path(base, name) for base, _, names in os.walk(path) for name in names]
+    return [Path(base, name) for base, _, names in os.walk(path, onerror=_refuse) for name in names]
+
+
+def _refuse(error: OSError) -> None:
+    raise error

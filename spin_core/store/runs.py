@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from spin_core.errors import BadInput
 from spin_core.store import fs
+from spin_core.store.digest import children
 
 RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -28,8 +31,16 @@ def link(root: Path, run: str, links: dict[str, str | None]) -> None:
     relabel(root, run, links)
     latest = root / "latest"
     if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
-        write_order(root, run, max(order(other) for other in (root / "runs").iterdir()) + 1)
+        write_order(root, run, _last_order(root) + 1)
         point_latest(root, run)
+
+
+def _last_order(root: Path) -> int:
+    last = 0
+    for other in children(root / "runs"):
+        with suppress(OSError):  # another's run that cannot be read ends none of ours
+            last = max(last, order(other))
+    return last
 
 
 def relabel(root: Path, run: str, links: dict[str, str | None]) -> None:
@@ -51,27 +62,28 @@ def point_latest(root: Path, run: str) -> None:
 
 def write_order(root: Path, run: str, number: int) -> None:
     """Gives a run its place among the others. Raises OSError, BadInput as `link`."""
-    _replace_file(root, _folder(root, run) / ORDER, f"{number}\n".encode())
+    replace_file(root, _folder(root, run) / ORDER, f"{number}\n".encode())
 
 
 def write(root: Path, run: str, name: str, data: bytes) -> None:
     """runs/<run>/<name>, replaced at once. Raises BadInput for a name that is not one, OSError."""
     _demand_label(name)
-    _replace_file(root, _folder(root, run) / name, data)
+    replace_file(root, _folder(root, run) / name, data)
 
 
 def order(folder: Path) -> int:
-    """The place of a run among the others; 0 if it has none."""
+    """The place of a run among the others; 0 if it has none, or one that is no number. Raises OSError where it cannot
+    be read: its run would be the first that gc takes."""
     try:
         return int((folder / ORDER).read_text(encoding="ascii"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return 0
 
 
 def pointer(folder: Path) -> Pointer:
-    """Where the links of a run's folder lead, by label, and its place among the others."""
-    links = sorted(folder.glob("*")) if folder.is_dir() else []
-    return {path.name: Path(os.readlink(path)).name for path in links if path.is_symlink()}, order(folder)
+    """Where the links of a run's folder lead, by label, and its place among the others. Raises OSError."""
+    links = [path for path in children(folder) if stat.S_ISLNK(os.lstat(path).st_mode)]
+    return {path.name: Path(os.readlink(path)).name for path in links}, order(folder)
 
 
 def _demand_label(label: str) -> None:
@@ -96,7 +108,8 @@ def _relink(root: Path, text: str, path: Path) -> None:
         fs.replace(temp, path)
 
 
-def _replace_file(root: Path, path: Path, data: bytes) -> None:
+def replace_file(root: Path, path: Path, data: bytes) -> None:
+    """Puts a file in the place of `path`, at once. Raises OSError."""
     with fs.temporary(root / "tmp" / f"{fs.unique()}.file") as temp:
         fs.write_file(temp, data, 0o644)
         fs.replace(temp, path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import fs, locks, runs
-from spin_core.store.digest import Damaged, FileEntry, manifest, tree_digest
+from spin_core.store.digest import Damaged, FileEntry, children, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal, share
 from spin_core.store.record import Record as Record  # who uses a store has its records from here
@@ -234,9 +234,14 @@ class Store:
             return file.read_text(encoding="ascii", errors="replace")
 
     def records(self, stage: str = "*") -> Iterator[Record]:
-        """The standing records (of one stage) by stage and key, outputs not verified; a note for each damaged one."""
-        for file in sorted((self.root / "records").glob(f"{stage}/*.json")):
-            if STAGE.fullmatch(file.parent.name) and DIGEST.fullmatch(file.stem):
+        """The standing records (of one stage) by stage and key, outputs not verified; a note for each damaged one.
+        Raises StoreError for a folder that cannot be read."""
+        below = self.root / "records"
+        with fs.boundary(below):
+            stages = children(below) if stage == "*" else [below / stage]
+            files = [file for folder in stages if STAGE.fullmatch(folder.name) for file in children(folder)]
+        for file in files:
+            if file.suffix == ".json" and DIGEST.fullmatch(file.stem):
                 record = self.record(file.parent.name, file.stem)
                 if record is not None:
                     yield record

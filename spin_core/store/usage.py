@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core.store import fs
+from spin_core.store.digest import children
 from spin_core.store.gc import files_below
 from spin_core.store.runs import pointer
 from spin_core.store.store import Store
-from spin_core.store.verify import children, readable
+from spin_core.store.verify import readable
 
 IN_HAND = ("scratch", "tmp", "quarantine")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from spin_core.store import fs, locks
-from spin_core.store.digest import Damaged, files_in, manifest, tree_digest
+from spin_core.store.digest import Damaged, children, files_in, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE
 from spin_core.store.record import Record, read
 from spin_core.store.store import Store
@@ -47,7 +48,7 @@ def _tree_problems(store: Store, deep: bool, track: Track) -> Iterator[str]:
 
 
 def _record_problems(store: Store) -> Iterator[str]:
-    for file in _record_files(store):
+    for file in record_files(store):
         digest = file.stem.partition(".nondeterministic-")
         if not STAGE.fullmatch(file.parent.name) or not DIGEST.fullmatch(digest[0]) or file.suffix != ".json":
             yield f"{file}: not the name of a record."
@@ -61,24 +62,20 @@ def _record_problems(store: Store) -> Iterator[str]:
             yield f"{file}: its tree {record.digest} is missing."
 
 
-def _record_files(store: Store) -> list[Path]:
+def record_files(store: Store) -> list[Path]:
+    """Everything that lies where records do. Raises OSError."""
     return [file for stage in children(store.root / "records") for file in children(stage)]
 
 
 def readable(store: Store) -> list[tuple[Path, Record]]:
     """Every whole record, evidence too, with its file. Damaged ones name nothing."""
     records = []
-    for file in _record_files(store):
+    for file in record_files(store):
         try:
             records.append((file, read(file, store.root / "trees")))
         except Damaged:
             continue
     return records
-
-
-def children(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is none."""
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def stray(store: Store) -> list[Path]:
@@ -91,8 +88,11 @@ def stray(store: Store) -> list[Path]:
 
 
 def is_free(lock: Path) -> bool:
-    """Whether nobody holds a lock. Where locks do not work it is not known: False."""
-    if not lock.exists():
+    """Whether nobody holds a lock. Where locks do not work it is not known: False. Raises OSError where the folder of
+    locks cannot be read."""
+    try:
+        os.lstat(lock)
+    except FileNotFoundError:
         return True
     try:
         with locks.locked(lock, block=False) as working:

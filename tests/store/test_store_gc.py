@@ -187,6 +187,7 @@ def test_gc_killed_at_any_operation_leaves_an_intact_store():
         store = Store(place)
         publish(store)
         step(store, "generate", "other")
+        store.link_run("empty", {})
         return store
 
     events: list[str] = []

@@ -114,6 +114,7 @@ def test_store_full_life_without_root(place):
         (unpublished / "weights").chmod(0o555)
         store.discard(unpublished)
         assert_right(Store(place / "inner").lookup("finetune", KEY))
+        store.link_run("empty", {})
         result = gc(store, keep_runs=0)
         assert (result.trees, result.records) == (2, 2)
         assert list(store.root.glob("trees/*")) == list(store.root.glob("tmp/*")) == []

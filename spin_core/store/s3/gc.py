@@ -8,20 +8,23 @@ without its files.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import nullcontext
 
 from spin_core.errors import StoreError
-from spin_core.store import fs
+from spin_core.store import fs, roots
 from spin_core.store.cache import clear_leftovers
-from spin_core.store.gc import GcResult, Report, needed
-from spin_core.store.leases import FOLDER, FRESH, Mark, fresh
+from spin_core.store.digest import Damaged
+from spin_core.store.gc import GcResult, Report
+from spin_core.store.leases import FOLDER, FRESH, MARK, Mark, fresh
 from spin_core.store.record import Record
+from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
-from spin_core.store.s3.runs import POINTER, encoded
-from spin_core.store.s3.verify import pointers, readable
+from spin_core.store.s3.verify import readable
+
+FOLDERS = ("records/", "trees/", "files/", remote_runs.FOLDER, "quarantine/")
 
 
 def gc(
@@ -34,54 +37,119 @@ def gc(
 ) -> GcResult:
     """Removes files and manifests that no record names, uploads that nobody goes on with, and leases of dead processes;
     with `keep_runs` or `keep` records too, as gc.gc does. Of this machine's cache leftovers and unfinished work go, the
-    rest of it clears itself.
+    rest of it clears itself. A pointer of a run that is none is set aside, and no record goes in this time.
 
     Raises BadInput as gc.gc; StoreError, having done nothing, while a process somewhere uses the store, or while it is
-    not known whether one does: a lease younger than two hours.
+    not known whether one does (a lease younger than two hours), where a record cannot be read, where two listings
+    differ, and where what was listed cannot be all (`roots`).
     """
     with nullcontext() if dry_run else Mark(store.objects) as mark:
-        if living := fresh(store.objects):
-            raise StoreError(
-                f"{store.url}: a run is using the store ({len(living)} processes; one that was killed counts for two "
-                "hours); run gc again when it has finished."
-            )
-        records = {key: record for key, record in readable(store) if isinstance(record, Record)}
-        there = {} if keep_runs is None and not keep else pointers(store, strict=True)
-        kept = needed(list(records.values()), there, keep_runs, keep)
-        return _collect(store, records, kept, quarantine, mark, report)
+        there = _listed(store, mark)
+        records = _records(store, there)
+        views, junk = remote_runs.read(store.objects, [there[key] for key in sorted(there)])
+        runs = {run: (view.links, view.order) for run, view in views.items()}
+        begun = roots.begun(store.objects.get(roots.LIST))
+        outputs = [
+            key.rpartition("/")[2].removesuffix(".json") for key in there if key.startswith(("trees/", "files/"))
+        ]
+        roots.demand_all(store.url, list(records.values()), runs, outputs, begun)
+        if junk:
+            _set_aside(store, junk, dry_run)
+            keep_runs, keep = None, ()
+        kept = roots.needed(store.url, list(records.values()), runs, keep_runs, keep)
+        going = {key: record for key, record in records.items() if record.digest not in kept}
+        # What a gc that died had removed is in this list too, and its links go now.
+        gone = begun - there.keys()
+        return _collect(store, there, records, going, views, gone, quarantine, mark, report)
+
+
+def _listed(store: RemoteStore, mark: Mark | None) -> dict[str, Stat]:
+    """Everything that is there, listed in one go and again folder by folder: what a cache in between answers to one
+    question it does not answer to the other."""
+    objects = store.objects
+    whole = {stat.key: stat for stat in objects.listed("")}
+    if mark is not None and ((own := objects.head(MARK)) is None or MARK not in whole or whole[MARK].etag != own.etag):
+        raise StoreError(f"{store.url}: what was just written is not in the listing, so it is old; run gc again later.")
+    now = objects.now()
+    held = {stat.key for stat in whole.values() if stat.key.startswith(FOLDER) and now - stat.modified < FRESH}
+    if living := held | {stat.key for stat in fresh(objects)}:
+        raise StoreError(
+            f"{store.url}: a run is using the store ({len(living)} processes; one that was killed counts for two "
+            "hours); run gc again when it has finished."
+        )
+    for below in FOLDERS:
+        again = {stat.key: stat for stat in objects.listed(below)}
+        first = {key: stat for key, stat in whole.items() if key.startswith(below)}
+        if again != first:
+            what = f"two listings of {below} in a row differ ({len(first)} objects, then {len(again)})"
+            raise StoreError(f"{store.url}: {what}; something else writes there, or the service is behind; run again.")
+    return whole
+
+
+def _records(store: RemoteStore, there: dict[str, Stat]) -> dict[str, Record]:
+    keys = [key for key in there if key.startswith("records/")]
+    records = {}
+    for key, record in readable(store, keys):
+        if isinstance(record, Damaged):
+            why = f"{key}: this is not a whole record, so it is not known what it needs, and gc removes nothing"
+            remedy = "run its profile again, which sets it aside, or delete it there"
+            raise StoreError(f"{store.url}/{why}; {remedy}.")
+        records[key] = record
+    return records
+
+
+def _set_aside(store: RemoteStore, junk: dict[str, bytes], dry_run: bool) -> None:
+    for key in junk:
+        if not dry_run:
+            store.move_aside(key)
+        done = "would be" if dry_run else "is"
+        store.note_once(
+            f"{store.url}/{key}: this is not the pointer of a run; it {done} set aside in quarantine/, and this time "
+            "every record is kept; run that profile again before the next gc if its outputs are wanted."
+        )
 
 
 def _collect(
     store: RemoteStore,
+    there: dict[str, Stat],
     records: dict[str, Record],
-    kept: set[str],
+    going: dict[str, Record],
+    views: dict[str, remote_runs.View],
+    gone: set[str],
     quarantine: bool,
     mark: Mark | None,
     report: Report,
 ) -> GcResult:
-    objects = store.objects
-    going = {key: (record.stage, 0) for key, record in records.items() if record.digest not in kept}
-    named = {record.digest for key, record in records.items() if key not in going}
-    files = {
-        f"files/{entry['sha256']}" for key, record in records.items() if key not in going for entry in record.files
-    }
-    stages = {f"files/{e['sha256']}": record.stage for record in records.values() for e in record.files}
-    manifests = [stat for stat in objects.listed("trees/") if stat.key[6:-5] not in named]
-    unnamed = [stat for stat in objects.listed("files/") if stat.key not in files]
-    aside = list(objects.listed("quarantine/")) if quarantine else []
-    now = objects.now()
-    # A process that began after the mark has a lease, and waits: that one stays.
-    leases = [stat for stat in objects.listed(FOLDER) if now - stat.modified >= FRESH]
+    kept = [record for key, record in records.items() if key not in going]
+    named = {f"trees/{record.digest}.json" for record in kept}
+    named |= {f"files/{entry['sha256']}" for record in kept for entry in record.files}
+    stages = {f"files/{entry['sha256']}": record.stage for record in records.values() for entry in record.files}
+    manifests = [key for key in there if key.startswith("trees/") and key not in named]
+    unnamed = [there[key] for key in there if key.startswith("files/") and key not in named]
+    aside = [there[key] for key in there if quarantine and key.startswith("quarantine/")]
+    # None of these is fresh. A process that began after the mark has a lease that is not among them, and waits.
+    leases = [key for key in there if key.startswith(FOLDER)]
     uploads = _given_up(store)
     for stage, size in [
-        *going.values(),
+        *((record.stage, 0) for record in going.values()),
         *((stages.get(stat.key, "no record"), stat.size) for stat in unnamed),
         *(("quarantine", stat.size) for stat in aside),
         *(("temporary", 0) for _ in uploads),
     ]:
         report(stage, size)
     if mark is not None:
-        _remove(store, mark, going, manifests, [*unnamed, *aside, *leases], uploads)
+        rest = [stat.key for stat in (*unnamed, *aside)]
+        waves = [list(going), manifests, [*rest, *leases]]
+        gone = gone.union(*waves)
+        mark.check()
+        if gone:
+            store.objects.put(roots.LIST, roots.removal(gone))
+        _remove(store, mark, waves)
+        _unlink(store, views, roots.digests(gone))
+        if gone:
+            store.objects.put(roots.LIST, roots.removal(gone, finished=True))
+        for key, upload in uploads:
+            store.objects.abort(key, upload)
     with fs.boundary(store.root):
         temp, scratch = clear_leftovers(store, scratch=True, dry_run=mark is None)
     return GcResult(
@@ -94,20 +162,11 @@ def _collect(
     )
 
 
-def _remove(
-    store: RemoteStore,
-    mark: Mark,
-    records: Iterable[str],
-    manifests: list[Stat],
-    rest: list[Stat],
-    uploads: list[tuple[str, str]],
-) -> None:
-    for keys in (records, [stat.key for stat in manifests], [stat.key for stat in rest]):
+def _remove(store: RemoteStore, mark: Mark, waves: list[list[str]]) -> None:
+    """One wave after the other: records, manifests, the rest."""
+    for wave in waves:
         mark.check()
-        list(transfer.in_parallel(store.objects.delete, keys))
-    _unlink(store)
-    for key, upload in uploads:
-        store.objects.abort(key, upload)
+        list(transfer.in_parallel(store.objects.delete, wave))
 
 
 def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
@@ -123,10 +182,9 @@ def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
         return []
 
 
-def _unlink(store: RemoteStore) -> None:
-    """Takes links to outputs that are gone out of the runs' pointers."""
-    named = {stat.key[6:-5] for stat in store.objects.listed("trees/")}
-    for run, (links, order) in pointers(store).items():
-        left = {label: digest for label, digest in links.items() if digest in named}
-        if left != links:
-            store.objects.put(f"runs/{run}/{POINTER}", encoded(left, order))
+def _unlink(store: RemoteStore, views: dict[str, remote_runs.View], gone: set[str]) -> None:
+    """Takes links to outputs that were removed out of the runs' pointers."""
+    for run, view in views.items():
+        links = {label: digest for label, digest in view.links.items() if digest not in gone}
+        if links != view.links:
+            store.objects.put(f"{remote_runs.FOLDER}{run}/{remote_runs.POINTER}", view._replace(links=links).encoded())

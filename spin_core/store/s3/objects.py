@@ -23,6 +23,7 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store.record import MAX_BYTES
+from spin_core.store.s3 import answers
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'() /=-]*))?", re.ASCII)
 INSTALL = "`pip install s3fs` (in a checkout `.venv/bin/pip install -c constraints.txt -e '.[s3]'`)"
@@ -96,22 +97,27 @@ class Objects:
         return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"]) if answer else None
 
     def listed(self, below: str) -> Iterator[Stat]:
-        """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder."""
+        """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder. Raises
+        StoreError for a page that is none, is of another place, is cut off, or has what another one had."""
         token: dict[str, str] = {}
+        seen: set[str] = set()
         while True:
-            page = self._request("list_objects_v2", below, Prefix=self.prefix + below, **token) or {}
+            page = self._listing(Prefix=self.prefix + below, **token)
             for one in page.get("Contents", ()):
                 name = one["Key"].removeprefix(self.prefix)
+                if name in seen:
+                    raise StoreError(f"{self.url}: a listing has {name} twice; see to the service and run again.")
+                seen.add(name)
                 if name and not name.endswith("/"):
                     yield Stat(name, one["Size"], one["ETag"].strip('"'), one["LastModified"])
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def beside(self) -> list[str]:
         """Names of what looks like stores of any format below the prefix."""
         above = f"{self.above}spinloop-store-"
-        page = self._request("list_objects_v2", "", Prefix=above, Delimiter="/") or {}
+        page = self._listing(Prefix=above, Delimiter="/")
         return sorted(one["Prefix"].removeprefix(self.above).strip("/") for one in page.get("CommonPrefixes", ()))
 
     def put(self, key: str, data: bytes) -> None:
@@ -164,8 +170,17 @@ class Objects:
         """The service's clock, which no computer that uses the store sets."""
         from email.utils import parsedate_to_datetime
 
-        answer = self._request("list_objects_v2", "", Prefix=self.prefix, MaxKeys=1) or {}
-        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        date = self._listing(Prefix=self.prefix, MaxKeys=1)["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            return parsedate_to_datetime(date)
+        except ValueError:
+            raise StoreError(f"{self.url}: the service does not say what time it is; see to it there.") from None
+
+    def _listing(self, **parameters: Any) -> dict[str, Any]:
+        page = self._request("list_objects_v2", "", **parameters)
+        if page is None:  # `_request` says so of an object that is not there, and this is none
+            raise StoreError(f"{self.url}: the service does not list what is there; see to it and run again.")
+        return page
 
     def uploads(self, below: str) -> list[tuple[str, str, datetime]]:
         """(key, upload id, when it began) of the multipart uploads in hand whose key begins so."""
@@ -219,17 +234,20 @@ class Objects:
         limit, pause = self.attempts, 0.2
         for left in reversed(range(limit)):
             try:
-                return self._once(method, parameters)
+                answer = self._once(method, parameters)
+                answers.check(method, parameters, answer)
+                return answer
             except Exception as error:
                 code, status = _answer(error) or ("", 0)
                 if code in ("NoSuchKey", "NoSuchUpload", "404", "InvalidRange", "416"):
                     return None
                 passing = code in BUSY or status >= 500 or status == 429 or (not status and _is_away(error))
+                passing = passing or _is_strange(error)
                 if left and passing and status != 501:
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     continue
-                if not status and not _is_away(error) and not _is_set_wrong(error):
+                if not status and not (_is_away(error) or _is_set_wrong(error) or _is_strange(error)):
                     raise  # a defect of ours
                 raise StoreError(f"{self.url}: {_why(error, code, status, limit if passing else 1)}.") from error
         raise AssertionError("unreachable")
@@ -304,6 +322,13 @@ def _is_away(error: Exception) -> bool:
     ) or type(error).__module__.startswith("aiohttp")
 
 
+def _is_strange(error: Exception) -> bool:
+    """Whether what answered was not the service, or was cut off on its way."""
+    from botocore.parsers import ResponseParserError
+
+    return isinstance(error, answers.Strange | ResponseParserError)
+
+
 def _is_set_wrong(error: Exception) -> bool:
     from botocore.exceptions import BotoCoreError
 
@@ -318,6 +343,12 @@ def _why(error: Exception, code: str, status: int, tries: int) -> str:
     if status:
         return f"the service answered {code or status}{often}; see to it there and run again"
     kind = type(error).__name__
+    if _is_strange(error):
+        what = str(error) if isinstance(error, answers.Strange) else "an answer that is no XML of S3"
+        return (
+            f"{what} came instead of the service's{often}: a proxy, a cache or a sign-in page stands between, or "
+            "AWS_ENDPOINT_URL is not S3's; see to it and run again"
+        )
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if kind in ("ProfileNotFound", "NoRegionError", "ConfigParseError", "InvalidRegionError", "ValueError"):

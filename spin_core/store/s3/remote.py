@@ -4,8 +4,8 @@
         files/<sha256>                one object for each file content, however many outputs have it
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
-        runs/…  latest  id            what people find (runs.py); the store's identity
-        quarantine/  leases/  gc      what was damaged; who uses the store; whether gc is at work
+        runs/…  id                    what people find (runs.py); the store's identity
+        quarantine/  leases/  gc…     what was damaged; who uses the store; whether gc is at work, what it removed
 
 Keys and records are those of a local store. Its promises, as far as the service allows:
 1. A record is written once its files and manifest are there. 2. What a look-up returns was hashed since it came from
@@ -80,7 +80,8 @@ class RemoteStore(Store):
         self._looked: dict[str, float] = {}
         if runs:
             with fs.boundary(self.root), super().using():  # another process that opens it clears tmp/
-                remote_runs.refresh(self.objects, self.root)
+                for key, data in remote_runs.refresh(self.objects, self.root, self.note_once).items():
+                    self._set_aside_there(key, "this is not the pointer of a run", data)
 
     def using(self) -> AbstractContextManager[bool]:
         """As in `Store`; `gc` on other machines is kept out until this process ends."""
@@ -290,11 +291,15 @@ class RemoteStore(Store):
         elif (stat := self.objects.head(key)) and (
             self.objects.get(key) == seen if isinstance(seen, bytes) else _is_same(stat, seen)
         ):
-            if stat.size < MOST_COPIED:
-                self.objects.copy(key, f"quarantine/{key.replace('/', '-')}-{fs.unique()}")
-            self.objects.delete(key)
+            self.move_aside(key, copied=stat.size < MOST_COPIED)
         if why:
             self.notes.append(f"{self.url}/{key}: {why.rstrip('.')}; {done} counts as not there.")
+
+    def move_aside(self, key: str, copied: bool = True) -> None:
+        """Moves an object of the service to its quarantine/ (or, not `copied`, away)."""
+        if copied:
+            self.objects.copy(key, f"quarantine/{key.replace('/', '-')}-{fs.unique()}")
+        self.objects.delete(key)
 
     def publish(self, payload: KeyPayload, tree: Path, facts: dict[str, Any], key: str = "") -> Record:
         """As in `Store`: published in the cache, then on the service. Where that fails the step fails, and the next
@@ -361,12 +366,13 @@ class RemoteStore(Store):
         """As in `Store`, and on the service, for other machines."""
         with fs.boundary(self.root / "runs"), super().using():
             self._local.link_run(run, links)
-            remote_runs.send_links(self.objects, self.root, run)
+            remote_runs.send(self.objects, self.root, run)
 
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """As in `Store`, and on the service, for other machines."""
         self._local.write_run_file(run, name, data)
-        self.objects.put(f"{remote_runs.FOLDER}{run}/{remote_runs.FILES}{name}", data)
+        with fs.boundary(self.root / "runs"):
+            remote_runs.send(self.objects, self.root, run, {name: data})
 
 
 def _damage(tree: Path, digest: str) -> Damaged | None:

@@ -1,77 +1,128 @@
 """What people see of runs, on object storage: a small pointer for each run, and its files.
 
-    runs/<run>/run.json       {"links": {label: digest}, "order": how many runs began before it}
+    runs/<run>/run.json       {"links": {label: digest}, "order": n, "files": {name: sha256}}; n runs began before it
     runs/<run>/files/<name>   report.html, steps.json, …
-    latest                    the name of the run that ended last
 
-Views, as in runs.py: they may be rewritten, of two writers the last one counts, and no look-up reads them.
+Views, as in runs.py: they may be rewritten, of two writers the last one counts, and no look-up reads them. A file that
+is not what its run's pointer says, or that it does not name, is not brought here: people open these. Which run is the
+latest one follows from the pointers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
-from spin_core.store import runs
+from spin_core.errors import StoreError
+from spin_core.store import fs, runs
+from spin_core.store.digest import Damaged, children, file_digest
 from spin_core.store.keys import DIGEST
 from spin_core.store.record import MAX_BYTES
 from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Objects, Stat, md5
 
-FOLDER, FILES, POINTER, LATEST = "runs/", "files/", "run.json", "latest"
+FOLDER, FILES, POINTER = "runs/", "files/", "run.json"
+MOST_RUNS = 1 << 53
 
 
-def send_links(objects: Objects, root: Path, run: str) -> None:
-    """Writes a run's pointer as its folder in the cache is, and `latest`. Raises StoreError."""
-    objects.put(f"{FOLDER}{run}/{POINTER}", _pointer(root / "runs" / run))
-    objects.put(LATEST, run.encode())
+class View(NamedTuple):
+    """A run's pointer. `files`: the sha256 of each file; empty in what older versions wrote."""
+
+    links: dict[str, str]
+    order: int
+    files: dict[str, str]
+
+    def encoded(self) -> bytes:
+        """As the service has it."""
+        return json.dumps(self._asdict(), indent=1).encode()
 
 
-def refresh(objects: Objects, root: Path) -> None:
+def send(objects: Objects, root: Path, run: str, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+    """Writes `files` of a run (name → bytes), and its pointer as its folder in the cache is. Raises StoreError,
+    OSError."""
+    for name, data in files.items():
+        objects.put(f"{FOLDER}{run}/{FILES}{name}", data)
+    objects.put(f"{FOLDER}{run}/{POINTER}", _view(root / "runs" / run).encoded())
+
+
+def refresh(objects: Objects, root: Path, note: Callable[[str], None]) -> dict[str, bytes]:
     """Makes runs/ of the cache what the service has: links, files, `latest`. Fetches what differs; runs that only the
-    cache has stay, and what has no name of a run or of its file is passed over. Raises StoreError, OSError."""
-    named = [
-        (stat, *place) for stat in objects.listed(FOLDER) if stat.size <= MAX_BYTES and (place := _place(stat.key))
-    ]
-    changed = [(stat, run, name) for stat, run, name in named if _changed(root / "runs" / run, name, stat)]
-    contents = transfer.in_parallel(lambda one: objects.get(one[0].key), changed)
-    for (_, run, name), data in zip(changed, contents, strict=True):
-        if data is not None and name == POINTER:
-            _link(root, run, data)
-        elif data is not None:
-            runs.write(root, run, name.removeprefix(FILES), data)
-    latest = (objects.get(LATEST) or b"").decode("ascii", errors="replace")
-    if runs.RUN.fullmatch(latest) and (root / "runs" / latest).is_dir():
+    cache has stay, and what has no name of a run is passed over. `note` gets a sentence for each file that is not what
+    it should be. Returns the pointers that are none: object key → bytes. Raises StoreError, OSError."""
+    listed = list(objects.listed(FOLDER))
+    views, junk = read(objects, listed, root)
+    having = {stat.key.split("/")[1] for stat in listed if f"/{FILES}" in stat.key}
+    if old := [run for run in sorted(views) if run in having and not views[run].files]:
+        what = f"{len(old)} of {len(views)} runs, such as {old[0]}, do not say what is in their files"
+        note(f"{objects.url}: {what} (an older spinloop's); these are not shown until their profiles run again.")
+    wanted = []
+    for run, view in views.items():
+        here = _view(root / "runs" / run)
+        if (here.links, here.order) != (view.links, view.order):
+            runs.relabel(root, run, {**dict.fromkeys(here.links), **view.links})
+            runs.write_order(root, run, view.order)
+        wanted += [(run, name, digest) for name, digest in view.files.items() if here.files.get(name) != digest]
+    contents = transfer.in_parallel(lambda one: objects.get(f"{FOLDER}{one[0]}/{FILES}{one[1]}"), wanted)
+    for (run, name, digest), data in zip(wanted, contents, strict=True):
+        if data is not None and hashlib.sha256(data).hexdigest() == digest:
+            runs.write(root, run, name, data)
+        else:
+            fs.remove(root / "runs" / run / name)
+            what = "is missing, of more than 64 MiB, or not what its run wrote"
+            note(f"{objects.url}/{FOLDER}{run}/{FILES}{name}: {what}; it is not shown (run the profile again).")
+    latest = max(views, key=lambda run: (views[run].order, run), default="")
+    if latest and (root / "runs" / latest).is_dir():
         runs.point_latest(root, latest)
+    return junk
 
 
-def _place(key: str) -> tuple[str, str] | None:
-    """(run, run.json or files/<name>) of an object; None if that is not what its key says."""
-    run, _, name = key.removeprefix(FOLDER).partition("/")
-    inside = name.startswith(FILES) and runs.LABEL.fullmatch(name.removeprefix(FILES))
-    return (run, name) if runs.RUN.fullmatch(run) and (name == POINTER or inside) else None
+def read(
+    objects: Objects, listed: Iterable[Stat], root: Path | None = None
+) -> tuple[dict[str, View], dict[str, bytes]]:
+    """(run → view, object key → bytes of what is no pointer) of the pointers among `listed`; those that are as in the
+    cache `root` are not fetched. Raises StoreError, also where what was read is not what was listed."""
+    there = {stat: run for stat in listed if (run := _run_of(stat.key))}
+    views, junk = {}, {}
+    known = {run: _view(root / "runs" / run) for run in there.values()} if root else {}
+    asked = []
+    for stat, run in there.items():
+        if run in known and md5(known[run].encoded()) == stat.etag:
+            views[run] = known[run]
+        else:
+            asked.append(stat)
+    for stat, data in zip(asked, transfer.in_parallel(lambda stat: objects.get(stat.key), asked), strict=True):
+        try:
+            views[there[stat]] = parse(data or b"")
+        except ValueError:
+            if data is None or (stat.size <= MAX_BYTES and len(data) != stat.size):
+                raise StoreError(f"{objects.url}/{stat.key}: is not what was listed; run again.") from None
+            junk[stat.key] = data
+    return views, junk
 
 
-def read_pointer(data: bytes) -> runs.Pointer:
-    """(label → digest, order) of a pointer, without the entries that are none. Raises ValueError if it is no JSON of
-    such a form."""
+def parse(data: bytes) -> View:
+    """The view in a pointer, without the entries that are none. Raises ValueError if it is no JSON of such a form."""
     try:
-        pointer = json.loads(data)
-        links, order = dict(pointer["links"].items()), int(pointer["order"])
-    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        body = json.loads(data)
+        links, order, files = body["links"].items(), body["order"], body.get("files", {}).items()
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError("not a pointer of a run") from error
-    return {label: digest for label, digest in links.items() if _is_link(label, digest)}, order
+    if type(order) is not int or not 0 <= order < MOST_RUNS:
+        raise ValueError("a place among the runs that is none")
+    return View({k: v for k, v in links if _is_named(k, v)}, order, {k: v for k, v in files if _is_named(k, v)})
 
 
-def links_of(data: bytes | None) -> runs.Pointer:
-    """As `read_pointer`; nothing of what is no pointer: these are views."""
-    with suppress(ValueError):
-        return read_pointer(data or b"")
-    return {}, 0
+def _run_of(key: str) -> str:
+    """The run whose pointer an object is by its key; empty if it is none's."""
+    run, _, name = key.removeprefix(FOLDER).partition("/")
+    return run if key.startswith(FOLDER) and name == POINTER and runs.RUN.fullmatch(run) else ""
 
 
-def _is_link(label: object, digest: object) -> bool:
+def _is_named(label: object, digest: object) -> bool:
     return (
         isinstance(label, str)
         and isinstance(digest, str)
@@ -79,34 +130,14 @@ def _is_link(label: object, digest: object) -> bool:
     )
 
 
-def _link(root: Path, run: str, data: bytes) -> None:
-    links, order = links_of(data)
-    if links:
-        gone = {path.name: None for path in (root / "runs" / run).glob("*") if path.is_symlink()}
-        runs.relabel(root, run, {**gone, **links})
-        runs.write_order(root, run, order)
-
-
-def _changed(folder: Path, name: str, stat: Stat) -> bool:
-    """Whether an object is another than the cache has; an etag that is no MD5 (encryption) says yes."""
-    file = folder / name.removeprefix(FILES)
-    try:
-        if name == POINTER:
-            data = _pointer(folder)
-        elif not file.is_file() or file.is_symlink() or file.stat().st_size != stat.size:
-            return True
-        else:
-            data = file.read_bytes()
-    except OSError:
-        return True
-    return md5(data) != stat.etag
-
-
-def _pointer(folder: Path) -> bytes:
+def _view(folder: Path) -> View:
+    """What a run's folder in the cache shows. Raises OSError."""
     links, order = runs.pointer(folder)
-    return encoded({label: digest for label, digest in links.items() if _is_link(label, digest)}, order)
-
-
-def encoded(links: dict[str, str], order: int) -> bytes:
-    """A run's pointer as the service has it."""
-    return json.dumps({"links": links, "order": order}, indent=1).encode()
+    files = {}
+    for path in children(folder):
+        if path.name not in links and runs.LABEL.fullmatch(path.name):
+            try:
+                files[path.name] = file_digest(path)[1]
+            except Damaged:  # a folder that somebody made there
+                continue
+    return View({label: digest for label, digest in links.items() if _is_named(label, digest)}, order, files)

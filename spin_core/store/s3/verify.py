@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
-from spin_core.errors import StoreError
 from spin_core.store.digest import Damaged
 from spin_core.store.keys import DIGEST, STAGE, canonical
 from spin_core.store.record import Record, parse
@@ -18,9 +17,11 @@ from spin_core.store.usage import Usage, UsageLine, table
 Track = Callable[[list[Stat]], Iterable[Stat]]
 
 
-def readable(store: RemoteStore) -> list[tuple[str, Record | Damaged]]:
-    """(object key, record) of everything below records/, evidence too; Damaged for what is none. Raises StoreError."""
-    keys = [stat.key for stat in store.objects.listed("records/")]
+def readable(store: RemoteStore, keys: list[str] | None = None) -> list[tuple[str, Record | Damaged]]:
+    """(object key, record) of everything below records/ (or of `keys`, which were listed), evidence too; Damaged for
+    what is none. Raises StoreError."""
+    if keys is None:
+        keys = [stat.key for stat in store.objects.listed("records/")]
     return list(zip(keys, transfer.in_parallel(lambda key: _read(store, key), keys), strict=True))
 
 
@@ -85,7 +86,8 @@ def usage(store: RemoteStore, run: str | None = None) -> Usage:
     sizes = {stat.key: stat.size for stat in store.objects.listed("files/")}
     records = [record for _, record in readable(store) if isinstance(record, Record)]
     trees = {record.digest: record for record in reversed(records)}
-    linked = {name: set(links.values()) & trees.keys() for name, (links, _) in pointers(store).items()}
+    views, _ = remote_runs.read(store.objects, store.objects.listed(remote_runs.FOLDER))
+    linked = {name: set(view.links.values()) & trees.keys() for name, view in views.items()}
     seen: set[str] = set()
     bytes_of: dict[str, int] = {}
     for digest in sorted(trees):
@@ -94,21 +96,6 @@ def usage(store: RemoteStore, run: str | None = None) -> Usage:
         bytes_of[digest] = sum(sizes.get(key, 0) for key in new)
     stages = {digest: record.stage for digest, record in trees.items()}
     return table(bytes_of, stages, linked, list(_other(store, sizes, seen)), run)
-
-
-def pointers(store: RemoteStore, strict: bool = False) -> dict[str, tuple[dict[str, str], int]]:
-    """Run → (label → digest, order), as the service has them. `strict`: raises StoreError where one is no pointer."""
-    keys = [
-        stat.key for stat in store.objects.listed(remote_runs.FOLDER) if stat.key.endswith(f"/{remote_runs.POINTER}")
-    ]
-    read = {}
-    for key, data in zip(keys, transfer.in_parallel(store.objects.get, keys), strict=True):
-        try:
-            read[key.split("/")[1]] = remote_runs.read_pointer(data or b"") if strict else remote_runs.links_of(data)
-        except ValueError as error:
-            remedy = "delete it there if nothing of that run is to be kept"
-            raise StoreError(f"{store.url}/{key}: this is not the pointer of a run; {remedy}.") from error
-    return read
 
 
 def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[UsageLine]:

@@ -11,6 +11,7 @@ import pytest
 from spin_core.store.s3.objects import Objects
 from spin_core.store.s3.remote import RemoteStore
 from tests.faults.s3 import machine
+from tests.faults.s3.held import Held, honest, serving
 from tests.faults.s3.server import BUCKET, KEYS, SERVERS, Proxy, proxied, served
 
 
@@ -46,6 +47,24 @@ def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.url)
     yield s3_proxy
     s3_proxy.forget()
+
+
+@pytest.fixture(scope="session")
+def s3_held() -> Iterator[Held]:
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e '.[s3]'")
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def held(s3_held: Held, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """An empty service in this process, which the AWS settings of this test name."""
+    _credentials(monkeypatch)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_held.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3_held.lie, s3_held.objects, s3_held.page = honest, {}, 1000
+    return s3_held
 
 
 @pytest.fixture

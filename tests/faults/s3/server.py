@@ -52,8 +52,8 @@ class S3Request:
         return self.method == "PUT" and "partNumber=" in self.query
 
 
-Meddle = Callable[[S3Request], int | None]
-"""Is shown each request before it is passed on; a status answers it instead."""
+Meddle = Callable[[S3Request], int | bytes | None]
+"""Is shown each request before it is passed on; a status, or a body with status 200, answers it instead."""
 
 
 @dataclass
@@ -89,6 +89,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else an answer's second write waits for the client's delayed acknowledgement
 
         def log_message(self, *_: object) -> None:
             """Nothing: `requests` has it."""
@@ -109,8 +110,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def _pass_on(self, request: S3Request, body: bytes) -> None:
             proxy.requests.append(request)
-            if status := proxy.meddle(request):
-                self._answer(status, {}, b"<Error><Code>Meddled</Code><Message>by a test</Message></Error>")
+            if (instead := proxy.meddle(request)) is not None:
+                error = b"<Error><Code>Meddled</Code><Message>by a test</Message></Error>"
+                self._answer(*((200, {}, instead) if isinstance(instead, bytes) else (instead, {}, error)))
                 return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP | proxy.dropped}
             upstream = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=60)

@@ -157,3 +157,26 @@ def test_late_fetch_takes_only_what_is_read(at, proxy):
     with pytest.raises(StoreError, match="not whole there; run again"):
         other.input_tree(record.digest)
     assert at("e", late=True).lookup("finetune", record.key) is None, "the next run does not compute it again"
+
+
+def test_list_of_uses_that_cannot_be_read_evicts_nothing(tmp_path, monkeypatch):
+    """Catches eviction of what another process uses, because its list could not be read at that moment."""
+    monkeypatch.setenv("SPINLOOP_CACHE_GB", "0")
+    root, digest = tmp_path / "spinloop-store-v1", "a" * 64
+    (root / "trees" / digest).mkdir(parents=True)
+    (root / "tmp").mkdir()
+    (root / "trees" / digest / "w").write_bytes(b"weights")
+    theirs, ours = cache.Cache(tmp_path), cache.Cache(tmp_path)
+    theirs.use(digest)
+    real = Path.read_text
+
+    def read_text(self, *how, **more):
+        if self == theirs._file:
+            raise OSError(5, "Input/output error")
+        return real(self, *how, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(Path, "read_text", read_text)
+        ours.make_room(root, 1, lambda text: None)
+    assert (root / "trees" / digest / "w").read_bytes() == b"weights"
+    assert ours.make_room(root, 1, lambda text: None) == 0

@@ -12,6 +12,7 @@ from spin_core.errors import BadInput, StoreError
 from spin_core.store import leases
 from spin_core.store.keys import payload
 from spin_core.store.s3 import gc as remote_gc
+from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3 import verify
 from spin_core.store.s3.remote import RemoteStore
 from tests.faults.s3.machine import started
@@ -50,6 +51,11 @@ def left(at, monkeypatch) -> RemoteStore:
     """Opens a store that nobody uses any more: the leases of this test's own stores are over."""
     monkeypatch.setattr(leases.Lease, "_begin", lambda self: None)
     return at("a")
+
+
+def views(store: RemoteStore) -> dict[str, remote_runs.View]:
+    """The runs' pointers on the service."""
+    return remote_runs.read(store.objects, store.objects.listed("runs/"))[0]
 
 
 def keys(store: RemoteStore, below: str = "") -> list[str]:
@@ -115,9 +121,24 @@ def test_lease_that_came_after_the_mark_stays(left, monkeypatch):
     assert keys(left, "leases/") == ["leases/1-new"]
 
 
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", b""])
+def test_gc_that_is_answered_by_a_sign_in_page_does_nothing(left, proxy, body):
+    """Catches a gc for which `GET ?list-type=2` of records, answered 200 with a sign-in page, is a store without
+    records: all that there was is gone."""
+    for step in chain("one", "two"):
+        compute(left, step)
+    before = keys(left)
+    proxy.meddle = lambda request: body if "list-type=2" in request.query and "records" in request.query else None
+    with pytest.raises(StoreError, match="an answer without Name came instead of the service's after 4 tries"):
+        remote_gc.gc(left)
+    proxy.forget()
+    assert keys(left) == before
+
+
 def test_only_one_gc_is_at_work(left, monkeypatch):
     """Catches two gcs that see the same dead one and both delete, one that ends another's mark, and a dead one that
     stops all."""
+    compute(left, chain("one")[0])
     left.objects.put("files/" + "1" * 64, b"123")
     left.objects.put("gc", b"another")
     with pytest.raises(StoreError, match="another gc is at work"):
@@ -127,9 +148,9 @@ def test_only_one_gc_is_at_work(left, monkeypatch):
         patch.setattr(left.objects, "now", lambda: later)
         with pytest.raises(StoreError, match="another gc began at the same time"):
             remote_gc.gc(left, report=lambda what, size: left.objects.put("gc", b"another"))
-        assert left.objects.get("gc") == b"another" and keys(left, "files/")
+        assert left.objects.get("gc") == b"another" and keys(left, "files/" + "1" * 64)
         remote_gc.gc(left)
-    assert keys(left, "gc") == keys(left, "files/") == []
+    assert keys(left, "gc") == ["gc.json"] and keys(left, "files/" + "1" * 64) == []
 
 
 def test_lease_that_could_not_be_written_is_none(at, proxy):
@@ -183,8 +204,7 @@ def test_gc_keeps_runs_what_they_were_made_from_and_the_best(left, at):
     kept = [*new, best[-1], old[-1]]  # of run-1, which never came to a best one, the last it trained
     assert there == {digest_of(step) for step in kept}
     assert verify.verify(left) == []
-    links, _ = verify.pointers(left)["run-2"]
-    assert links == {"best": digest_of(best[-1])}, "a link to what is gone"
+    assert views(left)["run-2"].links == {"best": digest_of(best[-1])}, "a link to what is gone"
 
 
 def test_gc_that_dies_leaves_no_record_without_its_files(left, at, proxy):
@@ -245,17 +265,27 @@ def test_other_machines_see_runs(at):
 
 
 def test_pointer_that_is_damaged_costs_no_model(left):
-    """Catches a gc that takes the best model of a run because of one odd label, or of a pointer that it cannot read."""
+    """Catches a gc that takes the best model of a run because of one odd label, or of a pointer that it cannot read,
+    and one that such a pointer stops for good."""
     step = chain("one")[0]
     compute(left, step)
     run_json = {"links": {"best": digest_of(step), "a/b": "x", "c": ["d"], "e": digest_of(step)[:-1]}, "order": 0}
     left.objects.put("runs/run-1/run.json", json.dumps(run_json).encode())
     remote_gc.gc(left, keep_runs=0)
+    left.link_run("run-2", {})
     for data in (b"", b"[]", b'{"links": [], "order": 1}', b'{"links": {}, "order": 1e400}', b"[" * 99_999):
         left.objects.put("runs/run-1/run.json", data)
-        with pytest.raises(StoreError, match=r"runs/run-1/run\.json: this is not the pointer of a run"):
-            remote_gc.gc(left, keep_runs=0)
-    assert left.lookup(step.stage, step.key) is not None
+        left.notes.clear()
+        remote_gc.gc(left, keep_runs=0, dry_run=True)
+        assert keys(left, "runs/run-1/") and "would be set aside" in left.notes[0]
+        left.notes.clear()
+        assert remote_gc.gc(left, keep_runs=0).records == 0
+        assert (
+            len(left.notes) == 1 and "runs/run-1/run.json: this is not the pointer of a run; it is set" in left.notes[0]
+        )
+        assert keys(left, "runs/run-1/") == []
+    assert len(keys(left, "quarantine/")) == 5 and left.lookup(step.stage, step.key) is not None
+    assert remote_gc.gc(left, keep_runs=0).records == 1, "it keeps records for good"
 
 
 def test_odd_keys_are_passed_over(at):
@@ -278,6 +308,7 @@ def test_odd_keys_are_passed_over(at):
 
 def test_gc_without_the_right_to_list_uploads_says_so(left, proxy):
     """Catches a gc that clears nothing because of a right that a bucket's policy seldom gives."""
+    compute(left, chain("one")[0])
     left.objects.put("files/" + "1" * 64, b"123")
     proxy.meddle = lambda request: 403 if "uploads" in request.query else None
     assert remote_gc.gc(left).bytes == 3

@@ -52,6 +52,7 @@ def test_gc_waits_for_nobody_and_takes_nothing_while_a_reader_reads():
     def trial(rng: random.Random) -> None:
         with folder() as place:
             record = publish(Store(place))
+            Store(place).link_run("empty", {})
 
             def read() -> object:
                 inside = Store(place).using()

@@ -112,6 +112,7 @@ def test_battery_mutants_differ_from_the_store_only_in_their_defect(broken):
         record = broken(place).lookup("finetune", battery.KEY)
         battery.assert_right(record)
         assert record is not None and tree_digest(record.files) == record.path.name
+        broken(place).link_run("empty", {})
         racing.collect(broken(place))
         assert broken(place).lookup("finetune", battery.KEY) is None
 
@@ -131,5 +132,6 @@ def test_battery_other_mutants_differ_only_in_their_defect(monkeypatch):
     for collect in (mutants.gc_without_roots, mutants.gc_without_checking_use):
         with battery.folder() as place:
             battery.compute(Store(place))
+            Store(place).link_run("empty", {})
             collect(Store(place))
             battery.assert_recovers(Store, place)

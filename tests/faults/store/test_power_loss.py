@@ -91,6 +91,7 @@ def test_gc_power_lost_after_any_operation(place):
     store = Store(place)
     compute(store)
     compute(store, BEFORE)
+    store.link_run("empty", {})
     log = power.record(place, lambda: gc(store, keep_runs=0))
     assert len(log) > 10
     check_away(log, (STEP, BEFORE), intact=True)
