@@ -88,7 +88,11 @@ class Objects:
     def head(self, key: str) -> Stat | None:
         """Size, etag and time of an object; None if there is none."""
         answer = self._request("head_object", key)
-        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"]) if answer else None
+        if answer is None:
+            return None
+        if not {"ContentLength", "ETag", "LastModified"} <= answer.keys():
+            raise StoreError(f"{self.url}: {refusals.NO_S3}; check AWS_ENDPOINT_URL.")
+        return Stat(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"])
 
     def listed(self, below: str) -> Iterator[Stat]:
         """All objects whose key begins so, by key; not the empty ones that consoles make to show a folder."""

@@ -18,6 +18,7 @@ OUTDATED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "In
 REGIONS = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 VIRTUAL = "the service wants the bucket in the host's name; set `s3 =` / `addressing_style = virtual` in ~/.aws/config"
 EXPIRED = "the credentials have expired; log in again, and run again (what was uploaded is not sent again)"
+NO_S3 = "what answers there does not speak S3"
 PROXIES = "HTTPS_PROXY (or HTTP_PROXY)"
 REMEDIES = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the name",
@@ -102,7 +103,7 @@ def _unasked(error: Exception, often: str) -> str | None:
     if isinstance(error, Redirected):
         return _elsewhere(error)
     if kind == "ResponseParserError":
-        return f"what answers there does not speak S3{often}; check AWS_ENDPOINT_URL"
+        return f"{NO_S3}{often}; check AWS_ENDPOINT_URL"
     if text := _setting(error, kind, of):
         return text
     if kind == "SSLError":

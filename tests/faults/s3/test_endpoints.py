@@ -87,6 +87,8 @@ def test_head_says_why(url, proxy):
         assert message in told(url, ASKED["head"])
     proxy.meddle = lambda request: 403 if request.method == "HEAD" else None
     assert "the service answered 403 and no reason" in told(url, ASKED["head"]), "GET has none either"
+    proxy.meddle = lambda request: Refusal(200)
+    assert "what answers there does not speak S3; check AWS_ENDPOINT_URL" in told(url, ASKED["head"])
     proxy.meddle = lambda request: Refusal(503, "SlowDown") if request.method == "HEAD" and limit.pop() else None
     limit = [False, True, True]
     assert Objects(url, "x").head("k") is None, "what passes is waited for"
