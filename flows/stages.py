@@ -20,6 +20,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, Field
 
+from flows.proxies import keep_loopback_direct
 from flows.streams import keep_lines_whole
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
@@ -109,6 +110,7 @@ def failed(error: Exception) -> State:
 def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runtime, store: str) -> State:
     """Look up or compute every step of `work`; `store` is the identity that the store must have."""
     keep_lines_whole()
+    keep_loopback_direct()
     try:
         artifacts = open_store(store_folder(), runs=False)
         if store and artifacts.identity() != store:

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from flows.proxies import keep_loopback_direct
 from flows.streams import keep_lines_whole, print_escaped, print_line
 from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     keep_lines_whole()
+    keep_loopback_direct()
     try:
         args.command(args)
     except KeyboardInterrupt:

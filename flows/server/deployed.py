@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.execute import rows_only, run_dag
 from flows.plan import check, next_iteration
+from flows.proxies import keep_loopback_direct
 from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
 from flows.streams import keep_lines_whole
@@ -106,6 +107,7 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
 def _config(profile: str, settings: Any, file: str) -> tuple[Config, Path]:
     """The profile with the settings of the form laid over it. What every flow here does first."""
     keep_lines_whole()
+    keep_loopback_direct()
     return load_profile(file or profile, changes=given(settings))
 
 

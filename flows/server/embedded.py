@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import httpx
 
+from flows import proxies
 from spin_core.errors import BadInput, SpinloopError, one_line
 from spin_core.runtime.launch import python_path
 
@@ -29,15 +30,16 @@ BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve
 def answers(url: str, seconds: float = 5) -> bool:
     """Whether a Prefect API is there; one that wants a login is, and one that takes up to `seconds` to answer."""
     try:
-        # `http_proxy` without `no_proxy` would send loopback to the proxy; a server elsewhere may need it.
-        httpx.get(f"{url}/health", timeout=seconds, trust_env="//127.0.0.1" not in url)
+        httpx.get(f"{url}/health", timeout=seconds)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return True
 
 
 def configured_server() -> str | None:
-    """The API that Prefect's settings name. Raises BadInput for one that is no URL."""
+    """The API that Prefect's settings name. Raises BadInput for one that is no URL, and for a proxy that cannot be
+    used, without which no client begins."""
+    proxies.check()
     try:
         from prefect.settings import PREFECT_API_URL
 
@@ -74,8 +76,6 @@ class EmbeddedServer:
 
         url = f"http://127.0.0.1:{self.port}/api"
         self._await(url)
-        for name in ("NO_PROXY", "no_proxy"):  # Prefect's client would use a proxy for 127.0.0.1
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
         # A heartbeat thread costs a sync flow one second at its end, and no automation listens to this server.
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield

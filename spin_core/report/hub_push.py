@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import BadInput, SpinloopError
-from spin_core.sources import hub
+from spin_core.sources import hub, hub_client
 from spin_core.sources.folders import SETTINGS, WEIGHTS
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -80,6 +80,7 @@ def _push(target: Target, files: Files, title: str, text: str, say: Callable[[st
             "There is no token to write to the hub with; set HF_TOKEN, run `hf auth login`, or name a Prefect Secret "
             "block with --token-block."
         )
+    hub_client.be_patient()
     api = HfApi(token=target.token or None)
     _make_repo(api, target)
     where: dict[str, Any] = {"repo_id": target.repo, "repo_type": target.kind}
@@ -168,6 +169,8 @@ def _answer(error: BaseException) -> Exception:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, Exception) and getattr(seen, "response", None) is not None:
+            return seen
+        if isinstance(seen, hub_client.TooManyRequests):
             return seen
         seen = seen.__cause__
     assert isinstance(error, Exception)

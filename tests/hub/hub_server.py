@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -56,6 +57,8 @@ class Hub:
     url: str = ""
     infos_left: int = -1
     """After so many questions for a repository's info every token is revoked; -1: never."""
+    refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda request: None
+    """Is shown each request (`GET /api/…`); a status and headers answer it instead."""
 
     def add(self, name: str, files: dict[str, bytes], **how: Any) -> Repo:
         repo = self.repos[name] = Repo(**how)
@@ -71,8 +74,8 @@ class Hub:
 class Refused(Exception):
     """An answer that is not 200."""
 
-    def __init__(self, status: int, text: str, code: str = ""):
-        self.status, self.text, self.code = status, text, code
+    def __init__(self, status: int, text: str, code: str = "", headers: dict[str, str] | None = None):
+        self.status, self.text, self.code, self.headers = status, text, code, headers or {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,11 +89,13 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length) if length else b""
         self.hub.requests.append(f"{self.command} /{self.where}")
         try:
+            if refused := self.hub.refuse(self.hub.requests[-1]):
+                raise Refused(refused[0], "refused by a test", headers=refused[1])
             self.who = self.token()
             self.route()
         except Refused as refused:
             headers = {"X-Error-Message": refused.text} | ({"X-Error-Code": refused.code} if refused.code else {})
-            self.reply({"error": refused.text}, refused.status, headers)
+            self.reply({"error": refused.text}, refused.status, headers | refused.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 

@@ -1,9 +1,10 @@
-"""Objects of one S3 prefix, through fsspec's s3fs: requests, bounded retries, and sentences for what goes wrong.
+"""Objects of one S3 prefix, through fsspec's s3fs: requests, and bounded retries.
 
-Not here: what the objects mean (remote.py) and how files travel (transfer.py). Of the services that fsspec knows only
-S3 and what speaks its protocol: resuming a multipart upload and creating an object only where there is none are not
-part of fsspec's common interface. Credentials, region and endpoint are what the AWS tools use ($AWS_ACCESS_KEY_ID,
-$AWS_PROFILE, ~/.aws, $AWS_ENDPOINT_URL, …); no argument, record or message has one. `import` loads nothing of s3fs.
+Not here: what the objects mean (remote.py), how files travel (transfer.py), what went wrong, in words (refusals.py).
+Of the services that fsspec knows only S3 and what speaks its protocol: resuming a multipart upload and creating an
+object only where there is none are not part of fsspec's common interface. Credentials, region and endpoint are what the
+AWS tools use ($AWS_ACCESS_KEY_ID, $AWS_PROFILE, ~/.aws, $AWS_ENDPOINT_URL, …); no argument, record or message has one.
+Credentials that the service calls expired are looked for once more there. `import` loads nothing of s3fs.
 
 One process's: fsspec works in a thread, which a fork does not take along.
 """
@@ -14,6 +15,7 @@ import base64
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,27 +25,18 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store.record import MAX_BYTES
-from spin_core.store.s3 import answers
+from spin_core.store.s3 import answers, refusals
 
 URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'() /=-]*))?", re.ASCII)
 INSTALL = "`pip install s3fs` (in a checkout `.venv/bin/pip install -c constraints.txt -e '.[s3]'`)"
 ATTEMPTS = 8  # with the pauses below 25 s: a service that restarts; $AWS_MAX_ATTEMPTS has another number
 LONGEST_PAUSE = 10.0
 CONNECTIONS = 32
-BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict", "OperationAborted"}
+LISTINGS = ("list_objects_v2", "list_multipart_uploads")  # of a prefix: there is always an answer, which may be empty
 # How services answer a header that they do not know; the others ignore it. 400 alone has many other causes.
 UNCONDITIONAL = {405, 501}
 TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60}  # seconds
 UNCONDITIONAL_CODES = {"NotImplemented", "InvalidRequest", "InvalidArgument"}
-REMEDIES = {
-    "NoSuchBucket": "there is no such bucket; make it, or correct the name",
-    "AccessDenied": "access denied; the credentials need s3:ListBucket, GetObject, PutObject and DeleteObject here",
-    "InvalidAccessKeyId": "the service does not know this access key; check AWS_ACCESS_KEY_ID or the AWS profile",
-    "SignatureDoesNotMatch": "the secret key is not that of the access key; check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the credentials have expired; log in again",
-    "QuotaExceeded": "the quota is used up; free some space (`spinloop store gc`)",
-    "EntityTooLarge": "the service takes no object of this size",
-}
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ class Objects:
         self.conditional: bool | None = None
         """Whether the service creates an object only where there is none; None: not known yet."""
         self.attempts = _attempts()
+        self._renewing = threading.Lock()
         self._fs = _filesystem(tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith("AWS_"))))
 
     def endpoint(self) -> str:
@@ -137,7 +131,7 @@ class Objects:
         try:
             self._request("put_object", key, Body=data, IfNoneMatch="*", **_checked(data))
         except StoreError as error:
-            code, status = _answer(error.__cause__) or ("", 0)
+            code, status = refusals.answer(error.__cause__)
             if status == 412:
                 return False
             if self.conditional is None and (
@@ -229,47 +223,80 @@ class Objects:
     def _request(self, method: str, key: str, **parameters: Any) -> dict[str, Any] | None:
         """One request, again while the service is busy or away; None where it says that there is no such thing."""
         parameters["Bucket"] = self.bucket
-        if method not in ("list_objects_v2", "list_multipart_uploads"):
+        if method not in LISTINGS:
             parameters["Key"] = self.prefix + key
-        limit, pause = self.attempts, 0.2
-        for left in reversed(range(limit)):
+        pause = 0.2
+        for left in reversed(range(self.attempts)):
+            used = self._fs
             try:
-                answer = self._once(method, parameters)
+                answer = self._once(used, method, parameters)
                 answers.check(method, parameters, answer)
                 return answer
-            except Exception as error:
-                code, status = _answer(error) or ("", 0)
-                if code in ("NoSuchKey", "NoSuchUpload", "404", "InvalidRange", "416"):
+            except Exception as raised:
+                error = self._explained(used, method, parameters, raised)
+                code, _ = refusals.answer(error)
+                if code in refusals.GONE and method not in LISTINGS:
                     return None
-                passing = code in BUSY or status >= 500 or status == 429 or (not status and _is_away(error))
-                passing = passing or _is_strange(error)
-                if left and passing and status != 501:
+                if code in refusals.OUTDATED and self._renewed(used):
+                    return self._request(method, key, **parameters)
+                is_passing = refusals.passes(error)
+                if left and is_passing:
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
                     continue
-                if not status and not (_is_away(error) or _is_set_wrong(error) or _is_strange(error)):
+                why = refusals.why(error, self.attempts if is_passing else 1)
+                if why is None:
                     raise  # a defect of ours
-                raise StoreError(f"{self.url}: {_why(error, code, status, limit if passing else 1)}.") from error
+                raise StoreError(f"{self.url}: {why}.") from error
         raise AssertionError("unreachable")
 
-    def _once(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _once(self, filesystem: Any, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         from fsspec.asyn import sync
 
         async def call() -> dict[str, Any]:
-            answer: dict[str, Any] = await self._fs._call_s3(method, **parameters)
+            client = await filesystem.set_session()
+            client.meta.events.register_first("needs-retry.s3", refusals.stay, unique_id="spinloop-stay")
+            answer: dict[str, Any] = await filesystem._call_s3(method, **parameters)
             if "Body" in answer:
                 fits = answer.get("ContentLength", 0) <= MAX_BYTES or "Range" in parameters
                 async with answer["Body"] as body:
                     answer["Body"] = await body.read() if fits else b""
             return answer
 
-        answered: dict[str, Any] = sync(self._fs.loop, call)
+        answered: dict[str, Any] = sync(filesystem.loop, call)
         return answered
+
+    def _explained(self, used: Any, method: str, parameters: dict[str, Any], error: Exception) -> Exception:
+        """The error of the same question asked by GET, whose answer has a reason: that to a HEAD has no body."""
+        code, status = refusals.answer(error)
+        if method != "head_object" or not 400 <= status < 500 or code in refusals.GONE:
+            return error
+        try:
+            self._once(used, "get_object", {**parameters, "Range": "bytes=0-0"})
+        except Exception as told:
+            code, _ = refusals.answer(told)
+            return error if code in refusals.GONE else told
+        return error
+
+    def _renewed(self, used: Any) -> bool:
+        """Whether there are other credentials by now than those that `used` has; then they are used from here on."""
+        with self._renewing:
+            if self._fs is used:
+                fresh = _made()
+                if _credentials(fresh) == _credentials(used):
+                    return False
+                self._fs = fresh
+            return True
 
 
 @cache
 def _filesystem(settings: tuple[tuple[str, str], ...]) -> Any:
     """One for all stores of a process and these settings: a client takes a second to make."""
+    return _made()
+
+
+def _made() -> Any:
+    """A new one, which reads environment, profile and ~/.aws anew."""
     try:
         import fsspec
         import s3fs  # noqa: F401
@@ -286,6 +313,22 @@ def _filesystem(settings: tuple[tuple[str, str], ...]) -> Any:
     return made
 
 
+def _credentials(filesystem: Any) -> Any:
+    """What a client of this process signs with at the moment; None where there is nothing."""
+    from botocore.exceptions import BotoCoreError
+    from fsspec.asyn import sync
+
+    async def current() -> Any:
+        await filesystem.set_session()
+        held = await filesystem.session.get_credentials()
+        return held and await held.get_frozen_credentials()
+
+    try:
+        return sync(filesystem.loop, current)
+    except (BotoCoreError, OSError, ValueError):
+        return None
+
+
 def _attempts() -> int:
     text = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII):
@@ -300,58 +343,3 @@ def md5(data: bytes) -> str:
 
 def _checked(data: bytes) -> dict[str, str]:
     return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
-
-
-def _answer(error: BaseException | None) -> tuple[str, int] | None:
-    """(code, HTTP status) of what the service answered; None where it did not answer."""
-    for one in (error, error.__cause__ if error else None):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(response["Error"].get("Code", "")), int(status)
-    return None
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the connection failed, and not what was requested."""
-    from botocore import exceptions as boto
-
-    return isinstance(
-        error,
-        boto.ConnectionError | boto.HTTPClientError | boto.ResponseStreamingError | TimeoutError | ConnectionError,
-    ) or type(error).__module__.startswith("aiohttp")
-
-
-def _is_strange(error: Exception) -> bool:
-    """Whether what answered was not the service, or was cut off on its way."""
-    from botocore.parsers import ResponseParserError
-
-    return isinstance(error, answers.Strange | ResponseParserError)
-
-
-def _is_set_wrong(error: Exception) -> bool:
-    from botocore.exceptions import BotoCoreError
-
-    return isinstance(error, BotoCoreError | OSError | ValueError)
-
-
-def _why(error: Exception, code: str, status: int, tries: int) -> str:
-    """Without what was sent: a message of the client library may hold a signed address."""
-    if code in REMEDIES:
-        return REMEDIES[code]
-    often = f" after {tries} tries" if tries > 1 else ""
-    if status:
-        return f"the service answered {code or status}{often}; see to it there and run again"
-    kind = type(error).__name__
-    if _is_strange(error):
-        what = str(error) if isinstance(error, answers.Strange) else "an answer that is no XML of S3"
-        return (
-            f"{what} came instead of the service's{often}: a proxy, a cache or a sign-in page stands between, or "
-            "AWS_ENDPOINT_URL is not S3's; see to it and run again"
-        )
-    if kind in ("NoCredentialsError", "PartialCredentialsError"):
-        return "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if kind in ("ProfileNotFound", "NoRegionError", "ConfigParseError", "InvalidRegionError", "ValueError"):
-        what = "AWS_PROFILE, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL or ~/.aws/config is not in order"
-        return f"{what} ({kind}); see to it and run again"
-    return f"the service does not answer ({kind}){often}; check AWS_ENDPOINT_URL and the network, and run again"

@@ -39,12 +39,13 @@ HOP = {"connection", "transfer-encoding", "keep-alive", "expect"}
 
 @dataclass(frozen=True)
 class S3Request:
-    """One request as it came: method, path with the bucket, query; whether it has a condition."""
+    """One request as it came: method, path with the bucket, query; whether it has a condition; who signed it."""
 
     method: str
     path: str
     query: str
     conditional: bool = False
+    access_key: str = ""
 
     @property
     def part(self) -> bool:
@@ -52,8 +53,24 @@ class S3Request:
         return self.method == "PUT" and "partNumber=" in self.query
 
 
-Meddle = Callable[[S3Request], int | bytes | None]
-"""Is shown each request before it is passed on; a status, or a body with status 200, answers it instead."""
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that is not the server's; `text`: its whole body in place of the code's."""
+
+    status: int
+    code: str = "Meddled"
+    more: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def body(self) -> bytes:
+        error = f"<Error><Code>{self.code}</Code><Message>by a test</Message>{self.more}</Error>"
+        return (self.text or error).encode()
+
+
+Meddle = Callable[[S3Request], int | bytes | Refusal | None]
+"""Is shown each request before it is passed on; a status, a refusal, or a body with status 200 answers it instead."""
 
 
 @dataclass
@@ -101,7 +118,8 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             path, _, query = self.path.partition("?")
-            request = S3Request(self.command, path, query, "If-None-Match" in self.headers)
+            signed = re.search(r"Credential=([^/]+)", self.headers.get("Authorization", ""))
+            request = S3Request(self.command, path, query, "If-None-Match" in self.headers, signed[1] if signed else "")
             proxy.passing.add(threading.get_ident())
             try:
                 self._pass_on(request, body)
@@ -110,9 +128,12 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def _pass_on(self, request: S3Request, body: bytes) -> None:
             proxy.requests.append(request)
-            if (instead := proxy.meddle(request)) is not None:
-                error = b"<Error><Code>Meddled</Code><Message>by a test</Message></Error>"
-                self._answer(*((200, {}, instead) if isinstance(instead, bytes) else (instead, {}, error)))
+            if (said := proxy.meddle(request)) is not None:
+                refusal = Refusal(said) if isinstance(said, int) else said
+                if isinstance(refusal, bytes):
+                    self._answer(200, {}, refusal)
+                else:
+                    self._answer(refusal.status, refusal.headers, refusal.body)
                 return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP | proxy.dropped}
             upstream = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=60)
