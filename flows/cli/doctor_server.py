@@ -17,7 +17,7 @@ from flows.cli.doctor import Line, diagnose
 from flows.server.embedded import answers, configured_server
 from flows.server.errors import older, refused
 from flows.stages import failed, store_folder
-from spin_core.errors import SpinloopError
+from spin_core.errors import BadInput, SpinloopError
 from spin_core.store.opening import exists, open_store
 from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
@@ -46,7 +46,10 @@ def doctor(store: str = "") -> State:
 def diagnose_server(store: str) -> list[Line]:
     """Look at the configured server, its pools and their workers; on each pool with a worker one short flow run
     answers. `store`: this machine's, which the workers must see."""
-    url = configured_server()
+    try:
+        url = configured_server()
+    except BadInput as error:
+        return [("missing", "server", str(error))]
     if not url:
         return [("-", "server", "none configured: a run brings its own (README: Run it on a server)")]
     if not answers(url):

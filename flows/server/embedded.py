@@ -37,14 +37,20 @@ def answers(url: str, seconds: float = 5) -> bool:
 
 
 def configured_server() -> str | None:
-    """The API that Prefect's settings name. Raises BadInput for one that is no URL."""
+    """The API that Prefect's settings name. Raises BadInput for one that is no URL, and where a login that is not of
+    this server would be sent there."""
     try:
         from prefect.settings import PREFECT_API_URL
 
-        return PREFECT_API_URL.value()
+        url: str | None = PREFECT_API_URL.value()
     except ValueError as error:
         why = one_line(error)
         raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({why}); fix it.") from None
+    if url:
+        from flows.server import login
+
+        login.check(url)
+    return url
 
 
 class EmbeddedServer:
