@@ -9,13 +9,14 @@ Not a server for other machines: loopback only.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import httpx
 
@@ -113,6 +114,9 @@ def _serve(port: int) -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    # Slurm sends SIGTERM to every process of a job, and the run needs its server to the end; uvicorn would heed it.
+    server.capture_signals = nullcontext  # type: ignore[assignment]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server.run()
 
 
