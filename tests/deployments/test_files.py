@@ -106,16 +106,17 @@ def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_p
     assert done.returncode == 2 and done.stderr.startswith("usage: sbatch")
 
 
-@pytest.mark.parametrize("code", [75, 1])
-def test_slurm_queues_a_job_again_whose_time_was_up(tmp_path: Path, code: int):
+@pytest.mark.parametrize(("code", "seconds", "again"), [(75, 900, True), (75, 0, False), (1, 900, False)])
+def test_slurm_queues_a_job_again_whose_time_was_up(tmp_path: Path, code: int, seconds: int, again: bool):
     """Catches a job that Slurm ends by SIGTERM, which every process of it gets, and that is then over; shells that die
-    of it before the run has written its checkpoint; and a run with bad input that is queued again for ever."""
+    of it before the run has written its checkpoint; and a run with bad input, or one whose time is too short for
+    a step, that is queued again for ever."""
     spinloop = (
         f'mark() {{ touch "{tmp_path}/$1-$SLURM_NODEID"; }}\n'
         "[ $1 = join ] && { mark begun; sleep 1; mark joined; exit; }\n"
         f"trap 'sleep 0.3; echo checkpoint; exit {code}' TERM; mark begun; while :; do sleep 0.05; done"
     )
-    job = slurm(tmp_path / "home", spinloop, AT_ONCE)
+    job = slurm(tmp_path / "home", spinloop, AT_ONCE.replace("SLURM_NODEID", f"SECONDS={seconds} SLURM_NODEID"))
     while len(list(tmp_path.glob("begun-*"))) < 3:
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
@@ -125,5 +126,5 @@ def test_slurm_queues_a_job_again_whose_time_was_up(tmp_path: Path, code: int):
                 os.kill(int(process.name), signal.SIGTERM)
     out, err = job.communicate(timeout=30)
     assert job.returncode == code, err
-    assert out.splitlines() == ["checkpoint", *["scontrol requeue 41234"] * (code == 75)]
+    assert out.splitlines() == ["checkpoint", *["scontrol requeue 41234"] * again]
     assert len(list(tmp_path.glob("joined-*"))) == 2
