@@ -244,8 +244,8 @@ def moved(client: SyncPrefectClient, pool: str, message: str) -> str:
     if not program.startswith("/") or Path(program).exists():
         return ""
     return (
-        f"the pool's stored command, `{command}`, names a program that is not there (a checkout that was moved?); where "
-        "it is now, make its .venv anew (`rm -r .venv; make setup`), run `spinloop deploy`, and start this run again."
+        f"the pool's stored command, `{command}`, names a program that is not there (a checkout that was moved?); "
+        "where it is now, make its .venv anew (`rm -r .venv; make setup`), run `spinloop deploy`, and start this run again."
     )
 
 
