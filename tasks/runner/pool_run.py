@@ -245,7 +245,8 @@ def moved(client: SyncPrefectClient, pool: str, message: str) -> str:
         return ""
     return (
         f"the pool's stored command, `{command}`, names a program that is not there (a checkout that was moved?); "
-        "where it is now, make its .venv anew (`rm -r .venv; make setup`), run `spinloop deploy`, and start this run again."
+        "where it is now, make its .venv anew (`rm -r .venv; make setup`) and run `spinloop deploy`; then start "
+        "this run again."
     )
 
 
