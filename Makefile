@@ -11,7 +11,7 @@ JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -47,6 +47,7 @@ server: .venv/ready          ## Prefect's server and UI on loopback, behind the 
 
 # Its own process by `exec`: a worker that a shell puts in the background takes no first Ctrl-C (Prefect forwards a signal that is ignored).
 worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu (LIMIT runs at once: 1 on spin-gpu, else any number)
+	@$(BIN)/python -m flows.server.login
 	@DO_NOT_TRACK=1 exec $(BIN)/prefect worker start --pool $(POOL) $(if $(LIMIT),--limit $(LIMIT))
 
 test-server: .venv/browser   ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
@@ -81,6 +82,9 @@ format: .venv/dev
 
 lock:                        ## constraints.txt anew: the newest versions that pyproject.toml allows; then `make test-all`, and commit it
 	PYTHON="$(PYTHON)" deployments/lock.sh
+
+digests:                     ## the digests that the images of others have today, into Dockerfile, compose.yaml and kubernetes/; then look, and commit
+	deployments/digests.sh
 
 setup: .venv/ready
 

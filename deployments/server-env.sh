@@ -35,6 +35,7 @@ umask 077
 set -o noclobber # fails where another got there first
 cat >"$file" <<ENV
 # Made by deployments/server-env.sh. It holds passwords: keep it out of git and at mode 600. A variable of the same name in the environment wins.
+# Address and login belong together: for another server set both. spinloop sends this login to this address only.
 PREFECT_API_URL=http://127.0.0.1:$port/api
 PREFECT_API_AUTH_STRING=admin:$password
 PREFECT_CLIENT_CSRF_SUPPORT_ENABLED=true

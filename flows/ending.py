@@ -3,18 +3,22 @@
 Prefect's client would retry for minutes (62 s for each of several requests, more where the server is silent). By then
 all is in the store and laid out for people, so the command waits for SECONDS, reports what came of the run and ends.
 The server may show the run as Running for ever.
+
+And the end of a run that somebody asks for with SIGTERM, as Slurm does before the time of a job is up.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from spin_core.errors import one_line
+from spin_core.errors import Stopped, one_line
+from spin_core.runtime.child import Children
 
 SECONDS = 20.0
 
@@ -86,6 +90,32 @@ def watched(report: Report) -> Iterator[None]:
     finally:
         _watches.remove(watch)
         watch.over()
+
+
+@contextmanager
+def heeding_sigterm(children: Children) -> Iterator[None]:
+    """Inside, SIGTERM ends the run in order, with exit code 75: a training writes a checkpoint, what else computes is
+    ended, nothing new begins. What does not end by itself then (it waits for a work pool) is left after SECONDS. To be
+    entered in the flow, since Prefect's engine has its own answer to SIGTERM, and by the main thread; else it does
+    nothing."""
+
+    def end() -> None:
+        children.stop()
+        if _watches and _watches[-1].outcome is None:
+            outcome_known(Stopped("ended by SIGTERM; finished steps are in the store, so start it again."))
+
+    def asked(*_: object) -> None:
+        os.write(2, b"spinloop: SIGTERM: a training writes its checkpoint, then the run ends; nothing new begins.\n")
+        threading.Thread(target=end, daemon=True).start()  # not here, in the midst of whatever holds locks
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def outcome_known(outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.ending import outcome_known
+from flows.ending import heeding_sigterm, outcome_known
 from flows.spin import dag, sources
 from flows.stages import OPTIONS, failed
 from spin_core.config.profile import Config
@@ -46,6 +46,7 @@ def run_dag(
         leading(opened.root, config.runtime) if here else nullcontext() as leader,
         Children(config.runtime.workers, seen, leader) as children,
         Pools(opened, config.runtime, pool) as pools,
+        heeding_sigterm(children) if pool == "here" else nullcontext(),
     ):
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
         outcome = run.finish(lambda: dag(run).result())

@@ -51,5 +51,12 @@ class ChildDied(StageFailed):
     another try, in a new process."""
 
 
+class Stopped(StageFailed):
+    """The run was asked to end (SIGTERM) and did so in order: what is finished is published, a training has a
+    checkpoint. Exit code 75, that of sysexits.h for "try again later"."""
+
+    exit_code = 75
+
+
 class StoreError(SpinloopError):
     """The artifact store cannot be read or written (full, read-only, wrong format)."""

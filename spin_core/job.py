@@ -5,6 +5,7 @@ progress go); where a step stands in the DAG (`Place`), and what a run keeps of 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,6 +127,8 @@ class Job:
     """What an engine measured of itself (tokens per second, …), for the record."""
     engine: str = ""
     """What computed, with versions: an engine may run under another interpreter than the one that keeps the record."""
+    ending: threading.Event = field(default_factory=threading.Event)
+    """Set when the stage is to end soon: a training heeds it."""
     _noted: set[str] = field(default_factory=set)
 
     def note(self, text: str) -> None:

@@ -23,7 +23,8 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = HOME
 # tests/flows/migrated.py; the processes of pytest-xdist inherit that of the first.
 os.environ.setdefault("SPINLOOP_TEST_DATABASE", f"{HOME}/migrated")
-# A `.env` in the checkout (`make server` writes one) may name a database; the environment wins.
+# A `.env` in the checkout (`make server` writes one) may name a database and a login; the environment wins.
+os.environ["PREFECT_API_AUTH_STRING"] = ""
 os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{HOME}/prefect.db"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"

@@ -1,7 +1,7 @@
 """The command line `spinloop`: run, plan, import, report, push, deploy, doctor, and the store's own commands.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
-standard output. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+standard output. Exit codes: 0 done, 1 failed, 2 bad input, 75 a run that SIGTERM ended in order, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from flows.server.errors import older, refused
 from flows.stages import failed, store_folder
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.store.opening import exists, open_store
-from tasks.runner.pool_run import CPU_POOL, GPU_POOL
+from tasks.runner.pool_run import CPU_POOL, GPU_POOL, moved
 
 POOLS = (CPU_POOL, GPU_POOL)
 WAIT_SECONDS = 60  # a worker polls for work every second or so and starts a run in 3; vLLM's interpreter may take 20
@@ -101,7 +101,8 @@ def _query_worker(client: SyncPrefectClient, pool: str, store: str) -> list[Line
             ("missing", pool, f"its worker did not answer in {WAIT_SECONDS} s; its limit may be reached, or it hangs")
         ]
     if not state.is_completed():
-        return [("missing", pool, f"its worker could not look: {state.message}")]
+        message = state.message or ""
+        return [("missing", pool, f"its worker could not look: {moved(client, pool, message) or message}")]
     return [
         (kind, f"{pool}: {what}", text) for kind, what, text in json.loads(state.message or "[]") if _worth(kind, what)
     ]

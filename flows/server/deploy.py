@@ -25,6 +25,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
+from flows.server import login
 from flows.server.automations import automate, differing, notification_block, status_line
 from flows.server.embedded import answers, configured_server
 from flows.server.errors import older, refused
@@ -51,6 +52,8 @@ def deploy(store: str, kind: str, count: int | None, image: str, notify: str) ->
         raise SpinloopError(
             f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or correct the address."
         )
+    if kind == "docker" and ":" in store and not is_remote(store):
+        raise BadInput(f"--store {store}: docker mounts no folder that has a colon in its path; name another.")
     if count is not None and count < 1:
         raise BadInput(f"--gpus {count}: a pool needs room for one run at least.")
     try:
@@ -166,7 +169,12 @@ def _prefect_deploy() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file],
         cwd=FILES.parent,
-        env={**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)},
+        # None of the checkout's `.env`: this process may have been started elsewhere, for another server.
+        env={
+            **os.environ,
+            **login.NONE,
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -9,13 +9,14 @@ Not a server for other machines: loopback only.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import httpx
 
@@ -37,16 +38,21 @@ def answers(url: str, seconds: float = 5) -> bool:
 
 
 def configured_server() -> str | None:
-    """The API that Prefect's settings name. Raises BadInput for one that is no URL, and for a proxy that cannot be
-    used, without which no client begins."""
+    """The API that Prefect's settings name. Raises BadInput for one that is no URL, for a proxy that cannot be used,
+    without which no client begins, and where a login that is not of this server would be sent there."""
     proxies.check()
     try:
         from prefect.settings import PREFECT_API_URL
 
-        return PREFECT_API_URL.value()
+        url: str | None = PREFECT_API_URL.value()
     except ValueError as error:
         why = one_line(error)
         raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({why}); fix it.") from None
+    if url:
+        from flows.server import login
+
+        login.check(url)
+    return url
 
 
 class EmbeddedServer:
@@ -107,6 +113,9 @@ def _serve(port: int) -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    # Slurm sends SIGTERM to every process of a job, and the run needs its server to the end; uvicorn would heed it.
+    server.capture_signals = nullcontext  # type: ignore[assignment]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server.run()
 
 

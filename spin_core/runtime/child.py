@@ -24,7 +24,8 @@ from pathlib import Path
 
 from spin_core import errors
 from spin_core.config.runtime import Runtime
-from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.config.stage_table import TRAINING
+from spin_core.errors import BadInput, ChildDied, StageFailed, Stopped
 from spin_core.runtime import launch
 from spin_core.runtime.launch import RANKS, python_path
 from spin_core.runtime.leader import Leader
@@ -91,7 +92,7 @@ class Child:
         self._jobs: dict[int, queue.Queue[dict | None]] = {}
         self._count = 0
         self._eof = False
-        self._ended = False
+        self._ended = self._stopped = self._training = False
         self._rubbish = self._lost = ""
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._keep_last, self._deal)]
@@ -126,6 +127,7 @@ class Child:
         with self._lock:
             self._count += 1
             job = self._count
+            self._training = spec["stage"] in TRAINING
             self._jobs[job] = events
             if self._eof:
                 events.put(None)
@@ -159,9 +161,21 @@ class Child:
             if not answered:  # whatever ended the wait, its answer must not be taken for the next job's
                 self.kill()
         stage = spec["stage"]
+        if self._stopped:
+            raise Stopped(f"{stage}: ended by SIGTERM; the same command goes on from what is in the store.")
         if expired:
             raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
         raise ChildDied(f"{stage}: its process {how}.{self._tail()}")
+
+    def stop(self) -> None:
+        """A training writes a checkpoint and ends by itself; anything else is ended. Either raises Stopped."""
+        self._stopped = True
+        if not self._training:
+            self.kill()
+            return
+        for pid in list(_started_by(self.process.pid)) if self.together else [self.process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def _lose(self, why: str) -> None:
         self._lost = why
@@ -273,7 +287,7 @@ class Children:
     def __init__(self, count: int, gpus: Sequence[str] = (), leader: Leader | None = None) -> None:
         self._leader = leader
         self._slots = [_Slot(gpus[i] if gpus else "") for i in range(count)]
-        self._closed = False
+        self._closed = self._stopping = False
         self._free = threading.Condition()
 
     def run(self, spec: dict, send: Callable[[dict], None], timeout: float = 0) -> tuple[dict, float]:
@@ -292,6 +306,8 @@ class Children:
         process, share, together = spec.get("process", ""), spec.get("share", 1), spec.get("together")
         with self._free:
             while True:
+                if self._stopping:
+                    raise Stopped(f"{spec['stage']}: not begun, as SIGTERM came; the same command goes on from there.")
                 if self._closed:
                     raise StageFailed(f"{spec['module'].rpartition('.')[2]}: the run is being ended.")
                 open_to = [s for s in self._slots if s.jobs == 0 or (s.process == process and s.jobs < share)]
@@ -311,6 +327,18 @@ class Children:
                 slot.process, slot.together = process, bool(together)
             slot.jobs += 1
             return slot, slot.child
+
+    def stop(self) -> None:
+        """No job begins any more, and those at work end, which this waits for (`Child.stop`)."""
+        with self._free:
+            self._stopping = True
+            self._free.notify_all()
+            busy = [slot.child for slot in self._slots if slot.child is not None and slot.jobs]
+        for child in busy:
+            child.stop()
+        with self._free:
+            while any(slot.jobs for slot in self._slots):
+                self._free.wait()
 
     def _end_others(self, process: str) -> None:
         """Ends what is idle and of another kind: several processes on all GPUs, and one on each, have no room beside

@@ -49,11 +49,14 @@ LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 LONGEST = 1000  # bytes of a message; as JSON at most 3,000 (a three-byte character is six)
 SHARED_MODULES = tuple(f"spin_core.stages.{stage}" for stage in SHARED)
 WRITING = threading.Lock()
+ENDING = threading.Event()
+"""This process was sent SIGTERM: by its parent, or by Slurm, which sends it to every process of a job."""
 
 
 def main() -> None:
     """Serve jobs until standard input ends: one after the other, or side by side those that share an engine."""
     _start_guard()
+    signal.signal(signal.SIGTERM, _asked_to_end)
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
@@ -69,6 +72,17 @@ def main() -> None:
             threading.Thread(target=_serve, args=(spec, events), daemon=True).start()
         else:
             _serve(spec, events)
+
+
+_WORKER = os.getpid()
+
+
+def _asked_to_end(*_: object) -> None:
+    """A training writes a checkpoint; what else is at work the parent ends, which was asked too. In a process that was
+    forked from this one it is an end as any other."""
+    if os.getpid() != _WORKER:
+        os._exit(128 + signal.SIGTERM)
+    ENDING.set()
 
 
 def _serve_together(jobs: queue.Queue[str], events: TextIO) -> None:
@@ -184,6 +198,7 @@ def run_spec(spec: dict, send) -> dict:
         runtime=Runtime.model_validate(spec["runtime"]),
         digests=spec["digests"],
         send=send,
+        ending=ENDING,
     )
     try:
         summary: dict = stage.run(inputs, stage.Config.model_validate(spec["config"]), job)

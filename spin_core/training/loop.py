@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from spin_core.config.finetune import Finetune
 from spin_core.config.sft import Sft
-from spin_core.errors import BadInput, StageFailed
+from spin_core.errors import BadInput, StageFailed, Stopped
 from spin_core.job import Bar, Job
 from spin_core.modeling.collate import longest_of
 from spin_core.modeling.loading import load_model, pick_device, save_model, source_dtype, use_liger
@@ -134,7 +134,7 @@ def train(
 
     Resumes from the newest sound checkpoint in `job.scratch`. On CPU a run that was killed and resumed ends in the same
     bytes as one that was not. Raises BadInput for no examples or a schedule that never leaves 0, StageFailed (naming
-    the step) when loss or gradient is not finite.
+    the step) when loss or gradient is not finite, Stopped after a checkpoint where `job.ending` is set.
     """
     if plan.examples == 0:
         raise BadInput(
@@ -169,8 +169,17 @@ def train(
             history.append(_step(strategy, objective, plan, step, bar))
             watch(history)
             every, done = job.runtime.checkpoint_every, len(history)
-            if every and done % every == 0 and done < plan.stop_step:
+            if done == plan.stop_step:
+                break
+            asked = any(process_group.gather(job.ending.is_set()))
+            if asked or (every and done % every == 0):
                 strategy.save(job.scratch, history)
+            if asked:
+                process_group.gather(None)  # the first process that ends ends all: each has written its part
+                raise Stopped(
+                    f"{label}: ended by SIGTERM after step {done} of {plan.stop_step}; its checkpoint is written, and "
+                    "the same command goes on from there."
+                )
     return history, resumed_at, strategy
 
 

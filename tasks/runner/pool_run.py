@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -216,7 +217,10 @@ class PoolRun:
         kind, _, sentence = message.partition(": ")
         if ended.state_type is StateType.FAILED and (error := getattr(errors, kind, None)):
             return (StageFailed if error is ChildDied else error)(f"{sentence} (on {self.pool})")
-        return SpinloopError(f"{place} ended {ended.state_type.value.lower() if ended.state_type else ''}: {message}")
+        how = ended.state_type.value.lower() if ended.state_type else ""
+        if command := moved(self.client, self.pool, message):
+            return StageFailed(f"{place} ended {how}: {command}")
+        return SpinloopError(f"{place} ended {how}: {message}")
 
     def _note_unclaimed(self, run: FlowRun, send: Send, now: float) -> None:
         waiting = run.state_type in (StateType.SCHEDULED, StateType.PENDING)
@@ -227,6 +231,23 @@ class PoolRun:
                 f"worker is there (`prefect worker start --pool {self.pool}`)."
             )
             send({"note": note})
+
+
+def moved(client: SyncPrefectClient, pool: str, message: str) -> str:
+    """What is to be said of a flow run that could not start since the program is gone that its process pool starts
+    runs with; empty where it is there, or something else is wrong. Prefect says `unhandled errors in a TaskGroup`."""
+    if "could not start" not in message:
+        return ""
+    variables = client.read_work_pool(pool).base_job_template.get("variables", {}).get("properties", {})
+    command = variables.get("command", {}).get("default") or ""
+    program = next(iter(command.split()), "")
+    if not program.startswith("/") or Path(program).exists():
+        return ""
+    return (
+        f"the pool's stored command, `{command}`, names a program that is not there (a checkout that was moved?); "
+        "where it is now, make its .venv anew (`rm -r .venv; make setup`) and run `spinloop deploy`; then start "
+        "this run again."
+    )
 
 
 def machines(stage: str, runtime: Runtime) -> dict[str, int]:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from spin_core.errors import BadInput, ChildDied, StageFailed
+from spin_core.errors import BadInput, ChildDied, StageFailed, Stopped
 from spin_core.runtime.child import Child, Children
 from spin_core.runtime.worker import HIDDEN
 
 STAGE = '''
 """Stages that misbehave, for the tests of the child processes."""
 import os, signal, subprocess, sys, time
-from spin_core.errors import BadInput, ChildDied
+from spin_core.errors import BadInput, ChildDied, Stopped
 from spin_core.config.base import Section
 
 class Config(Section):
@@ -57,6 +57,11 @@ def run(inputs, config, job):
     if config.do == "hang":
         (job.out / "pid").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
         time.sleep(600)
+    if config.do == "train":
+        (job.out / "begun").touch()
+        while not job.ending.wait(0.01):
+            pass
+        raise Stopped("trained so far")
     with job.progress("work", 2, "units") as bar:
         bar.advance(2, speed=1.5)
     return {"done": True}
@@ -336,3 +341,32 @@ def test_module_in_the_current_folder_is_not_imported(spec, tmp_path, monkeypatc
     with Children(1) as children:
         assert children.run(spec("work"), print)[0] == {"done": True}
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "do", "begun", "says"),
+    [("finetune", "train", "begun", "trained so far"), ("generate", "hang", "pid", "generate: ended by SIGTERM")],
+)
+def test_work_that_is_stopped_ends_in_order_and_nothing_begins(spec, tmp_path, stage, do, begun, says):
+    """Catches a training that is killed before it has written its checkpoint, other work that the end waits for, a
+    process that died of it and is tried again, and a job that begins behind it."""
+    ends: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            children.run(spec(do, stage=stage), print)
+        except BaseException as error:
+            ends.append(error)
+
+    with Children(1) as children:
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not (tmp_path / begun).exists():
+            time.sleep(0.01)
+        children.stop()
+        thread.join(timeout=10)
+        assert [type(end) for end in ends] == [Stopped] and says in str(ends[0]) and ends[0].exit_code == 75
+        with pytest.raises(Stopped, match="not begun"):
+            children.run(spec("work"), print)
+    if do == "hang":
+        assert _ended(int((tmp_path / "pid").read_text()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,15 +59,20 @@ for node in 0 1 2; do SLURM_NODEID=$node "$@" || exit; done
 """
 
 
-def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_path: Path):
-    """Catches a profile that every node runs, arguments that lose their spaces, nodes that look for the leader
-    elsewhere or meet those of another job."""
-    home = tmp_path / "a home"  # with a space
-    home.mkdir()
+AT_ONCE = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for node in 1 2 0; do SLURM_NODEID=$node "$@" & done
+wait $!
+"""
+
+
+def slurm(home: Path, spinloop: str, srun: str = SRUN) -> subprocess.Popen:
+    """The script in a job of three nodes, with stand-ins for Slurm's commands and this one for spinloop."""
+    home.mkdir(exist_ok=True)
     programs = {
-        "scontrol": "#!/bin/sh\nprintf 'node7\\nnode8\\nnode9\\n'\n",
-        "srun": SRUN,
-        "spinloop": '#!/bin/sh\necho "$SLURM_NODEID $SPINLOOP_LEADER $SLURM_JOB_ID $SPINLOOP_STORE|$*|$#"\n',
+        "scontrol": "#!/bin/sh\n[ $1 = show ] || exec echo scontrol $@\nprintf 'node7\\nnode8\\nnode9\\n'\n",
+        "srun": srun,
+        "spinloop": f"#!/bin/sh\n{spinloop}\n",
     }
     for name, text in programs.items():
         (home / name).write_text(text)
@@ -75,14 +83,48 @@ def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_p
         "SLURM_GPUS_ON_NODE": "8",
     }  # fmt: skip
     command = ["bash", str(DEPLOYMENTS / "slurm.sbatch"), "my profile.yaml", "--set", "name=x"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def test_slurm_script_runs_the_profile_on_one_node_and_joins_on_the_others(tmp_path: Path):
+    """Catches a profile that every node runs, arguments that lose their spaces, nodes that look for the leader
+    elsewhere or meet those of another job."""
+    home = tmp_path / "a home"  # with a space
+    job = slurm(home, 'echo "$SLURM_NODEID $SPINLOOP_LEADER $SLURM_JOB_ID $SPINLOOP_STORE|$*|$#"')
+    out, err = job.communicate(timeout=30)
+    assert job.returncode == 0, err
     place = f"node7 41234 {home}/.spinloop"
     sets = "--set runtime.compute.nodes=3 --set runtime.compute.processes=8"
-    assert done.stdout.splitlines() == [
+    assert out.splitlines() == [
         f"0 {place}|run my profile.yaml --set name=x {sets}|8",
         f"1 {place}|join|1",
         f"2 {place}|join|1",
     ]
-    done = subprocess.run(command[:2], env=env, capture_output=True, text=True, check=False)
+    command = ["bash", str(DEPLOYMENTS / "slurm.sbatch")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("usage: sbatch")
+
+
+@pytest.mark.parametrize(("code", "seconds", "again"), [(75, 900, True), (75, 0, False), (1, 900, False)])
+def test_slurm_queues_a_job_again_whose_time_was_up(tmp_path: Path, code: int, seconds: int, again: bool):
+    """Catches a job that Slurm ends by SIGTERM, which every process of it gets, and that is then over; shells that die
+    of it before the run has written its checkpoint; and a run with bad input, or one whose time is too short for
+    a step, that is queued again for ever."""
+    spinloop = (
+        f'mark() {{ touch "{tmp_path}/$1-$SLURM_NODEID"; }}\n'
+        "[ $1 = join ] && { mark begun; sleep 1; mark joined; exit; }\n"
+        f"trap 'sleep 0.3; echo checkpoint; exit {code}' TERM; mark begun; while :; do sleep 0.05; done"
+    )
+    job = slurm(tmp_path / "home", spinloop, AT_ONCE.replace("SLURM_NODEID", f"SECONDS={seconds} SLURM_NODEID"))
+    while len(list(tmp_path.glob("begun-*"))) < 3:
+        time.sleep(0.01)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ProcessLookupError):
+            words = (process / "environ").read_bytes().split(b"\0")
+            if os.getpgid(int(process.name)) == job.pid and any(word.startswith(b"SLURM_NODEID=") for word in words):
+                os.kill(int(process.name), signal.SIGTERM)
+    out, err = job.communicate(timeout=30)
+    assert job.returncode == code, err
+    assert out.splitlines() == ["checkpoint", *["scontrol requeue 41234"] * again]
+    assert len(list(tmp_path.glob("joined-*"))) == 2

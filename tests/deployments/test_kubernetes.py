@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_kubectl_makes_one_set_of_them(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     made = list(yaml.safe_load_all(done.stdout))
     assert len(made) == len(OBJECTS)
-    assert all(one["metadata"].get("namespace") == "spinloop" for one in made if one["kind"] != "Namespace")
+    spaces = {one["metadata"]["name"] for one in made if one["kind"] == "Namespace"}
+    assert all(one["metadata"].get("namespace") in spaces for one in made if one["kind"] != "Namespace")
     shutil.copytree(FOLDER, tmp_path / "mine")
     text = (FOLDER / "kustomization.yaml").read_text().replace("newName: spinloop,", "newName: registry/me/spinloop,")
     (tmp_path / "mine/kustomization.yaml").write_text(text)
@@ -84,31 +86,35 @@ def test_services_find_their_pods_and_policies_name_who_is_there():
             )
     component = "app.kubernetes.io/component"
     known = {has[component] for has in labels.values()}
-    policies = {one["metadata"]["name"]: one["spec"] for one in OBJECTS if one["kind"] == "NetworkPolicy"}
-    assert policies["nobody"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    all_policies = [one for one in OBJECTS if one["kind"] == "NetworkPolicy"]
+    nobody = {"podSelector": {}, "policyTypes": ["Ingress"]}
+    closed = [one["metadata"]["namespace"] for one in all_policies if one["spec"] == nobody]
+    assert sorted(closed) == ["spinloop", "spinloop-runs"]
     let_in = {}
-    for name, spec in policies.items():
-        if name == "nobody":
+    for one in all_policies:
+        if one["spec"] == nobody:
             continue
-        (rule,) = spec["ingress"]
-        (source,) = rule["from"]
-        given = source["podSelector"]
-        let_in[spec["podSelector"]["matchLabels"][component]] = (
-            {given["matchLabels"][component]} if "matchLabels" in given else {*given["matchExpressions"][0]["values"]}
-        )
+        (rule,) = one["spec"]["ingress"]
+        here = (one["metadata"]["namespace"], one["spec"]["podSelector"]["matchLabels"][component])
+        let_in[here] = set()
+        for source in rule["from"]:
+            space = source.get("namespaceSelector", {"matchLabels": {"kubernetes.io/metadata.name": here[0]}})
+            (labels_of,) = space["matchLabels"].values()
+            let_in[here].add((labels_of, source["podSelector"]["matchLabels"][component]))
     assert let_in == {
-        "server": {"worker", "spinloop-run"},
-        "postgres": {"server"},
-        "spinloop-run": {"spinloop-run"},
+        ("spinloop", "server"): {("spinloop", "worker"), ("spinloop-runs", "spinloop-run")},
+        ("spinloop", "postgres"): {("spinloop", "server")},
+        ("spinloop-runs", "spinloop-run"): {("spinloop-runs", "spinloop-run")},
     }
-    assert {*let_in, *(name for names in let_in.values() for name in names)} <= known
+    assert {name for _, name in [*let_in, *(one for names in let_in.values() for one in names)]} <= known
 
 
 def test_pods_keep_to_the_namespaces_own_rule():
     """Catches a pod that the namespace refuses (restricted), a root in a container, and a token of the cluster in one
     that computes."""
-    (space,) = (one for one in OBJECTS if one["kind"] == "Namespace")
-    assert space["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    spaces = [one["metadata"] for one in OBJECTS if one["kind"] == "Namespace"]
+    assert [one["name"] for one in spaces] == ["spinloop", "spinloop-runs"]
+    assert all(one["labels"]["pod-security.kubernetes.io/enforce"] == "restricted" for one in spaces)
     for name, pod in PODS.items():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
@@ -123,23 +129,83 @@ def test_pods_keep_to_the_namespaces_own_rule():
             assert "latest" not in container["image"] and ":" in container["image"]
 
 
-def test_secret_has_what_the_pods_read_from_it(tmp_path: Path):
-    """Catches a pod that never starts, because server-env.sh's .env, of which the secret is made, lacks a key; and a
-    password that stands in a file."""
+SECRET = re.compile(
+    r"grep -E '(.+)' \.env \| kubectl -n (\S+) create secret generic spinloop --from-env-file=/dev/stdin"
+)
+
+
+def secrets(tmp_path: Path) -> dict[str, dict[str, str]]:
+    """The Secret `spinloop` of each namespace, as the commands of docs/kubernetes.md make it of a `.env` in which a
+    person has also set a token."""
     (tmp_path / "deployments").mkdir()
     shutil.copy(ROOT / "deployments/server-env.sh", tmp_path / "deployments")
     subprocess.run(["bash", tmp_path / "deployments/server-env.sh"], check=True, capture_output=True)
-    lines = [line for line in (tmp_path / ".env").read_text().splitlines() if line and line[0] != "#"]
-    made = dict(line.split("=", 1) for line in lines)
+    with (tmp_path / ".env").open("a") as file:
+        file.write("HF_TOKEN=hf_of_a_person\nHF_TOKEN_FILE=/x\n")
+    made = {}
+    for pattern, namespace in SECRET.findall((ROOT / "docs/kubernetes.md").read_text()):
+        done = subprocess.run(["grep", "-E", pattern, tmp_path / ".env"], capture_output=True, text=True, check=True)
+        made[namespace] = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    return made
+
+
+def referenced(container: dict) -> set[str]:
+    """The keys of the Secret `spinloop` that a container reads."""
+    sources = [entry.get("valueFrom", {}).get("secretKeyRef") for entry in container["env"]]
+    sources = [source for source in sources if source]
+    assert all(source["name"] == "spinloop" for source in sources) and "envFrom" not in container
+    return {source["key"] for source in sources}
+
+
+def test_secrets_have_what_the_pods_read_and_no_more(tmp_path: Path):
+    """Catches a pod that never starts, because its Secret lacks a key; a Secret of every line of `.env`; a password
+    that stands in a file; the database's password, or the token, where it is not needed."""
+    made = secrets(tmp_path)
+    assert {space: {*keys} for space, keys in made.items()} == {
+        "spinloop": {"POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"},
+        "spinloop-runs": {"PREFECT_API_AUTH_STRING", "HF_TOKEN"},
+    }
+    assert all(value for keys in made.values() for value in keys.values())
+    read = {name: referenced(pod["spec"]["containers"][0]) for name, pod in PODS.items()}
+    assert read == {
+        "postgres": {"POSTGRES_PASSWORD"},
+        "server": made["spinloop"].keys(),
+        "worker-cpu": {"PREFECT_API_AUTH_STRING"},
+        "worker-gpu": {"PREFECT_API_AUTH_STRING"},
+    }
     for pod in PODS.values():
         for entry in pod["spec"]["containers"][0]["env"]:
-            if "valueFrom" in entry:
-                reference = entry["valueFrom"]["secretKeyRef"]
-                assert reference["name"] == "spinloop" and made[reference["key"]]
-            elif any(word in entry["name"] for word in ("PASSWORD", "AUTH_STRING")):
+            if "valueFrom" not in entry and any(word in entry["name"] for word in ("PASSWORD", "AUTH_STRING")):
                 assert entry["value"] in ("spinloop", "PREFECT_API_AUTH_STRING")
     names = [entry["name"] for entry in PODS["server"]["spec"]["containers"][0]["env"]]
     assert names.index("POSTGRES_PASSWORD") < names.index("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+
+
+def test_workers_may_do_nothing_where_there_is_another_secret(tmp_path: Path):
+    """Catches a role with which who starts runs reads or mounts the database's password: a pod may mount every Secret
+    of its namespace and take every service account of it, and who may make jobs makes such pods."""
+    roles = [one for one in OBJECTS if one["kind"] in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")]
+    assert [(one["kind"], one["metadata"]["namespace"]) for one in roles] == [
+        ("Role", "spinloop-runs"),
+        ("RoleBinding", "spinloop-runs"),
+    ]
+    (rules, bound) = roles
+    assert bound["subjects"] == [{"kind": "ServiceAccount", "name": "worker", "namespace": "spinloop"}]
+    allowed = {resource for rule in rules["rules"] for resource in rule["resources"]}
+    assert allowed == {"jobs", "pods", "pods/log", "pods/status", "events"}
+    assert all("*" not in [*rule["verbs"], *rule["apiGroups"]] for rule in rules["rules"])
+    accounts = [one["metadata"]["namespace"] for one in OBJECTS if one["kind"] == "ServiceAccount"]
+    assert accounts == ["spinloop"] and {one["metadata"]["namespace"] for one in pods_of()} == {"spinloop"}
+    run = job()
+    assert run["metadata"]["namespace"] == "spinloop-runs"
+    (container,) = run["spec"]["template"]["spec"]["containers"]
+    assert referenced(container) <= secrets(tmp_path)["spinloop-runs"].keys()
+    (token,) = [entry for entry in container["env"] if entry["name"] == "HF_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"]["optional"] is True  # who has none needs none
+
+
+def pods_of() -> list[dict]:
+    return [one for one in OBJECTS if one["kind"] in ("Deployment", "StatefulSet")]
 
 
 def test_pods_start_commands_that_are_there():
@@ -151,4 +217,4 @@ def test_pods_start_commands_that_are_there():
     volumes = job()["spec"]["template"]["spec"]["volumes"]
     assert {"name": "store", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in volumes
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert job()["metadata"]["namespace"] == LISTED["namespace"]
+    assert job()["metadata"]["namespace"] == claim["metadata"]["namespace"] == "spinloop-runs"

@@ -122,7 +122,8 @@ def test_password_reaches_a_job_by_reference():
             settings = KubernetesSettings()
         assert settings.worker.api_auth_string_secret_name == "spinloop"
         assert settings.worker.api_auth_string_secret_key == "PREFECT_API_AUTH_STRING"
-        assert settings.observer.namespaces == {"spinloop"}
+        assert settings.observer.namespaces == {"spinloop-runs"}
+        assert env["PREFECT_API_URL"] == "http://server.spinloop:4200/api"  # a job has it too, in its own namespace
 
 
 def test_container_is_what_docker_takes():

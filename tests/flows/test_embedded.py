@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,44 @@ def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
     assert run.returncode == 130, err
     assert err.splitlines()[-1].startswith("spinloop: interrupted; finished steps are in the store")
     assert "Traceback" not in err
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("everyone", [True, False])
+def test_sigterm_ends_the_run_with_a_checkpoint_and_a_code_of_its_own(tiny, tmp_path, everyone: bool) -> None:
+    """Catches a run that Slurm's SIGTERM, which every process of a job gets, ends before its training has written a
+    checkpoint; one that passes the signal on to nobody where it alone gets it; a server that is gone before its run;
+    and an end that cannot be told from a failure, or takes as long as Prefect's retries."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
+    run = subprocess.Popen(
+        [*command, "--set", "sft.epochs=500", "--set", "runtime.checkpoint_every=40"],
+        cwd=tmp_path,
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    scratch = tmp_path / "store" / "spinloop-store-v1" / "scratch"
+    for _ in range(6000):
+        if list(scratch.glob("sft-*/checkpoint-*")) or run.poll() is not None:
+            break
+        time.sleep(0.02)
+    began = time.monotonic()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mine = f"PREFECT_HOME={tmp_path / 'prefect'}".encode() in (process / "environ").read_bytes()
+            if mine and (everyone or int(process.name) == run.pid):
+                os.kill(int(process.name), signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 75, err
+    last = err.splitlines()[-1]
+    step = re.fullmatch(
+        r"spinloop: sft: ended by SIGTERM after step (\d+) of \d+; its checkpoint is written, and .*", last
+    )
+    assert step and "Traceback" not in err and time.monotonic() - began < 15, err
+    assert int(step[1]) % 40 and [*scratch.glob(f"sft-*/checkpoint-{int(step[1]):08}")]
 
 
 class Busy(BaseHTTPRequestHandler):

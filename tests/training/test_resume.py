@@ -22,6 +22,7 @@ from training_data import (
     sft_config,
 )
 
+from spin_core import errors
 from spin_core.errors import StageFailed
 from spin_core.job import Job
 from spin_core.stages import finetune, sft
@@ -174,3 +175,18 @@ def test_resume_checkpoint_of_a_longer_run_refused(spin_run) -> None:
         spin_run("run", stop_at=8)
     with pytest.raises(StageFailed, match="cannot be of this run"):
         spin_run("run", config=finetune_config(schedule_epochs=3.0, stop_epoch=1.0))
+
+
+def test_training_that_is_asked_to_end_writes_a_checkpoint_first(tmp_path, inputs, uninterrupted):
+    """Catches SIGTERM that costs all steps since the last checkpoint, a checkpoint that another run cannot go on from,
+    and a training that is all but done and is ended nevertheless."""
+    job = job_at(tmp_path, DIGESTS, checkpoint_every=0)
+    job.send = lambda event: job.ending.set() if event["label"] == "finetune" and event["done"] == 4 else None
+    with pytest.raises(errors.Stopped, match=r"step 4 of 9; its checkpoint is written") as ended:
+        finetune.run(inputs, CONFIG, job)
+    assert ended.value.exit_code == 75
+    assert [path.name for path in job.scratch.iterdir()] == ["checkpoint-00000004"]
+    job = job_at(tmp_path, DIGESTS, checkpoint_every=0)
+    job.send = lambda event: job.ending.set() if event["label"] == "finetune" and event["done"] == 9 else None
+    assert finetune.run(inputs, CONFIG, job)["resumed_at"] == 4
+    assert content(job.out) == uninterrupted

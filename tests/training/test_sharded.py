@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_data import DIGESTS, copy_model, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.errors import ChildDied, StageFailed
+from spin_core.errors import ChildDied, StageFailed, Stopped
 from spin_core.runtime.child import Child
 from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
@@ -183,6 +183,31 @@ def test_finetune_killed_and_resumed_ends_in_the_same_bytes(tmp_path, inputs, tw
     assert summary["resumed_at"] >= 2
     assert (resumed / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert metrics_of(resumed) == metrics_of(uninterrupted)
+
+
+@pytest.mark.full
+def test_finetune_of_two_processes_that_is_asked_to_end_writes_one_checkpoint(tmp_path, inputs, two) -> None:
+    """Catches processes that are asked at different steps and wait for each other for ever, one that ends before
+    another has written its part, and a launcher that is asked and ends them."""
+    settings = SETTINGS | {"schedule_epochs": 20.0}
+    uninterrupted, _ = train(two, inputs, tmp_path / "uninterrupted", "fsdp2", settings=settings)
+    child = start(2)
+
+    def stop(event: dict) -> None:
+        if event.get("label") == "finetune" and event.get("done", 0) >= 2:
+            child.stop()
+
+    try:
+        with pytest.raises(
+            Stopped, match=r"finetune: ended by SIGTERM after step \d+ of 40; its checkpoint is written"
+        ):
+            train(child, inputs, tmp_path / "asked", "fsdp2", stop, settings, checkpoint_every=0)
+    finally:
+        child.kill()
+    (made,) = (tmp_path / "asked" / "scratch").glob("checkpoint-*")
+    resumed, summary = train(two, inputs, tmp_path / "asked", "fsdp2", settings=settings, checkpoint_every=0)
+    assert summary["resumed_at"] == int(made.name[-8:]) >= 2
+    assert (resumed / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
 def ranks(child: Child) -> list[int]:

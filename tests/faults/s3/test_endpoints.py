@@ -88,9 +88,7 @@ def test_head_says_why(url, proxy):
     proxy.meddle = lambda request: 403 if request.method == "HEAD" else None
     assert "the service answered 403 and no reason" in told(url, ASKED["head"]), "GET has none either"
     proxy.meddle = lambda request: Refusal(200)
-    assert "a proxy, a cache or a sign-in page stands between" in told(
-        url, ASKED["head"]
-    )
+    assert "a proxy, a cache or a sign-in page stands between" in told(url, ASKED["head"])
     proxy.meddle = lambda request: Refusal(503, "SlowDown") if request.method == "HEAD" and limit.pop() else None
     limit = [False, True, True]
     assert Objects(url, "x").head("k") is None, "what passes is waited for"

@@ -44,7 +44,7 @@ def test_every_service_can_start_and_comes_back() -> None:
     that starts before what it needs, and a pool without a worker."""
     volumes = yaml.safe_load(COMPOSE)["volumes"]
     for name, service in SERVICES.items():
-        tag = service["image"].partition(":")[2]
+        tag = service["image"].partition(":")[2]  # tests/deployments/test_digests.py: what `make digests` adds
         assert re.match(r"\d", tag), f"{name}: {service['image']}"
         assert service["restart"] == ("on-failure:3" if name == "deploy" else "unless-stopped")
         assert name == "deploy" or service["healthcheck"]["test"][0] == "CMD"
@@ -69,8 +69,39 @@ def test_only_this_machine_reaches_a_port_and_nothing_has_more_rights_than_it_ne
         assert not service.keys() & {"network_mode", "privileged", "pid", "ipc", "expose", "cap_add", "userns_mode"}, (
             name
         )
-        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["security_opt"] == ["no-new-privileges:true"] and service["cap_drop"] == ["ALL"], name
         assert not [volume for volume in service.get("volumes", []) if volume.startswith(("/", ".", "~"))]
+        assert service["read_only"] is True, name
+        written = {place.partition(":")[0] for place in service["tmpfs"]}
+        assert written == {"/tmp", "/var/run/postgresql" if name == "postgres" else "/home/spinloop"}
+    assert SERVICES["postgres"]["user"] == "999:999"  # root without capabilities cannot become it
+
+
+def test_nobody_but_the_server_reaches_the_database() -> None:
+    """Catches one network for all: whoever may start runs could then try passwords at Postgres."""
+    networks = yaml.safe_load(COMPOSE)["networks"]
+    of = {name: sorted(service["networks"]) for name, service in SERVICES.items()}
+    assert of.pop("postgres") == ["database"] and of.pop("server") == ["database", "runs"]
+    assert {*map(tuple, of.values())} == {("runs",)}
+    assert networks["database"] == {"internal": True} and not networks["runs"]
+
+
+def test_token_reaches_the_workers_alone_and_as_a_file(tmp_path: Path) -> None:
+    """Catches a token in an environment that `docker inspect` shows, one that server or database get too, one that
+    huggingface_hub does not read where it is, and a stack that cannot start without one."""
+    assert {name for name, one in SERVICES.items() if one.get("secrets")} == {n for n in SERVICES if "worker" in n}
+    (secret,) = yaml.safe_load(COMPOSE)["secrets"].items()
+    assert secret == ("hf_token", {"file": "${HF_TOKEN_FILE:-/dev/null}"})
+    assert "HF_TOKEN}" not in COMPOSE and "env_file" not in COMPOSE
+    place = SERVICES["worker-gpu"]["environment"]["HF_TOKEN_PATH"]
+    assert place == "/run/secrets/hf_token"
+    (tmp_path / "token").write_text("hf_of_a_person\n")
+    for file, seen in ((tmp_path / "token", "hf_of_a_person"), (Path("/dev/null"), "None")):
+        command = [sys.executable, "-c", "import huggingface_hub; print(huggingface_hub.get_token())"]
+        env = {**clean(tmp_path, HF_TOKEN_PATH=str(file)), "HF_HOME": str(tmp_path)}
+        env.pop("HF_TOKEN", None)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{seen}\n"
 
 
 def test_compose_starts_nothing_without_passwords(env: dict[str, str]) -> None:

@@ -125,6 +125,7 @@ def test_deploy_applies_and_names_what_the_files_have_otherwise(deployed, store,
         (["--kind", "docker"], "work pool spin-cpu: it is there and of type process"),
         (["--notify", "slack-webhook/nobody"], "--notify slack-webhook/nobody: the server has no such block"),
         (["--gpus", "0"], "--gpus 0: "),
+        (["--kind", "docker", "--store", "/a:b"], "--store /a:b: docker mounts no folder that has a colon"),
     ],
 )
 def test_deploy_refuses_in_one_sentence_and_changes_nothing(deployed, store, spinloop, client, settings, message):
