@@ -9,6 +9,7 @@ a newline to standard error, from a thread of its own and again for every batch:
 from __future__ import annotations
 
 import atexit
+import io
 import sys
 import threading
 from typing import Any, TextIO
@@ -81,10 +82,13 @@ class WholeLines:
 
 def keep_lines_whole() -> None:
     """Make standard output and standard error of this process WholeLines, until it ends: Prefect sends its last logs
-    while the process exits. Does nothing where they are already."""
+    while the process exits. What the terminal's encoding lacks is shown as `?` (on standard error, by Python, as
+    `\\u03b8`). Does nothing where they are already."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, WholeLines):
+            if name == "stdout" and isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
             setattr(sys, name, lines := WholeLines(stream))
             atexit.register(lines.end_lines)
 

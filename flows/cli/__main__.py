@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from flows.server import settings
 from flows.streams import keep_lines_whole, print_line
 from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
@@ -45,11 +46,11 @@ JOIN = (
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    args = _parser().parse_args(argv)
+    keep_lines_whole()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    keep_lines_whole()
     try:
+        args = _parser().parse_args(argv)
         args.command(args)
     except KeyboardInterrupt:
         text = "interrupted; finished steps are in the store, and the same command goes on from there."
@@ -58,13 +59,22 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        from flows.server.errors import refused  # what Prefect's client says of its server becomes one sentence
-
-        known = error if isinstance(error, SpinloopError) else refused(error)
+        known = error if isinstance(error, SpinloopError) else _in_a_sentence(error)
         if known is None:
             raise
         print(f"spinloop: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def _in_a_sentence(error: Exception) -> SpinloopError | None:
+    """What a person is told of the current folder, or by Prefect's client of its server; None of another error."""
+    try:
+        os.getcwd()  # relative names begin there: of the store, of a profile, of Prefect's files
+    except OSError as gone:
+        return BadInput(f"The current folder cannot be used ({gone.strerror}); `cd` into one that is there.")
+    from flows.server.errors import refused
+
+    return refused(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,9 +158,9 @@ def _fields() -> str:
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     from flows.ending import watched
-    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers, configured_server
+    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers
 
-    url = configured_server()
+    url = settings.configured_server()
     if url and not answers(url, BUSY_SECONDS):
         raise SpinloopError(
             f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
@@ -182,7 +192,7 @@ def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exce
 def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    table = Path(outcome["folder"], "report.md").read_text()
+    table = Path(outcome["folder"], "report.md").read_text(encoding="utf-8")
     print(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print_line(json.dumps(outcome))
@@ -193,6 +203,7 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
+    settings.read()
     from flows.plan import costed, planned
 
     if args.json:
@@ -260,6 +271,7 @@ def _join(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    settings.read()
     from flows.cli.doctor import diagnose
     from flows.cli.doctor_server import diagnose_server
 
@@ -271,6 +283,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _deploy(args: argparse.Namespace) -> None:
+    settings.read()
     from flows.server.deploy import deploy
 
     for line in deploy(args.store, args.kind, args.gpus, args.image, args.notify):

@@ -17,6 +17,8 @@ from spin_core.runtime import gpus
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ACCELERATE_USE_CPU")
 """Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}
+"""Of every child: libraries open files, and print, without saying in which encoding; the user's may be another one."""
 DEFAULTS = Path(__file__).with_name("accelerate.yaml")
 
 
@@ -48,7 +50,7 @@ def environment(runtime: Runtime) -> dict[str, str]:
     )
     given = {} if "OMP_NUM_THREADS" in os.environ else threads
     # What is imported must be ours: without it the current folder comes first (a user's queue.py).
-    return {"PYTHONSAFEPATH": "1", **({"ACCELERATE_USE_CPU": "true"} if cpu else {}), **given}
+    return {"PYTHONSAFEPATH": "1", **UTF8, **({"ACCELERATE_USE_CPU": "true"} if cpu else {}), **given}
 
 
 def free_port() -> int:
