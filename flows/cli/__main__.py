@@ -46,6 +46,8 @@ JOIN = (
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    if argv is None:
+        _use_utf8()
     keep_lines_whole()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -66,12 +68,25 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(known.exit_code)
 
 
+def _use_utf8() -> None:
+    """Where the locale's encoding is another, start again in Python's UTF-8 mode, with the terminal's own encoding:
+    a file that a profile names as `ü` would not be found, and libraries would read files wrongly."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = {} if sys.stdout is None else {"PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**shown, **os.environ, "PYTHONUTF8": "1"})  # noqa: S606
+
+
 def _in_a_sentence(error: Exception) -> SpinloopError | None:
-    """What a person is told of the current folder, or by Prefect's client of its server; None of another error."""
+    """What a person is told of the current folder, of a name, or by Prefect's client of its server; None of another
+    error."""
     try:
         os.getcwd()  # relative names begin there: of the store, of a profile, of Prefect's files
     except OSError as gone:
         return BadInput(f"The current folder cannot be used ({gone.strerror}); `cd` into one that is there.")
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 60) : error.end]
+        return BadInput(f"The name of a folder or file is not UTF-8 (…{near}); rename it, or work in another folder.")
     from flows.server.errors import refused
 
     return refused(error)

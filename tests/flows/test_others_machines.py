@@ -14,6 +14,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from flows.cli.__main__ import _in_a_sentence
 from flows.server import settings
 from flows.server.errors import refused
 from spin_core.errors import BadInput
@@ -225,7 +226,7 @@ def test_run_with_a_server_of_its_own_has_none_of_the_users_settings(tmp_path) -
 
 @pytest.mark.parametrize("locale", [ASCII, LATIN], ids=["ascii", "latin-1"])
 def test_terminal_that_is_not_utf8_gets_question_marks(finished, tmp_path, locale: dict[str, str]) -> None:
-    """Catches help, a report or a ledger that ends in a Unicode error half-way."""
+    """Catches help or a report that ends in a Unicode error, and figures that lose their minus."""
     env = _others(migrated.home(tmp_path), SPINLOOP_STORE=str(finished[0]), **locale)
     for command in ("run --help", "report"):
         done = subprocess.run(
@@ -238,6 +239,15 @@ def test_terminal_that_is_not_utf8_gets_question_marks(finished, tmp_path, local
         assert done.returncode == 0, done.stderr
         assert not done.stderr
         assert b"?_0" in done.stdout
+        assert b"?0." not in done.stdout  # of a figure's minus
+
+
+def test_name_that_is_no_text_is_a_sentence() -> None:
+    """Catches a traceback of the JSON of Prefect's client, where a folder's name is not UTF-8."""
+    with pytest.raises(UnicodeEncodeError) as error:
+        '{"base_dir": "/data/pr\udcfc"}'.encode()
+    said = str(_in_a_sentence(error.value))
+    assert said.startswith("The name of a folder or file is not UTF-8 (") and "/data/pr\\udcfc" in said
 
 
 @pytest.mark.full
