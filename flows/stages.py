@@ -57,7 +57,12 @@ class Work(BaseModel):
 
 RUNTIME = Runtime()
 OPTIONS: dict[str, Any] = {
+    # What is not said here, the settings say of whoever starts the flow, and they are for other flows. A failure is bad
+    # input, or was tried again where that helps (tasks/runner/stage.py).
+    "retries": 0,
+    "retry_delay_seconds": 0,
     "persist_result": False,
+    "result_storage": Path(os.devnull),  # nothing is written there; a default one is looked up before the flow begins
     # Two jobs in each of 16 vLLM engines, and some that wait for other steps or for a work pool.
     "task_runner": ThreadPoolTaskRunner(max_workers=40),
 }

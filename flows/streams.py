@@ -9,6 +9,8 @@ a newline to standard error, from a thread of its own and again for every batch:
 from __future__ import annotations
 
 import atexit
+import codecs
+import io
 import sys
 import threading
 from typing import Any, TextIO
@@ -19,6 +21,9 @@ COMPLAINT = "--- Error logging to API ---\n"
 """The first write of `prefect.logging.handlers.APILogWorker` (Prefect 3.8 and 3.9) when a batch of logs is lost. It is
 made while the exception is handled; the second is the exception's message, which this recognizes by that exception.
 With other words, a later Prefect's complaints would be printed as they are, on lines of their own."""
+
+SHOWN = "spinloop-shown"
+"""The name of `_shown` among Python's ways to treat what an encoding lacks."""
 
 
 class WholeLines:
@@ -83,10 +88,14 @@ class WholeLines:
 
 def keep_lines_whole() -> None:
     """Make standard output and standard error of this process WholeLines, until it ends: Prefect sends its last logs
-    while the process exits. Does nothing where they are already."""
+    while the process exits. What the terminal's encoding lacks is shown as `?`, a minus as `-` (on standard error, by
+    Python, as `\\u03b8`). Does nothing where they are already."""
+    codecs.register_error(SHOWN, _shown)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, WholeLines):
+            if name == "stdout" and isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=SHOWN)
             setattr(sys, name, lines := WholeLines(stream))
             atexit.register(lines.end_lines)
 
@@ -95,6 +104,12 @@ def print_escaped(text: str, file: TextIO | None = None) -> None:
     """Print `text`, for people, that has words in it which a store or somebody's file holds: of what a terminal would
     obey only line ends and tabs stay, the rest is escaped."""
     print(printable(text, "\n\t"), file=file or sys.stdout, flush=True)
+
+
+def _shown(error: UnicodeError) -> tuple[str, int]:
+    """In place of what an encoding lacks. A figure without its minus would be another one."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join("-" if c in "−–" else "?" for c in error.object[error.start : error.end]), error.end
 
 
 def print_line(text: str) -> None:

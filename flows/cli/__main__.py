@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from flows.proxies import keep_loopback_direct
+from flows.server import settings
 from flows.streams import keep_lines_whole, print_escaped, print_line
 from spin_core.config.base import section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
@@ -46,12 +47,14 @@ JOIN = (
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with its code."""
-    args = _parser().parse_args(argv)
+    if argv is None:
+        _use_utf8()
+    keep_lines_whole()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    keep_lines_whole()
     keep_loopback_direct()
     try:
+        args = _parser().parse_args(argv)
         args.command(args)
     except KeyboardInterrupt:
         text = "interrupted; finished steps are in the store, and the same command goes on from there."
@@ -60,13 +63,35 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        from flows.server.errors import refused  # what Prefect's client says of its server becomes one sentence
-
-        known = error if isinstance(error, SpinloopError) else refused(error)
+        known = error if isinstance(error, SpinloopError) else _in_a_sentence(error)
         if known is None:
             raise
         print(f"spinloop: {known}", file=sys.stderr)
         sys.exit(known.exit_code)
+
+
+def _use_utf8() -> None:
+    """Where the locale's encoding is another, start again in Python's UTF-8 mode, with the terminal's own encoding:
+    a file that a profile names as `ü` would not be found, and libraries would read files wrongly."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = {} if sys.stdout is None else {"PYTHONIOENCODING": f"{sys.stdout.encoding}:replace"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**shown, **os.environ, "PYTHONUTF8": "1"})  # noqa: S606
+
+
+def _in_a_sentence(error: Exception) -> SpinloopError | None:
+    """What a person is told of the current folder, of a name, or by Prefect's client of its server; None of another
+    error."""
+    try:
+        os.getcwd()  # relative names begin there: of the store, of a profile, of Prefect's files
+    except OSError as gone:
+        return BadInput(f"The current folder cannot be used ({gone.strerror}); `cd` into one that is there.")
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 60) : error.end]
+        return BadInput(f"The name of a folder or file is not UTF-8 (…{near}); rename it, or work in another folder.")
+    from flows.server.errors import refused
+
+    return refused(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,9 +175,9 @@ def _fields() -> str:
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     from flows.ending import watched
-    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers, configured_server
+    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers
 
-    url = configured_server()
+    url = settings.configured_server()
     if url and not answers(url, BUSY_SECONDS):
         raise SpinloopError(
             f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
@@ -195,6 +220,7 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
+    settings.read()
     from flows.plan import costed, planned
 
     if args.json:
@@ -266,6 +292,7 @@ def _join(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
+    settings.read()
     from flows.cli.doctor import diagnose
     from flows.cli.doctor_server import diagnose_server
 
@@ -277,6 +304,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _deploy(args: argparse.Namespace) -> None:
+    settings.read()
     from flows.server.deploy import deploy
 
     for line in deploy(args.store, args.kind, args.gpus, args.image, args.notify):

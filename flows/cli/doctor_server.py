@@ -14,9 +14,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed
 
 from flows.cli.doctor import Line, diagnose
-from flows.server.embedded import answers, configured_server
+from flows.server.embedded import answers
 from flows.server.errors import older, refused
-from flows.stages import failed, store_folder
+from flows.server.settings import configured_server
+from flows.stages import OPTIONS, failed, store_folder
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.store.opening import exists, open_store
 from tasks.runner.pool_run import CPU_POOL, GPU_POOL, moved
@@ -25,7 +26,7 @@ POOLS = (CPU_POOL, GPU_POOL)
 WAIT_SECONDS = 60  # a worker polls for work every second or so and starts a run in 3; vLLM's interpreter may take 20
 
 
-@flow(persist_result=False)
+@flow(**OPTIONS)
 def doctor(store: str = "") -> State:
     """On a worker: what this machine has, and whether it sees the store that has the identity `store`."""
     try:

@@ -119,11 +119,13 @@ def _token(block: str) -> tuple[str, str]:
     """(token, where it comes from); empty without a block, where huggingface_hub finds its own."""
     if not block:
         return "", ""
+    from flows.server.embedded import EmbeddedServer
+    from flows.server.settings import configured_server
+
+    configured = configured_server()
     from prefect.blocks.system import Secret
 
-    from flows.server.embedded import EmbeddedServer, configured_server
-
-    with nullcontext() if configured_server() else EmbeddedServer().ready():
+    with nullcontext() if configured else EmbeddedServer().ready():
         try:
             token = Secret.load(block).get()  # type: ignore[union-attr]
         except ValueError:  # what Prefect says of it names the server, not the remedy

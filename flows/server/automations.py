@@ -34,7 +34,7 @@ def notification_block(client: SyncPrefectClient, notify: str) -> UUID | None:
 def automate(client: SyncPrefectClient, file: Path, block: UUID | None) -> Iterator[str]:
     """Bring every automation of `file` up to date, a line for each. One that is there keeps its switch, and its
     notification block where `block` is None."""
-    for wanted in yaml.safe_load(file.read_text()):
+    for wanted in yaml.safe_load(file.read_text(encoding="utf-8")):
         there = next(iter(client.read_automations_by_name(wanted["name"])), None)
         if not _fill(client, wanted, block or _block_of(there)):
             remedy = "needs a saved notification block: `spinloop deploy --notify slack-webhook/team`"

@@ -27,8 +27,9 @@ from prefect.settings import get_current_settings
 
 from flows.server import login
 from flows.server.automations import automate, differing, notification_block, status_line
-from flows.server.embedded import answers, configured_server
+from flows.server.embedded import answers
 from flows.server.errors import older, refused
+from flows.server.settings import configured_server
 from spin_core.config.profile import PROFILES
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.runtime import gpus
@@ -75,7 +76,7 @@ def deploy(store: str, kind: str, count: int | None, image: str, notify: str) ->
 
 def job_template(kind: str, pool: str, store: str, image: str = "") -> dict[str, Any]:
     """The base job template of a pool: deployments/pools/<kind>.json with what is this machine's filled in."""
-    template = json.loads((FILES / "pools" / f"{kind}.json").read_text())
+    template = json.loads((FILES / "pools" / f"{kind}.json").read_text(encoding="utf-8"))
     variables = template["variables"]["properties"]
     if pool == CPU_POOL:
         for name in CPU_DEFAULTS.keys() & variables.keys():
@@ -152,7 +153,7 @@ def _deployments(client: SyncPrefectClient) -> Iterator[str]:
 
 def _wanted() -> list[str]:
     """`flow/deployment` of everything in prefect.yaml."""
-    listed = yaml.safe_load((FILES / "prefect.yaml").read_text())["deployments"]
+    listed = yaml.safe_load((FILES / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     return [f"{one['entrypoint'].rpartition('.')[2].replace('_', '-')}/{one['name']}" for one in listed]
 
 
@@ -176,7 +177,8 @@ def _prefect_deploy() -> None:
             **get_current_settings().to_environment_variables(exclude_unset=True),
         },
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode:

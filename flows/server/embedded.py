@@ -2,8 +2,8 @@
 
 Prefect would start one itself, but only after importing its full server package into this process first: 3 to 4 of
 the 9 seconds measured for an empty flow. Here the import happens in the child alone, while the caller checks its
-inputs. The runs land in the usual database ($PREFECT_HOME/prefect.db), so `prefect server start` shows them later.
-Not a server for other machines: loopback only.
+inputs. The runs land in the usual database ($PREFECT_HOME/prefect.db), so `prefect server start` shows them later; of
+the user's other settings it has none. Not a server for other machines: loopback only.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import httpx
 
-from flows import proxies
-from spin_core.errors import BadInput, SpinloopError, one_line
-from spin_core.runtime.launch import python_path
+from flows.server import settings
+from spin_core.errors import SpinloopError
+from spin_core.runtime.launch import UTF8, python_path
+from spin_core.store.locks import locked
 
 START_SECONDS = 120
 BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve, took over 5 on a busy machine
+LAST_LINES = 8
 
 
 def answers(url: str, seconds: float = 5) -> bool:
@@ -37,24 +41,6 @@ def answers(url: str, seconds: float = 5) -> bool:
     return True
 
 
-def configured_server() -> str | None:
-    """The API that Prefect's settings name. Raises BadInput for one that is no URL, for a proxy that cannot be used,
-    without which no client begins, and where a login that is not of this server would be sent there."""
-    proxies.check()
-    try:
-        from prefect.settings import PREFECT_API_URL
-
-        url: str | None = PREFECT_API_URL.value()
-    except ValueError as error:
-        why = one_line(error)
-        raise BadInput(f"PREFECT_API_URL or another of Prefect's settings is not valid ({why}); fix it.") from None
-    if url:
-        from flows.server import login
-
-        login.check(url)
-    return url
-
-
 class EmbeddedServer:
     """Starts at once, is awaited later, and ends by itself with the process that made it, however that ends.
 
@@ -62,28 +48,41 @@ class EmbeddedServer:
     """
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.server.embedded", str(self.port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # Its own session: Ctrl-C is for the run, which still has to report its end to the server.
-            start_new_session=True,
-            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": python_path()},
-        )
+        """Raises BadInput for settings that cannot be read, and where Prefect's home cannot be written."""
+        settings.read()
+        self.home = settings.home()
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        with socket.socket() as listener:  # handed on open: between two others it could be somebody else's
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "flows.server.embedded", str(listener.fileno()), str(self.home)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                pass_fds=[listener.fileno()],
+                # Its own session: Ctrl-C is for the run, which still has to report its end to the server.
+                start_new_session=True,
+                cwd=settings.HERE,
+                env={**settings.own_server(self.home), **UTF8, "PYTHONPATH": python_path()},
+            )
+        self._reader = threading.Thread(target=self._keep_last, daemon=True)
+        self._reader.start()
+
+    def _keep_last(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            if line.strip():
+                self.last.append(line.rstrip())
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Prefect's settings point to this server inside the block. Raises SpinloopError if it does not come up."""
-        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
         url = f"http://127.0.0.1:{self.port}/api"
         self._await(url)
-        # A heartbeat thread costs a sync flow one second at its end, and no automation listens to this server.
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with settings.own(url):
             yield
 
     def _await(self, url: str) -> None:
@@ -92,19 +91,27 @@ class EmbeddedServer:
             if answers(url):
                 return
             time.sleep(0.1)
+        if self.process.poll() is not None:
+            self._reader.join(timeout=1)
         raise SpinloopError(
-            "Prefect's server did not start; `prefect server start` shows why. "
-            "If its database was written by a newer Prefect, set PREFECT_HOME to another folder."
+            f"The run's own Prefect server did not start. Its database is {self.home / 'prefect.db'}; if that is "
+            "damaged, or was written by a newer Prefect, set PREFECT_HOME to another folder. Its last lines:"
+            + "".join(f"\n  | {line}" for line in self.last or ["(none)"])
         )
 
 
-def _serve(port: int) -> None:
+def _serve(listener: socket.socket, home: Path) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="critical")
-    )
+    class Server(uvicorn.Server):
+        """Starts while no other server of this home does: two that make its database at once both fail."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with locked(home / "spinloop-start.lock"):
+                await super().startup(sockets)
+
+    server = Server(uvicorn.Config(create_app(ephemeral=True), log_level="error"))
 
     def end_with_parent() -> None:
         sys.stdin.read()
@@ -116,8 +123,8 @@ def _serve(port: int) -> None:
     # Slurm sends SIGTERM to every process of a job, and the run needs its server to the end; uvicorn would heed it.
     server.capture_signals = nullcontext  # type: ignore[assignment]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    server.run()
+    server.run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))

@@ -211,7 +211,7 @@ def _prompt_of(line: bytes) -> str:
 def write_rejects(path: Path, rejects: Sorter) -> None:
     """What is no row, and why, sorted by place, a line each."""
     names = ("source", "line", "reason", "detail")
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(dict(zip(names, one, strict=True))) + "\n" for one in rejects)
 
 

@@ -222,7 +222,7 @@ def save_model(model: PreTrainedModel, source: Path, out: Path, weights: dict[st
             if (source / name).is_file():
                 shutil.copyfile(source / name, out / name)
         config = {key: value for key, value in _read_config(source).items() if key != "_name_or_path"}
-        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise StageFailed(
             f"the trained model could not be written to {out} ({error}); free disk space and run again"
@@ -238,7 +238,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _refuse_own_code(path: Path, name: str) -> dict[str, Any]:
     """The JSON file's content ({} where there is none); BadInput where it names Python code to run."""
     try:
-        content = json.loads((path / name).read_text()) if (path / name).is_file() else {}
+        content = json.loads((path / name).read_text(encoding="utf-8")) if (path / name).is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path / name}: not readable as JSON ({one_line(error)}); download the model again") from error
     if not isinstance(content, dict):

@@ -93,7 +93,7 @@ class RunFacts:
     def read(self, step: Entry | None, file: str) -> dict[str, Any]:
         """A JSON object of a step's output; {} where there is none."""
         try:
-            content = json.loads((self.store.tree(step.digest) / file).read_text()) if step else {}
+            content = json.loads((self.store.tree(step.digest) / file).read_text(encoding="utf-8")) if step else {}
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -117,7 +117,7 @@ def read_run(store: Store, name: str = "") -> RunFacts:
             f"{name or 'latest'}: there is no such run in {store.root.parent}; runs there: {there}."
         ) from None
     try:
-        sources = json.loads((folder / SOURCES).read_text())
+        sources = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         sources = []
     return RunFacts(store, folder.resolve().name, steps, sources)

@@ -27,7 +27,7 @@ from spin_core.config.runtime import Runtime
 from spin_core.config.stage_table import TRAINING
 from spin_core.errors import BadInput, ChildDied, StageFailed, Stopped
 from spin_core.runtime import launch
-from spin_core.runtime.launch import RANKS, python_path
+from spin_core.runtime.launch import RANKS, UTF8, python_path
 from spin_core.runtime.leader import Leader
 from spin_core.runtime.meeting import RANK
 
@@ -81,11 +81,10 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**inherited, "PYTHONPATH": python_path(), **shown, **(launch.environment if launch else {})},
+            env={**inherited, **UTF8, "PYTHONPATH": python_path(), **shown, **(launch.environment if launch else {})},
         )
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # not the lock above: a child that does not read must still be killable
@@ -251,7 +250,7 @@ def _members(group: int) -> Iterator[int]:
     """Processes of the group that are no zombies."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, _, of, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+            state, _, of, *_ = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if of == str(group) and state not in "ZX":
                 yield int(stat.parent.name)
 
@@ -260,7 +259,7 @@ def _started_by(parent: int) -> Iterator[int]:
     """Children of the process."""
     with suppress(OSError):
         for file in Path(f"/proc/{parent}/task").glob("*/children"):
-            yield from map(int, file.read_text().split())
+            yield from map(int, file.read_text(encoding="utf-8").split())
 
 
 @dataclass

@@ -22,7 +22,8 @@ def query(fields: str) -> list[str]:
     """The driver's `fields` of each GPU, a line each with commas between; none where there is no driver."""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
+        return done.stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
 

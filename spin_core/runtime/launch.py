@@ -23,6 +23,8 @@ RANKS = (
     "ACCELERATE_USE_CPU",
 )  # fmt: skip
 """Of the launcher that the parent itself was started by, if there was one: a child is not of its processes."""
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}
+"""Of every child: libraries open files, and print, without saying in which encoding; the user's may be another one."""
 LOOPBACK = "127.0.0.1"
 PORTS = range(20000, 32768)
 """Below those that Linux gives to whoever asks for any (32768 to 60999)."""
@@ -58,7 +60,7 @@ def environment(runtime: Runtime, port: int, node: int = 0, address: str = LOOPB
     chosen = {**threads, **dict.fromkeys(sockets, interface_to(address))}
     own = {name: value for name, value in chosen.items() if value and name not in os.environ}
     # What is imported must be ours: without it the current folder comes first (a user's queue.py).
-    return {"PYTHONSAFEPATH": "1", **meet, **({"ACCELERATE_USE_CPU": "true"} if cpu else {}), **own}
+    return {"PYTHONSAFEPATH": "1", **UTF8, **meet, **({"ACCELERATE_USE_CPU": "true"} if cpu else {}), **own}
 
 
 def interface_to(address: str) -> str:

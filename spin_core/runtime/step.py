@@ -198,7 +198,9 @@ def _git(*command: str) -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(root), *command], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     except OSError:
         return None
     return done.stdout.strip() or None
@@ -206,7 +208,7 @@ def _git(*command: str) -> str | None:
 
 def shards(store: Store, rows: Ref) -> list[Ref]:
     """The shards of prompts in a rows tree, each with its own content digest."""
-    listed = json.loads((store.tree(rows.digest) / "shards.json").read_text())
+    listed = json.loads((store.tree(rows.digest) / "shards.json").read_text(encoding="utf-8"))
     return [Ref(digest=shard["sha256"], tree=rows.digest, file=shard["file"]) for shard in listed]
 
 

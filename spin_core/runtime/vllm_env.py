@@ -44,7 +44,9 @@ def lm_eval(setting: str) -> str:
 
 def _output(path: str, code: str) -> str:
     try:
-        done = subprocess.run([path, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            [path, "-P", "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=300
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"{path}: does not start ({error}); run `make vllm-env` again") from error
     if done.returncode:

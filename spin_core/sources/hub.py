@@ -190,7 +190,7 @@ def _remember(repo: str, kind: HubKind, revision: str, commit: str) -> str:
             )
     with suppress(OSError):  # a cache that is for reading only
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit)
+        ref.write_text(commit, encoding="utf-8")
     return _moved.get((repo, kind, name, commit), "")
 
 
@@ -219,7 +219,7 @@ def _cached(repo: str, kind: HubKind, revision: str) -> Listing | None:
     if not REVISION.fullmatch(name):
         return None
     try:
-        commit = name if COMMIT.fullmatch(name) else _ref(repo, kind, name).read_text().strip()
+        commit = name if COMMIT.fullmatch(name) else _ref(repo, kind, name).read_text(encoding="utf-8").strip()
         if not COMMIT.fullmatch(commit):
             return None
         names = [file.path for file in get_cached_repo_tree(repo, repo_type=kind, revision=commit)]

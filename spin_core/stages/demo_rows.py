@@ -34,7 +34,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write rows.jsonl; give the count."""
     rows = make_rows(config.seed, config.train_rows + config.test_rows)
     kept = rows[: config.test_rows] if config.split == "test" else rows[config.test_rows :]
-    with (job.out / "rows.jsonl").open("w") as out:
+    with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in kept)
     return {"rows": len(kept)}
 

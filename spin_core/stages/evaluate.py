@@ -95,7 +95,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         metrics |= _answers(model, rows, prompts, chat, config, job, lines)
     if "pairs" in inputs:
         metrics |= _against_opponent(model, inputs, config, job, lines)
-    (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+    (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
     return metrics

@@ -132,7 +132,7 @@ def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[Groups,
 
 def _check_scores(path: Path, expected: dict[str, Any]) -> None:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
     if not isinstance(content, dict):

@@ -74,8 +74,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             token_file.write(job.out / token_file.FILES[split], ("prompt", "real", "generated"), paired)
             quality[split] = made.figures() | {"prompts_cut": counts[split]["prompts_cut"]}
             cut, rejected = cut + made.cut, rejected + len(made.rejected)
-    (job.out / "tokens.json").write_text(json.dumps({**counts, "ids": "sampled"}, indent=1) + "\n")
-    (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
+    (job.out / "tokens.json").write_text(json.dumps({**counts, "ids": "sampled"}, indent=1) + "\n", encoding="utf-8")
+    (job.out / "quality.json").write_text(json.dumps(quality, indent=1) + "\n", encoding="utf-8")
     if not logps_file.stat().st_size:
         logps_file.unlink()
     if config.gather.truncated != "report":

@@ -271,7 +271,7 @@ def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]
         for pair in part:
             counted.count(pair)
         quality[split] = counted.figures()
-    (out / folders.QUALITY).write_text(json.dumps(quality, indent=1) + "\n")
+    (out / folders.QUALITY).write_text(json.dumps(quality, indent=1) + "\n", encoding="utf-8")
     if rejects:
         lines = [json.dumps(reject) + "\n" for reject in rejects]
         (out / "rejects.jsonl").write_text("".join(lines), encoding="utf-8")

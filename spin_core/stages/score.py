@@ -69,7 +69,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     }
     came = json.loads((tree / "tokens.json").read_text(encoding="utf-8"))
     scores |= {"cut": cut, "tokens": came}
-    (job.out / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    (job.out / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return {
         "pairs": len(pairs),
         "logps/real": sum(logps[::2]) / len(pairs),

@@ -89,7 +89,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             listed += writer.write(split, texts, bar)
     counts = writer.finish()
     if of_rows:
-        (job.out / "shards.json").write_text(json.dumps(listed, indent=1) + "\n")
+        (job.out / "shards.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     rejected = sum((Counter(part["rejected"]) for part in counts.values()), Counter[str]())
     return {
         **{f"{split}_rows": part["rows"] for split, part in counts.items()},
@@ -217,7 +217,9 @@ class _Writer:
         for split, part in counts.items():
             if not part["rows"] and part["rejected"]:
                 raise BadInput(f"No {split} row is left: {reasons(Counter(part['rejected']))}; correct them.")
-        (out / "tokens.json").write_text(json.dumps({"ids": "of the text", **counts}, indent=1) + "\n")
+        (out / "tokens.json").write_text(
+            json.dumps({"ids": "of the text", **counts}, indent=1) + "\n", encoding="utf-8"
+        )
         with (out / "rejects.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in self.rejects)
         if rejected:

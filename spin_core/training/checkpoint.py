@@ -101,7 +101,7 @@ def restore(scratch: Path, weights: Tensors, state: dict[Tensor, Any], sharded: 
     for i, (name, weight) in enumerate(weights.items()):
         _here(weight).copy_(saved[name])
         state[weight] = {what: value if what == "step" else _beside(weight, value) for what, value in states[i].items()}
-    history: list[Metrics] = json.loads((path / "state.json").read_text())["history"]
+    history: list[Metrics] = json.loads((path / "state.json").read_text(encoding="utf-8"))["history"]
     return history
 
 
@@ -125,7 +125,7 @@ def _files(sharded: bool) -> list[str]:
 
 def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[Metrics], parts: int) -> None:
     state = {"step": len(history), "parts": parts, "sha256": {**hashes, "history": _digest(history)}}
-    (draft / "state.json").write_text(json.dumps(state | {"history": history}))
+    (draft / "state.json").write_text(json.dumps(state | {"history": history}), encoding="utf-8")
     _fsync(draft / "state.json")
     _fsync(draft)
     if final.exists():  # a damaged one of the same step, from before the resume
@@ -139,7 +139,7 @@ def _finish(draft: Path, final: Path, hashes: dict[str, str], history: list[Metr
 def _sound(path: Path, sharded: bool) -> bool:
     expected = process_group.world() if sharded else 1
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         made = state.get("parts", 1)
         if made == expected:
             hashes = {name: _sha256(path / name) for name in _files(sharded)} | {"history": _digest(state["history"])}

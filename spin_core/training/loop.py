@@ -189,7 +189,9 @@ def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, 
     weights = strategy.full_weights(source_dtype(source))
     if process_group.rank() == 0:
         save_model(model, source, out, weights)
-        (out / "metrics.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history))
+        (out / "metrics.jsonl").write_text(
+            "".join(json.dumps(line, sort_keys=True) + "\n" for line in history), encoding="utf-8"
+        )
 
 
 def _step(strategy: Strategy, objective: Objective, plan: TrainingPlan, step: int, bar: Bar) -> Metrics:

@@ -67,7 +67,7 @@ class Planner:
         """Which store has this tree of tokens: `store` or the plan's own. Remembers how long its shards are."""
         store = self._store_of(store, tokens)
         self.tokens = store.tree(tokens.digest)
-        listed = json.loads((self.tokens / "shards.json").read_text())
+        listed = json.loads((self.tokens / "shards.json").read_text(encoding="utf-8"))
         self._shard_rows |= {shard["sha256"]: shard["rows"] for shard in listed}
         return store
 

@@ -155,7 +155,7 @@ class Run(Steps):
         if report:
             downloaded: list[dict] = []
             with suppress(OSError, ValueError):
-                downloaded = list(json.loads((folder / run_facts.SOURCES).read_text()))
+                downloaded = list(json.loads((folder / run_facts.SOURCES).read_text(encoding="utf-8")))
             run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
             page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
             store.write_run_file(name, "report.html", page.encode())

@@ -62,7 +62,8 @@ def submit(run: Run, every: Step, model: Any, shards: list[tuple[Step, Ref]], co
     batches = [Batch([shard for part in parts[i::count] for shard in part]) for i in range(count)]
     titled: Any = lambda parameters: parameters["step"].title  # noqa: E731
     name = every.module.NAME
-    together_task = task(name=name, task_run_name=titled, persist_result=False, cache_policy=NO_CACHE)(_perform_all)
+    kept: Any = {"retries": 0, "retry_delay_seconds": 0, "persist_result": False, "cache_policy": NO_CACHE}
+    together_task = task(name=name, task_run_name=titled, **kept)(_perform_all)
     futures: list[Any] = []
     for i, part in enumerate(parts):
         steps, prompts = zip(*part, strict=True)

@@ -51,6 +51,7 @@ def task_of(module: ModuleType) -> Task:
         name=module.NAME,
         task_run_name=_run_name,  # type: ignore[arg-type]
         retries=RETRIES,
+        retry_delay_seconds=0,
         retry_condition_fn=lambda task, task_run, state: isinstance(state.result(raise_on_failure=False), ChildDied),
         persist_result=False,
         cache_policy=NO_CACHE,  # and no tags: each takes a request for a concurrency slot, 12 s of a 20 s cached run

@@ -77,7 +77,7 @@ class Throughput:
         """`runs/<name>/throughput.json`. Iterations of which nothing ran this time keep the figures they had."""
         before: dict = {}
         with suppress(OSError, ValueError):
-            before = dict(json.loads((store.root / "runs" / name / FILE).read_text()))
+            before = dict(json.loads((store.root / "runs" / name / FILE).read_text(encoding="utf-8")))
         store.write_run_file(name, FILE, (json.dumps(before | self.figures(), indent=1) + "\n").encode())
 
 

@@ -149,6 +149,24 @@ def mutations(source: str) -> list[str]:
     return [f"line {line}: calls {name}" for line, name, call in calls(ast.parse(source)) if _mutates(name, call)]
 
 
+def unencoded(source: str) -> list[str]:
+    """Text that is read or written, of a file or another process, in the encoding of whoever runs it."""
+    found = []
+    for line, name, call in calls(ast.parse(source)):
+        last, given = name.rpartition(".")[2], {keyword.arg: keyword.value for keyword in call.keywords}
+        if last in ("open", "fdopen") and name != "os.open":
+            at = 1 if name in ("open", "io.open", "os.fdopen") else 0
+            mode = given.get("mode") or next(iter(call.args[at : at + 1]), None)
+            text = mode is None or (isinstance(mode, ast.Constant) and "b" not in str(mode.value))
+        elif last in ("read_text", "write_text"):
+            text = len(call.args) < (1 if last == "read_text" else 2)
+        else:
+            text = not _is_false(given.get("text", ast.Constant(False)))
+        if text and "encoding" not in given:
+            found.append(f"line {line}: {name} without an encoding")
+    return found
+
+
 def sizes(source: str, file_lines: int, function_lines: int) -> list[str]:
     """A file or a function (decorators aside) that is longer than allowed."""
     count = len(source.splitlines())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.architecture.scan import ROOT, SHIPPED, banned, clocks, mutations, python_files, where
+from tests.architecture.scan import ROOT, SHIPPED, banned, clocks, mutations, python_files, unencoded, where
 
 STORE = ROOT / "spin_core" / "store"
 
@@ -33,3 +33,9 @@ def test_store_changes_files_only_in_fs():
     """Catches a write that the fault tests cannot reach, because it does not pass spin_core/store/fs.py."""
     bad = _hits(mutations, [file for file in python_files("spin_core/store") if file.name != "fs.py"])
     assert not bad, f"change files through spin_core.store.fs:\n{bad}"
+
+
+def test_text_is_utf8_whatever_the_locale():
+    """Catches a file, or another process's output, that is read as ASCII or Latin-1 on a machine with such a locale."""
+    bad = _hits(unencoded, python_files(*SHIPPED))
+    assert not bad, f'say encoding="utf-8":\n{bad}'

@@ -98,6 +98,26 @@ def test_mutations_reading_and_fs_pass():
     assert not scan.mutations(source + "s.replace('a', 'b')\nos.open(p, os.O_RDONLY)\ndataclasses.replace(r, a=1)\n")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open(p)", "open(p, 'w')", "p.open()", "p.open('a')", "p.open(mode='r')", "p.read_text()",
+        "p.read_text(errors='replace')", "p.write_text(s)", "import os\nos.fdopen(fd, 'w')",
+        "import subprocess\nsubprocess.run(c, text=True)",
+    ],
+)  # fmt: skip
+def test_unencoded_each_way_is_seen(source):
+    """Catches a scanner that knows `open` alone, or takes any keyword for the encoding."""
+    assert scan.unencoded(source)
+
+
+def test_unencoded_bytes_and_named_encodings_pass():
+    """Catches a scanner that refuses bytes, descriptors, or an encoding that is said by place."""
+    source = "import os\nos.open(p, os.O_RDONLY)\nopen(p, 'rb')\np.open('wb')\nos.fdopen(fd, 'wb')\n"
+    source += "p.read_text('utf-8')\np.write_text(s, encoding='utf-8')\nopen(p, encoding='ascii')\n"
+    assert not scan.unencoded(source + "run(c, encoding='utf-8')\nrun(c, text=False)\n")
+
+
 def test_sizes_and_docstrings_are_seen():
     """Catches off-by-one limits and a docstring check that looks at the module alone."""
     assert scan.sizes("a = 1\n" * 5, 4, 9) == ["5 lines; at most 4"] and not scan.sizes("a = 1\n" * 4, 4, 9)

@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +21,17 @@ import pytest
 from flows.server.embedded import answers
 
 ROOT = Path(__file__).parents[2]
+THEIRS = {
+    "PREFECT_SERVER_API_AUTH_STRING": "admin:theirs",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    "PREFECT_SERVER_API_BASE_PATH": "/elsewhere",
+    "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://user:theirs@127.0.0.1:9/prefect",
+    "PREFECT_API_AUTH_STRING": "admin:theirs",
+    "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK": "s3-bucket/theirs",
+    "PREFECT_FLOWS_DEFAULT_RETRIES": "2",
+}
+"""Settings of a user who has servers and flows of another kind."""
 
 
 def _servers(home: Path) -> set[str]:
@@ -34,9 +46,14 @@ def _servers(home: Path) -> set[str]:
 
 
 def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tmp_path) -> None:
-    """Catches a server that outlives the command, Prefect's logs on the terminal, and output besides the JSON."""
+    """Catches a server that outlives the command, Prefect's logs on the terminal, and output besides the JSON; a server
+    that takes the user's settings for other servers, and a run that a terminal without θ ends."""
     store = shutil.copytree(finished[0], tmp_path / "store", symlinks=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment |= THEIRS | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "prefect").mkdir()
+    profile = "".join(f'{name} = "{value}"\n' for name, value in THEIRS.items())
+    (tmp_path / "prefect" / "profiles.toml").write_text(f'active = "theirs"\n[profiles.theirs]\n{profile}')
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), "--json"],
         cwd=tmp_path,  # the checkout's `.env` may name a server
@@ -56,6 +73,8 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
             break
         time.sleep(0.02)
     assert not _servers(tmp_path / "prefect")
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:  # `prefect server start` shows it
+        assert database.execute("select run_count, state_type from flow_run").fetchall() == [(1, "COMPLETED")]
 
 
 @pytest.mark.full

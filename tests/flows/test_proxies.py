@@ -120,7 +120,8 @@ from pathlib import Path
 from flows.cli.__main__ import main
 with suppress(SystemExit):
     main(["store", "ls", "--store", "s3://bucket/prefix"])
-from flows.server.embedded import answers, configured_server
+from flows.server.embedded import answers
+from flows.server.settings import configured_server
 from prefect.client.orchestration import get_client
 from spin_core.sources.resolve import resolve
 url = configured_server()

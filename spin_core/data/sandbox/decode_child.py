@@ -160,7 +160,7 @@ def _limit() -> None:
     """Addresses from here on, no files written, no core dump, processor time (where the system keeps such limits)."""
     used = 0
     with suppress(OSError):
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
     limits = {"RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0} | ({"RLIMIT_AS": used + MEMORY} if used else {})
     for name, most in limits.items():
         with suppress(OSError, ValueError):
