@@ -92,7 +92,12 @@ def _serve_together(jobs: queue.Queue[str], events: TextIO) -> None:
 
     process_group.begin()
     while True:
-        spec = process_group.broadcast(json.loads(jobs.get()) if RANK == 0 else None)
+        try:
+            spec = process_group.broadcast(json.loads(jobs.get()) if RANK == 0 else None)
+        except RuntimeError as error:
+            if not _of_another(error):
+                raise
+            os._exit(1)  # between two jobs: another one has ended, as all do when the last job is done
         if not _serve(spec, events):
             os._exit(1)  # the launcher ends the others
 

@@ -1,7 +1,7 @@
 """A fault of the battery: how often it is tried, and the table of what came of it.
 
 The counts are for a pull request, a night, a release; $SPINLOOP_FAULTS picks one (`make faults`: night). Identifiers
-R1–R30 (reliability) and S1–S17 (security) are listed in tests/faults/README.md.
+R1–R30 (reliability) and S1–S18 (security) are listed in tests/faults/README.md.
 """
 
 from __future__ import annotations

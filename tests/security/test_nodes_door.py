@@ -1,4 +1,4 @@
-"""A stranger at the nodes' door (S16): there is no port to come through, and a file that he leaves does not count."""
+"""A stranger at the nodes' door (S18): there is no port to come through, and a file that he leaves does not count."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from spin_core.runtime.meeting import Meeting, Member, Order, Place
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
 
-S16 = Fault("S16", "a stranger's file in the nodes' meeting: shape, owner, kind of file; an order beyond its limits")
-S16_DOOR = Fault("S16", "ports that a run's node 0 and `spinloop join` open while they meet")
+S18 = Fault("S18", "a stranger's file in the nodes' meeting: shape, owner, kind of file; an order beyond its limits")
+S18_DOOR = Fault("S18", "ports that a run's node 0 and `spinloop join` open while they meet")
 ID = "0123456789abcdef"
 GOOD = Member(node=1, id=ID)
 ORDER = Order(launch=ID, compute=Compute(nodes=2), device="cpu", address="10.0.0.1", port=20001, nodes=[ID])
@@ -80,7 +80,7 @@ def test_what_a_stranger_puts_into_the_meeting_does_not_count(store, tmp_path) -
         (sentence,) = (text for text in sentences if name in text)
         assert sentence.isprintable() and len(sentence) < 500
 
-    S16.each([*planted, "aaaa", "bbbb", "cccc", ID, r"\x1b[31m"], trial)
+    S18.each([*planted, "aaaa", "bbbb", "cccc", ID, r"\x1b[31m"], trial)
     assert any("every user may change it" in text for text in sentences)
 
 
@@ -123,7 +123,7 @@ def test_order_beyond_its_limits_is_refused(store) -> None:
 
     (store / f"node-0-{ID}.json").write_text(json.dumps(FIRST))
     assert meeting.read(store / f"node-0-{ID}.json", os.geteuid()).order == ORDER
-    S16.each(ORDERS, trial)
+    S18.each(ORDERS, trial)
 
 
 def test_job_from_the_network_is_a_stage_that_is_shared(monkeypatch) -> None:
@@ -150,7 +150,7 @@ def test_nobody_listens_while_the_nodes_meet(store) -> None:
                 time.sleep(0.05)
             assert [member.node for member in first._meeting.there.values()] == [1]
 
-            S16_DOOR.each([os.getpid(), node.pid], lambda pid: opened(pid, before))
+            S18_DOOR.each([os.getpid(), node.pid], lambda pid: opened(pid, before))
         finally:
             first.close()
             try:

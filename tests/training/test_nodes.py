@@ -17,10 +17,11 @@ import pytest
 from launched import runtime, spec
 from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.config.runtime import Compute
+from spin_core.config.runtime import Compute, Runtime
 from spin_core.errors import BadInput, ChildDied, StageFailed
 from spin_core.runtime import launch, leader, meeting
 from spin_core.runtime.child import Child, launched
+from spin_core.runtime.join import join
 from spin_core.runtime.leader import Leader
 from spin_core.runtime.meeting import Meeting, Place
 from spin_core.stages import finetune
@@ -91,7 +92,8 @@ def test_finetune_on_two_nodes_same_curve_as_one_process(tmp_path, store, inputs
         node.send_signal(signal.SIGKILL)
         node.wait()
     assert log.read_text().count("node 1 of 2 joins with 1 processes") == 2
-    assert "took part in 2 launches" in log.read_text() and not (store / "nodes" / "run-7").exists()
+    assert "took part in 2 launches" in log.read_text() and "Traceback" not in log.read_text()
+    assert not (store / "nodes" / "run-7").exists()
 
 
 @pytest.fixture
@@ -265,6 +267,35 @@ def test_several_nodes_without_a_launcher_are_refused() -> None:
     """Catches a run that waits for nodes that nobody started."""
     with pytest.raises(BadInput, match=r"runtime\.compute\.nodes is 2, and this process was started as none of them"):
         launched(runtime(1).model_copy(update={"compute": TWO}).model_dump())
+
+
+def test_only_node_0_of_several_leads_and_only_the_others_join(store, monkeypatch) -> None:
+    """Catches a run on one node, or of a worker whose stages run on pools, that wants a launcher; two leaders; and a
+    node 0 that waits for itself."""
+    for name in (*meeting.RANK, *meeting.MEETING):
+        monkeypatch.delenv(name, raising=False)
+    several = Runtime(compute=TWO)
+    with leader.leading(store, several) as nobody:
+        assert nobody is None
+    monkeypatch.setenv("SPINLOOP_NODE_RANK", "1")
+    monkeypatch.setenv("SPINLOOP_LEADER", "127.0.0.1")
+    with leader.leading(store, Runtime()) as nobody:
+        assert nobody is None
+    refused = pytest.raises(BadInput, match=r"this is node 1, and a run starts on node 0; run `spinloop join` here")
+    with refused, leader.leading(store, several):
+        pytest.fail("it leads")
+    monkeypatch.setenv("SPINLOOP_NODE_RANK", "0")
+    with leader.leading(store, several) as first:
+        assert first and first.address == "127.0.0.1" and list((store / "nodes").iterdir())
+    with pytest.raises(BadInput, match=r"this is node 0, which runs the profile"):
+        join(store, meeting.place(), pytest.fail)
+    assert not list((store / "nodes").iterdir())
+
+
+def test_node_0_that_never_comes_is_named(store, fast) -> None:
+    """Catches a node that waits for good, with its GPUs, for a run that has another store or name."""
+    with pytest.raises(StageFailed, match=r"run-7: node 0 did not come within 2 s; look whether its run has begun"):
+        join(store, HERE[1], pytest.fail)
 
 
 def test_node_that_is_gone_ends_the_stage_with_its_number(tmp_path, store, inputs, monkeypatch) -> None:

@@ -101,6 +101,13 @@ class Proxy:
         self.requests, self.meddle, self.dropped = [], lambda request: None, set()
 
 
+def _instead(said: int | bytes | Refusal) -> tuple[int, dict[str, str], bytes]:
+    if isinstance(said, bytes):
+        return 200, {}, said
+    refusal = Refusal(said) if isinstance(said, int) else said
+    return refusal.status, refusal.headers, refusal.body
+
+
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
     target = urlsplit(proxy.target)
 
@@ -129,11 +136,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         def _pass_on(self, request: S3Request, body: bytes) -> None:
             proxy.requests.append(request)
             if (said := proxy.meddle(request)) is not None:
-                refusal = Refusal(said) if isinstance(said, int) else said
-                if isinstance(refusal, bytes):
-                    self._answer(200, {}, refusal)
-                else:
-                    self._answer(refusal.status, refusal.headers, refusal.body)
+                self._answer(*_instead(said))
                 return
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP | proxy.dropped}
             upstream = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=60)
