@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -238,9 +239,10 @@ def moved(client: SyncPrefectClient, pool: str, message: str) -> str:
     runs with; empty where it is there, or something else is wrong. Prefect says `unhandled errors in a TaskGroup`."""
     if "could not start" not in message:
         return ""
-    variables = client.read_work_pool(pool).base_job_template.get("variables", {}).get("properties", {})
-    command = variables.get("command", {}).get("default") or ""
-    program = next(iter(command.split()), "")
+    command = ""
+    with suppress(ObjectNotFound, KeyError):
+        command = client.read_work_pool(pool).base_job_template["variables"]["properties"]["command"]["default"] or ""
+    program = next(iter(shlex.split(command)), "")
     if not program.startswith("/") or Path(program).exists():
         return ""
     return (

@@ -51,7 +51,7 @@ def test_doctor_checks_a_worker_of_each_pool(workers, spinloop, store, tmp_path)
     assert "is another than the one asked for" in out and "$SPINLOOP_STORE" in out
 
 
-GONE = "/old/checkout/.venv/bin/python -m prefect.engine"
+GONE = "'/old check out/.venv/bin/python' -m prefect.engine"
 
 
 @pytest.fixture
