@@ -30,6 +30,7 @@ def main() -> None:
         )
         for number in numbers
     ]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, to every process of a job: the workers end by themselves
     _, status = os.wait()
     for worker in workers:
         with suppress(ProcessLookupError):
