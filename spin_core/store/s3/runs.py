@@ -26,7 +26,6 @@ from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Objects, Stat, md5
 
 FOLDER, FILES, POINTER = "runs/", "files/", "run.json"
-MOST_RUNS = 1 << 53
 
 
 class View(NamedTuple):
@@ -111,7 +110,7 @@ def parse(data: bytes) -> View:
         links, order, files = body["links"].items(), body["order"], body.get("files", {}).items()
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError("not a pointer of a run") from error
-    if type(order) is not int or not 0 <= order < MOST_RUNS:
+    if type(order) is not int or order < 0:
         raise ValueError("a place among the runs that is none")
     return View({k: v for k, v in links if _is_named(k, v)}, order, {k: v for k, v in files if _is_named(k, v)})
 

@@ -51,9 +51,11 @@ def _of_a_cache(held: Held, asked: Asked, answer: Answer, rng: random.Random) ->
     return Answer(200, page(asked.prefix, there), {"Age": "86400"})
 
 
-def _goes_on(held: Held, asked: Asked, answer: Answer, rng: random.Random) -> Answer:
-    token = "<IsTruncated>true</IsTruncated>" + rng.choice(("", "<NextContinuationToken>x</NextContinuationToken>"))
-    return Answer(200, page(asked.prefix, []).replace(b"<IsTruncated>false</IsTruncated>", token.encode()))
+def _goes_on(token: str) -> Page:
+    more = f"<IsTruncated>true</IsTruncated>{token}".encode()
+    return lambda held, asked, answer, rng: Answer(
+        200, page(asked.prefix, []).replace(b"<IsTruncated>false</IsTruncated>", more)
+    )
 
 
 def _moved(held: Held, asked: Asked, answer: Answer, rng: random.Random) -> Answer:
@@ -78,9 +80,11 @@ PAGES: dict[str, Page] = {
     "no object": lambda held, asked, answer, rng: Answer(200, page(asked.prefix, [])),
     "an old listing": _old,
     "a listing that a cache kept": _of_a_cache,
-    "a page that goes on for ever": _goes_on,
+    "a page that goes on nowhere": _goes_on(""),
+    "a page that goes on for ever": _goes_on("<NextContinuationToken>x</NextContinuationToken>"),
     "another bucket's listing": lambda held, asked, answer, rng: Answer(200, page(asked.prefix, [], bucket=OTHER)),
     "another prefix's listing": _moved,
+    "another prefix's, which is empty": lambda held, asked, answer, rng: Answer(200, page(f"other/{asked.prefix}", [])),
 }
 REAL = ("fewer, said to be all", "some, each time others", "no object", "an old listing")
 """Of these each page by itself could be a real one."""

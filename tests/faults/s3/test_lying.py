@@ -193,6 +193,26 @@ def test_gc_removes_nothing_that_is_needed_whatever_is_answered(store, held):
     check_gc(store, held, remote_gc.gc, LYING)
 
 
+@pytest.mark.parametrize(("whole", "why"), [(True, "is not in the listing, so it is old"), (False, "in a row differ")])
+def test_gc_of_a_listing_that_may_be_real_and_is_old_is_refused(store, held, whole, why):
+    """Catches a gc for which the run that ended last is none yet: as every listing has it, or only one of two."""
+    there = dict(held.objects)
+
+    def old(asked: Asked, answer: Answer) -> Answer:
+        if asked.what != "list" or asked.prefix not in ((PREFIX, f"{PREFIX}runs/") if whole else (PREFIX,)):
+            return answer
+        known = {key: data for key, data in held.objects.items() if "run-1/" not in key}
+        if whole:
+            known.pop(PREFIX + leases.MARK, None)
+        return Answer(200, Held(known).listing(asked.prefix))
+
+    held.lie = old
+    with pytest.raises(StoreError, match=why):
+        remote_gc.gc(store, keep_runs=1)
+    held.lie = honest
+    assert held.objects == there
+
+
 def gc_that_believes(monkeypatch: pytest.MonkeyPatch) -> Gc:
     """What gc was: whatever page comes is the listing, asked for once, and what it does not show is not there."""
     whole = objects.Objects._listing

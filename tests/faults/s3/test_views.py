@@ -13,6 +13,7 @@ import pytest
 from flows.cli import report
 from flows.cli import store as cli
 from spin_core.errors import BadInput, StoreError
+from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3.remote import RemoteStore
 from tests.faults.fault import Fault
 from tests.faults.s3.held import Held
@@ -78,7 +79,7 @@ ATTACKS: dict[str, Callable[[Held], object]] = {
     "a pointer without sums": pointer(lambda body: body.pop("files")),
     "a pointer that is a page": pointer(lambda body: b"<html>\x1b[2J</html>"),
     "a pointer that is empty": pointer(lambda body: b""),
-    "an order that no run has": pointer(lambda body: body.update(order=10**30)),
+    "an order that is none": pointer(lambda body: body.update(order="\x1b[2J")),
     "a name that leaves": pointer(lambda body: body["files"].update({"../../../out": "a" * 64})),
     "a label that is obeyed": pointer(lambda body: body["links"].update({"\x1b[2J": "a" * 64})),
     "a run that is obeyed": lambda held: held.objects.update(
@@ -144,3 +145,10 @@ def test_output_that_no_record_names_is_not_fetched(service, capsys):
     del service.objects[key]
     with pytest.raises(StoreError, match="no record names this output"):
         cli._fetch(fetch)
+
+
+@pytest.mark.parametrize("order", [-1, 1.0, True, "1", None, [1]])
+def test_pointer_with_an_order_that_is_none_is_no_pointer(order):
+    """Catches a run that is the latest, or the first to go, by a word; and one that cannot be compared with others."""
+    with pytest.raises(ValueError, match="a place among the runs that is none"):
+        remote_runs.parse(json.dumps({"links": {}, "order": order}).encode())

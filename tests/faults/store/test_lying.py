@@ -152,6 +152,54 @@ def test_gc_removes_nothing_that_is_needed_whatever_the_disk_lists(monkeypatch):
     check_gc(gc, LYING)
 
 
+def _without(*places: str) -> Callable[[Store], object]:
+    """Takes folders or files of the store away."""
+    return lambda store: [fs.remove(store.root / place) for place in places]
+
+
+def _without_a_record(store: Store) -> None:
+    """Of the rows from which both models were made, and to which no run leads."""
+    fs.remove(store.root / "records" / "reformat")
+    for run in ("run-0", "run-1"):
+        store.link_run(run, {"001-reformat": None})
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "why"),
+    [
+        (_without("records", "runs"), {}, r"outputs and files are there \(4\), and no record"),
+        (_without("trees"), {}, "the outputs of all 3 records are missing"),
+        (_without("runs"), {"keep_runs": 1}, "runs/ shows no run, so none of 3 records would be kept"),
+        (_without("records/reformat"), {}, "runs/run-0 leads by 001-reformat to the output .* without one"),
+        (_without_a_record, {}, "finetune .* was made from the output .* which is there without one"),
+    ],
+)
+def test_gc_of_a_store_that_cannot_be_all_there_is_refused(place, change, how, why):
+    """Catches a gc that asks nothing but the records what is needed; each refusal by itself, while in the battery
+    others hold too."""
+    store = fill(place)
+    change(store)
+    before = contents(store.root)
+    with pytest.raises(StoreError, match=why):
+        gc(store, **how)
+    assert contents(store.root) == before
+
+
+def test_gc_that_reads_a_folder_differently_the_second_time_is_refused(place):
+    """Catches a gc that believes the first reading."""
+    store = fill(place)
+    before, times = contents(store.root), []
+
+    def first_none(names: list[str], rng: random.Random) -> list[str]:
+        times.append(names)
+        return [name for name in names if name.startswith(".") or len(times) > 2]
+
+    lie = read_as(store.root / "runs" / "run-1", first_none, random.Random(1))
+    with lie, pytest.raises(StoreError, match="reads differently each time"):
+        gc(store, keep_runs=1)
+    assert contents(store.root) == before
+
+
 def gc_that_believes(store: Store, **how: object) -> object:
     """What is listed is all that there is."""
     with pytest.MonkeyPatch.context() as patch:
