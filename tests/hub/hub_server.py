@@ -45,6 +45,10 @@ class Repo:
         return matches[0] if len(matches) == 1 else None
 
 
+def _take(request: str) -> None:
+    """Of a hub that refuses nothing; by name, so that it can be kept with the run that read it."""
+
+
 @dataclass
 class Hub:
     """All repositories (`models/acme/good`), tokens → organisations they may write to, and the requests it got."""
@@ -57,7 +61,7 @@ class Hub:
     url: str = ""
     infos_left: int = -1
     """After so many questions for a repository's info every token is revoked; -1: never."""
-    refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda request: None
+    refuse: Callable[[str], tuple[int, dict[str, str]] | None] = _take
     """Is shown each request (`GET /api/…`); a status and headers answer it instead."""
 
     def add(self, name: str, files: dict[str, bytes], **how: Any) -> Repo:
