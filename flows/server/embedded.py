@@ -29,7 +29,7 @@ from spin_core.store.locks import locked
 
 START_SECONDS = 120
 BUSY_SECONDS = 30.0  # a server that was just restarted, or has 40 runs to serve, took over 5 on a busy machine
-LAST_LINES = 8
+LAST_LINES = 5
 
 
 def answers(url: str, seconds: float = 5) -> bool:
@@ -74,7 +74,7 @@ class EmbeddedServer:
     def _keep_last(self) -> None:
         assert self.process.stderr
         for line in self.process.stderr:
-            if line.strip():
+            if not line[0].isspace() and "Traceback" not in line:  # what was raised, not where
                 self.last.append(line.rstrip())
 
     @contextmanager

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from inspect import isclass
@@ -31,7 +32,8 @@ def read() -> None:
     os.getcwd()
     said = io.StringIO()  # a broken file is a warning for each section, before it is an error
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # `home` says so where it matters
             import prefect.context  # noqa: F401
     except Exception as error:
         raise BadInput(_sentence(error)) from None

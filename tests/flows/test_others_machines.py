@@ -120,7 +120,7 @@ def test_server_that_does_not_start_shows_its_last_lines(monkeypatch, tmp_path) 
     from flows.server.embedded import EmbeddedServer
     from spin_core.errors import SpinloopError
 
-    (tmp_path / "uvicorn.py").write_text("raise SystemExit('one\\ndisk I/O error')")
+    (tmp_path / "uvicorn.py").write_text("raise OSError('disk I/O error')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
         temporary_settings({PREFECT_HOME: tmp_path / "prefect"}),
@@ -128,7 +128,7 @@ def test_server_that_does_not_start_shows_its_last_lines(monkeypatch, tmp_path) 
         EmbeddedServer().ready(),
     ):
         pass
-    assert str(failure.value).endswith("Its last lines:\n  | one\n  | disk I/O error")
+    assert str(failure.value).endswith("Its last lines:\n  | OSError: disk I/O error")
     assert str(tmp_path / "prefect" / "prefect.db") in str(failure.value)
 
 
