@@ -17,7 +17,7 @@ from spin_core.runtime.meeting import MEETING, RANK, Meeting, Member, Order, Pla
 
 def join(store: Path, here: Place, say: Callable[[str], None], python: str = sys.executable) -> int:
     """Takes part in every launch of node 0 until that is gone: how many there were. Where this node's processes die,
-    node 0 is told, which ends the launch; its next one is another try.
+    node 0 is notified, which ends the launch; its next one is another try.
 
     Raises BadInput where this is node 0, or another process has its number; StageFailed where node 0 never came; else
     as `Meeting`.

@@ -1,7 +1,7 @@
 """The hub's client, made patient: a hub that has too many requests is asked again after the pause that it wants.
 
 Is not: what is asked (`hub.py`, `spin_core/report/hub_push.py`). huggingface_hub waits in some of its requests as long
-as it is told, a day too, and in others not at all; here every request waits, up to LONGEST, and says so on standard
+as the answer says, a day too, and in others not at all; here every request waits, up to LONGEST, and says so on standard
 error. For all that uses huggingface_hub in this process.
 """
 
@@ -69,8 +69,8 @@ def _send(send: Callable[..., Any], request: Any, **how: Any) -> Any:
         response = send(request, **how)
         if _at_once.get() or not is_busy(response):
             return response
-        told = _wanted(response.headers)
-        seconds = pause if told is None else max(told, 1.0)
+        wanted = _wanted(response.headers)
+        seconds = pause if wanted is None else max(wanted, 1.0)
         pause = min(2 * pause, MOST)
         if waited + seconds > LONGEST:
             response.close()

@@ -273,9 +273,9 @@ class Objects:
             return error
         try:
             self._once(used, "get_object", {**parameters, "Range": "bytes=0-0"})
-        except Exception as told:
-            code, _ = refusals.answer(told)
-            return error if code in refusals.GONE else told
+        except Exception as again:
+            code, _ = refusals.answer(again)
+            return error if code in refusals.GONE else again
         return error
 
     def _renewed(self, used: Any) -> bool:
