@@ -1,8 +1,8 @@
 """The hub's client, made patient: a hub that has too many requests is asked again after the pause that it wants.
 
 Is not: what is asked (`hub.py`, `spin_core/report/hub_push.py`). huggingface_hub waits in some of its requests as long
-as the answer says, a day too, and in others not at all; here every request waits, up to LONGEST, and says so on standard
-error. For all that uses huggingface_hub in this process.
+as the answer says, a day too, and in others not at all; here every request waits, up to LONGEST, and says so on
+standard error. For all that uses huggingface_hub in this process.
 """
 
 from __future__ import annotations
