@@ -24,7 +24,10 @@ from tests.faults.s3.test_uploads import KEY, publish
 from tests.faults.store.battery import assert_right
 
 NOWHERE = "s3://bucket/prefix"
-EMPTY = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><KeyCount>0</KeyCount></ListBucketResult>'
+EMPTY = (
+    b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name><Prefix>prefix/x/</Prefix>'
+    b"<KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>"
+)
 
 
 def told(url: str = NOWHERE, ask=lambda objects: list(objects.listed(""))) -> str:
@@ -159,7 +162,9 @@ def test_certificate_of_a_private_ca(proxy, monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
         assert "certificate is not trusted here; set AWS_CA_BUNDLE to the file of its CA" in told()
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         assert list(Objects(NOWHERE, "x").listed("")) == []
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9999")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url.replace("http:", "https:"))
     assert "no TLS connection can be made; check whether AWS_ENDPOINT_URL is http:// or https://" in told()
 
