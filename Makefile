@@ -11,13 +11,15 @@ JOBS ?= 3
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
 test: .venv/dev              ## what CI runs: lint, types, architecture, and every promise tested once (12 to 13 minutes on 2 cores)
-	$(MAKE) -j 2 check store-faults
+	$(MAKE) -j 2 check tests
+
+tests: store-faults          # beside `check`, which is over long before these are
 	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 
 store-faults: .venv/dev
