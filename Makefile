@@ -16,7 +16,7 @@ LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
 
-test: .venv/dev              ## what CI runs: lint, types, architecture, and every promise tested once (12 to 13 minutes on 2 cores)
+test: .venv/dev              ## what CI runs: lint, types, architecture, and every promise tested once (11 to 13 minutes on 2 cores)
 	$(MAKE) -j 2 check tests
 
 tests: store-faults          # beside `check`, which is over long before these are

@@ -18,6 +18,9 @@ no_network.install()
 settings.register_profile("spinloop", deadline=None)  # a busy machine is no wrong program
 settings.load_profile("spinloop")
 
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of `make test`: a make that a test starts is not its child
+    os.environ.pop(name, None)
+
 HOME = tempfile.mkdtemp(prefix="spinloop-tests-prefect-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ["PREFECT_HOME"] = HOME
