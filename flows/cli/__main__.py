@@ -80,8 +80,8 @@ def _use_utf8() -> None:
 
 
 def _in_a_sentence(error: Exception) -> SpinloopError | None:
-    """What a person is told of the current folder, of a name, or by Prefect's client of its server; None of another
-    error."""
+    """The sentence for an error of the current folder, of a name, or of Prefect's client about its server; None for any
+    other."""
     try:
         os.getcwd()  # relative names begin there: of the store, of a profile, of Prefect's files
     except OSError as gone:

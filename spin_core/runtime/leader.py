@@ -63,8 +63,8 @@ class Leader:
             if now - began > meeting.MEETING_SECONDS:
                 raise StageFailed(
                     f"runtime.compute.nodes is {compute.nodes}, and {named(missing)} did not join within "
-                    f"{meeting.MEETING_SECONDS:g} s; start `spinloop join` there with this run's --store, {MEETING[0]}="
-                    f"{self._meeting.here.meeting} and its {RANK[0]}"
+                    f"{meeting.MEETING_SECONDS:g} s; start `spinloop join` there with its {RANK[0]}, and see that "
+                    f"{self._meeting.folder} is the same folder (--store, of one on S3 SPINLOOP_CACHE; {MEETING[0]})"
                 )
             if now - said > SAY_SECONDS:
                 said = now

@@ -77,13 +77,12 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
         assert database.execute("select run_count, state_type from flow_run").fetchall() == [(1, "COMPLETED")]
 
 
-@pytest.mark.full
-def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
-    """Catches a server that Ctrl-C reaches too: the run would then retry a dead port for minutes."""
+def training(profile: Path, tmp_path: Path, *settings: str) -> subprocess.Popen:
+    """A run, in a session of its own, whose long training has written its first checkpoint."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "flows.cli", "run", str(profile), "--store", str(tmp_path / "store")]
     run = subprocess.Popen(
-        [*command, "--set", "sft.epochs=500"],
+        [*command, *(part for setting in ("sft.epochs=500", *settings) for part in ("--set", setting))],
         cwd=tmp_path,  # the checkout's `.env` may name a server
         env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -98,6 +97,13 @@ def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
         if list(scratch.glob("sft-*/checkpoint-*")) or run.poll() is not None:
             break
         time.sleep(0.02)
+    return run
+
+
+@pytest.mark.full
+def test_ctrl_c_ends_the_run_in_one_sentence(tiny, tmp_path) -> None:
+    """Catches a server that Ctrl-C reaches too: the run would then retry a dead port for minutes."""
+    run = training(tiny, tmp_path)
     os.killpg(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130, err
@@ -111,22 +117,7 @@ def test_sigterm_ends_the_run_with_a_checkpoint_and_a_code_of_its_own(tiny, tmp_
     """Catches a run that Slurm's SIGTERM, which every process of a job gets, ends before its training has written a
     checkpoint; one that passes the signal on to nobody where it alone gets it; a server that is gone before its run;
     and an end that cannot be told from a failure, or takes as long as Prefect's retries."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    command = [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(tmp_path / "store")]
-    run = subprocess.Popen(
-        [*command, "--set", "sft.epochs=500", "--set", "runtime.checkpoint_every=40"],
-        cwd=tmp_path,
-        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect"), "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    scratch = tmp_path / "store" / "spinloop-store-v1" / "scratch"
-    for _ in range(6000):
-        if list(scratch.glob("sft-*/checkpoint-*")) or run.poll() is not None:
-            break
-        time.sleep(0.02)
+    run = training(tiny, tmp_path, "runtime.checkpoint_every=40")
     began = time.monotonic()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -140,6 +131,7 @@ def test_sigterm_ends_the_run_with_a_checkpoint_and_a_code_of_its_own(tiny, tmp_
         r"spinloop: sft: ended by SIGTERM after step (\d+) of \d+; its checkpoint is written, and .*", last
     )
     assert step and "Traceback" not in err and time.monotonic() - began < 15, err
+    scratch = tmp_path / "store" / "spinloop-store-v1" / "scratch"
     assert int(step[1]) % 40 and [*scratch.glob(f"sft-*/checkpoint-{int(step[1]):08}")]
 
 

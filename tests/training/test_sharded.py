@@ -195,6 +195,7 @@ def test_finetune_of_two_processes_that_is_asked_to_end_writes_one_checkpoint(tm
 
     def stop(event: dict) -> None:
         if event.get("label") == "finetune" and event.get("done", 0) >= 2:
+            child.process.send_signal(signal.SIGTERM)  # to the launcher: Slurm sends it to every process of a job
             child.stop()
 
     try:

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from tests.faults.s3.server import BUCKET
+from tests.faults.s3.server import BUCKET, in_threads
 
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 WHEN = "Sun, 29 Nov 2026 08:00:00 GMT"
@@ -176,12 +175,5 @@ def _handler(held: Held) -> type[BaseHTTPRequestHandler]:
 def serving() -> Iterator[Held]:
     """The service, on loopback, in threads of this process."""
     held = Held()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(held))
-    server.daemon_threads = True
-    held.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with in_threads(_handler(held)) as held.url:
         yield held
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -172,13 +172,19 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 def proxied(target: str) -> Iterator[Proxy]:
     """A proxy in threads of this process."""
     proxy = Proxy(target)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    with in_threads(_handler(proxy)) as proxy.url:
+        yield proxy
+
+
+@contextmanager
+def in_threads(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on loopback, in threads of this process."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that was killed
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield proxy
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -13,7 +13,6 @@ import pytest
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import leases, roots
-from spin_core.store.keys import payload
 from spin_core.store.s3 import answers, objects, verify
 from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3.remote import RemoteStore
@@ -21,8 +20,7 @@ from tests.faults.fault import Fault
 from tests.faults.s3 import lies
 from tests.faults.s3.held import Answer, Asked, Held, honest
 from tests.faults.s3.server import BUCKET
-from tests.faults.store.battery import compute, each
-from tests.faults.store.kinds import Step
+from tests.faults.store.battery import each, two_runs
 
 LYING = Fault("R30", "gc of a store on S3 is answered what is none, cut, old, foreign, partial", pr=40, night=400)
 READ = Fault("R30", "a request to S3 is answered what is none, cut or foreign", pr=160, night=1600)
@@ -42,12 +40,7 @@ def store(held: Held, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Remote
 
 
 def filled(store: RemoteStore) -> RemoteStore:
-    rows = compute(store, Step(payload("reformat", 1, {}, {}), {"rows.jsonl": b"rows" * 20}))
-    for n in range(2):
-        made = payload("finetune", 1, {"n": n}, {"rows": rows.digest})
-        model = compute(store, Step(made, {"w": b"%d" % n * 50, "t": b"tokenizer"}))
-        links = {"001-reformat": rows.digest, "002-finetune-iter-0": model.digest, "best": model.digest}
-        store.link_run(f"run-{n}", links)
+    two_runs(store)
     store.objects.put("files/" + "1" * 64, b"of nobody")
     store.objects.put("trees/" + "2" * 64 + ".json", b"[]")
     store.objects.put("quarantine/files-x-1", b"damaged")

@@ -202,6 +202,16 @@ def events_of(make: Make, step: Step | None = STEP) -> list[str]:
     return events
 
 
+def two_runs(store: Store) -> None:
+    """Two runs, of which each trained a model from one dataset."""
+    rows = compute(store, Step(payload("reformat", 1, {}, {}), {"rows.jsonl": b"rows" * 20}))
+    for n in range(2):
+        made = payload("finetune", 1, {"n": n}, {"rows": rows.digest})
+        model = compute(store, Step(made, {"w": b"%d" % n * 50, "t": b"tokenizer"}))
+        links = {"001-reformat": rows.digest, "002-finetune-iter-0": model.digest, "best": model.digest}
+        store.link_run(f"run-{n}", links)
+
+
 def compute_failing(
     make: Make, place: Path, at: int, fail: Callable[[Path], None], step: Step = STEP, lasting: bool = False
 ) -> None:

@@ -22,7 +22,7 @@ from spin_core.store.usage import usage
 from spin_core.store.verify import verify
 from tests.faults.fault import Fault
 from tests.faults.store import battery, mounts
-from tests.faults.store.battery import compute, each, folder, root_of, torn
+from tests.faults.store.battery import compute, each, folder, root_of, torn, two_runs
 from tests.faults.store.kinds import Step
 
 LYING = Fault("R30", "a folder of the store is empty, unreadable, foreign or in part there while gc reads it", 60, 600)
@@ -33,12 +33,7 @@ WAYS: tuple[dict, ...] = ({}, {"keep_runs": 1}, {"keep": ["run-1"]}, {"keep_runs
 def fill(place: Path) -> Store:
     """Two runs, of which each trained a model from one dataset; a tree of nobody, unfinished work, one set aside."""
     store = Store(place)
-    rows = compute(store, Step(payload("reformat", 1, {}, {}), {"rows.jsonl": b"rows" * 20}))
-    for n in range(2):
-        made = payload("finetune", 1, {"n": n}, {"rows": rows.digest})
-        model = compute(store, Step(made, {"w": b"%d" % n * 50, "t": b"tokenizer"}))
-        links = {"001-reformat": rows.digest, "002-finetune-iter-0": model.digest, "best": model.digest}
-        store.link_run(f"run-{n}", links)
+    two_runs(store)
     loose = compute(store, Step(payload("generate", 1, {}, {}), {"p": b"pairs"}))
     (store.root / "records" / "generate" / f"{loose.key}.json").unlink()
     (store.root / "quarantine" / "x").write_bytes(b"damaged")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
@@ -17,21 +17,32 @@ from spin_core.runtime.step import KeyedStep, Step
 from spin_core.stages import sft
 from spin_core.store.store import Store
 from tasks.runner.pool_run import HOPELESS, PoolRun
+from tests.flows.fixtures import Called
 from tests.flows.pools.conftest import Worker, until
 
 
+@pytest.fixture
+def diagnosed(api, spinloop, store) -> Callable[[str], Called]:
+    """What `spinloop doctor` says while the pool given has a worker."""
+
+    def call(pool: str) -> Called:
+        worker = Worker(pool, store)
+        try:
+            until(lambda: _workers(api, pool))
+            return spinloop("doctor", "--store", store)
+        finally:
+            worker.stop()
+
+    return call
+
+
 @pytest.mark.full
-def test_doctor_names_the_pool_that_has_no_worker(deployed, api, spinloop, store) -> None:
+def test_doctor_names_the_pool_that_has_no_worker(deployed, api, diagnosed) -> None:
     """Catches a pool that is called good while nobody takes its runs."""
     for pool in ("spin-cpu", "spin-gpu"):  # those that other tests have ended: the server forgets them after 90 s
         for worker in _workers(api, pool):
             api.client.request("DELETE", f"/work_pools/{pool}/workers/{worker}")
-    worker = Worker("spin-cpu", store)
-    try:
-        until(lambda: _workers(api, "spin-cpu"))
-        code, out, err = spinloop("doctor", "--store", store)
-    finally:
-        worker.stop()
+    code, out, err = diagnosed("spin-cpu")
     assert code == 1 and "spin-gpu: needed" in err and "make worker POOL=spin-gpu" in out
 
 
@@ -83,14 +94,9 @@ def test_run_names_the_command_of_a_moved_checkout_and_does_not_try_it_again(mov
 
 
 @pytest.mark.full
-def test_doctor_names_the_command_of_a_moved_checkout(moved, api, store, spinloop) -> None:
+def test_doctor_names_the_command_of_a_moved_checkout(moved, diagnosed) -> None:
     """Catches a doctor that repeats Prefect's words; and Prefect, should it begin to say it in others."""
-    worker = Worker("spin-gpu", store)
-    try:
-        until(lambda: _workers(api, "spin-gpu"))
-        code, out, _ = spinloop("doctor", "--store", store)
-    finally:
-        worker.stop()
+    code, out, _ = diagnosed("spin-gpu")
     (line,) = [line for line in out.splitlines() if GONE in line]
     assert code == 1 and line.startswith("missing  spin-gpu ") and "`spinloop deploy`" in line
 
