@@ -19,7 +19,7 @@ from typing import Literal
 
 from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, file_names, is_saved
 from spin_core.errors import BadInput
-from spin_core.sources import folders, hub, task_folder
+from spin_core.sources import folders, hub, pointers, task_folder
 from spin_core.store.digest import FileEntry, file_digest, tree_digest
 from spin_core.store.keys import DIGEST
 from spin_core.store.store import Store
@@ -122,6 +122,9 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
         if is_saved(place):
             return file_names(place)
         return [file.relative_to(place).as_posix() for file in data_files(place, split)]
+    elif kind == "pairs":
+        for name in pointers.links(place):
+            pointers.refuse_link(place / name)
     return _chosen(kind, file_names(place), str(place), split)
 
 
@@ -141,7 +144,7 @@ def is_here(path: str, base_dir: Path) -> bool:
 
 
 def _place(path: str, base_dir: Path) -> Path | None:
-    """The existing local path. Raises BadInput where it may not be looked at."""
+    """The existing local path. Raises BadInput where it may not be looked at, or its content was not fetched."""
     try:
         given = Path(path).expanduser()
     except RuntimeError:  # ~name, of nobody here
@@ -150,6 +153,7 @@ def _place(path: str, base_dir: Path) -> Path | None:
         try:
             if place.exists():
                 return place.resolve()
+            pointers.refuse_link(place)
         except OSError as error:
             raise BadInput(f"{place}: cannot be read ({error.strerror}); fix its permissions.") from error
     return None
@@ -179,6 +183,7 @@ def _digest(root: Path, names: list[str]) -> str:
 
 def _entry(file: Path, name: str) -> FileEntry:
     try:
+        pointers.refuse(file)
         name.encode()  # the digest is over UTF-8
         size, sha256 = file_digest(file.resolve())
     except UnicodeEncodeError:
