@@ -134,6 +134,8 @@ def _chosen(kind: SourceKind, names: list[str], where: str, split: str) -> list[
         return choose_files(names, split, where)
     if kind == "pairs":
         return folders.pair_names(names, where)
+    if kind == "tokenizer":
+        return folders.tokenizer_files(names)
     folders.require_weights(where, names)
     return folders.checkpoint_files(names) if kind == "checkpoint" else folders.model_files(names)
 
@@ -196,7 +198,7 @@ def _entry(file: Path, name: str) -> FileEntry:
 def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: list[str] | None) -> Ref:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-    of_hub: hub.HubKind = "model" if kind in ("model", "checkpoint") else "dataset"
+    of_hub: hub.HubKind = "model" if kind in ("model", "checkpoint", "tokenizer") else "dataset"
     if of_hub == "model" and inner:
         raise BadInput(
             f"{path}: there is no such folder, and a model's hub id has the form org/name; check `model.path`."
@@ -212,7 +214,7 @@ def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: lis
         settings = folders.model_files(names, folders.SETTINGS)
         folders.check_model(hub.download(repo, of_hub, listed, settings), weights=False)
     root = hub.download(repo, of_hub, listed, chosen) / inner
-    if of_hub == "model":
+    if of_hub == "model" and kind != "tokenizer":
         folders.check_model(root)
     own = _files(root, kind, split) if kind == "dataset" else [name.removeprefix(f"{inner}/") for name in chosen]
     if listed.note and notes is not None and listed.note not in notes:

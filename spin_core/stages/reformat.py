@@ -27,6 +27,7 @@ from spin_core.job import Inputs, Job
 
 NAME = "reformat"
 VERSION = 3
+REJECTS = "rejects.jsonl"
 
 
 class Config(Section):
@@ -43,10 +44,19 @@ def anonymous(dataset: Dataset) -> Dataset:
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
-    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
+    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out, or too much
+    is rejected; the rejects are then in `job.scratch`."""
+    rejects = Sorter(job.scratch)
+    try:
+        return _written(inputs, config, job, rejects)
+    except BadInput:
+        write_rejects(job.scratch / REJECTS, rejects)
+        raise
+
+
+def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[str, Any]:
     dataset, seed = config.dataset, config.seed
     check_columns(dataset.columns)
-    rejects = Sorter(job.scratch)
     train, test = (SourceRows(name, rejects, job.scratch) for name in ("source", "test_source"))
     train.take(inputs, dataset, dataset.split, job)
     if "test_source" in inputs:
@@ -64,7 +74,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     counts = {split: _write(job, split, drawn(rows, limit, seed)) for split, (rows, limit) in splits.items()}
     _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
-    write_rejects(job.out / "rejects.jsonl", rejects)
+    write_rejects(job.out / REJECTS, rejects)
     return {
         "train_rows": counts["train"],
         "test_rows": counts["test"],

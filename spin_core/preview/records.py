@@ -1,0 +1,123 @@
+"""The records of a source as they lie there: which files they are in, which columns they have, which layouts they
+follow, and the first of them as the model will see them.
+
+The rules are those of `spin_core/data`: nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from spin_core.data.column_mapping import Reject, examples, layout
+from spin_core.data.readers import SUFFIXES, data_files, file_names, is_saved, read, split_of
+from spin_core.errors import printable
+from spin_core.preview.facts import Column, File, Look, Shown
+
+if TYPE_CHECKING:
+    from spin_core.config.dataset import Dataset
+    from spin_core.data.rows import RawRecord, Row
+    from spin_core.job import Bar
+
+LONGEST = 4000  # characters of a prompt or answer that are shown
+VISIBLE = {"\n": "␤\n", "\t": "␉"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """`name` is that of reformat's input; `use`: training or held out."""
+
+    name: str
+    use: str
+    path: Path
+    split: str
+
+
+def add(to: Look, source: Source, dataset: Dataset, shown: int, chat: Any, bar: Bar) -> None:
+    """Look at every record of `source`. Raises BadInput as `readers.read`."""
+    per_file, filled, layouts = Counter[str](), Counter[str](), Counter[str](to.layouts)
+    used: dict[str, set[str]] = {}
+    count = 0
+    for record in read(source.path, source.split):
+        count += 1
+        per_file[record.file or source.path.name] += 1
+        filled.update(str(name) for name, value in record.fields.items() if value not in (None, "", [], {}))
+        filled.update(dict.fromkeys(map(str, record.fields), 0))
+        columns = dataset.columns or layout(record.fields)
+        if record.fields:
+            layouts[in_words(columns)] += 1
+        for part, name in (columns or {}).items():
+            used.setdefault(name, set()).add(part)
+        if count <= shown and source.use == "training":
+            to.first += _shown(record, source, dataset, chat)
+        bar.advance()
+    to.read += count
+    to.layouts = dict(layouts.most_common())
+    known = {column.name: column for column in to.columns}
+    for name, number in filled.items():
+        column = known.setdefault(name, Column(name, 0))
+        column.filled += number
+        column.used_as = ", ".join(sorted({*filter(None, column.used_as.split(", ")), *used.get(name, ())}))
+    to.columns = list(known.values())
+    to.files += [File(name, source.use, number) for name, number in sorted(per_file.items())]
+    to.files += _not_read(to, source)
+
+
+def in_words(columns: dict[str, str] | None) -> str:
+    """`prompt: question, answer: answer`, as `dataset.columns` would say it."""
+    return "none that is known" if columns is None else ", ".join(f"{part}: {name}" for part, name in columns.items())
+
+
+def _not_read(to: Look, source: Source) -> list[File]:
+    """The files of a folder that are not read, and why."""
+    if not source.path.is_dir() or is_saved(source.path):
+        return []
+    chosen = {file.relative_to(source.path).as_posix() for file in data_files(source.path, source.split)}
+    there = {file.name for file in to.files}
+    left = sorted(name for name in file_names(source.path) if name not in chosen and name not in there)
+    return [File(name, "", 0, _why(PurePosixPath(name))) for name in left]
+
+
+def _why(name: PurePosixPath) -> str:
+    if any(part.startswith(".") for part in name.parts):
+        return "hidden"
+    if name.suffix.lower() not in SUFFIXES:
+        return "no data file"
+    return f"of the split {split_of(name)}"
+
+
+def _shown(record: RawRecord, source: Source, dataset: Dataset, chat: Any) -> list[Shown]:
+    where = f"{record.file or source.path.name}, line {record.line:,}"
+    if record.reject:
+        return [Shown(where, reject=f"{record.reject}: {record.detail}")]
+    made = examples(record.fields, dataset.columns, dataset.turns)
+    return [
+        Shown(where, reject=f"{one.reason}: {one.detail}") if isinstance(one, Reject) else _seen(where, one, chat)
+        for one in made
+    ]
+
+
+def _seen(where: str, row: Row, chat: Any) -> Shown:
+    """A row as the model will see it: its ids, spelt out; without a tokenizer its turns."""
+    if chat is None:
+        turns = "".join(f"[{turn['role']}] {turn['content']}\n" for turn in row.prompt)
+        return Shown(where, visible(turns.removesuffix("\n")), visible(row.answer))
+    from spin_core.modeling.encoding import Conversation, encode
+
+    (made,) = encode(chat, [Conversation(row.prompt, (row.answer,), (True,))])
+    if isinstance(made, Reject):
+        return Shown(where, reject=f"{made.reason}: {made.detail}")
+    prompt, answer = (
+        chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for ids in (made.prompt, made.answers[0])
+    )
+    return Shown(where, visible(prompt), visible(answer))
+
+
+def visible(text: str) -> str:
+    """`text` with a sign for each line end and tab, and an escape for what else cannot be seen."""
+    cut = text[:LONGEST]
+    shown = "".join(VISIBLE.get(c) or printable(c) for c in cut).removesuffix("\n")
+    return shown if len(cut) == len(text) else f"{shown}… ({len(text) - LONGEST:,} more characters)"
