@@ -33,6 +33,7 @@ def add_command(within: Any, add: Callable) -> None:
         help="change a field, e.g. 'dataset.columns={prompt: question, answer: reply}' (repeatable)",
     )  # fmt: skip
     sub.add_argument("--rows", type=int, default=3, metavar="N", help="how many of the first rows to show (default: 3)")
+    sub.add_argument("--rejects", default="", metavar="FILE", help="write every reject with its place, as JSON lines")
     sub.add_argument("--html", default="", metavar="FILE", help="write the same as a page, too")
     sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
 
@@ -48,18 +49,23 @@ def _data(args: argparse.Namespace) -> None:
     from tasks.runner.progress import Progress
 
     progress = Progress()
-    made = look(config, base_dir, args.what, max(0, args.rows), progress, known)
-    progress.close()
-    if args.html:
-        from spin_core.report import data_page
+    files = {name: Path(given).expanduser() for name in ("rejects", "html") if (given := getattr(args, name))}
+    try:
+        made = look(config, base_dir, args.what, max(0, args.rows), progress, known, files.get("rejects"))
+        progress.close()
+        if args.html:
+            from spin_core.report import data_page
 
-        _write(Path(args.html).expanduser(), data_page.page(asdict(made), text.sentence(made), text.cuts(made)))
+            page = data_page.page(asdict(made), text.sentence(made), text.cuts(made))
+            files["html"].write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be written ({error.strerror}); name another file.") from None
     if args.json:
         print_line(json.dumps(asdict(made)))
     else:
         print_escaped(text.text(made))
         if args.html:
-            print_escaped(f"\nPage: {Path(args.html).expanduser().resolve()}")
+            print_escaped(f"\nPage: {files['html'].resolve()}")
     if made.failures:
         for failure in made.failures[1:]:
             print_escaped(f"spinloop: {failure}", file=sys.stderr)
@@ -78,10 +84,3 @@ def _config(args: argparse.Namespace) -> tuple[Config, Path]:
         return load_profile(args.what, [*args.settings, *model])
     data = {"name": "data", "model": {"path": "none"}, "dataset": {"path": args.what}}
     return parse(changed(data, [*args.settings, *model]), args.what), Path.cwd()
-
-
-def _write(file: Path, page: str) -> None:
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{file}: cannot be written ({error.strerror}); name another file with --html.") from None

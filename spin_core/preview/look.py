@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.rows import FILES, iter_ids, iter_rows
 from spin_core.errors import BadInput
@@ -35,12 +37,17 @@ Send = Callable[[str, dict], None]
 """Given a stage's name and an event of its Job."""
 
 
-def look(config: Config, base_dir: Path, name: str, shown: int, send: Send, tokens: bool = True) -> Look:
-    """What a run of `config` would read. `shown`: how many of the first rows; `tokens` False: the model is not known.
-    Raises BadInput where nothing can be read at all; what would end a run later is in `failures`."""
+def look(
+    config: Config, base_dir: Path, name: str, shown: int, send: Send, tokens: bool = True, rejects: Path | None = None
+) -> Look:
+    """What a run of `config` would read. `shown`: how many of the first rows; `tokens` False: the model is not known;
+    `rejects`: a file for all of them, a JSON object a line. Raises BadInput where nothing can be read at all; what
+    would end a run later is in `failures`."""
     made = Look(name)
-    with TemporaryDirectory(prefix="spinloop-data-") as folder:
-        work = _Work(config, base_dir, Path(folder), made, send)
+    with ExitStack() as held:
+        folder = held.enter_context(TemporaryDirectory(prefix="spinloop-data-"))
+        file = held.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
+        work = _Work(config, base_dir, Path(folder), made, send, file)
         sources = work.sources()
         tokenizer = work.attempt(work.tokenizer) if tokens else None
         chat = work.attempt(partial(_chat, tokenizer, config)) if tokenizer else None
@@ -71,6 +78,8 @@ class _Work:
     folder: Path
     made: Look
     send: Send
+    every: IO[str] | None
+    """Gets all rejects."""
 
     def job(self, name: str) -> Job:
         """A folder of its own; notes are kept."""
@@ -152,8 +161,11 @@ class _Work:
         for one in _lines(file):
             held = found.setdefault(one["reason"], Rejected(one["reason"], 0, step))
             held.count += 1
-            if len(held.examples) < EXAMPLES:
-                held.examples.append(example(one))
+            if self.every or len(held.examples) < EXAMPLES:
+                seen = example(one)
+                held.examples += [seen] if len(held.examples) < EXAMPLES else []
+            if self.every:
+                self.every.write(json.dumps({"step": step, "reason": held.reason, **vars(seen)}) + "\n")
         self.made.rejected += sorted(found.values(), key=lambda one: (-one.count, one.reason))
 
     def tokenized(self, tree: Path, tokenizer: Path) -> None:
@@ -199,12 +211,9 @@ class _Work:
         """Lengths in characters."""
         import numpy as np
 
-        sizes = [
-            (sum(len(turn["content"]) for turn in row.prompt), len(row.answer))
-            for name in FILES.values()
-            for row in iter_rows(tree / name)
-        ]
-        both = np.array(sizes, np.int64).reshape(-1, 2)
+        rows = (row for name in FILES.values() for row in iter_rows(tree / name))
+        sizes = ((sum(len(turn["content"]) for turn in row.prompt), len(row.answer)) for row in rows)
+        both = np.fromiter(chain.from_iterable(sizes), np.int64).reshape(-1, 2)
         for name, values in (("prompt", both[:, 0]), ("answer", both[:, 1])):
             self.made.lengths.append(lengths(name, "characters", values, []))
 

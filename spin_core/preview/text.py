@@ -91,8 +91,8 @@ def _first(look: Look) -> str:
         if not one.reject:
             lines += [f"  │ {line}" for line in one.prompt.split("\n")]
             lines += [f"  ┃ {line}" for line in one.answer.split("\n")]
-    seen = "as the model sees them (│ given, ┃ learnt)" if look.unit == "tokens" else "(│ prompt, ┃ answer)"
-    return f"First rows, {seen}\n" + "\n".join(lines) if lines else ""
+    seen = ", as the model sees them (│ given, ┃ learnt)" if look.unit == "tokens" else " (│ prompt, ┃ answer)"
+    return f"First rows{seen}\n" + "\n".join(lines) if lines else ""
 
 
 def aligned(lines: Iterable[Sequence[str]], right: bool = False) -> str:

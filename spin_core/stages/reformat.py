@@ -49,9 +49,11 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     rejects = Sorter(job.scratch)
     try:
         return _written(inputs, config, job, rejects)
-    except BadInput:
+    except BadInput as error:
         write_rejects(job.scratch / REJECTS, rejects)
-        raise
+        if not (job.scratch / REJECTS).stat().st_size:
+            raise
+        raise BadInput(f"{error} `spinloop data --rejects FILE` writes each reject with its place.") from None
 
 
 def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[str, Any]:

@@ -181,7 +181,10 @@ def test_data_command_leaves_no_store_and_says_bad_input(spinloop, tmp_path):
     assert code == 0, err
     made = json.loads(out)
     assert made["read"] == len(HARD) and len(made["first"]) == 1 and made["unit"] == "characters"
-    code, out, err = spinloop("data", bad, "--store", store)
+    assert json.loads(out)["failures"] == []
+    code, out, err = spinloop("data", bad, "--store", store, "--rejects", tmp_path / "rejects.jsonl")
+    every = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [(one["reason"], one["place"]) for one in every] == [("wrong columns", "bad.jsonl, line 1")]
     assert code == 2 and "wrong columns: 1" in out and err.startswith("spinloop: ") and "Traceback" not in err
     code, _, err = spinloop("data", tmp_path / "nowhere.jsonl", "--store", store)
     assert code == 2 and "no such file" in err
