@@ -49,14 +49,14 @@ def look(
         file = held.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
         work = _Work(config, base_dir, Path(folder), made, send, file)
         sources = work.sources()
-        tokenizer = work.attempt(work.tokenizer) if tokens else None
+        tokenizer: Path | None = work.attempt(work.tokenizer) if tokens else None
         chat = work.attempt(partial(_chat, tokenizer, config)) if tokenizer else None
         job = work.job("records")
         for source in sources:
             with job.progress(f"looking at {source.use}", 0, "rows") as bar:
                 records.add(made, source, config.dataset, shown, chat, bar)
         tree = work.reformatted(sources)
-        if tree and chat:
+        if tree and tokenizer and chat:
             work.tokenized(tree, tokenizer)
         elif tree:
             work.counted(tree)

@@ -99,6 +99,9 @@ def aligned(lines: Iterable[Sequence[str]], right: bool = False) -> str:
     """Lines of cells in columns; `right`: figures, behind a name."""
     lines = list(lines)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    sides = [str.rjust if right and i else str.ljust for i in range(len(widths))]
-    drawn = ("  ".join(side(*cell) for side, *cell in zip(sides, line, widths, strict=True)) for line in lines)
+
+    def padded(i: int, cell: str) -> str:
+        return cell.rjust(widths[i]) if right and i else cell.ljust(widths[i])
+
+    drawn = ("  ".join(padded(i, cell) for i, cell in enumerate(line)) for line in lines)
     return "\n".join(f"  {line}".rstrip() for line in drawn)
