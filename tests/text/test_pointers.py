@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spin_core.errors import BadInput
+from spin_core.sources.folders import require_weights
 from spin_core.sources.resolve import resolve
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 16 + "\nsize 12345\n"
@@ -112,4 +113,6 @@ def test_resolve_gguf_is_named_for_what_it_is(tmp_path):
     beside = write(tmp_path / "beside", {"model.gguf": "GGUF", "config.json": "{}"})
     for path in (alone, alone / "model.Q4_K_M.gguf", beside):
         assert "GGUF" in refusal(path) and "safetensors" in refusal(path)
+    with pytest.raises(BadInput, match="GGUF"):
+        require_weights("org/model", ["model.Q8_0.gguf", "README.md"])
     assert resolve(str(write(tmp_path / "both", {**MODEL, "model.gguf": "GGUF"})), "model", "", Path("/")).digest

@@ -191,3 +191,20 @@ def test_data_command_leaves_no_store_and_says_bad_input(spinloop, tmp_path):
     code, out, _ = spinloop("data", bad, "--store", store, "--set", "dataset.columns={prompt: a, answer: a}")
     assert code == 2 and "wrong type: 1" in out
     assert not store.exists() and page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_data_of_a_profile_counts_what_its_run_recorded(spinloop, finished, tiny, tmp_path):
+    """Catches a look with another seed, split, limit or chat section than the run has."""
+    records = {step["stage"]: step["summary"] for step in finished[1] if step["stage"] in ("reformat", "tokenize")}
+    code, out, err = spinloop("data", tiny, "--json", "--store", tmp_path / "store")
+    assert code == 0, err
+    made = json.loads(out)
+    rejected = {step: {} for step in records}
+    for one in made["rejected"]:
+        rejected[one["step"]][one["reason"]] = one["count"]
+    rows, tokens = records["reformat"], records["tokenize"]
+    assert (made["train"], made["test"]) == (rows["train_rows"], rows["test_rows"]) == (60, 12)
+    assert rejected == {"reformat": rows["rejected"], "tokenize": tokens["rejected"]}
+    assert (made["tokens"], made["rewritten"]) == (tokens["tokens"], tokens["rewritten"])
+    assert made["lengths"][0]["limits"][0] == {"setting": "chat.max_prompt_length", "value": 48, "cut": 0}
+    assert made["files"][0]["rows"] == 12000 and len(made["first"]) == 3 and not (tmp_path / "store").exists()
