@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.readers import read
-from spin_core.data.rows import RawRecord, Row
+from spin_core.data.rows import RawRecord, Row, beginning_id
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -78,7 +78,8 @@ def _parse(line: bytes) -> list[Any]:
 
 
 class SourceRows:
-    """What one source holds: its different rows on disk, sorted by id, as [id, prompt, answer, file, line].
+    """What one source holds: its different rows on disk, sorted by id, as [beginning, id, prompt, answer, file, line];
+    `beginning` is the id of what the row's conversation begins with (`rows.beginning_id`).
 
     `name` stands for the source in rejects.jsonl, so that no path gets into the output. `rejected`: how often each
     reason was met; the rejects themselves go to `rejects`.
@@ -169,8 +170,9 @@ class SourceRows:
                 if first is not place:
                     self._reject(source, line, "duplicate", f"the same as {first[0]}, line {first[1]}")
             made = [(f"{id}-{rank}" if rank else id, answer) for rank, answer in enumerate(sorted(answers))]
+            begun = beginning_id(last)
             for name, answer in sorted(made):
-                yield [name, last, answer, *answers[answer]]
+                yield [begun, name, last, answer, *answers[answer]]
             self.count += len(made)
             bar.advance(many)
 
@@ -179,32 +181,36 @@ class SourceRows:
         self._rejects.add([source, line, reason, detail], len(source) + len(detail))
 
     def chosen(self, wanted: Callable[[str], bool]) -> Iterator[Row]:
-        """The rows whose prompt's id is `wanted`, sorted by id."""
+        """The rows whose beginning is `wanted`, sorted by id."""
         for line in _lines(self._rows):
-            if wanted(_prompt_of(line)):
-                id, prompt, answer, _, _ = _parse(line)
+            if wanted(_beginning_of(line)):
+                _, id, prompt, answer, _, _ = _parse(line)
                 yield Row(id, prompt, answer)
 
     def holds(self) -> Callable[[str], bool]:
-        """Whether a prompt is among these; 8 bytes a row."""
-        ids = array("Q", (int(_prompt_of(line), 16) for line in _lines(self._rows)))
+        """Whether a row here begins so; 8 bytes a row, and as much while they are sorted."""
+        import numpy
 
-        def has(id: str) -> bool:
-            at = bisect_left(ids, int(id, 16))
-            return at < len(ids) and ids[at] == int(id, 16)
+        found = (int(_beginning_of(line), 16) for line in _lines(self._rows))
+        begun = array("Q", numpy.unique(numpy.fromiter(found, numpy.uint64)).tobytes())
+
+        def has(beginning: str) -> bool:
+            at = bisect_left(begun, int(beginning, 16))
+            return at < len(begun) and begun[at] == int(beginning, 16)
 
         return has
 
     def reject_also_in(self, test: Callable[[str], bool]) -> None:
-        """A reject for every row whose prompt is in `test`: what is trained on must not be evaluated on."""
+        """A reject for every row whose beginning is in `test`: what is trained on must not be evaluated on."""
         for line in _lines(self._rows):
-            if test(id := _prompt_of(line)):
-                _, _, _, source, number = _parse(line)
-                self._reject(source, number, "also held out", f"prompt {id}")
+            if test(begun := _beginning_of(line)):
+                _, id, _, _, source, number = _parse(line)
+                begins = "" if id.startswith(begun) else "begins with "
+                self._reject(source, number, "also held out", f"{begins}prompt {begun}")
 
 
-def _prompt_of(line: bytes) -> str:
-    """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
+def _beginning_of(line: bytes) -> str:
+    """Of the row that a line holds: `["0123456789abcdef", …`."""
     return line[2:18].decode()
 
 

@@ -69,6 +69,13 @@ def prompt_id(prompt: Messages) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def beginning_id(prompt: Messages) -> str:
+    """Id of the prompt that its conversation begins with, through the first user turn: what is held out goes by it, so
+    that no conversation, and no prompt with several answers, is on both sides. Of a single turn it is `prompt_id`."""
+    first = next((number for number, turn in enumerate(prompt) if turn["role"] == "user"), len(prompt) - 1)
+    return prompt_id(prompt[: first + 1])
+
+
 def fraction(*parts: object) -> float:
     """A number in [0, 1) that depends on `parts` alone: seeded draws compare it, so they are stable under growth."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()

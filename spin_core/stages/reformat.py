@@ -3,6 +3,10 @@
 Not a filter for quality: a row is rejected only where it cannot be a row, and every reject is counted with its reason.
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
 Output: train and test parquet, sorted by id, and `rejects.jsonl`.
+Held-out means held out: rows whose conversations begin alike (through the first user turn, system text included) are
+on one side, whatever `turns` makes of them; with held-out rows of its own, a training row that begins as one of those
+is rejected. Of single turns the beginning is the prompt. Two conversations that begin with the same word are kept
+together, too: where every turn is a row, their first ones are one prompt.
 Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
 order of the input does not matter: what split and draw a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
@@ -26,7 +30,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "reformat"
-VERSION = 3
+VERSION = 4
 REJECTS = "rejects.jsonl"
 
 
@@ -61,18 +65,21 @@ def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[
     check_columns(dataset.columns)
     train, test = (SourceRows(name, rejects, job.scratch) for name in ("source", "test_source"))
     train.take(inputs, dataset, dataset.split, job)
+    wanted: dict[str, Callable[[str], bool]]
     if "test_source" in inputs:
         test.take(inputs, dataset, dataset.test_split, job)
         also = test.holds()
         train.reject_also_in(also)
-        train_rows, test_rows = partial(train.chosen, lambda id: not also(id)), partial(test.chosen, lambda id: True)
+        wanted = {"train": lambda begun: not also(begun), "test": lambda begun: True}
     else:
 
-        def held_out(id: str) -> bool:
-            """By prompt, not by row: two answers to one prompt must not fall on both sides."""
-            return fraction(seed, "split", id) < dataset.test_fraction
+        def held_out(begun: str) -> bool:
+            """By beginning, not by row: the turns of one conversation must not fall on both sides."""
+            return fraction(seed, "split", begun) < dataset.test_fraction
 
-        train_rows, test_rows = partial(train.chosen, lambda id: not held_out(id)), partial(train.chosen, held_out)
+        wanted = {"train": lambda begun: not held_out(begun), "test": held_out}
+    train_rows = partial(train.chosen, wanted["train"])
+    test_rows = partial((test if "test_source" in inputs else train).chosen, wanted["test"])
     splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
     counts = {split: _write(job, split, drawn(rows, limit, seed)) for split, (rows, limit) in splits.items()}
     _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
