@@ -115,6 +115,7 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
     if kind == "tasks":
         return task_folder.files(place)
     if kind == "tokenizer":
+        folders.check_model(place, weights=False)
         return folders.tokenizer_files(file_names(place))
     if kind in ("model", "checkpoint"):
         folders.check_model(place)
