@@ -60,14 +60,14 @@ class Limit:
 
 @dataclass
 class Lengths:
-    """How long texts of one kind are. `counts` are those of BINS equal bins from 0 to `top`; the last has all that are
-    longer, too."""
+    """How long texts of one kind are. `counts`: of the bins 0 to `width` − 1, `width` to 2 · `width` − 1, …; the last
+    has all that are longer, too."""
 
     name: str
     unit: str
     count: int
     quantiles: dict[str, int]
-    top: int
+    width: int
     counts: list[int]
     limits: list[Limit] = field(default_factory=list)
 
@@ -112,9 +112,10 @@ def lengths(name: str, unit: str, values: np.ndarray, limits: list[Limit]) -> Le
     import numpy as np
 
     if not len(values):
-        return Lengths(name, unit, 0, {}, 0, [], limits)
+        return Lengths(name, unit, 0, {}, 1, [], limits)
     quantiles = np.quantile(values, list(SHARES.values()), method="nearest")
-    top = max(1, int(quantiles[-2]))  # the 99 % quantile: a single text of a million would leave one bin
-    counts, _ = np.histogram(values.clip(max=top), BINS, (0, top))
+    top = int(quantiles[-2])  # the 99 % quantile: a single text of a million would leave one bin
+    width = top // BINS + 1
+    counts = np.bincount(values.clip(max=top) // width)
     named = {share: int(value) for share, value in zip(SHARES, quantiles, strict=True)}
-    return Lengths(name, unit, len(values), named, top, counts.tolist(), limits)
+    return Lengths(name, unit, len(values), named, width, counts.tolist(), limits)

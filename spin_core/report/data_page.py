@@ -49,7 +49,7 @@ def _plain(texts: Mapping[str, str]) -> dict[str, str]:
 def _chart(one: Mapping[str, Any]) -> charts.Chart:
     marks = {limit["setting"]: limit["value"] for limit in one["limits"] if one["name"] == "prompt"}
     title = f"Length of {one['name']}s"
-    return charts.histogram(title, one["counts"], one["top"], one["unit"], marks)
+    return charts.histogram(title, one["counts"], one["width"], one["unit"], marks)
 
 
 def _lengths(known: Sequence[Mapping[str, Any]], unit: str) -> ReportTable:

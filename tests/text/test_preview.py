@@ -121,6 +121,7 @@ def test_look_counts_are_those_of_the_stages(tmp_path):
     assert (made.tokens, made.unit, made.further_answers) == (tokens["tokens"], "tokens", 1)
     prompt, answer = made.lengths
     assert prompt.limits[0].cut == tokens["prompts_cut"] == 3 and prompt.quantiles["max"] > 150
+    assert all(sum(one.counts) == one.count == tokens["train_rows"] + tokens["test_rows"] for one in made.lengths)
     kept = [token_file.TokenFile(tmp_path / "tokens" / name) for name in token_file.FILES.values()]
     assert answer.quantiles["max"] == max(int(file.lengths("answer").max()) for file in kept)
     first = next(one for one in made.rejected if one.reason == "duplicate")
