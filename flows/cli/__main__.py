@@ -19,7 +19,7 @@ from typing import cast
 from flows.proxies import keep_loopback_direct
 from flows.server import settings
 from flows.streams import keep_lines_whole, print_escaped, print_line
-from spin_core.config.base import section_of
+from spin_core.config.base import listed_section, section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
@@ -167,6 +167,8 @@ def _fields() -> str:
             value = field.get_default(call_default_factory=True)
             default = "required" if field.is_required() else json.dumps(value, default=str)
             lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
+            if section := listed_section(field.annotation):
+                walk(section, f"{prefix}{name}.0.")
 
     walk(Config, "")
     return "\n".join(lines)

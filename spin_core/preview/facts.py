@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +14,8 @@ BINS = 40
 
 @dataclass
 class File:
-    """A file of a source: what it is used for (`training`, `held out`, or nothing), its rows, or why it is not read."""
+    """A file of a source: what it is used for (`training`, `held out`, of several sets with the set's name, or
+    nothing), its rows, or why it is not read."""
 
     name: str
     use: str
@@ -97,6 +98,8 @@ class Look:
     train: int = 0
     test: int = 0
     tokens: int = 0
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of several sets what each gives, as reformat's record has it."""
     further_answers: int = 0
     """Rows whose prompt another row has, too."""
     rewritten: int = 0

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from spin_core.data.rows import FILES, iter_ids, iter_rows
 from spin_core.errors import BadInput
@@ -54,7 +54,7 @@ def look(
         job = work.job("records")
         for source in sources:
             with job.progress(f"looking at {source.use}", 0, "rows") as bar:
-                records.add(made, source, config.dataset, shown, chat, bar)
+                records.add(made, source, shown, chat, bar)
         tree = work.reformatted(sources)
         if tree and tokenizer and chat:
             work.tokenized(tree, tokenizer)
@@ -105,25 +105,23 @@ class _Work:
             return None
 
     def sources(self) -> list[records.Source]:
-        """What is trained on and, where it is another, what is held out."""
-        dataset = self.config.dataset
-        if dataset.path == "builtin:tasks":
-            for split in ("train", "test"):
-                demo = demo_rows.Config(seed=self.config.seed, split=split)
-                demo_rows.run({}, demo, self.job(f"demo-{split}"))
-            train, test = self.folder / "demo-train", self.folder / "demo-test"
-            return [
-                records.Source("source", "training", train, dataset.split),
-                records.Source("test_source", "held out", test, dataset.test_split),
-            ]
-        held_out = dataset.test_path or (dataset.path if dataset.test_split else "")
-        wanted = [("source", "training", dataset.path, dataset.split)]
-        wanted += [("test_source", "held out", held_out, dataset.test_split)] if held_out else []
+        """Of each set what is trained on and, where that is another, what is held out."""
         found = []
-        for name, use, path, split in wanted:
-            ref = resolve(path, "dataset", dataset.revision, self.base_dir, split, self.made.notes)
-            found.append(records.Source(name, use, Path(ref.path), split))
+        for name, part in self.config.dataset.parts.items():
+            own = [(part.path, part.split), (part.test_path or (part.path if part.test_split else ""), part.test_split)]
+            if part.path == "builtin:tasks":
+                own = [(str(self._demo_rows(split)), split) for split in ("train", "test")]
+            uses = [f"{use} ({name})" if name else use for use in records.USES]
+            for use, called, (path, split) in zip(uses, reformat.inputs_of(name), own, strict=True):
+                if path:
+                    ref = resolve(path, "dataset", part.revision, self.base_dir, split, self.made.notes)
+                    found.append(records.Source(called, use, Path(ref.path), split, part))
         return found
+
+    def _demo_rows(self, split: Literal["train", "test"]) -> Path:
+        job = self.job(f"demo-{split}")
+        demo_rows.run({}, demo_rows.Config(seed=self.config.seed, split=split), job)
+        return job.out / "rows.jsonl"
 
     def tokenizer(self) -> Path:
         """The folder that has the model's tokenizer. No weights are fetched."""
@@ -148,6 +146,7 @@ class _Work:
                 break
         written = job.out if summary else job.scratch
         self.rejects(written / reformat.REJECTS, "reformat", partial(_in_words, places))
+        self.made.sets = (summary or {}).get("sources", {})
         if not all((job.out / name).is_file() for name in FILES.values()):
             return None
         further = {split: ["-" in id for id in iter_ids(job.out / name)] for split, name in FILES.items()}
@@ -232,7 +231,8 @@ def _in_words(sources: dict[str, records.Source], one: dict[str, Any]) -> Exampl
     def named(place: re.Match[str]) -> str:
         return place["file"] or sources[place["source"]].path.name
 
-    known = re.compile(rf"\b(?P<source>{'|'.join(sources)})(?:/(?P<file>\S+?))?(?=, line \d)")
+    names = "|".join(sorted(map(re.escape, sources), reverse=True))  # the longer of two that begin alike first
+    known = re.compile(rf"\b(?P<source>{names})(?:/(?P<file>\S+?))?(?=, line \d)")
     return Example(*(known.sub(named, text) for text in (f"{one['source']}, line {one['line']:,}", one["detail"])))
 
 

@@ -17,25 +17,27 @@ from spin_core.errors import printable
 from spin_core.preview.facts import Column, File, Look, Shown
 
 if TYPE_CHECKING:
-    from spin_core.config.dataset import Dataset
+    from spin_core.config.dataset import Source as Part
     from spin_core.data.rows import RawRecord, Row
     from spin_core.job import Bar
 
 LONGEST = 4000  # characters of a prompt or answer that are shown
+USES = ("training", "held out")
 VISIBLE = {"\n": "␤\n", "\t": "␉"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """`name` is that of reformat's input; `use`: training or held out."""
+    """`name` is that of reformat's input; `use`: one of USES, and of several sets which; `part`: the set's settings."""
 
     name: str
     use: str
     path: Path
     split: str
+    part: Part
 
 
-def add(to: Look, source: Source, dataset: Dataset, shown: int, chat: Any, bar: Bar) -> None:
+def add(to: Look, source: Source, shown: int, chat: Any, bar: Bar) -> None:
     """Look at every record of `source`. Raises BadInput as `readers.read`."""
     per_file, filled, layouts = Counter[str](), Counter[str](), Counter[str](to.layouts)
     used: dict[str, set[str]] = {}
@@ -45,13 +47,13 @@ def add(to: Look, source: Source, dataset: Dataset, shown: int, chat: Any, bar: 
         per_file[record.file or source.path.name] += 1
         filled.update(str(name) for name, value in record.fields.items() if value not in (None, "", [], {}))
         filled.update(dict.fromkeys(map(str, record.fields), 0))
-        columns = dataset.columns or layout(record.fields)
+        columns = source.part.columns or layout(record.fields)
         if record.fields:
             layouts[in_words(columns)] += 1
         for part, name in (columns or {}).items():
             used.setdefault(name, set()).add(part)
-        if count <= shown and source.use == "training":
-            to.first += _shown(record, source, dataset, chat)
+        if count <= shown and source.use.startswith(USES[0]):
+            to.first += _shown(record, source, chat)
         bar.advance()
     to.read += count
     to.layouts = dict(layouts.most_common())
@@ -88,11 +90,11 @@ def _why(name: PurePosixPath) -> str:
     return f"of the split {split_of(name)}"
 
 
-def _shown(record: RawRecord, source: Source, dataset: Dataset, chat: Any) -> list[Shown]:
+def _shown(record: RawRecord, source: Source, chat: Any) -> list[Shown]:
     where = f"{record.file or source.path.name}, line {record.line:,}"
     if record.reject:
         return [Shown(where, reject=f"{record.reject}: {record.detail}")]
-    made = examples(record.fields, dataset.columns, dataset.turns)
+    made = examples(record.fields, source.part.columns, source.part.turns)
     return [
         Shown(where, reject=f"{one.reason}: {one.detail}") if isinstance(one, Reject) else _seen(where, one, chat)
         for one in made

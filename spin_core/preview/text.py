@@ -21,8 +21,8 @@ def sentence(look: Look) -> str:
 
 def text(look: Look) -> str:
     """The whole look."""
-    parts = [f"{look.name}: {sentence(look)}", _files(look), _layout(look), _columns(look), _rejected(look)]
-    parts += [_lengths(look), _first(look)]
+    parts = [f"{look.name}: {sentence(look)}"]
+    parts += [part(look) for part in (_files, _sets, _layout, _columns, _rejected, _lengths, _first)]
     parts += ["\n".join(f"note: {note}" for note in look.notes)]
     return "\n\n".join(part for part in parts if part)
 
@@ -32,6 +32,14 @@ def _files(look: Look) -> str:
     left = [("not read", file.name, file.why) for file in look.files if not file.use]
     more = [("not read", f"{len(left) - NOT_READ:,} more", "")] if len(left) > NOT_READ else []
     return "Files\n" + aligned([*read, *left[:NOT_READ], *more])
+
+
+def _sets(look: Look) -> str:
+    lines = [
+        (name, f"{of['train_rows']:,} to train on", f"{of['test_rows']:,} held out", f"{of['not_drawn']:,} not drawn")
+        for name, of in look.sets.items()
+    ]
+    return "Sets\n" + aligned(lines) if lines else ""
 
 
 def _layout(look: Look) -> str:

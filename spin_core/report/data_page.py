@@ -38,7 +38,7 @@ def page(look: Mapping[str, Any], sentence: str, cuts: Sequence[str]) -> str:
         lengths=_lengths(known, look["unit"]),
         cuts=[plain(cut, 300) for cut in cuts],
         rejected=[{**one, "examples": [_plain(seen) for seen in one["examples"]]} for one in look["rejected"]],
-        tables=[table for table in (_columns(look), _layout(look), _files(look)) if table.lines],
+        tables=[table for table in (_sets(look), _columns(look), _layout(look), _files(look)) if table.lines],
     )
 
 
@@ -56,6 +56,12 @@ def _lengths(known: Sequence[Mapping[str, Any]], unit: str) -> ReportTable:
     columns = list(known[0]["quantiles"]) if known else []
     lines = [TableLine(one["name"], [(f"{one['quantiles'][share]:,}", "") for share in columns]) for one in known]
     return ReportTable("spread", f"Lengths in {unit}", "", "", columns, lines)
+
+
+def _sets(look: Mapping[str, Any]) -> ReportTable:
+    counts = ("train_rows", "test_rows", "not_drawn")
+    lines = [TableLine(plain(name, 60), [(f"{of[one]:,}", "") for one in counts]) for name, of in look["sets"].items()]
+    return ReportTable("sets", "Sets", "", "set", ["to train on", "held out", "not drawn"], lines)
 
 
 def _columns(look: Mapping[str, Any]) -> ReportTable:

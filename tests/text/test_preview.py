@@ -12,6 +12,7 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.profile import parse
 from spin_core.data import token_file
 from spin_core.job import Job
+from spin_core.preview import text
 from spin_core.preview.look import look
 from spin_core.report import data_page
 from spin_core.stages import demo_model, reformat, tokenize
@@ -87,6 +88,26 @@ def test_look_at_a_folder_names_what_is_read_and_what_is_not(tmp_path):
     assert files["train.jsonl"] == ("training", 9, "") and files["test.jsonl"] == ("held out", 9, "")
     assert files["README.md"] == ("", 0, "no data file") and files["validation.jsonl"][0] == ""
     assert (made.train, made.test) == (9, 9)
+
+
+def test_look_at_sets_names_what_each_gives(tmp_path):
+    """Catches sets of which one is left out, or read with the columns of another, and counts that hide what a weight
+    leaves."""
+    write(tmp_path / "a.jsonl", [{"prompt": f"a {i}", "answer": "x"} for i in range(30)])
+    write(tmp_path / "b.jsonl", [{"q": f"b {i}", "r": "x"} for i in range(90)] + [{"q": "", "r": "x"}])
+    columns = {"prompt": "q", "answer": "r"}
+    sets = [{"path": "a.jsonl", "weight": 1}, {"path": "b.jsonl", "name": "other", "columns": columns, "weight": 1}]
+    made = looked(tmp_path / "a.jsonl", dataset={"sets": sets})
+    assert [(file.name, file.use) for file in made.files] == [
+        ("a.jsonl", "training (a)"),
+        ("b.jsonl", "training (other)"),
+    ]
+    a, b = made.sets.values()
+    assert list(made.sets) == ["a", "other"] and a["train_rows"] == b["train_rows"] and b["not_drawn"] > 40
+    assert (made.train, made.test) == (a["train_rows"] * 2, a["test_rows"] + b["test_rows"])
+    assert made.rejected[0].examples[0].place == "b.jsonl, line 91" and "too few for its weight" in made.notes[0]
+    assert [one.place for one in made.first[::2]] == ["a.jsonl, line 1", "b.jsonl, line 1"]
+    assert "not drawn" in text.text(made) and "not drawn" in data_page.page(as_json(made), "", [])
 
 
 HARD = [
