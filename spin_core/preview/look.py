@@ -17,12 +17,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from spin_core.data.readers import file_names
 from spin_core.data.rows import FILES, iter_ids, iter_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.preview import records
 from spin_core.preview.facts import Example, Limit, Look, Rejected, lengths
-from spin_core.sources.resolve import resolve
+from spin_core.sources import hub
+from spin_core.sources.resolve import Ref, resolve
 from spin_core.stages import demo_model, demo_rows, reformat, tokenize
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def look(
         for source in sources:
             with job.progress(f"looking at {source.use}", 0, "rows") as bar:
                 records.add(made, source, shown, chat, bar)
+        made.files += records.not_read(sources)
         tree = work.reformatted(sources)
         if tree and tokenizer and chat:
             work.tokenized(tree, tokenizer)
@@ -115,7 +118,7 @@ class _Work:
             for use, called, (path, split) in zip(uses, reformat.inputs_of(name), own, strict=True):
                 if path:
                     ref = resolve(path, "dataset", part.revision, self.base_dir, split, self.made.notes)
-                    found.append(records.Source(called, use, Path(ref.path), split, part))
+                    found.append(records.Source(called, use, Path(ref.path), split, part, _names(ref)))
         return found
 
     def _demo_rows(self, split: Literal["train", "test"]) -> Path:
@@ -223,6 +226,16 @@ def _token_lengths(out: Path, column: str) -> np.ndarray:
     from spin_core.data import token_file
 
     return np.concatenate([token_file.TokenFile(out / name).lengths(column) for name in token_file.FILES.values()])
+
+
+def _names(ref: Ref) -> list[str]:
+    """All files of a folder or of what the hub has of it, by relative name; of a file none."""
+    if not ref.hub:
+        return file_names(Path(ref.path)) if Path(ref.path).is_dir() else []
+    place, _, commit = ref.hub.rpartition("@")
+    repo, inner = "/".join(place.split("/")[:2]), "/".join([*place.split("/")[2:], ""])
+    names = hub.listing(repo, "dataset", commit).names
+    return [name.removeprefix(inner) for name in names if name.startswith(inner)]
 
 
 def _in_words(sources: dict[str, records.Source], one: dict[str, Any]) -> Example:

@@ -7,12 +7,13 @@ The rules are those of `spin_core/data`: nothing is decided here.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, layout
-from spin_core.data.readers import SUFFIXES, data_files, file_names, is_saved, read, split_of
+from spin_core.data.readers import NOT_DATA, SUFFIXES, data_files, is_saved, read
 from spin_core.errors import printable
 from spin_core.preview.facts import Column, File, Look, Shown
 
@@ -35,6 +36,8 @@ class Source:
     path: Path
     split: str
     part: Part
+    names: list[str] = field(default_factory=list)
+    """All files there, read or not."""
 
 
 def add(to: Look, source: Source, shown: int, chat: Any, bar: Bar) -> None:
@@ -63,8 +66,8 @@ def add(to: Look, source: Source, shown: int, chat: Any, bar: Bar) -> None:
         column.filled += number
         column.used_as = ", ".join(sorted({*filter(None, column.used_as.split(", ")), *used.get(name, ())}))
     to.columns = list(known.values())
-    to.files += [File(name, source.use, number) for name, number in sorted(per_file.items())]
-    to.files += _not_read(to, source)
+    empty = {} if is_saved(source.path) else dict.fromkeys(_chosen(source), 0)
+    to.files += [File(name, source.use, number) for name, number in sorted((empty | per_file).items())]
 
 
 def in_words(columns: dict[str, str] | None) -> str:
@@ -72,14 +75,24 @@ def in_words(columns: dict[str, str] | None) -> str:
     return "none that is known" if columns is None else ", ".join(f"{part}: {name}" for part, name in columns.items())
 
 
-def _not_read(to: Look, source: Source) -> list[File]:
-    """The files of a folder that are not read, and why."""
-    if not source.path.is_dir() or is_saved(source.path):
-        return []
-    chosen = {file.relative_to(source.path).as_posix() for file in data_files(source.path, source.split)}
-    there = {file.name for file in to.files}
-    left = sorted(name for name in file_names(source.path) if name not in chosen and name not in there)
-    return [File(name, "", 0, _why(PurePosixPath(name))) for name in left]
+def not_read(sources: Sequence[Source]) -> list[File]:
+    """The files of the sources' folders that none of them reads, and why."""
+    left: dict[tuple[Path, str], File] = {}
+    for source in sources:
+        left |= {(source.path, name): File(name, "", 0, _why(PurePosixPath(name))) for name in source.names}
+    for source in sources:
+        for name in _chosen(source):
+            left.pop((source.path, name), None)
+    return sorted(left.values(), key=lambda file: file.name)
+
+
+def _chosen(source: Source) -> list[str]:
+    """The files that are read, by the names that their records have."""
+    if is_saved(source.path):
+        return source.names
+    if source.path.is_file():
+        return [source.path.name]
+    return [file.relative_to(source.path).as_posix() for file in data_files(source.path, source.split)]
 
 
 def _why(name: PurePosixPath) -> str:
@@ -87,7 +100,7 @@ def _why(name: PurePosixPath) -> str:
         return "hidden"
     if name.suffix.lower() not in SUFFIXES:
         return "no data file"
-    return f"of the split {split_of(name)}"
+    return "named for another split" if name.name not in NOT_DATA else "about the data"
 
 
 def _shown(record: RawRecord, source: Source, chat: Any) -> list[Shown]:

@@ -84,9 +84,12 @@ def test_look_at_a_folder_names_what_is_read_and_what_is_not(tmp_path):
         write(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "answer": "x"} for i in range(9)])
     (tmp_path / "README.md").write_text("about")
     made = looked(tmp_path, dataset={"path": str(tmp_path), "test_split": "test"})
-    files = {file.name: (file.use, file.rows, file.why) for file in made.files}
-    assert files["train.jsonl"] == ("training", 9, "") and files["test.jsonl"] == ("held out", 9, "")
-    assert files["README.md"] == ("", 0, "no data file") and files["validation.jsonl"][0] == ""
+    assert [(file.name, file.use, file.rows, file.why) for file in made.files] == [
+        ("train.jsonl", "training", 9, ""),
+        ("test.jsonl", "held out", 9, ""),
+        ("README.md", "", 0, "no data file"),
+        ("validation.jsonl", "", 0, "named for another split"),
+    ]
     assert (made.train, made.test) == (9, 9)
 
 
