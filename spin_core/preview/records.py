@@ -79,7 +79,11 @@ def not_read(sources: Sequence[Source]) -> list[File]:
     """The files of the sources' folders that none of them reads, and why."""
     left: dict[tuple[Path, str], File] = {}
     for source in sources:
-        left |= {(source.path, name): File(name, "", 0, _why(PurePosixPath(name))) for name in source.names}
+        if is_saved(source.path):  # with its splits as folders, or it is one split
+            folders = sorted({name.partition("/")[0] for name in source.names if "/" in name})
+            left |= {(source.path, name): File(name, "", 0, "another split") for name in folders}
+        else:
+            left |= {(source.path, name): File(name, "", 0, _why(PurePosixPath(name))) for name in source.names}
     for source in sources:
         for name in _chosen(source):
             left.pop((source.path, name), None)
@@ -89,7 +93,7 @@ def not_read(sources: Sequence[Source]) -> list[File]:
 def _chosen(source: Source) -> list[str]:
     """The files that are read, by the names that their records have."""
     if is_saved(source.path):
-        return source.names
+        return [source.split]
     if source.path.is_file():
         return [source.path.name]
     return [file.relative_to(source.path).as_posix() for file in data_files(source.path, source.split)]
