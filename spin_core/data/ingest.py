@@ -122,8 +122,8 @@ class SourceRows:
         if counts.total() > max_rejected * total:  # what is left of a set read in a wrong way is no sample
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them, or raise it to go on with "
-                "the others."
+                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them (`spinloop data --rejects FILE` "
+                "writes each with its place), or raise it to go on with the others."
             )
 
     def _slice(self, path: Path, split: str, dataset: Source, job: Job) -> bytearray:
