@@ -60,7 +60,7 @@ def rows_only(config: Config, store: str, base_dir: Path, origin: dict) -> dict[
     opened = open_store(store)
     with opened.using(), Children(1) as children:
         run = Run(config, opened, children, base_dir, origin=origin, follow="dataset")
-        reformat(run, *sources(run)[0])
+        reformat(run, sources(run)[0])
         run.settle()
         if run.failures:
             raise run.failures[0]

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.approval import approved
+from spin_core.config.dataset import Source
 from spin_core.job import Place
+from spin_core.stages.reformat import inputs_of
 from tasks.demo_model import demo_model
 from tasks.demo_rows import demo_rows
 from tasks.evaluate import evaluate
@@ -45,7 +47,7 @@ def dag(run: Run):
     plan a reference."""
     cfg, first = run.config, run.config.start.iteration
     dataset, model, published = sources(run)
-    rows = Rows(reformat(run, *dataset), run.tokenizer(model))
+    rows = Rows(reformat(run, dataset), run.tokenizer(model))
     rows.tokens = tokenize(run, rows.texts, rows.tokenizer)
     theta = start = import_model(run, first, model) if first else sft(run, model, rows.tokens) if cfg.sft else model
     table = Table()
@@ -108,17 +110,21 @@ def measured(run: Run, label: str, place: Place, model, rows: Rows, t: int = 0, 
     return made | ({"harness": harness(run, label, place, model)} if run.config.harness else {})
 
 
-def sources(run: Run) -> tuple[list, Any, dict]:
-    """The dataset (with its held-out set, where that is one of its own), the model that everything starts from, and the
-    pair sets that are imported, by iteration."""
-    part, start, first = run.config.dataset, run.config.model, run.config.start
-    if part.path == "builtin:tasks":
-        dataset = [demo_rows(run, "train"), demo_rows(run, "test")]
-    else:
-        held_out = part.test_path or (part.path if part.test_split else "")
-        paths = [(part.path, part.split), (held_out, part.test_split)]
-        dataset = [run.source(path, "dataset", part.revision, split=split) for path, split in paths if path]
+def sources(run: Run) -> tuple[dict, Any, dict]:
+    """The sets of the dataset (each with its held-out set, where that is one of its own), the model that everything
+    starts from, and the pair sets that are imported, by iteration."""
+    start, first = run.config.model, run.config.start
+    parts = run.config.dataset.parts.items()
+    dataset = dict(one for name, part in parts for one in zip(inputs_of(name), rows_of(run, part), strict=False))
     published = {t: run.source(place, "pairs") for t, place in sorted(first.pairs.items())}
     if start.path == "builtin:tiny-llama":
         return dataset, demo_model(run), published
     return dataset, run.source(start.path, "checkpoint" if first.iteration else "model", start.revision), published
+
+
+def rows_of(run: Run, part: Source) -> list:
+    """One set, and its held-out set where that is one of its own."""
+    if part.path == "builtin:tasks":
+        return [demo_rows(run, "train"), demo_rows(run, "test")]
+    paths = [(part.path, part.split), (part.test_path or (part.path if part.test_split else ""), part.test_split)]
+    return [run.source(path, "dataset", part.revision, split=split) for path, split in paths if path]

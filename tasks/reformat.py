@@ -7,6 +7,6 @@ from tasks.runner.stage import stage
 
 
 @stage
-def reformat(run: Run, source, test_source=None):
+def reformat(run: Run, sources: dict):
     config = core.Config(dataset=core.anonymous(run.config.dataset), seed=run.config.seed)
-    return Step(core, "", config), {"source": source} | ({"test_source": test_source} if test_source else {})
+    return Step(core, "", config), sources

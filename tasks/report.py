@@ -38,10 +38,11 @@ def report(run: Run, table: Table, label: str = ""):
     del profile["runtime"]
     # A path of this machine would be in the key and in a page that people send on; a hub id is worth showing.
     places = (("model", "path"), ("dataset", "path"), ("dataset", "test_path"), ("harness", "include_path"))
-    for section, field in places:
-        place = (profile.get(section) or {}).get(field)
-        if place and is_here(place, run.base_dir):
-            profile[section][field] = "(local)"
+    sections = [(profile.get(section) or {}, field) for section, field in places]
+    sections += [(one, field) for one in profile["dataset"].get("sets", []) for field in ("path", "test_path")]
+    for held, field in sections:
+        if held.get(field) and is_here(held[field], run.base_dir):
+            held[field] = "(local)"
     for t, place in profile.get("start", {}).get("pairs", {}).items():
         profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place
     rows = [core.RowInputs(**line) for line in table.lines]

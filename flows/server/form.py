@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
-from spin_core.config.base import section_of
+from spin_core.config.base import listed_section, section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
 
 PROFILE_NAMES = tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
@@ -24,8 +24,15 @@ def form(model: type[BaseModel] = Config, path: str = "") -> dict[str, Any]:
     No field has a default here, because the form would fill it in and send it with every run."""
     shown, schemas = {}, model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        inner = section_of(field.annotation)
+        inner, listed = section_of(field.annotation), listed_section(field.annotation)
         shown[name] = _folded(inner, field, path + name) if inner else _box(schemas[name], field, path + name)
+        if listed:
+            boxes = form(listed, f"{path}{name}.")
+            words = ("title", "description")
+            boxes["properties"] = {
+                each: {word: box[word] for word in words} | _accepted(box) for each, box in boxes["properties"].items()
+            }
+            shown[name]["items"] = {**boxes, "additionalProperties": False}
     return {"type": "object", "title": path.rstrip(".") or "settings", "properties": shown}
 
 
@@ -39,6 +46,8 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
             value = {int(t) if t.isdecimal() else t: parts for t, parts in value.items()}
         elif isinstance(value, dict):
             value = given(value, inner)
+        elif isinstance(value, list) and field and (listed := listed_section(field.annotation)):
+            value = [given(one, listed) if isinstance(one, dict) else one for one in value]
         elif value is None and inner:
             changes[name] = None  # a section that is left out
         if value is not None and value not in ("", {}, []):  # 0 and False are values

@@ -27,9 +27,15 @@ def added_field(*default: Any, **how: Any) -> Any:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field's annotation takes, alone or in a union; None where it takes a plain value."""
-    options = (annotation, *get_args(annotation))
+    """The section that a field's annotation takes, alone or in a union; None where it takes a plain value or a list."""
+    options = () if get_origin(annotation) is list else (annotation, *get_args(annotation))
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def listed_section(annotation: Any) -> type[BaseModel] | None:
+    """The section of which a field takes a list, each as a mapping; else None."""
+    item = get_args(annotation)[0] if get_origin(annotation) is list else None
+    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
 
 
 def _is_number(annotation: Any) -> bool:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from spin_core.config import yaml_reader
-from spin_core.config.base import Section, added_field, section_of
+from spin_core.config.base import Section, added_field, listed_section, section_of
 from spin_core.config.chat import ChatSection
 from spin_core.config.dataset import Dataset
 from spin_core.config.evaluate import Evaluate
@@ -73,8 +74,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if not self.dataset.path:
-            raise ValueError("dataset.path: is required")
+        for number, one in enumerate(self.dataset.parts.values()):
+            if not one.path:
+                raise ValueError(f"dataset.{f'sets.{number}.' if self.dataset.sets else ''}path: is required")
         beyond = [t for t in self.overrides if not 0 <= t < self.iterations]
         if beyond:
             raise ValueError(f"overrides.{beyond[0]}: this run has the iterations 0 to {self.iterations - 1}")
@@ -204,11 +206,17 @@ def load_profile(
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
     data = yaml_reader.read_file(path)
-    for setting in settings or []:
-        _apply(data, setting)
+    changed(data, settings or [])
     if changes and isinstance(data, dict):
         _lay_over(data, changes)
     return parse(data, str(path)), path.resolve().parent
+
+
+def changed(data: Any, settings: Sequence[str]) -> Any:
+    """A profile's data, changed in place by `field.path=value` strings. Raises BadInput for one of another form."""
+    for setting in settings:
+        _apply(data, setting)
+    return data
 
 
 def parse(data: Any, where: str) -> Config:
@@ -231,13 +239,18 @@ def _apply(data: Any, setting: str) -> None:
     parsed = yaml_reader.read(value.encode("utf-8", "surrogateescape"), f"--set {path}")
     keys = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
     for depth, key in enumerate(keys, 1):
-        if not isinstance(data, dict):
-            raise BadInput(f"--set {setting}: {'.'.join(map(str, keys[: depth - 1]))} is not a section.")
+        within = isinstance(data, list) and isinstance(key, int) and key < len(data)  # dataset.sets.0.weight
+        if not isinstance(data, dict) and not within:
+            above = ".".join(map(str, keys[: depth - 1]))
+            what = f"a list of {len(data)}, counted from 0" if isinstance(data, list) else "not a section"
+            raise BadInput(f"--set {setting}: {above} is {what}.")
         if depth < len(keys):
-            data[key] = {} if data.get(key) is None else data[key]
+            data[key] = {} if not within and data.get(key) is None else data[key]
             data = data[key]
         elif value.strip():
             data[key] = parsed
+        elif within:
+            del data[key]
         else:
             data.pop(key, None)
 
@@ -271,9 +284,12 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The names that the section at `loc` has."""
+    """The names that the section at `loc` has; a number in it counts the sections of a list."""
     for part in loc:
-        section = section_of(model.model_fields[part].annotation) if part in model.model_fields else None
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        section = section_of(annotation) or listed_section(annotation)
         if section is None:
             return []
         model = section

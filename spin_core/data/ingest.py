@@ -1,8 +1,7 @@
 """The different rows of one source, on disk and sorted by id, and what could not be a row.
 
-Not a reader of files (`spin_core/data/readers.py`) and no choice of rows (`stages/reformat.py`). In memory are: 48 MiB
-of rows that are being sorted, the answers to one prompt, and a byte (`frac_len`) or eight (a test set of its own) a
-row.
+Not a reader of files (`spin_core/data/readers.py`) and no choice of rows (`spin_core/data/mixing.py`). In memory are:
+48 MiB of rows that are being sorted, the answers to one prompt, and with `frac_len` a byte a row.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import heapq
 import json
 import tempfile
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -21,12 +18,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.readers import read
-from spin_core.data.rows import RawRecord, Row
+from spin_core.data.rows import RawRecord, Row, beginning_id
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
 if TYPE_CHECKING:
-    from spin_core.config.dataset import Dataset
+    from spin_core.config.dataset import Source
 
 PUBLISHED_SEED = 42
 HELD = 48 << 20
@@ -78,7 +75,8 @@ def _parse(line: bytes) -> list[Any]:
 
 
 class SourceRows:
-    """What one source holds: its different rows on disk, sorted by id, as [id, prompt, answer, file, line].
+    """What one source holds: its different rows on disk, sorted by id, as [beginning, id, prompt, answer, file, line];
+    `beginning` is the id of what the row's conversation begins with (`rows.beginning_id`).
 
     `name` stands for the source in rejects.jsonl, so that no path gets into the output. `rejected`: how often each
     reason was met; the rejects themselves go to `rejects`.
@@ -89,7 +87,7 @@ class SourceRows:
         self._rejects, self._sorter, self._seen = rejects, Sorter(scratch), 0
         self._rows: IO[bytes]  # once they are taken
 
-    def take(self, inputs: Inputs, dataset: Dataset, split: str, job: Job) -> None:
+    def take(self, inputs: Inputs, dataset: Source, split: str, max_rejected: float, job: Job) -> None:
         """Read the source. Raises BadInput for a mapped column that no record has, and where all rows or more than
         `max_rejected` of them are rejected."""
         path = inputs[self.name]
@@ -121,14 +119,14 @@ class SourceRows:
         counts = Counter(self.rejected)
         total = counts.total() + self.count
         del counts["duplicate"]
-        if counts.total() > dataset.max_rejected * total:  # what is left of a set read in a wrong way is no sample
+        if counts.total() > max_rejected * total:  # what is left of a set read in a wrong way is no sample
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({dataset.max_rejected:g}) allows; fix them, or raise it to go on with "
+                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them, or raise it to go on with "
                 "the others."
             )
 
-    def _slice(self, path: Path, split: str, dataset: Dataset, job: Job) -> bytearray:
+    def _slice(self, path: Path, split: str, dataset: Source, job: Job) -> bytearray:
         """For each record whether it is in the slice. The source is read twice: 200k conversations are 3 GB."""
         with job.progress(f"counting {self.name}", 0, "rows"):
             total = sum(1 for _ in read(path, split))
@@ -144,7 +142,7 @@ class SourceRows:
             mask[row] = 1
         return mask
 
-    def _add(self, record: RawRecord, dataset: Dataset) -> None:
+    def _add(self, record: RawRecord, dataset: Source) -> None:
         place = f"{self.name}/{record.file}" if record.file else self.name, record.line
         if record.reject:
             self._reject(*place, record.reject, record.detail)
@@ -169,8 +167,9 @@ class SourceRows:
                 if first is not place:
                     self._reject(source, line, "duplicate", f"the same as {first[0]}, line {first[1]}")
             made = [(f"{id}-{rank}" if rank else id, answer) for rank, answer in enumerate(sorted(answers))]
+            begun = beginning_id(last)
             for name, answer in sorted(made):
-                yield [name, last, answer, *answers[answer]]
+                yield [begun, name, last, answer, *answers[answer]]
             self.count += len(made)
             bar.advance(many)
 
@@ -178,34 +177,36 @@ class SourceRows:
         self.rejected[reason] += 1
         self._rejects.add([source, line, reason, detail], len(source) + len(detail))
 
-    def chosen(self, wanted: Callable[[str], bool]) -> Iterator[Row]:
-        """The rows whose prompt's id is `wanted`, sorted by id."""
-        for line in _lines(self._rows):
-            if wanted(_prompt_of(line)):
-                id, prompt, answer, _, _ = _parse(line)
-                yield Row(id, prompt, answer)
+    def lines(self, wanted: Callable[[str], bool]) -> Iterator[bytes]:
+        """The rows whose beginning is `wanted`, sorted by id, unparsed. One reader at a time."""
+        return (line for line in _lines(self._rows) if wanted(beginning_of(line)))
 
-    def holds(self) -> Callable[[str], bool]:
-        """Whether a prompt is among these; 8 bytes a row."""
-        ids = array("Q", (int(_prompt_of(line), 16) for line in _lines(self._rows)))
-
-        def has(id: str) -> bool:
-            at = bisect_left(ids, int(id, 16))
-            return at < len(ids) and ids[at] == int(id, 16)
-
-        return has
-
-    def reject_also_in(self, test: Callable[[str], bool]) -> None:
-        """A reject for every row whose prompt is in `test`: what is trained on must not be evaluated on."""
-        for line in _lines(self._rows):
-            if test(id := _prompt_of(line)):
-                _, _, _, source, number = _parse(line)
-                self._reject(source, number, "also held out", f"prompt {id}")
+    def reject(self, line: bytes, reason: str, detail: str) -> None:
+        """Count and list one of `lines` as a reject."""
+        *_, place, number = _parse(line)
+        self._reject(place, number, reason, detail)
 
 
-def _prompt_of(line: bytes) -> str:
-    """The id of a row's prompt, of the line it is in: `["0123456789abcdef-1", …`."""
+def beginning_of(line: bytes) -> str:
+    """What the conversation begins with of the row in a line, `["0123456789abcdef", "89abcdef01234567-1", …`."""
     return line[2:18].decode()
+
+
+def prompt_of(line: bytes) -> bytes:
+    """The id of its prompt."""
+    return line[22:38]
+
+
+def row_of(line: bytes, source: str) -> Row:
+    """The row, of the set `source`."""
+    _, id, prompt, answer, _, _ = _parse(line)
+    return Row(id, prompt, answer, source)
+
+
+def place_of(line: bytes) -> str:
+    """Where it was read, for a sentence."""
+    *_, place, number = _parse(line)
+    return f"{place}, line {number}"
 
 
 def write_rejects(path: Path, rejects: Sorter) -> None:

@@ -9,10 +9,10 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from spin_core.config.choices import Finish
 from spin_core.data.table_file import column_names, read_batches, write_table
@@ -44,22 +44,26 @@ class RawRecord:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One SFT row: prompt messages (the last is the user's) and the real answer."""
+    """One SFT row: prompt messages (the last is the user's) and the real answer. `source`: which of several sets it is
+    of, empty where there is one."""
 
     id: str
     prompt: Messages
     answer: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A row with the opponent's answer. `finish` is `stop`, or `length` where that answer was cut at max_new_tokens."""
+    """A row with the opponent's answer. `finish` is `stop`, or `length` where that answer was cut at max_new_tokens;
+    `source` is the row's."""
 
     id: str
     prompt: Messages
     real: str
     generated: str
     finish: Finish
+    source: str = ""
 
 
 def prompt_id(prompt: Messages) -> str:
@@ -67,6 +71,13 @@ def prompt_id(prompt: Messages) -> str:
     turns = [{"content": m["content"], "role": m["role"]} for m in prompt]
     text = json.dumps(turns, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def beginning_id(prompt: Messages) -> str:
+    """Id of the prompt that its conversation begins with, through the first user turn: what is held out goes by it, so
+    that no conversation, and no prompt with several answers, is on both sides. Of a single turn it is `prompt_id`."""
+    first = next((number for number, turn in enumerate(prompt) if turn["role"] == "user"), len(prompt) - 1)
+    return prompt_id(prompt[: first + 1])
 
 
 def fraction(*parts: object) -> float:
@@ -84,9 +95,9 @@ class ShardEntry(TypedDict):
     rows: int
 
 
-def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[list[T]]:
-    """Cut items in the order of their ids into content-defined shards of aim/4 to 2·aim (the last may be shorter); no
-    more than 2·aim items are held.
+class Cutter(Generic[T]):
+    """Cuts items that come in the order of their ids into content-defined shards of aim/4 to 2·aim (the last may be
+    shorter); no more than 2·aim items are held.
 
     A shard ends at the first id from its minimum on whose hash says so (one in 3/4·aim does), and where none does up to
     the maximum, at the id of smallest hash: an id that was added or removed moves only the ends near it. It changes one
@@ -94,42 +105,60 @@ def cut(items: Iterable[T], aim: int, id_of: Callable[[T], str]) -> Iterator[lis
     chance, not proof: ids are hashes, and whoever chose them by hand could make every end move.
     Content-defined chunking with minimum and maximum, as in LBFS (Muthitacharoen et al. 2001), section 3.1.
     """
-    least, most = max(1, aim // 4), 2 * aim
-    threshold = 1 / max(1, aim - least)
-    held: list[T] = []
-    marks: list[float] = []
 
-    def first() -> list[T]:
-        window = range(least - 1, len(held))
-        end = next((i for i in window if marks[i] < threshold), None)
+    def __init__(self, aim: int):
+        self._least, self._most = max(1, aim // 4), 2 * aim
+        self._threshold = 1 / max(1, aim - self._least)
+        self._held: list[T] = []
+        self._marks: list[float] = []
+
+    def add(self, item: T, id: str) -> list[T]:
+        """The shard that is now at its end; empty while none is."""
+        self._held.append(item)
+        self._marks.append(fraction("shard", id))
+        return self._first() if len(self._held) == self._most else []
+
+    def rest(self) -> Iterator[list[T]]:
+        """The shards of what is held."""
+        while self._held:
+            yield self._first()
+
+    def _first(self) -> list[T]:
+        held, marks = self._held, self._marks
+        window = range(self._least - 1, len(held))
+        end = next((i for i in window if marks[i] < self._threshold), None)
         if end is None:
-            end = min(window, key=marks.__getitem__) if len(held) == most else len(held) - 1
+            end = min(window, key=marks.__getitem__) if len(held) == self._most else len(held) - 1
         shard = held[: end + 1]
         del held[: end + 1], marks[: end + 1]
         return shard
 
-    for item in items:
-        held.append(item)
-        marks.append(fraction("shard", id_of(item)))
-        if len(held) == most:
-            yield first()
-    while held:
-        yield first()
 
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write `id, real, generated` with an empty generated answer, as the reference's reformat does.
+def write_rows(path: Path, rows: Iterable[Row], sources: bool = False) -> None:
+    """Write `id, real, generated` with an empty generated answer, as the reference's reformat does; with `sources` also
+    `source`.
 
     `rows` may be more than fit into memory (`spin_core/data/table_file.py`), here and in `write_pairs`.
     """
-    records = ((r.id, _conversation(r.prompt, r.answer), _conversation(r.prompt, "")) for r in rows)
-    _write(path, ("id", "real", "generated"), records)
+    records = (
+        (r.id, _conversation(r.prompt, r.answer), _conversation(r.prompt, ""), *[r.source] * sources) for r in rows
+    )
+    _write(path, ("id", "real", "generated", *["source"] * sources), records)
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write `id, real, generated, finish` (the reference's convert_data has real and generated)."""
-    records = ((p.id, _conversation(p.prompt, p.real), _conversation(p.prompt, p.generated), p.finish) for p in pairs)
-    _write(path, ("id", "real", "generated", "finish"), records)
+def write_pairs(path: Path, pairs: Iterable[Pair], sources: bool = False) -> None:
+    """Write `id, real, generated, finish` (the reference's convert_data has real and generated), and with `sources`
+    `source`."""
+    records = (
+        (p.id, _conversation(p.prompt, p.real), _conversation(p.prompt, p.generated), p.finish, *[p.source] * sources)
+        for p in pairs
+    )
+    _write(path, ("id", "real", "generated", "finish", *["source"] * sources), records)
+
+
+def has_sources(path: Path) -> bool:
+    """Whether the rows or pairs of a file say which set they are of."""
+    return "source" in column_names(path)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -139,7 +168,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def iter_rows(path: Path) -> Iterator[Row]:
     """As `read_rows`, one at a time."""
-    return (Row(id, real[:-1], real[-1]["content"]) for id, real, _, _ in _read(path))
+    return (Row(id, real[:-1], real[-1]["content"], source) for id, real, _, _, source in _read(path))
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -149,8 +178,8 @@ def read_pairs(path: Path) -> list[Pair]:
     "-2" in file order), and every answer counts as finished. A million pairs of 1.1 kB take 1.7 GB.
     """
     return [
-        Pair(id, real[:-1], real[-1]["content"], generated[-1]["content"], finish)
-        for id, real, generated, finish in _read(path)
+        Pair(id, real[:-1], real[-1]["content"], generated[-1]["content"], finish, source)
+        for id, real, generated, finish, source in _read(path)
     ]
 
 
@@ -169,7 +198,7 @@ def _write(path: Path, names: Sequence[str], records: Iterable[tuple[Any, ...]])
     import pyarrow as pa
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string()}
+    types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string(), "source": pa.string()}
     schema = pa.schema([(name, types[name]) for name in names])
 
     def batch(held: list[tuple[Any, ...]]) -> pa.RecordBatch:
@@ -204,14 +233,14 @@ def _own_ids(path: Path) -> bool:
     return pc.count_distinct(ids).as_py() == len(ids) and not pc.any(pc.equal(ids, "")).as_py()
 
 
-def _read(path: Path) -> Iterator[tuple[str, Messages, Messages, Any]]:
+def _read(path: Path) -> Iterator[tuple[str, Messages, Messages, Any, str]]:
     columns = column_names(path)
     if not {"real", "generated"} <= set(columns):
         raise BadInput(f"{path}: needs the columns real and generated, and has {', '.join(columns)}.")
     own = _own_ids(path)
     seen: Counter[str] = Counter()
     number = 0
-    for batch in read_batches(path, ("id", "real", "generated", "finish")):
+    for batch in read_batches(path, ("id", "real", "generated", "finish", "source")):
         for fields in batch.to_pylist():
             number += 1
             real, generated = (_turns(fields[name], name, path, number) for name in ("real", "generated"))
@@ -223,7 +252,9 @@ def _read(path: Path) -> Iterator[tuple[str, Messages, Messages, Any]]:
                     raise BadInput(f"{path}, row {number}: the id {id} is there twice; make the file again.")
             if finish not in ("stop", "length"):
                 raise BadInput(f"{path}, row {number}: finish is {finish!r}; it must be stop or length.")
-            yield f"{id}-{seen[id] - 1}" if seen[id] > 1 else id, real, generated, finish
+            source = fields.get("source")
+            named = source if isinstance(source, str) else ""
+            yield f"{id}-{seen[id] - 1}" if seen[id] > 1 else id, real, generated, finish, named
 
 
 def _turns(value: Any, name: str, path: Path, number: int) -> Messages:

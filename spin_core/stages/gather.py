@@ -5,11 +5,11 @@ and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt gen
 nor are those that tokenize rejected.
 Inputs: `rows` (reformat's tree), `tokens` (tokenize's of it) and `answers` (generate's trees or their answers.jsonl, in
 any order).
-Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more); the same pairs
-as `train_tokens.arrow` and `test_tokens.arrow`: the prompt's and the real answer's ids of `tokens`, and those that were
-sampled; quality.json, with how many prompts tokenize cut; tokens.json, which says where the ids are from;
-with `truncated: report` truncated.jsonl, {id, split, tokens} of each cut answer; where answers have log-probs
-engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
+Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more), and `source`
+where the rows have it; the same pairs as `train_tokens.arrow` and `test_tokens.arrow`: the prompt's and the real
+answer's ids of `tokens`, and those that were sampled; quality.json, with how many prompts tokenize cut, and by source;
+tokens.json, which says where the ids are from; with `truncated: report` truncated.jsonl, {id, split, tokens} of each
+cut answer; where answers have log-probs engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spin_core.config.base import Section
 from spin_core.config.gather import Gather
 from spin_core.data import token_file
 from spin_core.data.pairs import Answers, PairQuality, digests
-from spin_core.data.rows import FILES, Pair, Row, iter_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, Row, has_sources, iter_rows, write_pairs
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
@@ -67,7 +67,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             made = _Pairs(split, config.gather.truncated)
             rows = _tokenized(iter_rows(tree / name), real[split].ids)
             answered = zip(rows, answers.read(numbers[split]), strict=True)
-            write_pairs(job.out / name, made.of(answered, logps, truncated, bar))
+            write_pairs(job.out / name, made.of(answered, logps, truncated, bar), has_sources(tree / name))
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
             paired = made.tokens_of(real[split], answers.read(numbers[split]))
@@ -135,7 +135,7 @@ class _Pairs(PairQuality):
             if answer["finish"] == "rejected":
                 self.rejected.append(answer["id"])
                 continue
-            pair = Pair(row.id, row.prompt, row.answer, answer["text"], answer["finish"])
+            pair = Pair(row.id, row.prompt, row.answer, answer["text"], answer["finish"], row.source)
             self.count(pair)
             self.tokens += answer["tokens"]
             if pair.finish != "stop":

@@ -3,14 +3,15 @@
 Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
 it can be no pair, and every one is counted with its reason. Inputs: `source` (a folder with train and test files, see
 `spin_core/sources/folders.py`; or one file) and, where a run imports it, `rows` (reformat's tree): a pair of a held-out
-row is a test pair whatever file it came from, and what would train on a held-out prompt, or measure on another, is left
-out; with `tokens` (tokenize's of them) and `tokenizer` the ids that spinloop's own pairs have are kept where they are
-of the same tokenizer and template and say what the texts say. Output: as gather's: train and test parquet with `id,
-real, generated, finish`, sorted by id, and quality.json (without token counts); `rejects.jsonl` where rows were left
-out. A pairs tree that spinloop itself wrote is taken as it is, after the same checks. Ids are those of the run's rows
-with the same prompt and real answer; of other pairs the ids they have, if of reformat's form, else made as reformat
-makes them. Answers without `finish` count as finished. Of a row that is there several times (the first published
-SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB each; gather's are not.
+row is a test pair whatever file it came from, and what would train on the beginning of a held-out conversation, or
+measure on another, is left out; with `tokens` (tokenize's of them) and `tokenizer` the ids that spinloop's own pairs
+have are kept where they are of the same tokenizer and template and say what the texts say. Output: as gather's: train
+and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts);
+`rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same
+checks. Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of
+reformat's form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there
+several times (the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
+each; gather's are not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pairs import PairQuality
 from spin_core.data.readers import file_names, read_parquet
-from spin_core.data.rows import FILES, Pair, prompt_id, read_pairs, read_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, beginning_id, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -37,7 +38,7 @@ from spin_core.sources import folders
 from spin_core.stages import tokenize
 
 NAME = "import_pairs"
-VERSION = 3
+VERSION = 4
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
@@ -120,14 +121,16 @@ class _PairSet:
         """Split → its pairs with their ids, sorted by them; `tree`: the run's rows, which say what is held out."""
         rows = {split: read_rows(tree / name) for split, name in FILES.items()} if tree else {}
         ids = self._ids({(prompt_id(row.prompt), row.answer): row.id for part in rows.values() for row in part})
-        held_out = {row.id for row in rows["test"]} if tree else {p.id for split, _, p in self.pairs if split == "test"}
-        prompts = {prompt_id(row.prompt) for row in rows["test"]} if tree else set()
+        held_out = {row.id for row in rows["test"]} if tree else set()
+        test = rows["test"] if tree else [pair for split, _, pair in self.pairs if split == "test"]
+        begun = {beginning_id(one.prompt) for one in test}
         kept: dict[str, list[Pair]] = {"train": [], "test": []}
         taken: dict[tuple[str, str], str] = {}
         for split, place, pair in self.pairs:
             id = ids[pair.id, pair.real]
-            now = "test" if (id if tree else pair.id) in held_out else "train"
-            also = (now == "train" and pair.id in prompts) or (now, split, tree) == ("test", "train", None)
+            held = beginning_id(pair.prompt) in begun
+            now = "test" if (id in held_out if tree else held) else "train"
+            also = (now == "train" and held) or (now, split, tree) == ("test", "train", None)
             why = None
             if also or (now, split) == ("train", "test"):
                 why = Reject("also held out" if also else "not held out", f"prompt {pair.id}")

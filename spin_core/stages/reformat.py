@@ -1,32 +1,40 @@
-"""Any SFT set to rows `{id, prompt messages, real answer}` in the reference's record, split into train and test.
+"""Any SFT sets to rows `{id, prompt messages, real answer}` in the reference's record, split into train and test.
 
 Not a filter for quality: a row is rejected only where it cannot be a row, and every reject is counted with its reason.
-Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`.
-Output: train and test parquet, sorted by id, and `rejects.jsonl`.
+Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`; of several sets
+`source_NAME` and `test_source_NAME` each.
+Output: train and test parquet, sorted by id, and `rejects.jsonl`; of several sets the rows have a column `source`.
+Held-out means held out: rows whose conversations begin alike (through the first user turn, system text included) are
+on one side, whatever `turns` makes of them and whatever set they are of; a training row that begins as one of a test
+set's own is rejected. Of single turns the beginning is the prompt. Two conversations that begin with the same word are
+kept together, too: where every turn is a row, their first ones are one prompt.
 Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
 order of the input does not matter: what split and draw a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
 share is drawn (limit over all rows), each in the place of another row, and both the row that came and the row that went
-change a shard. Only the published slices (`frac_len`) depend on the input's order and number of rows: a set that grows
-is drawn anew.
+change a shard. With weights (`mixing.sizes`) a set that is not the one which bounds the mix does the same, and one that
+is makes every draw larger. Only the published slices (`frac_len`) depend on the input's order and number of rows: a set
+that grows is drawn anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from spin_core.config.base import Section
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import check_columns
 from spin_core.data.ingest import Sorter, SourceRows, write_rejects
-from spin_core.data.rows import FILES, Row, fraction, write_rows
+from spin_core.data.mixing import Draw, SetRows, sides
+from spin_core.data.rows import FILES, Row, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "reformat"
-VERSION = 3
+VERSION = 4
+REJECTS = "rejects.jsonl"
 
 
 class Config(Section):
@@ -37,75 +45,102 @@ class Config(Section):
 
 
 def anonymous(dataset: Dataset) -> Dataset:
-    """`dataset` without path, test_path and revision, for the key: what was read there enters by its content; and
-    without the size of shards, which tokenize cuts."""
-    return dataset.model_copy(update={"path": "", "test_path": "", "revision": "", "shard_rows": 512})
+    """`dataset` without paths and revisions, for the key: what was read there enters by its content; and without the
+    size of shards, which tokenize cuts."""
+    nowhere = {"path": "", "test_path": "", "revision": ""}
+    sets = [one.model_copy(update={**nowhere, "name": one.called}) for one in dataset.sets]
+    return dataset.model_copy(update={**nowhere, "shard_rows": 512, "sets": sets})
+
+
+def inputs_of(name: str) -> tuple[str, str]:
+    """What the inputs of the set `name` are called: its rows, and its own held-out ones."""
+    return (f"source_{name}", f"test_source_{name}") if name else ("source", "test_source")
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
-    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
-    dataset, seed = config.dataset, config.seed
-    check_columns(dataset.columns)
+    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out, or too much
+    is rejected; the rejects are then in `job.scratch`."""
     rejects = Sorter(job.scratch)
-    train, test = (SourceRows(name, rejects, job.scratch) for name in ("source", "test_source"))
-    train.take(inputs, dataset, dataset.split, job)
-    if "test_source" in inputs:
-        test.take(inputs, dataset, dataset.test_split, job)
-        also = test.holds()
-        train.reject_also_in(also)
-        train_rows, test_rows = partial(train.chosen, lambda id: not also(id)), partial(test.chosen, lambda id: True)
-    else:
+    try:
+        return _written(inputs, config, job, rejects)
+    except BadInput:
+        write_rejects(job.scratch / REJECTS, rejects)
+        raise
 
-        def held_out(id: str) -> bool:
-            """By prompt, not by row: two answers to one prompt must not fall on both sides."""
-            return fraction(seed, "split", id) < dataset.test_fraction
 
-        train_rows, test_rows = partial(train.chosen, lambda id: not held_out(id)), partial(train.chosen, held_out)
-    splits = {"train": (train_rows, dataset.limit), "test": (test_rows, dataset.test_limit)}
-    counts = {split: _write(job, split, drawn(rows, limit, seed)) for split, (rows, limit) in splits.items()}
-    _check_counts(counts["train"], counts["test"], dataset, "test_source" in inputs)
-    write_rejects(job.out / "rejects.jsonl", rejects)
-    return {
-        "train_rows": counts["train"],
-        "test_rows": counts["test"],
-        "rejected": dict(sorted((train.rejected + test.rejected).items())),
+def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[str, Any]:
+    dataset, names = config.dataset, list(config.dataset.parts)
+    sets = [_taken(name, inputs, dataset, rejects, job) for name in names]
+    several = len(sets) > 1
+    train_rows, test_rows = sides(sets, dataset.test_fraction, config.seed)
+    limits = [(one.limit, one.test_limit) if several else (0, 0) for one in dataset.parts.values()]
+    train = Draw(names, [most for most, _ in limits], dataset.weights, dataset.limit, config.seed)
+    test = Draw(names, [most for _, most in limits], [], dataset.test_limit, config.seed)
+    counts = {
+        "train": _write(job, "train", train.of(train_rows), several),
+        "test": _write(job, "test", test.of(test_rows), several),
     }
+    _check_counts(train, test, dataset, any(one.test is not None for one in sets))
+    write_rejects(job.out / REJECTS, rejects)
+    rejected = sum((rows.rejected for one in sets for rows in (one.train, one.test) if rows), Counter[str]())
+    summary = {f"{split}_rows": count for split, count in counts.items()} | {"rejected": dict(sorted(rejected.items()))}
+    return summary | ({"sources": _by_set(sets, train, test, job)} if several else {})
 
 
-def drawn(rows: Callable[[], Iterator[Row]], limit: int, seed: int) -> Iterator[Row]:
-    """The `limit` rows of smallest seeded hash (0: all), in order: a larger limit keeps what a smaller one drew.
-
-    `rows` are read twice where there is a limit, sorted by id: of equal hashes the smaller id is drawn.
-    """
-    import numpy
-
-    marks = numpy.fromiter((fraction(seed, "limit", row.id) for row in rows()), float) if limit else numpy.empty(0)
-    if len(marks) <= limit:
-        yield from rows()
-        return
-    last = numpy.partition(marks, limit - 1)[limit - 1]
-    equal = limit - int((marks < last).sum())
-    for row, mark in zip(rows(), marks, strict=True):
-        if mark < last or (mark == last and equal > 0):
-            equal -= bool(mark == last)
-            yield row
+def _taken(name: str, inputs: Inputs, dataset: Dataset, rejects: Sorter, job: Job) -> SetRows:
+    """Read one set."""
+    part = dataset.parts[name]
+    check_columns(part.columns)
+    train, test = (SourceRows(given, rejects, job.scratch) for given in inputs_of(name))
+    train.take(inputs, part, part.split, dataset.max_rejected, job)
+    if test.name not in inputs:
+        return SetRows(name, train, None)
+    test.take(inputs, part, part.test_split, dataset.max_rejected, job)
+    return SetRows(name, train, test)
 
 
-def _check_counts(train: int, test: int, dataset: Dataset, own_test: bool) -> None:
-    if not train and own_test:
+def _by_set(sets: list[SetRows], train: Draw, test: Draw, job: Job) -> dict[str, dict[str, Any]]:
+    """What each set gave; a note where a set with too few rows for its weight made the others give fewer."""
+    counts: dict[str, dict[str, Any]] = {}
+    for number, one in enumerate(sets):
+        rejected = sum((rows.rejected for rows in (one.train, one.test) if rows), Counter[str]())
+        counts[one.name] = {
+            "train_rows": train.given[number],
+            "test_rows": test.given[number],
+            "not_drawn": train.seen[number] - train.given[number],
+            "rejected": dict(sorted(rejected.items())),
+        }
+    if short := train.short():
+        left = sum(of["not_drawn"] for of in counts.values())
+        job.note(
+            f"dataset.sets: {short} has {counts[short]['train_rows']:,} training rows, too few for its weight, so the "
+            f"sets give {sum(train.given):,} together and {left:,} rows are not drawn; lower its weight to have more."
+        )
+    return counts
+
+
+def _check_counts(train: Draw, test: Draw, dataset: Dataset, own_test: bool) -> None:
+    empty = next((name for name, seen in zip(train.names, train.seen, strict=True) if not seen), "")
+    if dataset.weights and empty:
+        raise BadInput(
+            f"dataset.sets: no training row of {empty} is left (see what is rejected: its prompts are held out, or an "
+            "earlier set has them), and no share can be drawn from it; take the set out, or its weight."
+        )
+    if not sum(train.given) and own_test:
         raise BadInput("dataset: every training prompt is also held out; give a test_path with other prompts.")
-    if not train:
+    if not sum(train.given):
         raise BadInput(
-            f"dataset.test_fraction ({dataset.test_fraction:g}) holds out all {test} rows; lower it or give more rows."
+            f"dataset.test_fraction ({dataset.test_fraction:g}) holds out all {sum(test.given)} rows; lower it or give "
+            "more rows."
         )
-    if not test:
+    if not sum(test.given):
         raise BadInput(
-            f"dataset.test_fraction ({dataset.test_fraction:g}) holds out none of the {train} rows, and evaluation "
-            "needs at least one; raise it, give more rows or give test_path."
+            f"dataset.test_fraction ({dataset.test_fraction:g}) holds out none of the {sum(train.given)} rows, and "
+            "evaluation needs at least one; raise it, give more rows or give test_path."
         )
 
 
-def _write(job: Job, split: str, rows: Iterator[Row]) -> int:
+def _write(job: Job, split: str, rows: Iterable[Row], sources: bool) -> int:
     """Write a split's parquet; how many rows it has."""
     count = 0
 
@@ -117,5 +152,5 @@ def _write(job: Job, split: str, rows: Iterator[Row]) -> int:
             bar.advance()
 
     with job.progress(f"writing {split}", 0, "rows") as bar:
-        write_rows(job.out / FILES[split], counted())
+        write_rows(job.out / FILES[split], counted(), sources)
     return count

@@ -28,7 +28,7 @@ from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, reasons
-from spin_core.data.rows import FILES, Pair, Row, ShardEntry, cut, iter_rows, read_pairs
+from spin_core.data.rows import FILES, Cutter, Pair, Row, ShardEntry, iter_rows, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -116,32 +116,43 @@ class _Writer:
         own = self.counts[split] = Counter[str]()
         self.rejected = Counter[str]()
         listed: list[ShardEntry] = []
-        lines = self._lines(split, texts, own, bar)
+        made = self._lines(split, texts, own, bar)
+        lines: Iterator[Line] = (line for _, line in made)
         columns: tuple[str, ...]
         if self.config.reference_length:
             columns = ("prompt", "real", "generated", "hidden_real", "hidden_generated")
         elif self.config.shard_rows:
             columns = ("prompt", "answer", *(["generation_prompt"] if self.config.chat.template == "paper" else []))
-            lines = self._sharded(split, lines, listed)
+            lines = self._sharded(split, made, listed)
         else:
             columns = ("prompt", "real", "generated")
         own["rows"] = token_file.write(self.job.out / token_file.FILES[split], columns, lines)
         self.counts[split] = {**{name: own[name] for name in COUNTED}, "rejected": dict(sorted(self.rejected.items()))}
         return listed
 
-    def _sharded(self, split: str, lines: Iterator[Line], listed: list[ShardEntry]) -> Iterator[Line]:
+    def _sharded(self, split: str, made: Iterator[tuple[str, Line]], listed: list[ShardEntry]) -> Iterator[Line]:
+        """The lines as they come; the shards of each set are cut by themselves, so that a set that is added or changed
+        changes none of another's."""
         (self.job.out / "prompts").mkdir(exist_ok=True)
-        for part in cut(lines, self.config.shard_rows, lambda line: str(line[0])):
-            column = 3 if self.config.chat.template == "paper" else 1
-            rows = [json.dumps({"id": line[0], "prompt": line[column].tolist()}) + "\n" for line in part]
-            data = "".join(rows).encode()
-            sha256 = hashlib.sha256(data).hexdigest()
-            file = f"prompts/{split}-{sha256[:12]}.jsonl"
-            (self.job.out / file).write_bytes(data)
-            listed.append({"file": file, "sha256": sha256, "split": split, "rows": len(part)})
-            yield from part
+        cutters: dict[str, Cutter[Line]] = {}
+        for source, line in made:
+            cutter = cutters.setdefault(source, Cutter(self.config.shard_rows))
+            if shard := cutter.add(line, str(line[0])):
+                listed.append(self._shard(split, shard))
+            yield line
+        for cutter in cutters.values():
+            listed.extend(self._shard(split, shard) for shard in cutter.rest())
 
-    def _lines(self, split: str, texts: Iterator[Any], own: Counter[str], bar: Bar) -> Iterator[Line]:
+    def _shard(self, split: str, lines: list[Line]) -> ShardEntry:
+        column = 3 if self.config.chat.template == "paper" else 1
+        data = "".join(json.dumps({"id": line[0], "prompt": line[column].tolist()}) + "\n" for line in lines).encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        file = f"prompts/{split}-{sha256[:12]}.jsonl"
+        (self.job.out / file).write_bytes(data)
+        return {"file": file, "sha256": sha256, "split": split, "rows": len(lines)}
+
+    def _lines(self, split: str, texts: Iterator[Any], own: Counter[str], bar: Bar) -> Iterator[tuple[str, Line]]:
+        """Each row with the set that it is of."""
         encode = self._reference if self.config.reference_length else self._exact
         sides = 2 if self.config.shard_rows else 3  # of a row prompt and answer, of a pair prompt and both answers
         for part, lines in _in_turn(encode, _parts(texts)):
@@ -157,7 +168,7 @@ class _Writer:
                     if line.counts.get(name) and len(shown) < SHOWN:
                         shown.append(one.id)
                 own["tokens"] += sum(map(len, line.ids[:sides]))
-                yield (one.id, *line.ids)
+                yield one.source, (one.id, *line.ids)
             bar.advance(len(part))
 
     def _exact(self, part: list[Any]) -> list[Made | Reject]:

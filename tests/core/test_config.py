@@ -39,6 +39,29 @@ def test_setting_reads_exponents_as_numbers_and_empty_as_default(tmp_path):
     assert base == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dataset.sets.2.weight=1", r"dataset.sets is a list of 2, counted from 0"),
+        ("dataset.sets.name=x", r"dataset.sets is a list of 2"),
+        ("dataset.sets.1.wieght=1", r"dataset.sets.1.wieght: unknown field; did you mean weight\?"),
+        ("dataset.sets.1.path=", r"sets.1 has no name; give it a path"),
+        ("dataset.sets.1={name: b}", r"dataset.sets.1.path: is required"),
+        ("dataset.sets.1.name=a", r"dataset: `sets` has the name a twice"),
+    ],
+)
+def test_setting_of_one_set_names_its_place(tmp_path, setting, message):
+    """Catches: a traceback for a set that is not there, and a misspelt field of a set without the near name."""
+    path = tmp_path / "p.yaml"
+    path.write_text("model: {path: m}\ndataset: {sets: [{path: a}, {path: b}]}\n")
+    with pytest.raises(BadInput, match=message):
+        load_profile(str(path), [setting])
+    assert load_profile(str(path), ["dataset.sets.1.turns=all"])[0].dataset.sets[1].turns == "all"
+    assert (
+        load_profile(str(path), ["dataset.sets.1.turns=all", "dataset.sets.1.turns="])[0] == load_profile(str(path))[0]
+    )
+
+
 def test_prompt_limit_must_leave_room_in_an_override_too():
     """Catches a check of the profile that does not look at the iterations."""
     with pytest.raises(BadInput, match=r"below finetune.max_length \(512\) \(iteration 1\)"):

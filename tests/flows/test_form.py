@@ -107,6 +107,7 @@ def test_a_help_says_what_an_empty_box_means(path, text):
         {"finetune": {"lora": {"target_modules": ["q_proj"]}}},
         {"finetune": {"lora": {"target_modules": "all-linear"}}},
         {"overrides": {"1": {"finetune": {"lr": 1e-4}}}},
+        {"dataset": {"sets": [{"path": "a", "weight": 1, "limit": None, "turns": None}, {"path": "b", "weight": 2}]}},
     ],
 )
 def test_the_server_takes_what_the_form_sends(settings):
@@ -123,6 +124,8 @@ def test_the_server_takes_what_the_form_sends(settings):
         ({"finetune": {"lora": {"rank": 0}}}, "settings.finetune.lora.rank"),
         ({"runtime": {"pools": {"score": 3}}}, "settings.runtime.pools.score"),
         ({"finetune": {"betta": 1}}, "'betta' was unexpected"),
+        ({"dataset": {"sets": [{"path": "a", "weight": 0}]}}, "settings.dataset.sets[0].weight"),
+        ({"dataset": {"sets": [{"path": "a", "wieght": 1}]}}, "'wieght' was unexpected"),
         ({"finetun": {}}, "'finetun' was unexpected"),
     ],
 )
@@ -164,6 +167,10 @@ def test_given_keeps_0_and_false_and_drops_what_is_empty():
         ({"finetune": {"lora": {"rank": 4}}}, ["finetune.lora.rank=4"]),
         ({"runtime": {"pools": {"score": "here"}}}, ["runtime.pools.score=here"]),
         ({"overrides": {"1": {"finetune": {"lr": 1e-4}}}}, ["overrides.1.finetune.lr=1e-4"]),
+        (
+            {"dataset": {"path": '""', "sets": [{"path": "a", "split": "", "weight": 3}, {"path": "b", "weight": 2}]}},
+            ["dataset.path=''", "dataset.sets=[{path: a, weight: 1}, {path: b, weight: 2}]", "dataset.sets.0.weight=3"],
+        ),
         # zephyr-7b has another beta in iteration 3 itself, which must stay.
         ({"overrides": {"3": {"finetune": {"lr": 1e-4}}}}, ["overrides.3.finetune.lr=1e-4"]),
     ],

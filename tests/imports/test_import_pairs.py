@@ -136,6 +136,17 @@ def test_without_rows_the_test_file_says_what_is_held_out(tmp_path, take):
     assert summary["rejected"] == {"also held out": 1}
 
 
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_held_out_conversations_stay_held_out(tmp_path, rows, take, with_rows):
+    """Catches: a later turn of a conversation trained on whose first turn the run is measured by."""
+    later = record("and now?")
+    for side in later.values():
+        side[:0] = chat(HELD_OUT[0], f"real {HELD_OUT[0]}")
+    train = [record(text) for text in PROMPTS[6:]] + [later]
+    _, pairs, summary = take(folder(tmp_path, train, [record(HELD_OUT[0])]), rows if with_rows else None)
+    assert len(pairs["train"]) == 18 and summary["rejected"] == {"also held out": 1}
+
+
 def test_ids_are_those_of_the_rows(tmp_path, take):
     """Catches: a second real answer with the id of the first, which evaluate would then file under the wrong row."""
     tree, id = tmp_path / "tree", prompt_id(question("q"))

@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 
 from spin_core.config.dataset import Dataset
 from spin_core.data import token_file
-from spin_core.data.rows import FILES, cut, read_rows
+from spin_core.data.rows import FILES, Cutter, read_rows
 from spin_core.data.token_file import TokenFile
 from spin_core.job import Job
 from spin_core.stages import reformat
 from spin_core.stages.reformat import Config
+from tests.text.conversations import conversation, reformatted
 from tests.text.token_trees import tokens_of
+
+
+def cut(ids, aim, id_of):
+    cutter = Cutter(aim)
+    return [shard for id in ids if (shard := cutter.add(id, id_of(id)))] + list(cutter.rest())
+
 
 IDS = st.sets(st.integers(0, 2**64 - 1).map(lambda n: f"{n:016x}"), max_size=300).map(sorted)
 
@@ -243,3 +250,15 @@ def test_run_edited_set_changes_at_most_two_shards_an_edit(shards_of, base_shard
     new = after.keys() - base_shards.keys()
     assert len(base_shards) > 60
     assert bool(new) == bool(edits) and len(new) <= 2 * edits + 2 * bool(edits)
+
+
+def test_an_added_set_keeps_the_shards_of_the_first(tmp_path):
+    """Catches: shards that are cut through all sets, so that adding one has every prompt answered again."""
+    a, b = ([conversation([f"{name} {n}", "yes"]) for n in range(60)] for name in "ab")
+    sets, shards = [{"path": "a"}, {"path": "b"}], []
+    for number, inputs in enumerate(({"source": a}, {"source_a": a, "source_b": b})):
+        tree, _, _ = reformatted(tmp_path, inputs, **({"sets": sets} if number else {}))
+        tokens_of(tree, tmp_path / f"tokens{number}")
+        listed = json.loads((tmp_path / f"tokens{number}" / "shards.json").read_text())
+        shards.append({(shard["sha256"], shard["rows"]) for shard in listed})
+    assert shards[0] < shards[1] and sum(rows for _, rows in shards[1]) == 120
