@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,17 @@ def load_profile(
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise BadInput(f"{name}: there is no such profile; give the path of a YAML file or one of: {known}.")
     data = yaml_reader.read_file(path)
-    for setting in settings or []:
-        _apply(data, setting)
+    changed(data, settings or [])
     if changes and isinstance(data, dict):
         _lay_over(data, changes)
     return parse(data, str(path)), path.resolve().parent
+
+
+def changed(data: Any, settings: Sequence[str]) -> Any:
+    """A profile's data, changed in place by `field.path=value` strings. Raises BadInput for one of another form."""
+    for setting in settings:
+        _apply(data, setting)
+    return data
 
 
 def parse(data: Any, where: str) -> Config:

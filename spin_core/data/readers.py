@@ -67,7 +67,10 @@ def data_files(path: Path, split: str = "") -> list[Path]:
     chosen = [path / name for name in choose_files(names, split, str(path))]
     for file in chosen:
         if not file.is_file():
-            raise BadInput(f"{file}: no regular file (a link that leads nowhere, a device, a pipe?); take it out.")
+            raise BadInput(
+                f"{file}: no regular file (a device, a pipe, a link that leads nowhere?); take it out, or fetch what "
+                "it stands for (of git-annex: `git annex get`)."
+            )
     return chosen
 
 

@@ -119,8 +119,8 @@ def load_model(
 
     `dtype` is that of the weights in memory: float32 master weights by default, whatever is on disk. Quantised, the
     linear layers have 4 bits, all else is bfloat16, and only an adapter can be trained: no weight asks for gradients.
-    Raises BadInput where weights are missing, damaged, pickled, or do not fill the architecture, and for a
-    quantisation that this machine cannot do.
+    Raises BadInput where weights are missing, damaged, pickled, not finite, or do not fill the architecture, and for
+    a quantisation that this machine cannot do.
     """
     how: dict[str, Any] = {"dtype": dtype} if quantize == "none" else _nf4(torch.device(device))
     how |= architecture(path)
@@ -146,7 +146,28 @@ def load_model(
         )
     no_dropout(model)
     model.requires_grad_(train and quantize == "none").train(train)
-    return model.to(device)
+    model = model.to(device)
+    _refuse_not_finite(model, path)
+    return model
+
+
+def _refuse_not_finite(model: PreTrainedModel, path: Path) -> None:
+    """Raise BadInput, naming tensor and file, where a weight is NaN or infinite: one pass over the weights where they
+    are, a second with more memory only for a tensor whose sum says so, and the files only to name one."""
+    floats = (weight.detach() for weight in model.parameters() if weight.is_floating_point())
+    if all(weight.sum(dtype=torch.float32).isfinite() or weight.isfinite().all() for weight in floats):
+        return
+    where = str(path)
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            spoilt = (key for key in weights.keys() if not weights.get_tensor(key).isfinite().all())  # noqa: SIM118
+            if name := next(spoilt, ""):
+                where = f"{file}: {name}"
+                break
+    raise BadInput(
+        f"{where} has weights that are NaN or infinite, with which nothing can be sampled or trained; download the "
+        "model again, or take an earlier one of the training that made it"
+    )
 
 
 def architecture(path: Path) -> dict[str, Any]:

@@ -165,6 +165,24 @@ def steps_chart(title: str, lines: list[Curve]) -> Chart | None:
         return Chart(title, _finish(axes.figure), plain(ends, 600))
 
 
+def histogram(title: str, counts: list[int], width: int, unit: str, marks: dict[str, float]) -> Chart:
+    """Bars of how many texts have which length: bins of `width` from 0, the last one open. `marks`: settings, drawn as
+    lines where the bars reach them."""
+    top = width * len(counts)
+    with _axes() as axes:
+        axes.bar([(i + 0.5) * width for i in range(len(counts))], counts, width * 0.9, color=COLOURS[0])
+        axes.set_xlabel(unit)
+        axes.set_xlim(0, top)
+        for i, (name, value) in enumerate(marks.items(), 1):
+            if value <= top:
+                axes.axvline(value, color=COLOURS[i % len(COLOURS)], lw=1.2, ls="--", label=f"{name} {value:,.0f}")
+        if any(value <= top for value in marks.values()):
+            axes.figure.legend(loc="outside upper left")
+        fullest = max(range(len(counts)), key=counts.__getitem__)
+        said = f"The fullest bar is {fullest * width:,} to {(fullest + 1) * width - 1:,} {unit}: {counts[fullest]:,}"
+        return Chart(title, _finish(axes.figure), plain(said, 200))
+
+
 def _ends(ys: list[float]) -> str:
     seen = [y for y in ys if math.isfinite(y)]
     return f"from {seen[0]:.3g} to {seen[-1]:.3g}"

@@ -1,5 +1,5 @@
 """Which files of a model, a checkpoint or a published pair set count, in a folder or in a hub repository; and that a
-model is whole and makes no code run.
+model is whole, is not quantised and makes no code run.
 
 A pair set has parquet files named for their split, `train…` or `train_prefs…` and `test…` or `test_prefs…` (the
 published SPIN_iter sets and spinloop's own). What only spinloop writes beside its weights or pairs is imported with
@@ -9,13 +9,14 @@ them, so that a tree of a store that was copied elsewhere comes back as the same
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spin_core.data.readers import split_of
 from spin_core.errors import BadInput
+from spin_core.sources import pointers
 
 SETTINGS = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja")
 WEIGHTS = ("*.safetensors",)
@@ -33,27 +34,44 @@ KERNELS = (
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
 )  # fmt: skip
+QUANTISED = ("quantization_config", "compression_config", "quantization")
+QUANTISED_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""What AutoGPTQ, AutoAWQ and ModelOpt write beside a config.json that does not say it."""
 
 
 def check_model(folder: Path, weights: bool = True) -> None:
-    """Raise BadInput unless `folder` is a complete safetensors model that loads without running code of its own.
+    """Raise BadInput unless `folder` is a complete safetensors model that loads without running code of its own, and
+    whose weights are plain.
 
     `weights` False leaves out the look at the weight files (they are not downloaded yet).
     """
     if not folder.is_dir():
+        if folder.suffix.lower() == ".gguf":
+            raise _gguf(str(folder))
         raise BadInput(f"Model {folder}: this is a file; give the directory that save_pretrained wrote.")
+    for name in model_files(pointers.links(folder)):
+        pointers.refuse_link(folder / name)
     if (folder / "adapter_config.json").is_file():
         raise BadInput(
             f"Model {folder}: this is an adapter, not a whole model; merge it into its base model (peft's "
             "merge_and_unload) and save that."
         )
     if not (folder / "config.json").is_file():
+        if any(folder.glob("*.gguf")):
+            raise _gguf(str(folder))
         raise BadInput(f"Model {folder}: there is no config.json; give the directory that save_pretrained wrote.")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         if (folder / name).is_file() and (setting := code_setting(_json(folder / name))):
             raise BadInput(
                 f"Model {folder}: its {name} has `{setting}`, so it needs code of its own, which is never run here; "
                 f"use a model whose architecture transformers has, or take out `{setting}` if it does."
+            )
+    for name in ("config.json", *QUANTISED_BESIDE):
+        if (folder / name).is_file() and (method := _quantised(name, _json(folder / name))):
+            raise BadInput(
+                f"Model {folder}: its {name} says that its weights are quantised ({method}), and such weights are not "
+                "trained here; use the unquantised model that it was made from (`finetune.lora: {rank: 16, quantize: "
+                "nf4}` quantises that while it trains), or correct the file if the weights are plain."
             )
     if not weights:
         return
@@ -83,6 +101,8 @@ def require_weights(where: str, names: list[str]) -> None:
     """Raise BadInput, naming `where`, unless there are weights among the names of a model's files."""
     if model_files(names, WEIGHTS):
         return
+    if any(name.lower().endswith(".gguf") for name in names):
+        raise _gguf(where)
     pickled = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in PICKLED))
     if pickled:
         raise BadInput(
@@ -92,8 +112,32 @@ def require_weights(where: str, names: list[str]) -> None:
     raise BadInput(f"Model {where}: there is no .safetensors file in it; give a directory with weights.")
 
 
+def _gguf(where: str) -> BadInput:
+    return BadInput(
+        f"Model {where}: this is GGUF, llama.cpp's form of weights, mostly quantised, which is not trained here; give "
+        "the model in safetensors that it was made from."
+    )
+
+
+def _quantised(name: str, content: dict[str, Any]) -> str:
+    """How the weights of a model are quantised by what one of its files says, at any depth; empty where it says
+    nothing."""
+    if name in QUANTISED_BESIDE:
+        method = content.get("quant_method") or QUANTISED_BESIDE[name]
+        return f"quant_method {method}" if content else ""
+    for part in _mappings(content):
+        for key in QUANTISED:
+            one = part.get(key)
+            if isinstance(one, dict) and one and (key != "quantization" or "bits" in one):
+                bits = any(one.get(flag) for flag in ("load_in_8bit", "load_in_4bit"))
+                method = one.get("quant_method") or ("bitsandbytes" if bits else "")
+                return f"{key}: quant_method {method}" if method else key
+    return ""
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
+        pointers.refuse(file)
         if file.stat().st_size > LONGEST_JSON:
             raise BadInput(f"{file}: over {LONGEST_JSON >> 20} MiB is no model's; copy the model again.")
         value = json.loads(file.read_bytes())
@@ -118,15 +162,22 @@ def checkpoint_files(names: list[str]) -> list[str]:
 
 def code_setting(content: Any) -> str:
     """The first key, at any depth, that makes code run; empty where none does."""
+    for one in _mappings(content):
+        for key, value in one.items():
+            if (key in CODE and value) or key == "auto_map" or (key in KERNELS and "/" in str(value)):
+                return str(key)
+    return ""
+
+
+def _mappings(content: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object in `content`, itself among them; without recursion, because the parser takes more depth than
+    Python's stack."""
     waiting = [content]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            for key, value in one.items():
-                if (key in CODE and value) or key == "auto_map" or (key in KERNELS and "/" in str(value)):
-                    return str(key)
+            yield one
         waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
-    return ""
 
 
 def pair_files(names: Sequence[str], where: str) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, file_names, is_saved
 from spin_core.errors import BadInput
-from spin_core.sources import folders, hub, task_folder
+from spin_core.sources import folders, hub, pointers, task_folder
 from spin_core.store.digest import FileEntry, file_digest, tree_digest
 from spin_core.store.keys import DIGEST
 from spin_core.store.store import Store
@@ -115,6 +115,7 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
     if kind == "tasks":
         return task_folder.files(place)
     if kind == "tokenizer":
+        folders.check_model(place, weights=False)
         return folders.tokenizer_files(file_names(place))
     if kind in ("model", "checkpoint"):
         folders.check_model(place)
@@ -122,6 +123,9 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
         if is_saved(place):
             return file_names(place)
         return [file.relative_to(place).as_posix() for file in data_files(place, split)]
+    elif kind == "pairs":
+        for name in pointers.links(place):
+            pointers.refuse_link(place / name)
     return _chosen(kind, file_names(place), str(place), split)
 
 
@@ -131,6 +135,8 @@ def _chosen(kind: SourceKind, names: list[str], where: str, split: str) -> list[
         return choose_files(names, split, where)
     if kind == "pairs":
         return folders.pair_names(names, where)
+    if kind == "tokenizer":
+        return folders.tokenizer_files(names)
     folders.require_weights(where, names)
     return folders.checkpoint_files(names) if kind == "checkpoint" else folders.model_files(names)
 
@@ -141,7 +147,7 @@ def is_here(path: str, base_dir: Path) -> bool:
 
 
 def _place(path: str, base_dir: Path) -> Path | None:
-    """The existing local path. Raises BadInput where it may not be looked at."""
+    """The existing local path. Raises BadInput where it may not be looked at, or its content was not fetched."""
     try:
         given = Path(path).expanduser()
     except RuntimeError:  # ~name, of nobody here
@@ -150,6 +156,7 @@ def _place(path: str, base_dir: Path) -> Path | None:
         try:
             if place.exists():
                 return place.resolve()
+            pointers.refuse_link(place)
         except OSError as error:
             raise BadInput(f"{place}: cannot be read ({error.strerror}); fix its permissions.") from error
     return None
@@ -179,6 +186,7 @@ def _digest(root: Path, names: list[str]) -> str:
 
 def _entry(file: Path, name: str) -> FileEntry:
     try:
+        pointers.refuse(file)
         name.encode()  # the digest is over UTF-8
         size, sha256 = file_digest(file.resolve())
     except UnicodeEncodeError:
@@ -191,7 +199,7 @@ def _entry(file: Path, name: str) -> FileEntry:
 def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: list[str] | None) -> Ref:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-    of_hub: hub.HubKind = "model" if kind in ("model", "checkpoint") else "dataset"
+    of_hub: hub.HubKind = "model" if kind in ("model", "checkpoint", "tokenizer") else "dataset"
     if of_hub == "model" and inner:
         raise BadInput(
             f"{path}: there is no such folder, and a model's hub id has the form org/name; check `model.path`."
@@ -207,7 +215,7 @@ def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: lis
         settings = folders.model_files(names, folders.SETTINGS)
         folders.check_model(hub.download(repo, of_hub, listed, settings), weights=False)
     root = hub.download(repo, of_hub, listed, chosen) / inner
-    if of_hub == "model":
+    if of_hub == "model" and kind != "tokenizer":
         folders.check_model(root)
     own = _files(root, kind, split) if kind == "dataset" else [name.removeprefix(f"{inner}/") for name in chosen]
     if listed.note and notes is not None and listed.note not in notes:

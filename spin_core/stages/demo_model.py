@@ -8,6 +8,7 @@ outputs  a Hugging Face model directory (safetensors, tokenizer, chat template)
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -38,22 +39,32 @@ class Config(Section):
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write the model directory; give its size."""
     import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer(config.context)
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    ends: dict[str, Any] = {"pad_token_id": pad, "eos_token_id": end}
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=config.context, hidden_size=config.hidden,
-        intermediate_size=2 * config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        num_key_value_heads=config.heads, tie_word_embeddings=True, initializer_range=0.05, bos_token_id=None, **ends,
-    )  # fmt: skip
+    shape, words = write_settings(config, job.out)
+    ends: dict[str, Any] = {"pad_token_id": shape.pad_token_id, "eos_token_id": shape.eos_token_id}
     torch.manual_seed(config.seed)
     model: Any = LlamaForCausalLM(shape)  # type: ignore[no-untyped-call]
     model.float().generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
     model.save_pretrained(job.out)
-    tokenizer.save_pretrained(job.out)
-    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}
+    return {"parameters": model.num_parameters(), "vocabulary": words}
+
+
+def write_settings(config: Config, out: Path) -> tuple[Any, int]:
+    """Write what there is beside the weights, tokenizer and config.json; the model's config, and how many tokens there
+    are."""
+    from transformers import LlamaConfig
+
+    tokenizer = _tokenizer(config.context)
+    tokenizer.save_pretrained(out)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=config.context, hidden_size=config.hidden,
+        intermediate_size=2 * config.hidden, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        num_key_value_heads=config.heads, tie_word_embeddings=True, initializer_range=0.05, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    shape.save_pretrained(out)
+    return shape, len(tokenizer)
 
 
 def _tokenizer(context: int) -> Any:

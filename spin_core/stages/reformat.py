@@ -35,6 +35,7 @@ from spin_core.job import Inputs, Job
 
 NAME = "reformat"
 VERSION = 4
+REJECTS = "rejects.jsonl"
 
 
 class Config(Section):
@@ -58,9 +59,18 @@ def inputs_of(name: str) -> tuple[str, str]:
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
-    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out."""
-    dataset, names = config.dataset, list(config.dataset.parts)
+    """Write the rows tree; give counts. Raises BadInput where nothing is left to train on or to hold out, or too much
+    is rejected; the rejects are then in `job.scratch`."""
     rejects = Sorter(job.scratch)
+    try:
+        return _written(inputs, config, job, rejects)
+    except BadInput:
+        write_rejects(job.scratch / REJECTS, rejects)
+        raise
+
+
+def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[str, Any]:
+    dataset, names = config.dataset, list(config.dataset.parts)
     sets = [_taken(name, inputs, dataset, rejects, job) for name in names]
     several = len(sets) > 1
     train_rows, test_rows = sides(sets, dataset.test_fraction, config.seed)
@@ -72,7 +82,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "test": _write(job, "test", test.of(test_rows), several),
     }
     _check_counts(train, test, dataset, any(one.test is not None for one in sets))
-    write_rejects(job.out / "rejects.jsonl", rejects)
+    write_rejects(job.out / REJECTS, rejects)
     rejected = sum((rows.rejected for one in sets for rows in (one.train, one.test) if rows), Counter[str]())
     summary: dict[str, Any] = {f"{split}_rows": count for split, count in counts.items()}
     summary["rejected"] = dict(sorted(rejected.items()))

@@ -145,3 +145,20 @@ def test_load_run_names_the_commits_and_shares_its_keys_with_local_copies(ran: R
     assert done.code == 0, done.err
     states = {(one["stage"], one["label"]): one["state"] for one in json.loads(done.out)}
     assert [step for step, state in states.items() if state != "cached"] == [("report", "")], "its page shows hub ids"
+
+
+def test_look_at_a_hub_set_lists_what_is_not_fetched(spinloop, hub, tmp_path):
+    """Catches a look that fetches files which no run reads, or is silent of them; a model is not needed for it."""
+    rows = b"".join(b'{"question": "q %d", "answer": "a"}\n' % i for i in range(30))
+    files = {"data/train-00000-of-00001.jsonl": rows, "data/test-00000-of-00001.jsonl": rows, "README.md": b"# rows"}
+    hub.add("datasets/acme/rows", files)
+    done = spinloop("data", "acme/rows", "--json", "--store", tmp_path / "store")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert [(file["name"], file["use"], file["rows"]) for file in made["files"]] == [
+        ("data/train-00000-of-00001.jsonl", "training", 30),
+        ("README.md", "", 0),
+        ("data/test-00000-of-00001.jsonl", "", 0),
+    ]
+    assert not [one for one in hub.requests if "resolve" in str(one) and ("test-0" in str(one) or "README" in str(one))]
+    assert not (tmp_path / "store").exists()

@@ -22,6 +22,10 @@ REPOS = {
         "README.md": b"#",
     },
     "models/acme/pickled": {"config.json": b"{}", "pytorch_model.bin": b"x"},
+    "models/acme/fp8": {
+        "config.json": b'{"quantization_config": {"quant_method": "fp8"}}',
+        "model.safetensors": b"weights",
+    },
     "models/acme/code": {"config.json": b'{"auto_map": {}}', "model.safetensors": b"weights"},
     "datasets/acme/rows": {"data/train-00000-of-00001.jsonl": ROWS, "data/test-00000-of-00001.jsonl": ROWS * 2},
     "datasets/acme/configs": {"main/train.jsonl": ROWS, "socratic/train.jsonl": ROWS * 3},
@@ -95,7 +99,11 @@ def resolve(tmp_path):
 
 
 def test_resolve_hub_model_pins_the_commit_and_fetches_what_it_uses(resolve):
-    """Catches: a branch name in place of the commit, and fetching every format that a repository holds."""
+    """Catches: a branch name in place of the commit, fetching every format that a repository holds, and weights where
+    the tokenizer alone is asked for."""
+    (_, path, _), requests = resolve("acme/good", "tokenizer")
+    assert [p.name for p in Path(path).iterdir()] == ["config.json"]
+    assert not [line for line in requests if line.endswith(".safetensors")]
     (digest, path, hub_id), requests = resolve("acme/good", "model")
     assert hub_id == f"acme/good@{COMMIT}"
     assert sorted(p.name for p in Path(path).iterdir()) == ["config.json", "model.safetensors"]
@@ -126,6 +134,7 @@ def test_resolve_hub_dataset_configuration_must_be_named(resolve):
     [
         ("acme/pickled", "model", "", "pickled (pytorch_model.bin)"),
         ("acme/code", "model", "", "has `auto_map`"),
+        ("acme/fp8", "model", "", "quant_method fp8"),
         ("acme/none", "model", "", "the hub shows no model of this name"),
         ("acme/none", "dataset", "", "the hub shows no dataset of this name"),
         ("acme/good", "model", "nowhere", "has no revision 'nowhere'"),

@@ -55,6 +55,16 @@ def test_load_model_weight_missing_refused(source) -> None:
         load_model(source, "cpu")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_load_model_weight_that_is_not_finite_is_named(source, value) -> None:
+    """Catches weights with which every loss is NaN: the run failed later, with "nan has no place in a key"."""
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"model\.safetensors: model\.layers\.1\.mlp\.up_proj\.weight has weights.*NaN"):
+        load_model(source, "cpu")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_load_model_own_code_refused(source, name) -> None:
     """Catches code from a model directory being run."""
