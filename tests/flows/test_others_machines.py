@@ -28,7 +28,7 @@ LATIN = {"PYTHONIOENCODING": "latin-1"}
 FORKED = """
 import json, os, pwd, sys
 import anyio.from_thread, cachetools, coolname, dotenv, fsspec, griffe, h2.connection, httpx, humanize, jsonschema
-import opentelemetry.propagate, orjson, pendulum, prometheus_client, pydantic_settings, rich.traceback, toml
+import opentelemetry.propagate, orjson, prometheus_client, pydantic_settings, rich.traceback, toml
 import websockets.asyncio.client
 from flows.cli import imports, push, report, store
 from flows.cli.__main__ import main

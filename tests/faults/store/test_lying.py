@@ -71,6 +71,25 @@ LISTINGS: dict[str, Names] = {
 }
 
 
+class Entries:
+    """As `os.scandir` gives them."""
+
+    def __init__(self, entries: Iterator[os.DirEntry[str]]) -> None:
+        self._left = entries
+
+    def __iter__(self) -> Entries:
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self._left)
+
+    def __enter__(self) -> Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def read_as(place: Path, lie: Names, rng: random.Random) -> Iterator[None]:
     """As the disk would answer: `os.listdir` and `os.scandir` of one folder."""
@@ -79,10 +98,10 @@ def read_as(place: Path, lie: Names, rng: random.Random) -> Iterator[None]:
     def names(path: str | Path = ".") -> list[str]:
         return lie(listdir(path), rng) if Path(path) == place else listdir(path)
 
-    def entries(path: str | Path = "."):
-        if Path(path) == place:
-            lie(listdir(path), rng)
-        return scandir(path)
+    def entries(path: str | Path = ".") -> Entries:  # which Python 3.13 lists a folder with; none can be made up
+        kept = set(names(path))
+        with scandir(path) as found:
+            return Entries(entry for entry in list(found) if entry.name in kept)
 
     os.listdir, os.scandir = names, entries
     try:

@@ -10,14 +10,18 @@ from spin_core.store.store import Store
 from tests.flows.pools.conftest import in_full, until
 
 pytestmark = pytest.mark.timeout(600)
+ODD = [
+    {"decision": "maybe"}, {"decision": ["go on"]}, {"decision": None}, {"decision": "GO ON "},
+    {"decision": "x" * 100_000}, {"decison": "stop here"}, {"decision": "go on", "extra": {"a": 1}},
+]  # fmt: skip
 HERE = dict.fromkeys(("sft", "generate", "score", "finetune", "evaluate"), "here")
 
 
 @pytest.mark.parametrize("decision", ["go on", pytest.param("stop here", marks=in_full)])
 @pytest.mark.full
 def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, profile, store) -> None:
-    """Catches a gate that keeps the worker busy, a resumed run that computes or pauses again, and one that goes on
-    after `stop here`."""
+    """Catches a gate that keeps the worker busy, a resumed run that computes or pauses again, one that goes on
+    after `stop here`, and one that takes an answer that the form does not have."""
     path = profile(iterations=2, runtime={"approve": True, "pools": HERE})
     run = api.start("spin/spin", file=str(path))
     until(lambda: api.client.read_flow_run(run).state.name == "Suspended", 200)
@@ -35,7 +39,12 @@ def test_run_waits_for_a_person_with_its_worker_free(decision, workers, api, pro
     (shown,) = [page for page in api.client.request("POST", "/artifacts/filter", json={}).json()
                 if page["flow_run_id"] == str(run) and page["key"].endswith("-iterations")]  # fmt: skip
     assert "θ\\_1" in shown["data"] and "θ\\_2" not in shown["data"]
-    api.client.resume_flow_run(run, run_input={"decision": decision})
+    for odd in ODD:
+        answer = api.client.resume_flow_run(run, run_input=odd)
+        assert "Validation failed" in answer.details.reason
+        assert api.client.read_flow_run(run).state.name == "Suspended", f"resumed with {odd}"
+    # Resumed without a word (`prefect flow-run resume`) it goes on.
+    api.client.resume_flow_run(run, run_input={} if decision == "go on" else {"decision": decision})
     ended = api.wait(run)
     steps = json.loads((Store(store).root / "latest" / "steps.json").read_text())
     again = [step["stage"] for step in steps if step["state"] == "ran" and step["key"] in held]
