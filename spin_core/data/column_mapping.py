@@ -52,6 +52,7 @@ MAIN = ("messages", "prompt", "answer", "chosen")
 BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
 BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 LABELS = ("label", "kto_tag")
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 MAPPED = (*MAIN, "system", "input", "context", "history", "choices", "tools", "rejected", "label")
 BOTH = (
@@ -140,6 +141,8 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
     left = {name: value for name, value in fields.items() if name not in used}
     if name := next((name for name in REASONING if says(left.get(name))), None):
         raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
+    if name := next((name for name in NOT_TEXT if holds(left.get(name))), None):
+        raise Reject("images or sounds", f"the column {name} has some, which the text is about, and no text has them")
     if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
         remedy = "name prompt and answer in dataset.columns if there is a real answer"
         raise Unclear("not understood", f"the column rejected without chosen; {remedy}")
