@@ -6,6 +6,7 @@ import pytest
 
 from spin_core.data.column_mapping import Reject, examples
 from spin_core.data.rows import Row
+from spin_core.data.unused import Unused
 
 SAID = [{"role": "user", "content": "<image>Who is it?"}, {"role": "assistant", "content": "Nobody."}]
 
@@ -33,3 +34,13 @@ def test_loss_weight_is_a_weight():
     assert [one.answer for one in made if isinstance(one, Row)] == ["good"]
     (one,) = examples({"messages": [*turns[:3], {**turns[3], "loss_weight": 0.5}]}, {}, "all")
     assert isinstance(one, Reject) and one.reason == "not understood"
+
+
+def test_remedy_keeps_the_columns_that_few_records_fill():
+    """Catches GPTeacher's toolformer set: who mapped its `example_input` as the sentence said lost every
+    `input`."""
+    counted = Unused()
+    for i in range(9):
+        counted.count({"instruction": "Add", "input": "1 and 2" if i == 3 else "", "output": "3"}, {})
+    counted.count({"instruction": "Add", "input": "", "output": "3", "example_input": "4"}, {})
+    assert "{prompt: instruction, answer: output, input: input, context: example_input}" in counted.sentence("source")
