@@ -158,7 +158,7 @@ def test_look_counts_are_those_of_the_stages(tmp_path):
 
 def test_look_at_a_set_of_which_too_much_is_rejected_shows_why(tmp_path):
     """Catches a failure that takes its reasons with it, and counts that stand for a run that would not begin."""
-    made = looked(write(tmp_path / "rows.jsonl", [*HARD[:20], *({"prompt": "x", "answer": i} for i in range(30))]))
+    made = looked(write(tmp_path / "rows.jsonl", [*HARD[:20], *({"prompt": "x", "answer": [i]} for i in range(30))]))
     assert "30 of its 50 rows are rejected" in made.failures[0]
     assert [(one.reason, one.count) for one in made.rejected] == [("wrong type", 30)] and made.train + made.test == 20
     made = looked(write(tmp_path / "none.jsonl", [{"a": 1}]))
