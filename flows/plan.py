@@ -33,7 +33,8 @@ SMALL = 1_000_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: its ledger, what the store has to say of itself, and what is known of the rows."""
+    """What a run would do: its ledger, what the store says of itself and reformat of unused text, and what is known of
+    the rows."""
 
     ledger: list[Entry]
     notes: list[str]
@@ -56,9 +57,10 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
         artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
-        run = Run(config, artifacts, children, base_dir, Planner(drafts))
+        planner = Planner(drafts)
+        run = Run(config, artifacts, children, base_dir, planner)
         dag(run)
-        return Plan(run.ledger, artifacts.notes, _rows(run) if measure else None)
+        return Plan(run.ledger, [*artifacts.notes, *planner.notes], _rows(run) if measure else None)
 
 
 def _rows(run: Run) -> todo.Data | None:

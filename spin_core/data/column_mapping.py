@@ -1,49 +1,62 @@
-"""From one record of any SFT set to prompt and answer: column conventions, roles, turns, and the reasons to reject.
+"""From one record of any SFT set to prompt and answer: which column is what, and the reasons to reject.
 
-Conventions, the first that fits: `messages` or `conversations` (role/content or from/value), the reference's `real`,
-`prompt` + `response | completion | answer | output`, `question` + `answer | response`,
-`instruction` (+ `input`) + `output | response`; with the last three also `system` or `system_prompt`.
+Layouts, the first that fits: `messages` or `conversations` (`spin_core/data/conversations.py`), the reference's `real`,
+`prompt` + `response | completion | answer | output`, `question` + `answer | response | answerKey`, `instruction` +
+`output | response`, each of these three also + `chosen`, and `chosen` + `rejected` that have the prompt in them.
+Beside them, where they are filled: `system`, `system_prompt`, `history`, `tools`, `label`, `kto_tag`; with a prompt
+`input` (of an instruction), `context`, `choices`; `rejected` beside a `chosen`. A text in any other column is unused,
+and `spin_core/data/unused.py` names it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from spin_core.config.choices import Turns
-from spin_core.data.rows import Messages, Row, prompt_id
+from spin_core.data.conversations import (
+    FLAGS,
+    REASONING,
+    Turn,
+    Unclear,
+    exact_text,
+    holds,
+    is_trained,
+    read_turns,
+    reasoning_apart,
+    rows_of,
+    says,
+    spoken,
+    string,
+)
+from spin_core.data.conversations import Reject as Reject  # who reads records has their rejects from here
+from spin_core.data.rows import Row
 from spin_core.errors import BadInput
 
 Columns = dict[str, str]
+"""What a column is used as → its name, in the form of `dataset.columns`."""
 
 PROMPTS = {
     "prompt": ("response", "completion", "answer", "output"),
-    "question": ("answer", "response"),
+    "question": ("answer", "response", "answerKey"),
     "instruction": ("output", "response"),
 }
 LAYOUTS: list[Columns] = [
     *({"messages": name} for name in ("messages", "conversations", "real")),
     *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
+    *({"prompt": prompt, "chosen": "chosen"} for prompt in PROMPTS),
+    {"chosen": "chosen", "rejected": "rejected"},
 ]
-SYSTEM = ("system", "system_prompt")
-MAPPED = ("messages", "prompt", "input", "answer", "system")
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields of a turn in which some sets keep an answer's reasoning apart from its text. How the two become one is each
-chat template's own, and what is scored must be what the model writes, so such an answer is rejected with the remedy."""
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-
-
-@dataclass(eq=False)
-class Reject(Exception):
-    """Why (a part of) a record is no row: a reason that is counted, and what was seen, in 200 characters. Raised where
-    it ends the reading of the record."""
-
-    reason: str
-    detail: str
-
-    def __post_init__(self) -> None:
-        self.detail = self.detail[:200]
+MAIN = ("messages", "prompt", "answer", "chosen")
+BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
+BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
+LABELS = ("label", "kto_tag")
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+MAPPED = (*MAIN, "system", "input", "context", "history", "choices", "tools", "rejected", "label")
+BOTH = (
+    "dataset.columns: give both `prompt` and `answer` (or `chosen`), or `messages`, or `chosen` with the prompt in it."
+)
 
 
 def reasons(counts: Counter[str]) -> str:
@@ -52,119 +65,218 @@ def reasons(counts: Counter[str]) -> str:
 
 
 def check_columns(columns: Columns) -> None:
-    """Raise BadInput for a `dataset.columns` that names no prompt and answer."""
+    """Raise BadInput for a `dataset.columns` that names no prompt and answer, or two."""
     unknown = sorted(set(columns) - set(MAPPED))
     if unknown:
         raise BadInput(f"dataset.columns.{unknown[0]}: not one of {', '.join(MAPPED)}; write {{prompt: …, answer: …}}.")
-    if "messages" in columns and len(columns) > 1:
-        raise BadInput("dataset.columns: `messages` stands alone; remove the other columns or `messages`.")
-    if columns and "messages" not in columns and not {"prompt", "answer"} <= set(columns):
-        raise BadInput("dataset.columns: give both `prompt` and `answer`, or `messages`.")
+    if "messages" in columns:
+        if other := next((part for part in ("prompt", "answer", "input", "choices") if part in columns), None):
+            raise BadInput(f"dataset.columns: `messages` holds prompt and answer; remove `{other}` or `messages`.")
+    elif {"answer", "chosen"} <= set(columns):
+        raise BadInput("dataset.columns: both `answer` and `chosen` would be the answer; remove one of them.")
+    elif columns and not {"prompt", "answer"} <= set(columns) and "chosen" not in columns:
+        raise BadInput(BOTH)
+    elif "prompt" not in columns:
+        for extra in ("input", "context", "choices"):
+            if extra in columns:
+                raise BadInput(f"dataset.columns: `{extra}` is added to a prompt; name the column `prompt`, too.")
 
 
 def layout(fields: dict[str, Any]) -> Columns | None:
-    """The columns of the convention that the record follows, in the form of `dataset.columns`; None where none fits."""
-    found = next((one for one in LAYOUTS if fields.keys() >= set(one.values())), None)
-    if found is None or "messages" in found:
-        return found
-    columns = dict(found)
-    if system := next((name for name in SYSTEM if name in fields), None):
-        columns["system"] = system
-    if found["prompt"] == "instruction" and "input" in fields:
-        columns["input"] = "input"
+    """The columns of the layout that the record follows, in the form of `dataset.columns`; None where none fits."""
+    fitting = [one for one in LAYOUTS if fields.keys() >= set(one.values())]
+    filled = (one for one in fitting if all(fields[name] is not None for name in one.values()))
+    found = next(filled, fitting[0] if fitting else None)
+    if found is None:
+        return None
+    columns, beside = dict(found), dict(BESIDE)
+    if "messages" in found and _ends_with_user(fields[found["messages"]]):
+        beside["chosen"] = ("chosen",)  # as LLaMA-Factory has it: the two answers are beside the conversation
+    if "prompt" in found:
+        beside |= BESIDE_PROMPT | ({"input": ("input",)} if found["prompt"] == "instruction" else {})
+    for part, names in beside.items():
+        if name := next((name for name in names if fields.get(name) not in EMPTY), None):
+            columns[part] = name
+    if "chosen" in columns and "rejected" in fields:
+        columns["rejected"] = "rejected"
+    if label := next((name for name in LABELS if fields.get(name) is not None), None):
+        columns["label"] = label
     return columns
+
+
+def _ends_with_user(value: Any) -> bool:
+    last = value[-1] if isinstance(value, list) and value else None
+    return isinstance(last, dict) and any(last.get(name) in ("user", "human") for name in ("role", "from"))
+
+
+def _cell(fields: dict[str, Any], used: Columns, part: str) -> Any:
+    return fields.get(used[part]) if part in used else None
+
+
+def _text(fields: dict[str, Any], used: Columns, part: str) -> str:
+    return string(_cell(fields, used, part), used.get(part, ""))
 
 
 def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row | Reject]:
     """The rows of one record, with their prompt's id: one, or one for each assistant turn under `turns: all`; what
-    cannot be used as Reject."""
+    cannot be used as Reject (an Unclear one is alone, and the whole set is not to be used)."""
     used = columns or layout(fields)
-    if used is None or any(used[part] not in fields for part in ("messages", "prompt", "answer") if part in used):
+    if used is None or any(used[part] not in fields for part in MAIN if part in used):
         names = ", ".join(map(str, fields)).encode("utf-8", "backslashreplace").decode()
         return [Reject("wrong columns", f"the columns are {names}")]
     try:
-        if "messages" in used:
-            return _from_conversation(_conversation(fields.get(used["messages"]), used["messages"]), turns)
-        return _from_conversation(_from_columns(fields, used), turns)
+        if not columns:
+            _check_beside(fields, set(used.values()))
+        _check_label(fields, used, bool(columns))
+        if holds(_cell(fields, used, "tools")):
+            raise Reject("tool calls", f"{used['tools']} has tools; rows with tools are not read")
+        return rows_of(_conversation(fields, used), turns)
     except Reject as reject:
         return [reject]
 
 
-def _from_columns(fields: dict[str, Any], used: Columns) -> Messages:
-    """A conversation from flat columns; a prompt that is a message list (as in TRL) is the conversation so far."""
-    prompt, answer = fields.get(used["prompt"]), fields.get(used["answer"])
-    if isinstance(prompt, list):
-        so_far = _conversation(prompt, used["prompt"])
+def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
+    """Raise Unclear, or Reject, for columns that nobody named and that change what the row means."""
+    left = {name: value for name, value in fields.items() if name not in used}
+    if name := next((name for name in REASONING if says(left.get(name))), None):
+        raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
+    if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
+        remedy = "name prompt and answer in dataset.columns if there is a real answer"
+        raise Unclear("not understood", f"the column rejected without chosen; {remedy}")
+    if not is_trained({name: left[name] for name in FLAGS if name in left}, "the row"):
+        raise Reject("weight 0", "the row has weight 0, and is not to be trained on")
+
+
+def _check_label(fields: dict[str, Any], used: Columns, mapped: bool) -> None:
+    """Raise Reject for an answer that is labelled as bad, and Unclear for a label that does not say so. A label that
+    `dataset.columns` does not name counts where it is true or false."""
+    left = [name for name in LABELS if name not in used.values() and isinstance(fields.get(name), bool)]
+    if not (name := used.get("label", left[0] if left else "")):
+        return
+    value = fields.get(name)
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if value is None or value is True or (mapped and value in (1, "1")):
+        return
+    if value is False or (mapped and value in (0, "0")):
+        raise Reject("label is false", f"{name} is {fields[name]!r:.20}: the answer is not one to learn")
+    remedy = f"give it true and false, or name what is to be used in dataset.columns (label: {name} takes 1 and 0, too)"
+    raise Unclear("not understood", f"{name} is {value!r:.40}, and may say that an answer is bad; {remedy}")
+
+
+def _conversation(fields: dict[str, Any], used: Columns) -> list[Turn]:
+    """System text, history, prompt and answer, in this order."""
+    if "messages" in used:
+        turns = read_turns(fields.get(used["messages"]), used["messages"])
+        first = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
+        if (extra := _extra(fields, used)) and first is not None:
+            turns[first] = replace(turns[first], content="\n\n".join([turns[first].content, *extra]))
     else:
-        text = _string(prompt, used["prompt"])
-        extra = _string(fields.get(used.get("input", "")), used.get("input", ""))
-        so_far = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
-    system = _string(fields.get(used.get("system", "")), used.get("system", ""))
-    if system:
-        so_far = [{"role": "system", "content": system}, *so_far]
-    if isinstance(answer, list):
-        return [*so_far, *_conversation(answer, used["answer"])]
-    return [*so_far, {"role": "assistant", "content": _string(answer, used["answer"])}]
+        turns = _prompt(fields, used) if "prompt" in used else []
+    if "chosen" in used:
+        turns = _with_chosen(turns, fields, used)
+    elif "answer" in used:
+        turns = [*turns, *_answer(fields, used)]
+    system = _text(fields, used, "system")
+    begun = [turns.pop(0)] if turns and turns[0].role == "system" else []
+    if system and not begun:
+        begun = [Turn("system", system)]
+    elif system and begun[0].content != system:
+        raise Reject("two system texts", f"{used['system']} says another one than the conversation")
+    return [*begun, *_history(_cell(fields, used, "history"), used.get("history", "")), *turns]
 
 
-def _conversation(value: Any, column: str) -> Messages:
-    if not isinstance(value, list):
-        raise Reject("wrong type", f"{column} is a {type(value).__name__}, not a list of messages")
-    turns = []
-    for number, turn in enumerate(value):
-        where = f"{column}[{number}]"
-        if not isinstance(turn, dict):
-            raise Reject("wrong type", f"{where} is a {type(turn).__name__}, not a message")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str):
-            raise Reject("wrong type", f"{where} has no role")
-        turns.append({"role": ROLES.get(role, role), "content": _string(content, where)})
-        if apart := next((name for name in REASONING if _says(turn.get(name))), None):
-            turns[-1]["apart"] = apart  # until `_from_conversation` knows whether this turn is an answer
+def _prompt(fields: dict[str, Any], used: Columns) -> list[Turn]:
+    """The prompt, with what belongs to it; one that is a message list (as in TRL) is the conversation so far."""
+    prompt, extra = fields.get(used["prompt"]), _extra(fields, used)
+    if not isinstance(prompt, list):
+        return [Turn("user", "\n\n".join([string(prompt, used["prompt"]), *extra]))]
+    turns = read_turns(prompt, used["prompt"])
+    if extra and turns:
+        turns[-1] = replace(turns[-1], content="\n\n".join([turns[-1].content, *extra]))
     return turns
 
 
-def _says(value: Any) -> bool:
-    """Whether a field holds reasoning: text or a list, not a flag (`thinking: true`)."""
-    return bool(value.strip() if isinstance(value, str) else isinstance(value, list) and value)
+def _extra(fields: dict[str, Any], used: Columns) -> list[str]:
+    """What follows the prompt: input, context, choices; empty ones are none."""
+    context = _cell(fields, used, "context")
+    each = context if isinstance(context, list) else [context]
+    texts = [_text(fields, used, "input"), *(string(text, used.get("context", "")) for text in each)]
+    return [text for text in (*texts, "\n".join(_choices(fields, used).values())) if text.strip()]
 
 
-def _string(value: Any, where: str) -> str:
-    """`value` as text; None (an empty cell) is the empty text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Reject("wrong type", f"{where} is a {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Reject("not text", f"{where} has a lone surrogate at character {error.start}") from None
-    return value
+def _choices(fields: dict[str, Any], used: Columns) -> dict[str, str]:
+    """Label → choice with it, `B: B. Paris`; the labels are A, B, … where the record has none."""
+    where, value = used.get("choices", ""), _cell(fields, used, "choices")
+    labels = None
+    if isinstance(value, dict):
+        labels = value.get("label")
+        value = value.get("text")
+    if not holds(value):
+        return {}
+    if not isinstance(value, list) or not isinstance(labels, list | None) or len(value) != len(labels or value):
+        raise Reject("wrong type", f"{where} is no list of texts")
+    labels = labels or [chr(ord("A") + number) for number in range(len(value))]
+    named = [string(label, where) for label in labels]
+    if len(set(named)) < len(named):
+        raise Reject("wrong type", f"{where} has a label twice")
+    return {label: f"{label}. {exact_text(text, where)}" for label, text in zip(named, value, strict=True)}
 
 
-def _from_conversation(turns: Messages, which: Turns) -> list[Row | Reject]:
-    apart = [turn.pop("apart", "") for turn in turns]
-    body = turns[1:] if turns and turns[0]["role"] == "system" else turns
-    for position, turn in enumerate(body):
-        expected = ("user", "assistant")[position % 2]
-        if turn["role"] != expected:
-            raise Reject("bad role order", f"turn {position} is by {turn['role']!r}, not by the {expected}")
-        if expected == "user" and not turn["content"].strip():
-            raise Reject("empty prompt", f"turn {position} is empty")
-    if not body:
-        raise Reject("empty prompt", "there is no user turn")
-    ends = [position for position, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not ends:
-        raise Reject("no answer", "there is no assistant turn")
-    chosen = {"first": ends[:1], "last": ends[-1:], "all": ends}[which]
-    return [_row(turns, end, apart[end]) for end in chosen]
+def _answer(fields: dict[str, Any], used: Columns) -> list[Turn]:
+    value, where = fields.get(used["answer"]), used["answer"]
+    if isinstance(value, list):
+        return read_turns(value, where)
+    if not (choices := _choices(fields, used)):
+        return [Turn("assistant", exact_text(value, where))]
+    if isinstance(value, int):
+        raise Reject("unclear choice", f"{where} is {value}, and choices may count from 0 or from 1; write the text")
+    text = exact_text(value, where)
+    said = text.strip()
+    by_text = [choice for label, choice in choices.items() if said == choice.removeprefix(f"{label}. ").strip()]
+    if said in choices and by_text in ([], [choices[said]]):
+        return [Turn("assistant", choices[said])]
+    if said in choices or (not by_text and (len(said) == 1 or said.isdigit())):
+        raise Reject("unclear choice", f"{where} is {text!r}, which is not one of {', '.join(choices)} alone")
+    return [Turn("assistant", text)]
 
 
-def _row(turns: Messages, end: int, apart: str) -> Row | Reject:
-    answer = turns[end]["content"]
-    if apart:
-        remedy = "write both into content as the model does (<think>…</think> and the answer), or remove the field"
-        return Reject("reasoning apart from the answer", f"turn {end} has {apart}; {remedy}")
-    if not answer.strip():
-        return Reject("no answer", f"turn {end} is empty")
-    return Row(prompt_id(turns[:end]), turns[:end], answer)
+def _history(value: Any, where: str) -> list[Turn]:
+    """Turns before the prompt, of which none is the row's answer: a list of [user, assistant], or of messages."""
+    if not holds(value):
+        return []
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        return [replace(turn, trained=False) for turn in read_turns(value, where)]
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):
+        raise Reject("wrong type", f"{where} is no list of [user, assistant]")
+    both = ("user", "assistant")
+    return [Turn(who, string(text, where), "", False) for pair in value for who, text in zip(both, pair, strict=True)]
+
+
+def _with_chosen(so_far: list[Turn], fields: dict[str, Any], used: Columns) -> list[Turn]:
+    """The conversation that ends with the chosen answer: a text, a message, or messages, which may have the prompt in
+    them. Only its last turn is the answer."""
+    where, value, other = used["chosen"], _cell(fields, used, "chosen"), _cell(fields, used, "rejected")
+    if isinstance(value, dict | list):
+        turns = read_turns([value] if isinstance(value, dict) else value, where)
+    else:
+        turns = _chosen_text(so_far, string(value, where), other, where)
+    if turns and turns[0].role != "assistant":
+        said = {turn.content.strip() for turn in turns}
+        if any(turn.content.strip() not in said for turn in so_far):
+            raise Reject("another prompt", f"{where} holds a conversation that has another prompt than the row")
+    else:
+        begun = spoken(so_far[0].content) if len(so_far) == 1 else None
+        turns = [*(begun or so_far), *turns]
+    return [replace(turn, trained=turn.trained and at == len(turns) - 1) for at, turn in enumerate(turns)]
+
+
+def _chosen_text(so_far: list[Turn], text: str, other: Any, where: str) -> list[Turn]:
+    if not so_far:
+        if turns := spoken(text):
+            return turns
+        raise Reject("empty prompt", f"{where} is a text without a prompt; name the column of it in dataset.columns")
+    prompt = so_far[-1].content
+    if prompt.strip() and isinstance(other, str) and text.startswith(prompt) and other.startswith(prompt):
+        text = text.removeprefix(prompt)
+    return [Turn("assistant", text.lstrip() if spoken(prompt) else text)]

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
+from spin_core.data.conversations import Unclear
 from spin_core.data.readers import read
 from spin_core.data.rows import RawRecord, Row, beginning_id
+from spin_core.data.unused import Unused
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 PUBLISHED_SEED = 42
 HELD = 48 << 20
 """Bytes of records in memory. A run on disk is an open file while they are merged: 30 for a million rows of 1 kB."""
+SEEN = 3  # details of rejects in a sentence
 RECORD = 500  # bytes that a record takes in memory besides its text
 
 
@@ -84,12 +87,14 @@ class SourceRows:
 
     def __init__(self, name: str, rejects: Sorter, scratch: Path):
         self.name, self.rejected, self.count = name, Counter[str](), 0
+        self.unused = Unused()
         self._rejects, self._sorter, self._seen = rejects, Sorter(scratch), 0
+        self._first: dict[str, None] = {}  # different details of rejects, for sentences
         self._rows: IO[bytes]  # once they are taken
 
     def take(self, inputs: Inputs, dataset: Source, split: str, max_rejected: float, job: Job) -> None:
-        """Read the source. Raises BadInput for a mapped column that no record has, and where all rows or more than
-        `max_rejected` of them are rejected."""
+        """Read the source. Raises BadInput for a mapped column that no record has, for a record that says in an unknown
+        way how it is meant, and where all rows or more than `max_rejected` of them are rejected."""
         path = inputs[self.name]
         assert isinstance(path, Path)
         columns: dict[str, None] = {}
@@ -98,7 +103,7 @@ class SourceRows:
             for number, record in enumerate(read(path, split)):
                 columns.update(dict.fromkeys(map(str, record.fields)))
                 if sliced is None or sliced[number]:
-                    self._add(record, dataset)
+                    self._add(record, dataset, path)
                 if number % 500 == 499:
                     bar.advance(500)
         absent = [column for column in dataset.columns.values() if column not in columns]
@@ -111,7 +116,7 @@ class SourceRows:
             raise BadInput(
                 f"{path}: not one of its {self.rejected.total()} rows can be used ({reasons(self.rejected)}); "
                 f"its columns are {_names(columns)}: name yours in `dataset.columns`, as in "
-                "{prompt: question, answer: reply}."
+                f"{{prompt: question, answer: reply}}.{self._seen_first}"
             )
         with job.progress(f"sorting {self.name}", self._seen, "rows") as bar:
             self._rows = _spilled(self._settled(bar), self._sorter.folder, HELD)
@@ -122,8 +127,8 @@ class SourceRows:
         if counts.total() > max_rejected * total:  # what is left of a set read in a wrong way is no sample
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them, or raise it to go on with "
-                "the others."
+                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them (`spinloop data --rejects FILE` "
+                f"writes each with its place), or raise it to go on with the others.{self._seen_first}"
             )
 
     def _slice(self, path: Path, split: str, dataset: Source, job: Job) -> bytearray:
@@ -142,12 +147,17 @@ class SourceRows:
             mask[row] = 1
         return mask
 
-    def _add(self, record: RawRecord, dataset: Source) -> None:
+    def _add(self, record: RawRecord, dataset: Source, path: Path) -> None:
         place = f"{self.name}/{record.file}" if record.file else self.name, record.line
         if record.reject:
             self._reject(*place, record.reject, record.detail)
             return
-        for made in examples(record.fields, dataset.columns, dataset.turns):
+        rows = examples(record.fields, dataset.columns, dataset.turns)
+        if any(not isinstance(made, Reject) for made in rows):
+            self.unused.count(record.fields, dataset.columns)
+        for made in rows:
+            if isinstance(made, Unclear):
+                raise BadInput(f"{path / record.file}, line {record.line}: {made.detail}.")
             if isinstance(made, Reject):
                 self._reject(*place, made.reason, made.detail)
                 continue
@@ -175,7 +185,13 @@ class SourceRows:
 
     def _reject(self, source: str, line: int, reason: str, detail: str) -> None:
         self.rejected[reason] += 1
+        if len(self._first) < SEEN and reason != "duplicate":
+            self._first[f"line {line}: {detail[:120]}"] = None
         self._rejects.add([source, line, reason, detail], len(source) + len(detail))
+
+    @property
+    def _seen_first(self) -> str:
+        return f" The first rejects: {'; '.join(self._first)}." if self._first else ""
 
     def lines(self, wanted: Callable[[str], bool]) -> Iterator[bytes]:
         """The rows whose beginning is `wanted`, sorted by id, unparsed. One reader at a time."""

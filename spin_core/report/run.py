@@ -49,6 +49,7 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
         gpus=made["gpus"],
         tiles=_tiles(made),
         costs=_cost_table(made),
+        unused=_unused([one for step in steps if step.stage == "reformat" and (one := record(step))]),
         nodes=_lineage(steps, record, sources),
         software=software,
         downloaded=downloaded,
@@ -150,6 +151,13 @@ def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> tuple[li
         counted = [f"{value} ({plural(count, 'step')})" for value, count in values.items()]
         lines.append((name, ", ".join((counted if len(values) > 1 else list(values))[:6])))
     return lines, [plain(one, 240) for one in sorted(downloaded)]
+
+
+def _unused(reformats: Sequence[Record]) -> list[str]:
+    """What text of the dataset no row has."""
+    summaries = (one.facts.get("summary") for one in reformats)
+    listed = [one.get("unused") for one in summaries if isinstance(one, dict)]
+    return [plain(text, 1500) for texts in listed if isinstance(texts, list) for text in texts[:20]]
 
 
 def _ledger(reports: Sequence[Record]) -> dict[str, Any]:

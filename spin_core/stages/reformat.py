@@ -4,6 +4,7 @@ Not a filter for quality: a row is rejected only where it cannot be a row, and e
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`; of several sets
 `source_NAME` and `test_source_NAME` each.
 Output: train and test parquet, sorted by id, and `rejects.jsonl`; of several sets the rows have a column `source`.
+The summary says what text of the source no row has (`unused`).
 Held-out means held out: rows whose conversations begin alike (through the first user turn, system text included) are
 on one side, whatever `turns` makes of them and whatever set they are of; a training row that begins as one of a test
 set's own is rejected. Of single turns the beginning is the prompt. Two conversations that begin with the same word are
@@ -83,8 +84,17 @@ def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[
     _check_counts(train, test, dataset, any(one.test is not None for one in sets))
     write_rejects(job.out / REJECTS, rejects)
     rejected = sum((rows.rejected for one in sets for rows in (one.train, one.test) if rows), Counter[str]())
-    summary = {f"{split}_rows": count for split, count in counts.items()} | {"rejected": dict(sorted(rejected.items()))}
+    summary: dict[str, Any] = {f"{split}_rows": count for split, count in counts.items()}
+    summary["rejected"] = dict(sorted(rejected.items()))
+    left = (rows.unused.sentence(rows.name) for one in sets for rows in (one.train, one.test) if rows)
+    if unused := [sentence for sentence in left if sentence]:
+        summary["unused"] = unused
     return summary | ({"sources": _by_set(sets, train, test, job)} if several else {})
+
+
+def console_note(summary: dict[str, Any]) -> str:
+    """What the console shows below the finished step: text that no row has."""
+    return "\n        ".join(summary.get("unused", []))
 
 
 def _taken(name: str, inputs: Inputs, dataset: Dataset, rejects: Sorter, job: Job) -> SetRows:

@@ -37,6 +37,8 @@ class Planner:
         self.drafts = drafts
         self.tokens: Path | None = None
         """Of the last planned tokens: their tree, for as long as the plan's own store is there."""
+        self.notes: list[str] = []
+        """What text of the dataset no row has, a sentence for each source."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -58,7 +60,9 @@ class Planner:
             if step.module not in (reformat, tokenize) or self.drafts is None:
                 return Pending(step.title)
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
+            self.notes += entry.summary.get("unused", [])
             return ref
+        self.notes += record.facts.get("summary", {}).get("unused", [])
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
         entry.seconds = record.facts.get("seconds")
         return Ref(digest=record.digest)

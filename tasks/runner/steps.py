@@ -68,8 +68,9 @@ class Steps:
         self.throughput.add(step, record, cached)
         if step.stage == "gather" and (line := self.throughput.line(step.place.iteration)):
             self.progress.step(line, None)
-        if console_note := getattr(step.module, "console_note", None):
-            self.progress.step(f"        {console_note(summary)}", None)
+        console_note = getattr(step.module, "console_note", None)
+        if console_note and (text := console_note(summary)):
+            self.progress.step(f"        {text}", None)
         return Ref(digest=record.digest)
 
     def settle(self) -> None:

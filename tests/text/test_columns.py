@@ -87,14 +87,15 @@ REJECTED: dict[str, Any] = {
         {"messages": [U, U, A]},
         {"messages": [U, A, A]},
         {"messages": [S, S, U, A]},
-        {"messages": [U, {"role": "tool", "content": "42"}, A]},
     ],
+    "tool calls": [{"messages": [U, {"role": "tool", "content": "42"}, A]}],
     "wrong type": [
         {"messages": "text"},
         {"messages": None},
         {"messages": ["text"]},
         {"messages": [{"content": "q"}, A]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, A]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "text": "q"}]}, A]},
+        {"messages": [{"role": "user", "content": ["q"]}, A]},
         {"question": 3, "answer": "a"},
         {"question": "q", "answer": {"text": "a"}},
         {"question": "q", "answer": b"a"},
@@ -122,7 +123,10 @@ def test_examples_unusable_record_is_rejected_with_the_reason(reason, fields):
     [
         ({"questions": "q"}, "dataset.columns.questions"),
         ({"prompt": "q"}, "give both"),
-        ({"messages": "m", "prompt": "q"}, "stands alone"),
+        ({"messages": "m", "prompt": "q"}, "holds prompt and answer; remove `prompt`"),
+        ({"prompt": "q", "answer": "a", "chosen": "c"}, "both `answer` and `chosen` would be the answer"),
+        ({"answer": "a"}, "give both"),
+        ({"chosen": "c", "context": "d"}, "`context` is added to a prompt"),
     ],
 )
 def test_check_columns_unusable_mapping_is_bad_input(columns, message):

@@ -141,6 +141,19 @@ def test_a_prompt_of_two_sets_counts_once_with_both_places_named(tmp_path):
     assert "another answer" not in kept and "answer 3" in kept
 
 
+def test_published_pairs_are_mixed_with_an_sft_set(tmp_path):
+    """Catches: the opponent's answers of SPIN's own sets trained on, and a mapping or `turns` of one set used for all."""
+    published = [
+        {side: conversation([f"p {n}", f"{side} {n}"])["messages"] for side in ("real", "generated")} for n in range(20)
+    ]
+    own = [conversation([f"q {n}", "a", "and", "b"])["messages"] for n in range(20)]
+    sets = two(turns="all", columns={"messages": "talk"})
+    out, summary = mixed(tmp_path, published, [{"talk": turns, "text": "x"} for turns in own], sets)
+    assert summary["rejected"] == {} and summary["train_rows"] + summary["test_rows"] == 60
+    answers = {row.answer.partition(" ")[0] for side in out.values() for row in side if row.source == "a"}
+    assert answers == {"real"}
+
+
 def test_rows_of_another_sets_test_are_not_trained_on(tmp_path):
     """Catches: `test_path` of one set that holds out of that set alone."""
     out, summary = mixed(tmp_path, rows("a", 40), rows("b", 10), two(test_split="test"), rows("a", 5))

@@ -1,0 +1,77 @@
+"""Text that a set holds and no row has: which columns and fields of messages it is in, and how to use it.
+
+What says how a record is meant (a label, a weight, the rejected answer) is used. Of a record that is rejected nothing
+counts: its place is among the rejects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from spin_core.data.column_mapping import Columns, layout
+from spin_core.data.conversations import fields_read
+
+NAMED = 12  # in the sentence
+MESSAGES = ("messages", "prompt", "answer", "chosen", "rejected", "history")
+
+
+class Unused:
+    """Counts them over the records of one source that give rows."""
+
+    def __init__(self) -> None:
+        self._names = Counter[str]()
+        self._layouts = Counter[tuple[tuple[str, str], ...]]()
+
+    def count(self, fields: dict[str, Any], columns: Columns) -> None:
+        """Take a record."""
+        if names := unused(fields, columns):
+            self._names.update(names)
+            self._layouts[tuple((columns or layout(fields) or {}).items())] += 1
+
+    def sentence(self, source: str) -> str:
+        """What is unused in how many records, and the `dataset.columns` that would use it; empty where nothing is."""
+        if not self._names:
+            return ""
+        names = sorted(self._names, key=lambda name: (-self._names[name], name))
+        listed = [f"{_shown(name)} ({self._names[name]:,})" for name in names[:NAMED]]
+        listed += [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+        return f"{source}: text that no row has (in how many records): {', '.join(listed)}; {self._remedy(names)}."
+
+    def _remedy(self, names: list[str]) -> str:
+        columns = dict(sorted(self._layouts, key=lambda one: (-self._layouts[one], one))[0])
+        wanted = next((name for name in names if "[]." not in name and name != "id" and name[-3:] != "_id"), "")
+        if not wanted or "context" in columns or not {"messages", "prompt"} & set(columns):
+            return "to use it, write it into the prompt"
+        mapped = ", ".join(f"{part}: {_shown(name)}" for part, name in (columns | {"context": wanted}).items())
+        return f"to add one to the prompt: dataset.columns {{{mapped}}}"
+
+
+def unused(fields: dict[str, Any], columns: Columns) -> set[str]:
+    """Columns, and fields of messages (`messages[].name`), of one record that hold text and that its rows have not."""
+    used = columns or layout(fields) or {}
+    names = set(used.values())
+    found = {str(name) for name, value in fields.items() if name not in names and _has_text(value)}
+    for part in MESSAGES:
+        value = fields.get(used[part]) if part in used else None
+        for message in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:
+            if isinstance(message, dict):
+                found |= {f"{used[part]}[].{name}" for name in _left_over(message)}
+    return found
+
+
+def _left_over(message: dict[Any, Any]) -> list[str]:
+    read = fields_read(message)
+    return [str(name) for name, value in message.items() if name not in read and _has_text(value)]
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, dict):
+        return any(map(_has_text, value.values()))
+    return isinstance(value, list) and any(map(_has_text, value))
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()[:60]
