@@ -26,8 +26,9 @@ class Source(Section):
     revision: str = Field("", description="Hub revision; the commit it resolves to enters the key.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Your column names, where they are not messages, prompt/response, question/answer or "
-        "instruction/input/output: {prompt: …, answer: …, system: …} or {messages: …}.",
+        description="Your column names, where they are not messages, prompt/response, question/answer, "
+        "instruction/input/output or chosen/rejected (docs/data.md): {prompt: …, answer: …} or {messages: …}, each "
+        "with system, context, history, label, …",
     )
     turns: Turns = Field("first", description="Which assistant turns of a conversation become rows.")
     limit: int = Field(0, ge=0, description="At most this many training rows, drawn by seed; 0 is all.")

@@ -3,7 +3,7 @@
 Layouts, the first that fits: `messages` or `conversations` (`spin_core/data/conversations.py`), the reference's `real`,
 `prompt` + `response | completion | answer | output`, `question` + `answer | response | answerKey`, `instruction` +
 `output | response`, each of these three also + `chosen`, and `chosen` + `rejected` that have the prompt in them.
-Beside them, where they are filled: `system`, `system_prompt`, `history`, `tools`, `label`, `kto_tag`; with a prompt
+Beside them `system`, `system_prompt`, `history`, `tools`, `label`, `kto_tag`; with a prompt
 `input` (of an instruction), `context`, `choices`; `rejected` beside a `chosen`. A text in any other column is unused,
 and `spin_core/data/unused.py` names it.
 """
@@ -49,9 +49,10 @@ LAYOUTS: list[Columns] = [
     {"chosen": "chosen", "rejected": "rejected"},
 ]
 MAIN = ("messages", "prompt", "answer", "chosen")
-BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
-BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 LABELS = ("label", "kto_tag")
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
+BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",), "label": LABELS}
+BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 MAPPED = (*MAIN, "system", "input", "context", "history", "choices", "tools", "rejected", "label")
 BOTH = (
@@ -90,17 +91,15 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     if found is None:
         return None
     columns, beside = dict(found), dict(BESIDE)
-    if "messages" in found and _ends_with_user(fields[found["messages"]]):
+    if "messages" in found and _ends_with_user(fields[found["messages"]]) and fields.get("chosen") not in EMPTY:
         beside["chosen"] = ("chosen",)  # as LLaMA-Factory has it: the two answers are beside the conversation
     if "prompt" in found:
         beside |= BESIDE_PROMPT | ({"input": ("input",)} if found["prompt"] == "instruction" else {})
     for part, names in beside.items():
-        if name := next((name for name in names if fields.get(name) not in EMPTY), None):
-            columns[part] = name
+        if there := [name for name in names if name in fields]:
+            columns[part] = next((name for name in there if fields[name] not in EMPTY), there[0])
     if "chosen" in columns and "rejected" in fields:
         columns["rejected"] = "rejected"
-    if label := next((name for name in LABELS if fields.get(name) is not None), None):
-        columns["label"] = label
     return columns
 
 
@@ -140,6 +139,8 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
     left = {name: value for name, value in fields.items() if name not in used}
     if name := next((name for name in REASONING if says(left.get(name))), None):
         raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
+    if name := next((name for name in NOT_TEXT if holds(left.get(name))), None):
+        raise Reject("images or sounds", f"the column {name} has some, which the text is about, and no text has them")
     if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
         remedy = "name prompt and answer in dataset.columns if there is a real answer"
         raise Unclear("not understood", f"the column rejected without chosen; {remedy}")
@@ -150,18 +151,16 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
 def _check_label(fields: dict[str, Any], used: Columns, mapped: bool) -> None:
     """Raise Reject for an answer that is labelled as bad, and Unclear for a label that does not say so. A label that
     `dataset.columns` does not name counts where it is true or false."""
-    left = [name for name in LABELS if name not in used.values() and isinstance(fields.get(name), bool)]
-    if not (name := used.get("label", left[0] if left else "")):
-        return
-    value = fields.get(name)
-    if isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.strip().lower(), value)
-    if value is None or value is True or (mapped and value in (1, "1")):
-        return
-    if value is False or (mapped and value in (0, "0")):
-        raise Reject("label is false", f"{name} is {fields[name]!r:.20}: the answer is not one to learn")
-    remedy = f"give it true and false, or name what is to be used in dataset.columns (label: {name} takes 1 and 0, too)"
-    raise Unclear("not understood", f"{name} is {value!r:.40}, and may say that an answer is bad; {remedy}")
+    beside = [name for name in LABELS if name not in used.values() and isinstance(fields.get(name), bool)]
+    for name in [used["label"], *beside] if "label" in used else beside:
+        value = fields.get(name)
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.strip().lower(), value)
+        if value is False or (mapped and value in (0, "0")):
+            raise Reject("label is false", f"{name} is {fields[name]!r:.20}: the answer is not one to learn")
+        if value is not None and value is not True and not (mapped and value in (1, "1")):
+            remedy = f"write true or false, or use dataset.columns (label: {name} takes 1 and 0, too)"
+            raise Unclear("not understood", f"{name} is {value!r:.40} and may say that an answer is bad; {remedy}")
 
 
 def _conversation(fields: dict[str, Any], used: Columns) -> list[Turn]:

@@ -24,9 +24,10 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a turn, or columns, in which some sets keep an answer's reasoning apart from its text. How the two become
 one is each chat template's own, and what is scored must be what the model writes, so such an answer is rejected with
 the remedy."""
-FLAGS = ("weight", "mask", "loss_mask", "train", "loss")
-"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only `weight` 0 and 1 are known,
-and all else ends the run."""
+WEIGHTS = ("weight", "loss_weight")
+FLAGS = (*WEIGHTS, "mask", "loss_mask", "train", "loss")
+"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only the weights 0 and 1 are
+known, and all else ends the run."""
 ALIASES = (("role", "from"), ("content", "value"))
 """Fields of a turn that mean the same: the first that is filled counts."""
 TEXT_OF_PART = ("text", "value", "content")
@@ -91,12 +92,12 @@ def _first(message: dict[Any, Any], *names: str) -> Any:
 
 
 def is_trained(fields: dict[Any, Any], where: str) -> bool:
-    """What `weight` says. Raises Unclear for other flags than a `weight` of 0 or 1."""
+    """What `weight` or `loss_weight` says. Raises Unclear for other flags than one of these with 0 or 1."""
     name = next((name for name in FLAGS if fields.get(name) is not None), None)
     if name is None:
         return True
     value = fields[name]
-    if name == "weight" and isinstance(value, int | float) and value in (0, 1):
+    if name in WEIGHTS and isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     remedy = "write weight 0 where it is not to be, and remove the field"
     raise Unclear("not understood", f"{where} has {name} {value!r:.40}, which says what is trained on; {remedy}")

@@ -191,7 +191,9 @@ class SourceRows:
 
     @property
     def _seen_first(self) -> str:
-        return f" The first rejects: {'; '.join(self._first)}." if self._first else ""
+        if not self._first:
+            return ""
+        return f" The first rejects: {'; '.join(self._first)}. `spinloop data --rejects FILE` writes all of them."
 
     def lines(self, wanted: Callable[[str], bool]) -> Iterator[bytes]:
         """The rows whose beginning is `wanted`, sorted by id, unparsed. One reader at a time."""

@@ -244,7 +244,7 @@ def test_run_set_without_left_over_text_has_no_such_count(job, jsonl):
 def test_run_unclear_column_ends_it_with_file_and_line(job, jsonl):
     """Catches a set of labels that is misread row by row."""
     rows = [{"prompt": f"q{i}", "response": "a", "label": 1} for i in range(9)]
-    with pytest.raises(BadInput, match=r"data\.jsonl, line 1: label is 1, .*dataset\.columns"):
+    with pytest.raises(BadInput, match=r"data\.jsonl, line 1: label is 1 and .*dataset\.columns"):
         run(job, jsonl(rows))
 
 
@@ -254,7 +254,7 @@ def test_run_that_rejects_too_much_shows_three_of_them(job, jsonl):
     with pytest.raises(BadInput) as raised:
         run(job, jsonl(rows))
     assert "The first rejects: line 1: answer is True" in str(raised.value)
-    assert "; line 2: turn 1 is empty; line 3: turn 0 is empty." in str(raised.value)
+    assert "; line 2: turn 1 is empty; line 3: turn 0 is empty. `spinloop data --rejects FILE`" in str(raised.value)
 
 
 def test_run_kto_and_preference_sets_train_on_no_rejected_answer(job, jsonl):

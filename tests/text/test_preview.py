@@ -69,7 +69,8 @@ def looked(path: Path, tokens: bool = False, shown: int = 2, **changes: Any) -> 
 def test_look_names_layout_columns_and_counts(name, tmp_path):
     """Catches a look that has rules of its own: a layout, a column or a count that reformat does not have."""
     rows, layout, used = LAYOUTS[name]
-    made = looked(write(tmp_path / "rows.jsonl", rows))
+    file = write(tmp_path / "rows.jsonl", rows)
+    made = looked(file, dataset={"path": str(file), "test_fraction": 0.5})
     assert made.failures == [] and made.layouts == {layout: 20}
     assert {column.name: column.used_as for column in made.columns if column.used_as} == used
     assert {column.name for column in made.columns} == set().union(*rows)
