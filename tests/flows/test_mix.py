@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
+
 from flows.spin import sources
 from spin_core.config.profile import parse
+from spin_core.data.rows import TRAIN_FILE
 from spin_core.runtime.child import Children
 from spin_core.store.keys import key_of
 from spin_core.store.store import Store
@@ -52,3 +56,26 @@ def test_what_a_set_gives_is_in_the_key(tmp_path):
     ]  # fmt: skip
     keys = {key_of(described(tmp_path / "here", *sets)[0]) for sets in ways}
     assert len(keys) == len(ways)
+
+
+@pytest.mark.full
+def test_run_of_a_mix_has_the_set_of_each_row_to_its_end(spinloop, server, tiny, model, tmp_path):
+    """Catches: a set that is lost between two stages, and a built-in set that cannot be mixed."""
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"question": f"Sort: {i:03d}", "answer": "0"}) + "\n" for i in range(40)))
+    sets = f"[{{path: builtin:tasks, limit: 40, test_limit: 6}}, {{path: {more}}}]"
+    settings = ["dataset.path=", "dataset.limit=", "dataset.test_limit=", f"dataset.sets={sets}", f"model.path={model}"]
+    options = [part for one in [*settings, "sft=", "iterations=1"] for part in ("--set", one)]
+    code, out, err = spinloop("run", tiny, "--store", tmp_path / "store", "--json", *options)
+    assert code == 0, err
+    folder = Path(json.loads(out)["folder"])
+    steps = {step["stage"]: step for step in json.loads((folder / "steps.json").read_text())}
+    trees = tmp_path / "store" / "spinloop-store-v1" / "trees"
+    pairs = pq.read_table(trees / steps["gather"]["digest"] / TRAIN_FILE).column("source").to_pylist()
+    given = steps["reformat"]["summary"]["sources"]
+    assert {name: pairs.count(name) for name in given} == {name: of["train_rows"] for name, of in given.items()}
+    assert pairs.count("tasks") == 40 and {"source/tasks/nll/real", "source/more/spin/margin"} <= {
+        *json.loads((trees / steps["evaluate"]["digest"] / "metrics.json").read_text())
+    }
+    report = (folder / "report.md").read_text()
+    assert "By set:" in report and "θ_1, more" in report.replace("\\", "")
