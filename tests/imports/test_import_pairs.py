@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spin_core.data.rows import FILES, Pair, Row, prompt_id, read_pairs, write_pairs, write_rows
+from spin_core.data.rows import FILES, Pair, Row, prompt_id, read_pairs, read_rows, write_pairs, write_rows
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.sources.resolve import resolve
@@ -145,6 +146,24 @@ def test_held_out_conversations_stay_held_out(tmp_path, rows, take, with_rows):
     train = [record(text) for text in PROMPTS[6:]] + [later]
     _, pairs, summary = take(folder(tmp_path, train, [record(HELD_OUT[0])]), rows if with_rows else None)
     assert len(pairs["train"]) == 18 and summary["rejected"] == {"also held out": 1}
+
+
+def test_pairs_of_a_mix_have_the_source_of_their_rows(tmp_path, rows, take):
+    """Catches: imported pairs of which the report by set knows nothing, and a tree of a mix that comes back as another
+    artifact."""
+    for name in FILES.values():
+        write_rows(
+            rows / name, [replace(row, source="ab"[int(row.id, 16) % 2]) for row in read_rows(rows / name)], True
+        )
+    strange = folder(tmp_path, [record(p) for p in PROMPTS[6:]], [record(p) for p in HELD_OUT])
+    out, pairs, _ = take(strange, rows)
+    assert all(pair.source == "ab"[int(pair.id, 16) % 2] for part in pairs.values() for pair in part)
+    assert json.loads((out / "quality.json").read_text())["train"]["sources"].keys() == {"a", "b"}
+    for given in (rows, None):
+        again, _, _ = take(out, given)
+        assert all(
+            (again / name).read_bytes() == (out / name).read_bytes() for name in [*FILES.values(), "quality.json"]
+        )
 
 
 def test_ids_are_those_of_the_rows(tmp_path, take):
