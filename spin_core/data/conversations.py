@@ -1,8 +1,8 @@
 """From a list of messages, as sets write it, to turns with a role and a text, and from turns to rows.
 
 Not a choice of columns (`spin_core/data/column_mapping.py`). What is read of a message: `role` or `from`, `content` or
-`value` (text, or a list of parts of text, which are joined), and `weight` (0: a turn that is not trained on). What
-cannot be kept as it is meant (tool calls, reasoning apart from the answer) is a Reject.
+`value` (text, or a list of parts of text, which are joined), and `weight` or `loss_weight` (0: a turn that is not
+trained on). What cannot be kept as it is meant (tool calls, reasoning apart from the answer) is a Reject.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a turn, or columns, in which some sets keep an answer's reasoning apart from its text. How the two become
 one is each chat template's own, and what is scored must be what the model writes, so such an answer is rejected with
 the remedy."""
-FLAGS = ("weight", "mask", "loss_mask", "train", "loss")
-"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only `weight` 0 and 1 are known,
-and all else ends the run."""
+WEIGHTS = ("weight", "loss_weight")
+FLAGS = (*WEIGHTS, "mask", "loss_mask", "train", "loss")
+"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only weights of 0 and 1 are
+known, and all else ends the run."""
 ALIASES = (("role", "from"), ("content", "value"))
 """Fields of a turn that mean the same: the first that is filled counts."""
 TEXT_OF_PART = ("text", "value", "content")
@@ -91,12 +92,12 @@ def _first(message: dict[Any, Any], *names: str) -> Any:
 
 
 def is_trained(fields: dict[Any, Any], where: str) -> bool:
-    """What `weight` says. Raises Unclear for other flags than a `weight` of 0 or 1."""
+    """What the weight says. Raises Unclear for other flags than a weight of 0 or 1."""
     name = next((name for name in FLAGS if fields.get(name) is not None), None)
     if name is None:
         return True
     value = fields[name]
-    if name == "weight" and isinstance(value, int | float) and value in (0, 1):
+    if name in WEIGHTS and isinstance(value, int | float) and value in (0, 1):
         return bool(value)
     remedy = "write weight 0 where it is not to be, and remove the field"
     raise Unclear("not understood", f"{where} has {name} {value!r:.40}, which says what is trained on; {remedy}")
