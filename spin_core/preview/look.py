@@ -150,9 +150,7 @@ class _Work:
         written = job.out if summary else job.scratch
         self.rejects(written / reformat.REJECTS, "reformat", partial(_in_words, places))
         self.made.sets = (summary or {}).get("sources", {})
-        for sentence in (summary or {}).get("unused", []):
-            name, _, said = sentence.partition(": ")
-            self.made.unused.append(f"{places[name].path.name}: {said}")
+        self.made.notes += (summary or {}).get("unused", [])
         if not all((job.out / name).is_file() for name in FILES.values()):
             return None
         further = {split: ["-" in id for id in iter_ids(job.out / name)] for split, name in FILES.items()}

@@ -179,3 +179,16 @@ def test_plan_of_an_unusable_dataset_is_bad_input(spinloop, tiny, model, tmp_pat
         "plan", tiny, "--store", tmp_path / "store", *[part for setting in sets for part in ("--set", setting)]
     )
     assert code == 2 and "its columns are text" in err and "Traceback" not in err
+
+
+@pytest.mark.full
+def test_plan_names_text_that_no_row_has(spinloop, tiny, model, tmp_path) -> None:
+    """Catches a plan that lets a table, or a field of messages, go without a word."""
+    rows = [{"question": f"What is {i}?", "sql": "CREATE TABLE t", "answer": f"It is {i}."} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [f"dataset.path={tmp_path / 'data.jsonl'}", f"model.path={model}", "sft=", "dataset.test_fraction=0.3"]
+    code, _, err = spinloop(
+        "plan", tiny, "--store", tmp_path / "store", "--json", *[p for setting in sets for p in ("--set", setting)]
+    )
+    note = "text that no row has (in how many records): sql (40); to add one to the prompt: dataset.columns {prompt: "
+    assert code == 0 and f"note: source: {note}question, answer: answer, context: sql}}." in err

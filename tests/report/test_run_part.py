@@ -148,6 +148,17 @@ def test_software_names_the_harness() -> None:
     assert "lm-evaluation-harness 0.4.13" in " ".join(Tags(sections([entry], lambda entry: of_harness)).text.split())
 
 
+def test_page_names_text_of_the_dataset_that_no_row_has() -> None:
+    """Catches a report in which a column that was not read is nowhere, and one of hostile names."""
+    entry = ledger_entry("reformat", "", "k", "Cached", 1.0, "d")
+    made = record("reformat", "d", {}, summary={"train_rows": 9, "unused": ["source: <b>sql</b> (9 records)."]})
+    html = sections([entry], lambda entry: made)
+    assert "Text that no row has" in html and "<b>sql" not in html
+    assert "source: <b>sql</b> (9 records)." in Tags(html).text
+    plain = record("reformat", "d", {}, summary={"train_rows": 9})
+    assert "Text that no row has" not in sections([entry], lambda entry: plain)
+
+
 # --- the reproduction ledger ------------------------------------------------------------
 
 
