@@ -54,7 +54,6 @@ LAYOUTS: list[Columns] = [
 ]
 MAIN = ("messages", "prompt", "answer", "chosen")
 LABELS = ("label", "kto_tag")
-NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",), "label": LABELS}
 BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
