@@ -2,7 +2,8 @@
 
 Layouts, the first that fits: `messages` or `conversations` (`spin_core/data/conversations.py`), the reference's `real`,
 `prompt` + `response | completion | answer | output`, `question` + `answer | response | answerKey`, `instruction` +
-`output | response`, each of these three also + `chosen`, and `chosen` + `rejected` that have the prompt in them.
+`output | response`, `query` + `response`, each of these prompts also + `chosen`, and `chosen` + `rejected` (or
+`chosen_messages` + `rejected_messages`) that have the prompt in them.
 Beside them `system`, `system_prompt`, `history`, `tools`, `label`, `kto_tag`; with a prompt
 `input` (of an instruction), `context`, `choices`; `rejected` beside a `chosen`. A text in any other column is unused,
 and `spin_core/data/unused.py` names it.
@@ -41,16 +42,18 @@ PROMPTS = {
     "prompt": ("response", "completion", "answer", "output"),
     "question": ("answer", "response", "answerKey"),
     "instruction": ("output", "response"),
+    "query": ("response",),
 }
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 LAYOUTS: list[Columns] = [
     *({"messages": name} for name in ("messages", "conversations", "real")),
     *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
     *({"prompt": prompt, "chosen": "chosen"} for prompt in PROMPTS),
     {"chosen": "chosen", "rejected": "rejected"},
+    {"chosen": "chosen_messages", "rejected": "rejected_messages"},
 ]
 MAIN = ("messages", "prompt", "answer", "chosen")
 LABELS = ("label", "kto_tag")
-NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",), "label": LABELS}
 BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -99,7 +102,7 @@ def layout(fields: dict[str, Any]) -> Columns | None:
         if there := [name for name in names if name in fields]:
             columns[part] = next((name for name in there if fields[name] not in EMPTY), there[0])
     if "chosen" in columns and "rejected" in fields:
-        columns["rejected"] = "rejected"
+        columns.setdefault("rejected", "rejected")
     return columns
 
 
@@ -139,8 +142,9 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
     left = {name: value for name, value in fields.items() if name not in used}
     if name := next((name for name in REASONING if says(left.get(name))), None):
         raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
-    if name := next((name for name in NOT_TEXT if holds(left.get(name))), None):
-        raise Reject("images or sounds", f"the column {name} has some, which the text is about, and no text has them")
+    if name := next((name for name in MEDIA if left.get(name) not in EMPTY), None):
+        remedy = "name in dataset.columns what is to be used"
+        raise Reject("more than text", f"the column {name} belongs to the prompt and is no text; {remedy}")
     if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
         remedy = "name prompt and answer in dataset.columns if there is a real answer"
         raise Unclear("not understood", f"the column rejected without chosen; {remedy}")

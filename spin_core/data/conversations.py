@@ -1,8 +1,8 @@
 """From a list of messages, as sets write it, to turns with a role and a text, and from turns to rows.
 
 Not a choice of columns (`spin_core/data/column_mapping.py`). What is read of a message: `role` or `from`, `content` or
-`value` (text, or a list of parts of text, which are joined), and `weight` (0: a turn that is not trained on). What
-cannot be kept as it is meant (tool calls, reasoning apart from the answer) is a Reject.
+`value` (text, or a list of parts of text, which are joined), and `weight` or `loss_weight` (0: a turn that is not
+trained on). What cannot be kept as it is meant (tool calls, reasoning apart from the answer) is a Reject.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ one is each chat template's own, and what is scored must be what the model write
 the remedy."""
 WEIGHTS = ("weight", "loss_weight")
 FLAGS = (*WEIGHTS, "mask", "loss_mask", "train", "loss")
-"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only the weights 0 and 1 are
+"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only weights of 0 and 1 are
 known, and all else ends the run."""
 ALIASES = (("role", "from"), ("content", "value"))
 """Fields of a turn that mean the same: the first that is filled counts."""
@@ -92,7 +92,7 @@ def _first(message: dict[Any, Any], *names: str) -> Any:
 
 
 def is_trained(fields: dict[Any, Any], where: str) -> bool:
-    """What `weight` or `loss_weight` says. Raises Unclear for other flags than one of these with 0 or 1."""
+    """What the weight says. Raises Unclear for other flags than a weight of 0 or 1."""
     name = next((name for name in FLAGS if fields.get(name) is not None), None)
     if name is None:
         return True

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_core.config.choices import Turns
 from spin_core.config.dataset import Dataset
 from spin_core.data.column_mapping import Reject, examples
 from spin_core.data.conversations import Unclear
@@ -93,6 +94,9 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, str], list[tuple[str, str]], str
     ),
     "hh": ({"chosen": HH + " good", "rejected": HH + " bad"}, {}, TALK, "good"),
     "hh with a prompt": ({"prompt": HH, "chosen": " good", "rejected": " bad"}, {}, TALK, "good"),
+    "chosen messages with weights": ({"chosen_messages": [{**U, "loss_weight": 0.0}, {**GOOD, "loss_weight": 1.0}],
+                                      "rejected_messages": [U, BAD]}, {}, Q, "good"),
+    "query": ({"query": "q", "response": "a", "history": [], "images": []}, {}, Q, "a"),
     "chosen mapped": ({"m": [U], "best": "good"}, {"messages": "m", "chosen": "best"}, Q, "good"),
 }  # fmt: skip
 
@@ -119,8 +123,12 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         {"messages": [{**U, "content": [{"type": "image_url", "image_url": "x"}]}, A]},
     ]),
     "choices": ("unclear choice", [
-        {**MC, "answer": 1}, {**MC, "answer": "1"}, {**MC, "answer": "C"},
+        {**MC, "answer": 1},
+        {"question": "q", "choices": ["0", "1"], "answer": 1}, {**MC, "answer": "1"}, {**MC, "answer": "C"},
         {"question": "q", "choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answer": "1"},
+    ]),
+    "media": ("more than text", [
+        {"messages": [U, A], "images": ["x.png"]}, {"question": "q", "answer": "a", "audio": {"bytes": b"x"}},
     ]),
     "prompt": ("empty prompt", [{"chosen": "good", "rejected": "bad"}]),
     "other prompt": ("another prompt", [{"prompt": "p", "chosen": [U, GOOD], "rejected": [U, BAD]}]),
@@ -150,11 +158,11 @@ UNUSED: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
 def test_examples_layouts_give_prompt_and_answer(case):
     """Catches D1 to D4: a row without its table, system text, history or choices, or with the worse of two answers."""
     fields, columns, prompt, answer = ROWS[case]
-    made = examples(fields, columns, "last")
-    assert [one for one in made if isinstance(one, Reject)] == []
-    assert [([(turn["role"], turn["content"]) for turn in row.prompt], row.answer) for row in made] == [
-        (prompt, answer)
-    ]
+    which: Turns
+    for which in ("first", "last", "all"):  # of two answers one is to be learnt
+        (row,) = examples(fields, columns, which)
+        assert isinstance(row, Row), row
+        assert ([(turn["role"], turn["content"]) for turn in row.prompt], row.answer) == (prompt, answer)
 
 
 @pytest.mark.parametrize("case", REASONS)
@@ -184,7 +192,8 @@ TURNS = st.integers(1, 2).flatmap(
 CELLS: dict[str, Any] = {
     **{name: TEXTS for name in (
         "prompt", "question", "instruction", "response", "completion", "answer", "output", "input", "context", "system",
-        "system_prompt", "reasoning", "rejected", "chosen", "label", "kto_tag", "weight", "tools", "answerKey", "other",
+        "system_prompt", "reasoning", "query", "rejected",
+        "chosen", "label", "kto_tag", "weight", "tools", "answerKey", "other",
     )},
     "messages": TURNS, "conversations": TURNS, "choices": st.lists(TEXTS, max_size=3),
     "history": st.lists(st.tuples(TEXTS, TEXTS).map(list), max_size=2),
