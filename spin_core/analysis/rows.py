@@ -113,6 +113,18 @@ class PairShares(TypedDict):
     rejected: NotRequired[int]
 
 
+class SourceFigures(TypedDict):
+    """Of one set of a mix: figures of its held-out rows, and of the answers generated for its training rows."""
+
+    rows: int
+    nll: Estimate | None
+    greedy: Estimate | None
+    sampled: Estimate | None
+    margin: Estimate | None
+    accuracy: Estimate | None
+    pairs: PairShares | None
+
+
 class TokenCounts(TypedDict):
     """Of the training pairs' tokens: whether the generated answers' ids are `sampled` or `of the text`; rows whose
     prompt was cut, whose answer the chat template makes another text of, and answers that were cut at max_length."""
@@ -143,6 +155,7 @@ class ModelRow(TypedDict):
     opponents: NotRequired[Opponents]
     style: NotRequired[Style]
     quality: NotRequired[dict[str, float]]
+    sources: NotRequired[dict[str, SourceFigures]]
     tokens: NotRequired[TokenCounts]
     harness: NotRequired[HarnessFigures]
     decision: NotRequired[Decision]

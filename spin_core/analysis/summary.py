@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from spin_core.analysis import statistics
+from spin_core.analysis.by_source import FIGURES, by_source
 from spin_core.analysis.format import plain, short
 from spin_core.analysis.results import ModelResults, number, paired
 from spin_core.analysis.rows import (
@@ -23,6 +24,7 @@ from spin_core.analysis.rows import (
     Opponents,
     PairShares,
     RateChange,
+    SourceFigures,
     Style,
     TokenCounts,
     estimate,
@@ -30,6 +32,7 @@ from spin_core.analysis.rows import (
 
 Kind = Literal["greedy", "sampled"]
 TASKS = 200  # of a harness run that are shown; MMLU alone is 57
+SETS = 50  # of a mix that are shown
 REASON = 600
 QUALITY = (
     "rows", "pairs", "rejected", "identical_to_real", "truncated", "empty", "duplicate_answers",
@@ -66,6 +69,8 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
     }
     if tokens := _tokens(model.scores):
         row["tokens"] = tokens
+    if sources := _sources(model, part):
+        row["sources"] = sources
     if before is not None:
         old = before.metrics.get("nll/real")
         row["delta"] = {
@@ -108,6 +113,23 @@ def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateCh
     change = statistics.rate_change(paired(start.column(f"{kind}_match"), model.column(f"{kind}_match")))
     interval, gained, lost = change or (None, None, None)
     return {**estimate(after - before, interval), "gained": gained, "lost": lost}
+
+
+def _sources(model: ModelResults, quality: Mapping[str, Any]) -> dict[str, SourceFigures]:
+    """The figures of each set of a mix, from rows.jsonl and quality.json."""
+    measured, pairs = by_source(model.answers), quality.get("sources")
+    answered = pairs if isinstance(pairs, dict) else {}
+    made: dict[str, SourceFigures] = {}
+    for name in sorted({*measured, *answered})[:SETS]:
+        rows, figures = measured.get(name, (0, {}))
+        nll, greedy, sampled, margin, accuracy = (figures.get(metric) for metric in FIGURES)
+        part = answered.get(name)
+        counts = {key: number(value) for key, value in part.items()} if isinstance(part, dict) else {}
+        made[plain(name, 40)] = {
+            "rows": rows, "nll": nll, "greedy": greedy, "sampled": sampled, "margin": margin, "accuracy": accuracy,
+            "pairs": _pair_shares({key: value for key, value in counts.items() if value is not None}),
+        }  # fmt: skip
+    return made
 
 
 def _tokens(scores: dict[str, Any]) -> TokenCounts | None:

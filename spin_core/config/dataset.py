@@ -42,11 +42,6 @@ class Source(Section):
     )
     data_frac: int = added_field(0, ge=0, description="Which slice of `frac_len` rows, from 0.")
 
-    @property
-    def has_own_test(self) -> bool:
-        """Whether held-out rows are named, and none are split off."""
-        return bool(self.test_path or self.test_split) or self.path == "builtin:tasks"
-
 
 class MixedSet(Source):
     """One of several sets that are mixed (`dataset.sets`)."""

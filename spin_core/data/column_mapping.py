@@ -44,7 +44,6 @@ PROMPTS = {
     "instruction": ("output", "response"),
     "query": ("response",),
 }
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 LAYOUTS: list[Columns] = [
     *({"messages": name} for name in ("messages", "conversations", "real")),
     *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
@@ -54,6 +53,7 @@ LAYOUTS: list[Columns] = [
 ]
 MAIN = ("messages", "prompt", "answer", "chosen")
 LABELS = ("label", "kto_tag")
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",), "label": LABELS}
 BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -142,9 +142,8 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
     left = {name: value for name, value in fields.items() if name not in used}
     if name := next((name for name in REASONING if says(left.get(name))), None):
         raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
-    if name := next((name for name in MEDIA if left.get(name) not in EMPTY), None):
-        remedy = "name in dataset.columns what is to be used"
-        raise Reject("more than text", f"the column {name} belongs to the prompt and is no text; {remedy}")
+    if name := next((name for name in NOT_TEXT if holds(left.get(name))), None):
+        raise Reject("images or sounds", f"the column {name} has some, which the text is about, and no text has them")
     if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
         remedy = "name prompt and answer in dataset.columns if there is a real answer"
         raise Unclear("not understood", f"the column rejected without chosen; {remedy}")

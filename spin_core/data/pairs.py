@@ -12,6 +12,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,15 +132,19 @@ def _answer(line: bytes) -> dict[str, Any]:
 
 
 class PairQuality:
-    """Counts of a split's pairs. `rows` have an answer; `dropped` of them are no pairs, which the caller counts."""
+    """Counts of a split's pairs, where they name one also of each source. `rows` have an answer; `dropped` of them are
+    no pairs."""
 
     def __init__(self) -> None:
+        self._sources: dict[str, PairQuality] = {}
         self.rows = self.cut = self.dropped = self.empty = self.identical = 0
         self._answers = bytearray()
         self._real, self._generated = array("q"), array("q")
 
     def count(self, pair: Pair) -> None:
         """Take one pair in."""
+        if pair.source:
+            self._sources.setdefault(pair.source, PairQuality()).count(replace(pair, source=""))
         self.rows += 1
         self.cut += pair.finish == "length"
         self.empty += not pair.generated.strip()
@@ -147,6 +152,12 @@ class PairQuality:
         self._answers += hashlib.sha256(pair.generated.encode()).digest()[:16]
         self._real.append(len(pair.real))
         self._generated.append(len(pair.generated))
+
+    def drop(self, pair: Pair) -> None:
+        """One that was counted is no pair."""
+        self.dropped += 1
+        if pair.source:
+            self._sources[pair.source].dropped += 1
 
     def figures(self) -> dict[str, Any]:
         """Counts, each also as a fraction of `rows` (before any is dropped), and lengths in characters."""
@@ -170,6 +181,11 @@ class PairQuality:
             "generated_characters_mean": generated,
             "generated_characters_median": _median(self._generated),
             "length_gap_mean": real - generated,
+            **(
+                {"sources": {name: self._sources[name].figures() for name in sorted(self._sources)}}
+                if self._sources
+                else {}
+            ),
         }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from spin_core.data.column_mapping import Columns, layout
+from spin_core.data.column_mapping import MAIN, Columns, layout
 from spin_core.data.conversations import fields_read
 
 NAMED = 12  # in the sentence
@@ -25,9 +25,9 @@ class Unused:
 
     def count(self, fields: dict[str, Any], columns: Columns) -> None:
         """Take a record."""
-        if names := unused(fields, columns):
-            self._names.update(names)
-            self._layouts[tuple((columns or layout(fields) or {}).items())] += 1
+        used = columns or layout(fields) or {}
+        self._layouts[tuple(used.items())] += 1
+        self._names.update(unused(fields, used))
 
     def sentence(self, source: str) -> str:
         """What is unused in how many records, and the `dataset.columns` that would use it; empty where nothing is."""
@@ -39,7 +39,11 @@ class Unused:
         return f"{source}: text that no row has (in how many records): {', '.join(listed)}; {self._remedy(names)}."
 
     def _remedy(self, names: list[str]) -> str:
-        columns = dict(sorted(self._layouts, key=lambda one: (-self._layouts[one], one))[0])
+        layouts = [dict(one) for one in sorted(self._layouts, key=lambda one: (-self._layouts[one], one))]
+        columns = layouts[0]
+        for other in layouts[1:]:  # a part that few records fill (an input) is to stay what it is
+            if all(columns.get(part) == other.get(part) for part in MAIN):
+                columns = other | columns
         wanted = next((name for name in names if "[]." not in name and name != "id" and name[-3:] != "_id"), "")
         if not wanted or "context" in columns or not {"messages", "prompt"} & set(columns):
             return "to use it, write it into the prompt"

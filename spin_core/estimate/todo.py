@@ -6,12 +6,14 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spin_core.config import yaml_reader
+from spin_core.config.dataset import Source
 from spin_core.config.profile import Config
+from spin_core.data.mixing import sizes
 from spin_core.data.token_file import FILES, TokenFile
 from spin_core.job import Entry
 
@@ -112,13 +114,27 @@ def measured(tree: Path) -> Data:
 
 def assumed(config: Config) -> Data:
     """Without the rows: what is known of a published dataset, cut to the profile's limits; else a guess, named so."""
-    part = config.dataset
-    listed = yaml_reader.read_file(KNOWN)
-    train, test, prompt, answer = listed.get(part.path, ANYWHERE)
+    whole, listed = config.dataset, yaml_reader.read_file(KNOWN)
+    parts = list(whole.parts.values())
+    known = [_of_set(part, whole.test_fraction, listed.get(part.path, ANYWHERE)) for part in parts]
+    trains, tests = ([part[side] for part in known] for side in (0, 1))
+    trains = sizes(trains, [part.limit for part in parts], whole.weights, whole.limit)
+    tests = sizes(tests, [part.test_limit for part in parts], [], 0)
+    rows = [train + test for train, test in zip(trains, tests, strict=True)]
+    prompt, answer = (
+        sum(n * part[side] for n, part in zip(rows, known, strict=True)) / max(1, sum(rows)) for side in (2, 3)
+    )
+    train, test = min(sum(trains), whole.limit or sum(trains)), min(sum(tests), whole.test_limit or sum(tests))
+    unknown = ", ".join(name or "the dataset" for name, part in whole.parts.items() if part.path not in listed)
+    basis = f"assumed, as nothing is known of {unknown} here" if unknown else ""
+    return Data(train, test, prompt, answer, basis or f"assumed for {', '.join(part.path for part in parts)}")
+
+
+def _of_set(part: Source, test_fraction: float, known: Sequence[int]) -> tuple[int, int, int, int]:
+    """Training and held-out rows of one set, before its limits, and tokens of a prompt and an answer."""
+    train, test, prompt, answer = known
     if not part.test_split and not part.test_path:
-        train, test = round(train * (1 - part.test_fraction)), round(train * part.test_fraction)
+        train, test = round(train * (1 - test_fraction)), round(train * test_fraction)
     if part.frac_len:
         train, test = (max(0, min(part.frac_len, n - part.data_frac * part.frac_len)) for n in (train, test))
-    train, test = min(train, part.limit or train), min(test, part.test_limit or test)
-    basis = f"assumed for {part.path}" if part.path in listed else "assumed, as nothing is known of the dataset here"
-    return Data(train, test, prompt, answer, basis)
+    return train, test, prompt, answer

@@ -25,7 +25,8 @@ class File:
 
 @dataclass
 class Column:
-    """A column: in how many records it says something, and what it is used as (empty: nothing reads it)."""
+    """A column, or a field of messages (`messages[].name`) that no row has: in how many records it says something, and
+    what it is used as (empty: nothing reads it)."""
 
     name: str
     filled: int
@@ -94,6 +95,8 @@ class Look:
     files: list[File] = field(default_factory=list)
     layouts: dict[str, int] = field(default_factory=dict)
     columns: list[Column] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Sentences on text that no row has, and how to use it."""
     read: int = 0
     train: int = 0
     test: int = 0

@@ -150,7 +150,9 @@ class _Work:
         written = job.out if summary else job.scratch
         self.rejects(written / reformat.REJECTS, "reformat", partial(_in_words, places))
         self.made.sets = (summary or {}).get("sources", {})
-        self.made.notes += (summary or {}).get("unused", [])
+        for sentence in (summary or {}).get("unused", []):
+            name, _, said = sentence.partition(": ")
+            self.made.unused.append(f"{places[name].path.name}: {said}")
         if not all((job.out / name).is_file() for name in FILES.values()):
             return None
         further = {split: ["-" in id for id in iter_ids(job.out / name)] for split, name in FILES.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, layout
 from spin_core.data.readers import NOT_DATA, SUFFIXES, data_files, is_saved, read
+from spin_core.data.unused import unused
 from spin_core.errors import printable
 from spin_core.preview.facts import Column, File, Look, Shown
 
@@ -50,6 +51,7 @@ def add(to: Look, source: Source, shown: int, chat: Any, bar: Bar) -> None:
         per_file[record.file or source.path.name] += 1
         filled.update(str(name) for name, value in record.fields.items() if value not in (None, "", [], {}))
         filled.update(dict.fromkeys(map(str, record.fields), 0))
+        filled.update(name for name in unused(record.fields, source.part.columns) if "[]." in name)
         columns = source.part.columns or layout(record.fields)
         if record.fields:
             layouts[in_words(columns)] += 1

@@ -48,11 +48,14 @@ def _layout(look: Look) -> str:
 
 
 def _columns(look: Look) -> str:
-    used = {True: "used as ", False: "not used"}
-    lines = [
-        (one.name, f"in {plural(one.filled, 'row')}", used[bool(one.used_as)] + one.used_as) for one in look.columns
-    ]
-    return "Columns\n" + aligned(lines) if lines else ""
+    lines = [(one.name, f"in {plural(one.filled, 'row')}", used(one.used_as, one.filled)) for one in look.columns]
+    left = "".join(f"\n  {sentence}" for sentence in look.unused)
+    return "Columns\n" + aligned(lines) + left if lines else ""
+
+
+def used(used_as: str, filled: int) -> str:
+    """What a column is used as."""
+    return f"used as {used_as}" if used_as else "not used" if filled else "empty"
 
 
 def _rejected(look: Look) -> str:

@@ -24,7 +24,7 @@ def page(look: Mapping[str, Any], sentence: str, cuts: Sequence[str]) -> str:
         kind="data",
         name=plain(look["name"], 120),
         sentence=plain(sentence, 2000),
-        notes=[plain(note, 1000) for note in look["notes"]],
+        notes=[plain(note, 1000) for note in (*look["unused"], *look["notes"])],
         failures=[plain(failure, 2000) for failure in look["failures"]],
         tiles=[
             ("read", f"{look['read']:,}", "rows"),
@@ -67,7 +67,10 @@ def _sets(look: Mapping[str, Any]) -> ReportTable:
 def _columns(look: Mapping[str, Any]) -> ReportTable:
     lines = []
     for one in look["columns"][:LINES]:
-        cells = [(one["used_as"] or "not used", ""), (f"filled in {plural(one['filled'], 'row')}", "")]
+        cells = [
+            (one["used_as"] or ("not used" if one["filled"] else "empty"), ""),
+            (f"filled in {plural(one['filled'], 'row')}", ""),
+        ]
         lines.append(TableLine(plain(one["name"], 80), cells))
     return ReportTable("columns", "Columns", "", "column", ["used as", ""], lines)
 

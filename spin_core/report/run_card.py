@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spin_core.analysis import statistics
+from spin_core.analysis.by_source import by_source
 from spin_core.analysis.results import ModelResults, number, read_model
 from spin_core.analysis.statistics import Z95
 from spin_core.config.stage_table import makers
@@ -114,8 +115,9 @@ def pairs_card(run: RunFacts, pairs: Mapping[int, Entry], repo: str, model: str)
     ).to_dict()
     imported = {t: run.facts(step).get("sources") or {} for t, step in pairs.items() if step.place.role == "import"}
     origins = {t: (sources.get("source") or ["a local copy"])[0] for t, sources in imported.items()}  # never a path
+    sets = next((step.summary.get("sources") for step in run.steps if step.stage == "reformat"), None)
     return model_card.front(data) + model_card.filled(
-        "run_card.pairs.md.j2", run=run, pairs=pairs, repo=repo, model=model, origins=origins
+        "run_card.pairs.md.j2", run=run, pairs=pairs, repo=repo, model=model, origins=origins, sets=list(sets or [])
     )
 
 
@@ -157,7 +159,7 @@ class Measure:
         """The figure as the hub's own metadata (`EvalResult`)."""
         from huggingface_hub import EvalResult
 
-        held_out = datasets[0] if datasets else "held-out"
+        held_out = datasets[0] if len(datasets) == 1 else "held-out"
         return EvalResult(
             task_type="text-generation",
             dataset_type=self.task or held_out,
@@ -178,6 +180,10 @@ def measures(run: RunFacts, k: int) -> list[Measure]:
         value = model.metrics.get(name)
         if value is not None:
             figures.append(Measure(name, label, value, *interval(name, value, model)))
+    for source, (_, known) in by_source(model.answers).items():
+        for name, one in known.items():
+            label = f"{MEASURES[name]}, rows of {source}"
+            figures.append(Measure(name, label, one["value"], one["low"], one["high"], one["rows"], source))
     return figures + _harness(model.harness)
 
 

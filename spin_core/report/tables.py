@@ -45,7 +45,7 @@ class ReportTable:
 
 def tables(rows: Sequence[ModelRow]) -> list[ReportTable]:
     """Every table that has a figure, in reading order; the first is there always."""
-    made = [_models(rows), _opponents(rows), _style(rows), _pairs(rows), _harness(rows)]
+    made = [_models(rows), _opponents(rows), _style(rows), _pairs(rows), _sources(rows), _harness(rows)]
     return [table for i, table in enumerate(made) if i == 0 or table.lines]
 
 
@@ -204,6 +204,32 @@ def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
 
     text = "The generated answers that each model learnt from (training rows)."
     return _made("pairs", "Pair quality", text, rows, line)
+
+
+def _sources(rows: Sequence[ModelRow]) -> ReportTable:
+    """A line for each model and set of a mix."""
+    lines = []
+    for row in rows:
+        for name, of in row.get("sources", {}).items():
+            shares: Any = of["pairs"] or {}
+            cells = {
+                "held out": (count(of["rows"] or None), ""),
+                "NLL": _valued(of["nll"]),
+                "EM greedy": _valued(of["greedy"]),
+                "EM sampled": _valued(of["sampled"]),
+                "margin": _valued(of["margin"]),
+                "accuracy": _valued(of["accuracy"]),
+                "answers": (count(shares.get("rows")), ""),
+                **{title: (percent(shares.get(title)), "") for title in ("identical", "truncated", "empty")},
+            }
+            lines.append((row, name, cells))
+    names = [name for name in (lines[0][2] if lines else {}) if any(cells[name][0] != NONE for _, _, cells in lines)]
+    text = "The held-out rows of each set of the mix, and the answers generated for its training rows."
+    made = [
+        TableLine(f"{starred(row)}, {name}", [cells[one] for one in names], row["kind"], bool(row.get("best")))
+        for row, name, cells in lines
+    ]
+    return ReportTable("sources", "By set", text, "model, set", names, made)
 
 
 def _tokens(row: ModelRow) -> dict[str, Cell]:

@@ -17,6 +17,7 @@ metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike)
          with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t), `spin/margin`, `spin/accuracy`
          (a tie counts half: an unchanged model has 0.5), `spin/loss`; `spin/margin_start`, `spin/accuracy_start` on the
          same pairs, against θ_0
+         of a mix `source/NAME/…`: rows, NLL, exact match, margin and accuracy on the held-out rows of each set
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, field_validator
 
+from spin_core.analysis import by_source
 from spin_core.analysis.answer_style import repetition, style
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
@@ -87,6 +89,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     rows = [row for row in read_rows(cast(Path, inputs["rows"]) / TEST_FILE) if row.id in there]
     chat = load_chat(model, config.chat)
     lines: Lines = {row.id: {"id": row.id, "prompt": row.prompt[-1]["content"], "real": row.answer} for row in rows}
+    for row in rows:
+        lines[row.id] |= {"source": row.source} if row.source else {}
     metrics: dict[str, float] = {"rows": len(rows)}
     metrics |= _likelihood(model, tree, config, job, lines)
     if config.evaluate.answers:
@@ -95,6 +99,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         metrics |= _answers(model, rows, prompts, chat, config, job, lines)
     if "pairs" in inputs:
         metrics |= _against_opponent(model, inputs, config, job, lines)
+    metrics |= by_source.metrics(lines)
     (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())

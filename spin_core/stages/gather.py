@@ -143,7 +143,7 @@ class _Pairs(PairQuality):
                     line = {"id": pair.id, "split": self.split, "tokens": answer["tokens"]}
                     truncated.write(json.dumps(line) + "\n")
                 elif self.truncated == "drop":
-                    self.dropped += 1
+                    self.drop(pair)
                     continue
             if "logps" in answer:
                 line = {"id": answer["id"], "split": self.split, "model": answer["model"]}

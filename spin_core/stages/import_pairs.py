@@ -21,6 +21,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -122,6 +123,7 @@ class _PairSet:
         rows = {split: read_rows(tree / name) for split, name in FILES.items()} if tree else {}
         ids = self._ids({(prompt_id(row.prompt), row.answer): row.id for part in rows.values() for row in part})
         held_out = {row.id for row in rows["test"]} if tree else set()
+        sources = {row.id: row.source for part in rows.values() for row in part if row.source}
         test = rows["test"] if tree else [pair for split, _, pair in self.pairs if split == "test"]
         begun = {beginning_id(one.prompt) for one in test}
         kept: dict[str, list[Pair]] = {"train": [], "test": []}
@@ -142,7 +144,7 @@ class _PairSet:
                 self._reject(place, why)
             else:
                 taken[pair.id, pair.real] = pair.generated
-                kept[now].append(Pair(id, pair.prompt, pair.real, pair.generated, pair.finish))
+                kept[now].append(replace(pair, id=id, source=sources.get(id, "")))
         return {split: sorted(part, key=lambda pair: pair.id) for split, part in kept.items()}
 
     def _reject(self, place: dict[str, Any], why: Reject) -> None:
@@ -269,7 +271,7 @@ def _strange_ids(folder: Path, inputs: Inputs, pairs: dict[str, list[Pair]]) -> 
 def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]]) -> None:
     quality = {}
     for split, part in pairs.items():
-        write_pairs(out / FILES[split], part)
+        write_pairs(out / FILES[split], part, any(pair.source for pair in part))
         counted = PairQuality()
         for pair in part:
             counted.count(pair)

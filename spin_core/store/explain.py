@@ -37,9 +37,16 @@ def _leaves(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             yield from _leaves(f"{path}.{name}" if path else name, old.get(name, UNSET), new.get(name, UNSET))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _of_mappings(old + new):
+        for number, (was, now) in enumerate(zip(old, new, strict=True)):  # dataset.sets.0.weight
+            yield from _leaves(f"{path}.{number}", was, now)
     elif old is UNSET or new is UNSET or canonical(old) != canonical(new):
         was, now = _show(old), _show(new)
         yield path, f"{path} changed" if was == now else f"{path}: {was} → {now}"
+
+
+def _of_mappings(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _show(value: Any) -> str:

@@ -153,6 +153,24 @@ def test_everything_is_what_the_dag_of_an_empty_store_has(settings: dict, tmp_pa
     assert todo.of_ledger(made.ledger, data) == todo.everything(config, data)
 
 
+@pytest.mark.parametrize(
+    ("how", "train", "basis"),
+    [
+        ([{}, {}], (49792 + 7473) * 0.9, "assumed for UCLA-AGI/SPIN_iter0, openai/gsm8k/main"),
+        ([{"limit": 1000}, {"limit": 500}], 1500, "assumed for"),
+        ([{"weight": 3}, {"weight": 1}], 4 * 7473 * 0.9, "assumed for"),
+        ([{}, {"path": "mine.jsonl"}], (49792 + 50000) * 0.9, "assumed, as nothing is known of mine here"),
+    ],
+)
+def test_rows_of_a_mix_are_those_that_its_sets_give(how: list[dict], train: float, basis: str) -> None:
+    """Catches an estimate of a mix by its first set, or by all rows where weights or limits take a part."""
+    paths = ("UCLA-AGI/SPIN_iter0", "openai/gsm8k/main")
+    sets = [{"path": path, **one} for path, one in zip(paths, how, strict=True)]
+    data = todo.assumed(parse({"model": {"path": "m"}, "dataset": {"sets": sets}}, "p"))
+    assert data.train == pytest.approx(train, abs=3) and data.basis.startswith(basis)
+    assert 100 <= data.prompt <= 200 and data.answer > 120
+
+
 def test_driver_names_are_known_gpus() -> None:
     """Catches an A100 of 40 GB that is taken for one of 80, and a GPU that is not listed without its memory."""
     named = {

@@ -97,7 +97,7 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     spinloop, server, tiny, model, tmp_path
 ) -> None:
     """Catches shards cut by row number, where one inserted row changes every shard after it, and a key with the full
-    set in it."""
+    set in it; and a second set of which the first one's prompts are answered again."""
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(100)]
     settings = [
@@ -126,6 +126,14 @@ def test_grown_and_shuffled_dataset_regenerates_only_the_shard_of_the_new_row(
     rows[0]["response"] = "another answer"
     edited = generate_steps("plan", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
     assert {step["state"] for step in edited} == {"cached"}, "an answer's edit regenerates nothing"
+
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"question": f"Sort: {i:03d}", "answer": "0"}) + "\n" for i in range(30)))
+    sets += ["--set", "dataset.path=", "--set", "dataset.test_limit=0"]
+    sets += ["--set", f"dataset.sets=[{{path: {data}, test_limit: 12}}, {{path: {more}}}]"]
+    mixed = generate_steps("plan", [*rows, {"prompt": "Reverse: more", "response": "erom"}])
+    fresh = [step for step in mixed if step["state"] != "cached"]
+    assert len(mixed) - len(fresh) == len(grown) and sum(step["summary"]["rows"] for step in fresh) == 30
 
 
 @pytest.fixture(scope="module")

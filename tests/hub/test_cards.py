@@ -123,6 +123,23 @@ def test_card_of_a_run_says_no_more_than_it_knows(tmp_path):
     assert text == full_card(run, 1) and "torch 9.9" in text and run.models[1].digest in text
 
 
+def test_card_of_a_mix_has_each_sets_figures_and_calls_them_no_single_dataset(tmp_path):
+    """Catches: figures over all sets published as those of the first dataset, and sets that the card leaves out."""
+    rows = [{"id": f"{i}", "nll": 1.0 + i, "tokens": 2, "source": "ab"[i % 2]} for i in range(6)]
+    run = made_run(tmp_path, rows, {"nll/real": 3.5})
+    known = {"kind": "dataset", "commit": "c" * 40, "digest": "d" * 64, "split": ""}
+    sources = [{**known, "hub": name} for name in ("acme/a", "acme/b")]
+    mixed = ledger_entry("reformat", "", "", "ran", summary={"sources": {"a": {}, "b": {}}})
+    run = RunFacts(run.store, run.name, [mixed, *run.steps], sources)
+    text = full_card(run, 1)
+    assert "| nats per token of real answers, rows of a | 3 | 0.7" in text and "rows of b | 4 |" in text
+    kinds = {one.dataset_type for one in ModelCard(text).data.eval_results}
+    assert kinds == {"held-out", "a", "b"} and ModelCard(text).data.datasets == ["acme/a", "acme/b"]
+    pairs = {0: ledger_entry("gather", "iter 0", "k" * 64, "ran", 1.0, "d" * 64, summary={"train_pairs": 7})}
+    assert "`source`, which set of the mix a row is of: a, b." in pairs_card(run, pairs, "acme/pairs", "acme/tiny")
+    assert "`source`" not in pairs_card(RunFacts(run.store, run.name, [], []), pairs, "acme/pairs", "acme/tiny")
+
+
 def test_run_that_did_not_end_has_no_best_model(tmp_path):
     """Catches: the last gate of a part of the steps taken for the run's, in a push and in the card; and a report step
     that has no output counted as the end."""

@@ -44,6 +44,31 @@ def test_tables_of_a_judged_run_have_every_measure(tmp_path):
         assert f"{table.title}:\n\n| {table.head} " in markdown
 
 
+def test_sets_of_a_mix_have_a_line_each_with_intervals(tmp_path):
+    """Catches a mix that is shown as one number, a set's figures in another's line, and figures without intervals."""
+    inputs, config = judged_run(tmp_path)
+    for number, tree in enumerate(inputs["evaluate"]):
+        lines = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
+        made = [{**line, "tokens": 3, "source": "ab"[i % 2], "margin": i % 2 - number} for i, line in enumerate(lines)]
+        (tree / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    for tree in inputs["gather"]:
+        quality = json.loads((tree / "quality.json").read_text())
+        quality["train"]["sources"] = {"a": {"rows": 50, "identical_to_real": 5}, "b": {"rows": 10, "truncated": 1}}
+        (tree / "quality.json").write_text(json.dumps(quality))
+    _, markdown, figures = render(tmp_path / "out", inputs, config)
+    table = by_id(figures["rows"])["sources"]
+    assert [line.label.rpartition(", ")[2] for line in table.lines] == ["a", "b"] * len(figures["rows"])
+    cells = [dict(zip(table.columns, line.cells, strict=True)) for line in table.lines]
+    of_a, of_b = figures["rows"][1]["sources"].values()
+    assert cells[2]["NLL"][0] == f"{of_a['nll']['value']:.3f}" and "–" not in cells[2]["NLL"][0] and cells[2]["NLL"][1]
+    assert (of_a["margin"]["value"], of_b["margin"]["value"]) == (-1, 0)
+    assert (of_a["accuracy"]["value"], of_b["accuracy"]["value"]) == (0, 0.5)
+    assert (
+        cells[2]["answers"][0] == "50" and cells[2]["identical"][0] == "10.0 %" and cells[3]["truncated"][0] == "10.0 %"
+    )
+    assert "By set:\n\n| model, set " in markdown
+
+
 def test_tables_of_a_run_that_measured_little_are_few(tmp_path):
     """Catches deserts of dashes: tables and columns for what nobody measured."""
     figures = render(tmp_path / "out", *full_run(tmp_path))[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,36 @@ def test_nll_is_the_models_own_per_answer_token(world, tmp_path) -> None:
         total, tokens = total - own, tokens + len(answer)
     assert metrics["nll/real"] == pytest.approx(total / tokens, rel=1e-5)
     assert "exact_match/greedy" not in metrics
+
+
+def test_figures_of_each_set_are_those_of_its_rows(world, tmp_path) -> None:
+    """Catches figures of all rows under each set's name, a mean over rows where one over tokens is meant, and a changed
+    rows.jsonl of one set."""
+    mixed = tmp_path / "world"
+    mixed.mkdir()
+    for name in ("model1", "tokens", "pairs", "logps"):
+        (mixed / name).symlink_to(world / name)
+    (mixed / "rows").mkdir()
+    rows = [replace(row, source="ab"[i > 2]) for i, row in enumerate(ROWS)]
+    write_rows(mixed / "rows" / TEST_FILE, rows, sources=True)
+    metrics, lines = _evaluate(mixed, tmp_path / "out", 1, paired=True)
+    whole, plain = _evaluate(world, tmp_path / "plain", 1, paired=True)
+    assert whole.items() <= metrics.items() and "source" not in plain[0]
+    assert [{**line, "source": row.source} for line, row in zip(plain, rows, strict=True)] == lines
+    for source in "ab":
+        own = [line for line in lines if line["source"] == source]
+        tokens = sum(line["tokens"] for line in own)
+        figures = {
+            name.removeprefix(f"source/{source}/"): value for name, value in metrics.items() if f"/{source}/" in name
+        }
+        assert figures == pytest.approx({
+            "rows": len(own),
+            "nll/real": sum(line["nll"] * line["tokens"] for line in own) / tokens,
+            "exact_match/greedy": sum(line["greedy_match"] for line in own) / len(own),
+            "exact_match/sampled": sum(line["sampled_match"] for line in own) / len(own),
+            "spin/margin": sum(line["margin"] for line in own) / len(own),
+            "spin/accuracy": sum(line["margin"] > 0 for line in own) / len(own),
+        })  # fmt: skip
 
 
 def test_unchanged_model_has_no_margin_and_half_accuracy(world, tmp_path) -> None:

@@ -61,6 +61,14 @@ def test_differences_values_that_look_alike_are_still_listed():
     assert differences(finetune(seed=1), finetune(seed=1.0)) == ["seed: 1 → 1.0"]
 
 
+def test_differences_in_a_list_of_sections_name_the_place():
+    """Catches a mix of sets shown as 60 characters of JSON, twice, of which the weight that changed is cut off."""
+    old, new = ([{"name": "a" * 50, "weight": 1}, {"name": "b", "weight": n}] for n in (1, 2))
+    assert differences(finetune(sets=old), finetune(sets=new)) == ["finetune.sets.1.weight: 1 → 2"]
+    assert differences(finetune(sets=old), finetune(sets=new[:1])) == ["finetune.sets changed"]
+    assert differences(finetune(sets=[]), finetune(sets=["a"])) == ['finetune.sets: [] → ["a"]']
+
+
 def test_nearest_is_the_record_with_the_fewest_differences(store):
     """Catches comparing with any record: a person would be shown ten differences instead of one."""
     for seed in range(8):

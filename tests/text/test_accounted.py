@@ -127,7 +127,7 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         {"question": "q", "choices": ["0", "1"], "answer": 1}, {**MC, "answer": "1"}, {**MC, "answer": "C"},
         {"question": "q", "choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answer": "1"},
     ]),
-    "media": ("more than text", [
+    "media": ("images or sounds", [
         {"messages": [U, A], "images": ["x.png"]}, {"question": "q", "answer": "a", "audio": {"bytes": b"x"}},
     ]),
     "prompt": ("empty prompt", [{"chosen": "good", "rejected": "bad"}]),

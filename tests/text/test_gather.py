@@ -1,6 +1,7 @@
 """Gather: exactly one answer for each row, whatever the shards' order, and honest figures about the pairs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from spin_core.analysis.results import read_model
 from spin_core.analysis.summary import model_row
 from spin_core.config.gather import Gather
 from spin_core.data import token_file
-from spin_core.data.rows import FILES, read_pairs, read_rows
+from spin_core.data.rows import FILES, read_pairs, read_rows, write_rows
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Job
@@ -120,6 +121,33 @@ def test_run_rows_that_tokenize_rejected_are_no_pairs(job, rows, answers, jsonl,
     train = [row.id for row in read_rows(again / "rows" / FILES["train"])]
     assert len(ids) == 2 and ids < set(train) and summary["train_pairs"] == 28 and summary["rejected"] == 0
     assert [pair.id for pair in read_pairs(out / FILES["train"])] == [id for id in train if id not in ids]
+
+
+def test_run_pairs_of_a_mix_say_which_set_they_are_of(job, tmp_path, answers):
+    """Catches: a source that is lost on the way to the pairs, and quality by set that is not a part of the whole."""
+    rows = tmp_path / "rows"
+    for split, name in FILES.items():
+        held = [replace(row, source="odd" if int(row.id, 16) % 2 else "even") for row in read_rows(rows / name)]
+        write_rows(rows / name, held, sources=True)
+        assert {row.source for row in read_rows(rows / name)} == {"odd", "even"}, split
+
+    def change(answer):
+        odd = int(answer["id"], 16) % 2
+        return {**answer, "text": "" if odd else answer["text"], "finish": "length" if odd else "stop"}
+
+    out, _ = gathered(job, rows, answers(change), truncated="keep")
+    quality = json.loads((out / "quality.json").read_text())
+    for split, name in FILES.items():
+        pairs = read_pairs(out / name)
+        assert all(pair.source == ("odd" if int(pair.id, 16) % 2 else "even") for pair in pairs)
+        whole, parts = quality[split], quality[split].pop("sources")
+        for figure in ("rows", "pairs", "empty", "truncated", "identical_to_real", "dropped"):
+            assert sum(part[figure] for part in parts.values()) == whole[figure]
+        assert parts["odd"]["truncated_fraction"] == 1 == parts["odd"]["empty_fraction"]
+        assert parts["even"]["truncated"] == 0 == parts["even"]["empty"]
+    dropped, _ = gathered(job, rows, answers(change), "dropped", truncated="drop")
+    parts = json.loads((dropped / "quality.json").read_text())["train"]["sources"]
+    assert (parts["odd"]["pairs"], parts["even"]["dropped"]) == (0, 0)
 
 
 def test_run_missing_answers_names_five_and_the_count(job, rows, answers):

@@ -44,7 +44,7 @@ LAYOUTS: dict[str, tuple[list[dict], str, dict[str, str]]] = {
         {"question": "prompt", "answer": "answer"},
     ),
     "Alpaca": (
-        [{"instruction": ask, "input": "", "output": "Yes."} for ask in ASK],
+        [{"instruction": ask, "input": "now", "output": "Yes."} for ask in ASK],
         "prompt: instruction, answer: output, input: input",
         {"instruction": "prompt", "input": "input", "output": "answer"},
     ),
@@ -69,13 +69,26 @@ def looked(path: Path, tokens: bool = False, shown: int = 2, **changes: Any) -> 
 def test_look_names_layout_columns_and_counts(name, tmp_path):
     """Catches a look that has rules of its own: a layout, a column or a count that reformat does not have."""
     rows, layout, used = LAYOUTS[name]
-    made = looked(write(tmp_path / "rows.jsonl", rows))
+    file = write(tmp_path / "rows.jsonl", rows)
+    made = looked(file, dataset={"path": str(file), "test_fraction": 0.5})
     assert made.failures == [] and made.layouts == {layout: 20}
     assert {column.name: column.used_as for column in made.columns if column.used_as} == used
     assert {column.name for column in made.columns} == set().union(*rows)
     assert (made.read, made.train + made.test, made.rejected) == (20, 20, [])
     assert [(file.name, file.use, file.rows) for file in made.files] == [("rows.jsonl", "training", 20)]
     assert ASK[0] in made.first[0].prompt and made.first[0].place == "rows.jsonl, line 1" and len(made.first) == 2
+
+
+def test_look_names_text_that_no_row_has(tmp_path):
+    """Catches a column, or a field of messages, that is left out without a word and without the remedy."""
+    rows = [{"prompt": ask, "answer": "Yes.", "domain": "cooking", "score": 3} for ask in ASK]
+    made = looked(write(tmp_path / "rows.jsonl", rows))
+    assert {one.name: one.filled for one in made.columns if not one.used_as} == {"domain": 20, "score": 20}
+    assert made.unused[0].startswith("rows.jsonl: text that no row has") and "domain (20)" in made.unused[0]
+    assert "context: domain" in text.text(made) and "context: domain" in data_page.page(as_json(made), "", [])
+    rows = [{"messages": [{**turn, "mood": "calm"} for turn in chat_of(i)]} for i in range(20)]
+    made = looked(write(tmp_path / "rows.jsonl", rows))
+    assert [one.filled for one in made.columns if one.name == "messages[].mood"] == [20] and "mood" in made.unused[0]
 
 
 def test_look_at_a_folder_names_what_is_read_and_what_is_not(tmp_path):
@@ -158,9 +171,9 @@ def test_look_counts_are_those_of_the_stages(tmp_path):
 
 def test_look_at_a_set_of_which_too_much_is_rejected_shows_why(tmp_path):
     """Catches a failure that takes its reasons with it, and counts that stand for a run that would not begin."""
-    made = looked(write(tmp_path / "rows.jsonl", [*HARD[:20], *({"prompt": "x", "answer": [i]} for i in range(30))]))
+    made = looked(write(tmp_path / "rows.jsonl", [*HARD[:20], *({"prompt": "x", "answer": ""} for i in range(30))]))
     assert "30 of its 50 rows are rejected" in made.failures[0]
-    assert [(one.reason, one.count) for one in made.rejected] == [("wrong type", 30)] and made.train + made.test == 20
+    assert [(one.reason, one.count) for one in made.rejected] == [("no answer", 30)] and made.train + made.test == 20
     made = looked(write(tmp_path / "none.jsonl", [{"a": 1}]))
     assert "not one of its 1 rows" in made.failures[0] and made.rejected[0].examples[0].place == "none.jsonl, line 1"
 
