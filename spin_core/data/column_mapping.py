@@ -94,7 +94,7 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     if found is None:
         return None
     columns, beside = dict(found), dict(BESIDE)
-    if "messages" in found and _ends_with_user(fields[found["messages"]]) and fields.get("chosen") not in EMPTY:
+    if "messages" in found and ends_with_user(fields[found["messages"]]) and fields.get("chosen") not in EMPTY:
         beside["chosen"] = ("chosen",)  # as LLaMA-Factory has it: the two answers are beside the conversation
     if "prompt" in found:
         beside |= BESIDE_PROMPT | ({"input": ("input",)} if found["prompt"] == "instruction" else {})
@@ -106,7 +106,8 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     return columns
 
 
-def _ends_with_user(value: Any) -> bool:
+def ends_with_user(value: Any) -> bool:
+    """Whether a list of messages waits for an answer."""
     last = value[-1] if isinstance(value, list) and value else None
     return isinstance(last, dict) and any(last.get(name) in ("user", "human") for name in ("role", "from"))
 
