@@ -19,6 +19,7 @@ from spin_core.config.choices import Turns
 from spin_core.data.conversations import (
     FLAGS,
     REASONING,
+    WEIGHTS,
     Turn,
     Unclear,
     exact_text,
@@ -44,7 +45,6 @@ PROMPTS = {
     "instruction": ("output", "response"),
     "query": ("response",),
 }
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 LAYOUTS: list[Columns] = [
     *({"messages": name} for name in ("messages", "conversations", "real")),
     *({"prompt": prompt, "answer": answer} for prompt, answers in PROMPTS.items() for answer in answers),
@@ -54,7 +54,14 @@ LAYOUTS: list[Columns] = [
 ]
 MAIN = ("messages", "prompt", "answer", "chosen")
 LABELS = ("label", "kto_tag")
-BESIDE = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",), "label": LABELS}
+TRUE_FALSE = {"true": True, "false": False}
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
+BESIDE = {
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
+    "label": LABELS,
+}
 BESIDE_PROMPT = {"context": ("context",), "choices": ("choices",)}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 MAPPED = (*MAIN, "system", "input", "context", "history", "choices", "tools", "rejected", "label")
@@ -94,7 +101,7 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     if found is None:
         return None
     columns, beside = dict(found), dict(BESIDE)
-    if "messages" in found and _ends_with_user(fields[found["messages"]]) and fields.get("chosen") not in EMPTY:
+    if "messages" in found and ends_with_user(fields[found["messages"]]) and fields.get("chosen") not in EMPTY:
         beside["chosen"] = ("chosen",)  # as LLaMA-Factory has it: the two answers are beside the conversation
     if "prompt" in found:
         beside |= BESIDE_PROMPT | ({"input": ("input",)} if found["prompt"] == "instruction" else {})
@@ -106,7 +113,8 @@ def layout(fields: dict[str, Any]) -> Columns | None:
     return columns
 
 
-def _ends_with_user(value: Any) -> bool:
+def ends_with_user(value: Any) -> bool:
+    """Whether a list of messages waits for an answer."""
     last = value[-1] if isinstance(value, list) and value else None
     return isinstance(last, dict) and any(last.get(name) in ("user", "human") for name in ("role", "from"))
 
@@ -127,8 +135,10 @@ def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row
         names = ", ".join(map(str, fields)).encode("utf-8", "backslashreplace").decode()
         return [Reject("wrong columns", f"the columns are {names}")]
     try:
-        if not columns:
-            _check_beside(fields, set(used.values()))
+        left = {name: value for name, value in fields.items() if name not in used.values()}
+        if columns:  # who names columns has said that the others do not count, but for a row that is not to be learnt
+            left = {name: 0 for name in WEIGHTS if left.get(name) == 0}
+        _check_beside(left, fields)
         _check_label(fields, used, bool(columns))
         if holds(_cell(fields, used, "tools")):
             raise Reject("tool calls", f"{used['tools']} has tools; rows with tools are not read")
@@ -137,14 +147,12 @@ def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row
         return [reject]
 
 
-def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
-    """Raise Unclear, or Reject, for columns that nobody named and that change what the row means."""
-    left = {name: value for name, value in fields.items() if name not in used}
+def _check_beside(left: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Raise Unclear, or Reject, for columns that nobody named (`left`) and that change what the row means."""
     if name := next((name for name in REASONING if says(left.get(name))), None):
         raise Reject(*reasoning_apart(f"the column {name} has it", "name in dataset.columns what is to be used"))
-    if name := next((name for name in MEDIA if left.get(name) not in EMPTY), None):
-        remedy = "name in dataset.columns what is to be used"
-        raise Reject("more than text", f"the column {name} belongs to the prompt and is no text; {remedy}")
+    if name := next((name for name in NOT_TEXT if holds(left.get(name))), None):
+        raise Reject("images or sounds", f"the column {name} has some, which the text is about, and no text has them")
     if left.get("rejected") not in EMPTY and fields.get("chosen") in EMPTY:
         remedy = "name prompt and answer in dataset.columns if there is a real answer"
         raise Unclear("not understood", f"the column rejected without chosen; {remedy}")
@@ -155,11 +163,11 @@ def _check_beside(fields: dict[str, Any], used: set[str]) -> None:
 def _check_label(fields: dict[str, Any], used: Columns, mapped: bool) -> None:
     """Raise Reject for an answer that is labelled as bad, and Unclear for a label that does not say so. A label that
     `dataset.columns` does not name counts where it is true or false."""
-    beside = [name for name in LABELS if name not in used.values() and isinstance(fields.get(name), bool)]
+    beside = [name for name in LABELS if name not in used.values() and str(fields.get(name)).lower() in TRUE_FALSE]
     for name in [used["label"], *beside] if "label" in used else beside:
         value = fields.get(name)
         if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.strip().lower(), value)
+            value = TRUE_FALSE.get(value.strip().lower(), value)
         if value is False or (mapped and value in (0, "0")):
             raise Reject("label is false", f"{name} is {fields[name]!r:.20}: the answer is not one to learn")
         if value is not None and value is not True and not (mapped and value in (1, "1")):
@@ -213,8 +221,8 @@ def _choices(fields: dict[str, Any], used: Columns) -> dict[str, str]:
     where, value = used.get("choices", ""), _cell(fields, used, "choices")
     labels = None
     if isinstance(value, dict):
-        labels = value.get("label")
-        value = value.get("text")
+        has_lists = isinstance(value.get("text"), list)
+        labels, value = (value.get("label"), value["text"]) if has_lists else ([*value], [*value.values()])
     if not holds(value):
         return {}
     if not isinstance(value, list) or not isinstance(labels, list | None) or len(value) != len(labels or value):

@@ -26,7 +26,7 @@ one is each chat template's own, and what is scored must be what the model write
 the remedy."""
 WEIGHTS = ("weight", "loss_weight")
 FLAGS = (*WEIGHTS, "mask", "loss_mask", "train", "loss")
-"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only weights of 0 and 1 are
+"""Fields of a turn, or columns, that say what is trained on, each set in its own way: only the weights 0 and 1 are
 known, and all else ends the run."""
 ALIASES = (("role", "from"), ("content", "value"))
 """Fields of a turn that mean the same: the first that is filled counts."""
@@ -92,7 +92,7 @@ def _first(message: dict[Any, Any], *names: str) -> Any:
 
 
 def is_trained(fields: dict[Any, Any], where: str) -> bool:
-    """What the weight says. Raises Unclear for other flags than a weight of 0 or 1."""
+    """What `weight` or `loss_weight` says. Raises Unclear for other flags than one of these with 0 or 1."""
     name = next((name for name in FLAGS if fields.get(name) is not None), None)
     if name is None:
         return True

@@ -127,8 +127,8 @@ class SourceRows:
         if counts.total() > max_rejected * total:  # what is left of a set read in a wrong way is no sample
             raise BadInput(
                 f"{path}: {counts.total():,} of its {total:,} rows are rejected ({reasons(counts)}), a larger part "
-                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them (`spinloop data --rejects FILE` "
-                f"writes each with its place), or raise it to go on with the others.{self._seen_first}"
+                f"than dataset.max_rejected ({max_rejected:g}) allows; fix them, or raise it to go on with "
+                f"the others.{self._seen_first}"
             )
 
     def _slice(self, path: Path, split: str, dataset: Source, job: Job) -> bytearray:
@@ -186,7 +186,8 @@ class SourceRows:
     def _reject(self, source: str, line: int, reason: str, detail: str) -> None:
         self.rejected[reason] += 1
         if len(self._first) < SEEN and reason != "duplicate":
-            self._first[f"line {line}: {detail[:120]}"] = None
+            _, _, file = source.partition("/")
+            self._first[f"{file and f'{file}, '}line {line}: {detail[:120]}"] = None
         self._rejects.add([source, line, reason, detail], len(source) + len(detail))
 
     @property

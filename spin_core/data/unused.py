@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from spin_core.data.column_mapping import MAIN, Columns, layout
+from spin_core.data.column_mapping import MAIN, Columns, ends_with_user, layout
 from spin_core.data.conversations import fields_read
 
 NAMED = 12  # in the sentence
@@ -44,7 +44,7 @@ class Unused:
         for other in layouts[1:]:  # a part that few records fill (an input) is to stay what it is
             if all(columns.get(part) == other.get(part) for part in MAIN):
                 columns = other | columns
-        wanted = next((name for name in names if "[]." not in name and name != "id" and name[-3:] != "_id"), "")
+        wanted = next((name for name in names if "[" not in name and name != "id" and name[-3:] != "_id"), "")
         if not wanted or "context" in columns or not {"messages", "prompt"} & set(columns):
             return "to use it, write it into the prompt"
         mapped = ", ".join(f"{part}: {_shown(name)}" for part, name in (columns | {"context": wanted}).items())
@@ -56,6 +56,8 @@ def unused(fields: dict[str, Any], columns: Columns) -> set[str]:
     used = columns or layout(fields) or {}
     names = set(used.values())
     found = {str(name) for name, value in fields.items() if name not in names and _has_text(value)}
+    if "messages" in used and "chosen" not in used and ends_with_user(fields.get(used["messages"])):
+        found.add(f"{used['messages']}[-1]")  # a turn that nobody answers
     for part in MESSAGES:
         value = fields.get(used[part]) if part in used else None
         for message in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:

@@ -1,6 +1,9 @@
 """Every column is accounted for: the layouts that people have, the right row or reason for each, and no text lost."""
 
 import json
+import re
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from spin_core.config.choices import Turns
 from spin_core.config.dataset import Dataset
-from spin_core.data.column_mapping import Reject, examples
+from spin_core.data.column_mapping import LAYOUTS, Reject, examples
 from spin_core.data.conversations import Unclear
 from spin_core.data.rows import FILES, Row, read_rows
 from spin_core.data.unused import unused
@@ -59,6 +62,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, str], list[tuple[str, str]], str
     ),
     "no history": ({"instruction": "q", "output": "a", "history": []}, {}, Q, "a"),
     "choices": ({**MC, "answer": "B"}, {}, MC_PROMPT, "B. y"),
+    "choices by letter": ({"question": "q", "choices": {"A": "x", "B": "y"}, "answer": "B"}, {}, MC_PROMPT, "B. y"),
     "choices, text": ({**MC, "answer": "y"}, {}, MC_PROMPT, "y"),
     "choices, words": ({**MC, "answer": "It is y."}, {}, MC_PROMPT, "It is y."),
     "ARC": ({"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, {},
@@ -110,6 +114,7 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "tools": ("tool calls", [
         {"messages": [U, A], "tools": [{"name": "f"}]}, {"messages": [U, {**A, "tool_calls": [{"name": "f"}]}]},
         {"conversations": [HUMAN, {"from": "function_call", "value": "f"}, {"from": "observation", "value": "4"}, GPT]},
+        {"messages": [U, A], "functions": [{"name": "f"}]},
         {"messages": [U, {**A, "function_call": {"name": "f"}}]}, {"messages": [U, A], "tools": '[{"name": "f"}]'},
     ]),
     "reasoning": ("reasoning apart from the answer", [
@@ -127,7 +132,7 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         {"question": "q", "choices": ["0", "1"], "answer": 1}, {**MC, "answer": "1"}, {**MC, "answer": "C"},
         {"question": "q", "choices": {"text": ["2", "1"], "label": ["1", "2"]}, "answer": "1"},
     ]),
-    "media": ("more than text", [
+    "media": ("images or sounds", [
         {"messages": [U, A], "images": ["x.png"]}, {"question": "q", "answer": "a", "audio": {"bytes": b"x"}},
     ]),
     "prompt": ("empty prompt", [{"chosen": "good", "rejected": "bad"}]),
@@ -150,6 +155,7 @@ UNUSED: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
     "reasoning of the prompt": ({"messages": [U, {**A, "thinking": "r"}, U, A]}, {}, {"messages[].thinking"}),
     "the chosen one again": ({"messages": [U, A], "chosen": "c", "rejected": "r"}, {}, {"chosen", "rejected"}),
     "context beside messages": ({"messages": [U, A], "context": "c"}, {}, {"context"}),
+    "last turn": ({"messages": [U, A, U]}, {}, {"messages[-1]"}),
     "mapped": ({"a": "q", "b": "a", "system": "s"}, {"prompt": "a", "answer": "b"}, {"system"}),
 }
 
@@ -182,47 +188,60 @@ def test_unused_names_columns_and_fields_of_messages(case):
     assert unused(fields, columns) == names
 
 
-TEXTS = st.integers(0, 99999).map(lambda number: f"text-{number:05}-")
-MESSAGE = st.fixed_dictionaries({}, optional={name: TEXTS for name in ("content", "value", "name", "thinking", "x")})
-TURNS = st.integers(1, 2).flatmap(
-    lambda pairs: st.tuples(*[MESSAGE] * (2 * pairs)).map(
+TEXTS = st.just("text")
+MESSAGE = st.fixed_dictionaries({"content": TEXTS}, optional=dict.fromkeys(("value", "name", "thinking", "x"), TEXTS))
+TURNS = st.integers(1, 4).flatmap(
+    lambda count: st.tuples(*[MESSAGE] * count).map(
         lambda turns: [{"role": ("user", "assistant")[at % 2], **turn} for at, turn in enumerate(turns)]
     )
 )
+PLAIN = (
+    "prompt", "question", "instruction", "query", "response", "completion", "answer", "output", "answerKey", "input",
+    "context", "system", "system_prompt", "other", "chosen", "rejected",
+)  # fmt: skip
 CELLS: dict[str, Any] = {
-    **{name: TEXTS for name in (
-        "prompt", "question", "instruction", "response", "completion", "answer", "output", "input", "context", "system",
-        "system_prompt", "reasoning", "query", "rejected",
-        "chosen", "label", "kto_tag", "weight", "tools", "answerKey", "other",
-    )},
-    "messages": TURNS, "conversations": TURNS, "choices": st.lists(TEXTS, max_size=3),
+    **{name: TEXTS for name in PLAIN},
+    **{name: TURNS for name in ("messages", "conversations", "real")},
+    "chosen_messages": TURNS, "rejected_messages": TURNS, "choices": st.lists(TEXTS, max_size=3),
     "history": st.lists(st.tuples(TEXTS, TEXTS).map(list), max_size=2),
 }  # fmt: skip
+RECORDS = st.tuples(st.sampled_from(LAYOUTS), st.sets(st.sampled_from(sorted(CELLS)), max_size=4)).flatmap(
+    lambda names: st.fixed_dictionaries({name: CELLS[name] for name in sorted({*names[0].values(), *names[1]})})
+)
 
 
-def texts_of(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value] if value.startswith("text-") else []
-    return [text for one in (value.values() if isinstance(value, dict) else value) for text in texts_of(one)]
+def numbered(value: Any, numbers: Iterator[int]) -> Any:
+    """`value` with another text in each place."""
+    if isinstance(value, dict):
+        return {name: numbered(one, numbers) for name, one in value.items()}
+    if isinstance(value, list):
+        return [numbered(one, numbers) for one in value]
+    return f"text-{next(numbers)}-" if value == "text" else value
+
+
+def texts_of(value: Any) -> set[str]:
+    return set(re.findall("text-[0-9]+-", json.dumps(value)))
 
 
 @settings(max_examples=150)
-@given(st.dictionaries(st.sampled_from(sorted(CELLS)), st.none(), max_size=6).flatmap(
-    lambda names: st.fixed_dictionaries({name: CELLS[name] for name in names})
-))  # fmt: skip
+@given(RECORDS)
 def test_no_text_of_a_record_is_lost_in_silence(fields):
     """Catches a column or a field of a message whose text is neither in the row, nor the rejected answer, nor named."""
+    fields = numbered(fields, count())
     made = examples(fields, {}, "last")
     if any(isinstance(one, Reject) for one in made):
         return
     (row,) = made
     assert isinstance(row, Row)
-    kept = json.dumps([row.prompt, row.answer])
-    names = unused(fields, {})
+    kept, names = texts_of([row.prompt, row.answer]), unused(fields, {})
     for name, value in fields.items():
-        of_message = any(left.startswith(f"{name}[].") for left in names)
-        for text in texts_of(value):
-            assert text in kept or name in (*names, "rejected") or of_message, (name, text)
+        if name in names or name.startswith("rejected"):
+            continue
+        left = {one.removeprefix(f"{name}[].") for one in names if one.startswith(f"{name}[].")}
+        named = [message[key] for message in value for key in left & set(message)] if left else []
+        named += [value[-1]] if f"{name}[-1]" in names else []
+        lost = texts_of(value) - texts_of(named) - kept
+        assert not lost, (name, lost)
 
 
 def run(job, source, **dataset):
@@ -264,6 +283,25 @@ def test_run_that_rejects_too_much_shows_three_of_them(job, jsonl):
         run(job, jsonl(rows))
     assert "The first rejects: line 1: answer is True" in str(raised.value)
     assert "; line 2: turn 1 is empty; line 3: turn 0 is empty. `spinloop data --rejects FILE`" in str(raised.value)
+
+
+def test_run_that_rejects_too_much_names_the_files_of_a_folder(job, tmp_path):
+    """Catches `line 1` of a folder, which each of its files has."""
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "set" / f"{name}.jsonl").write_text('{"question": "q", "answer": true}\n')
+    with pytest.raises(BadInput, match=r"The first rejects: a\.jsonl, line 1: .*; b\.jsonl, line 1: "):
+        run(job, tmp_path / "set")
+
+
+MAPPED = {"prompt": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"loss_weight": 0.0}, {"label": False}, {"kto_tag": "False"}])
+def test_named_columns_do_not_make_a_bad_answer_good(flag):
+    """Catches a mapped set of which rows are learnt that it says are not to be."""
+    (one,) = examples({"q": "q", "a": "a", **flag}, MAPPED, "first")
+    assert isinstance(one, Reject) and one.reason in ("weight 0", "label is false")
 
 
 def test_run_kto_and_preference_sets_train_on_no_rejected_answer(job, jsonl):

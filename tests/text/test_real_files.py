@@ -15,7 +15,7 @@ SAID = [{"role": "user", "content": "<image>Who is it?"}, {"role": "assistant", 
 def test_row_about_an_image_is_no_row_of_text(column):
     """Catches LLaMA-Factory's mllm_demo.json: its answers about pictures were learnt without them."""
     (one,) = examples({"messages": SAID, column: ["data/1.jpg"]}, {}, "first")
-    assert isinstance(one, Reject) and one.reason == "more than text" and column in one.detail
+    assert isinstance(one, Reject) and one.reason == "images or sounds" and column in one.detail
     (one,) = examples({"messages": SAID, column: []}, {}, "first")
     assert isinstance(one, Row), "an empty list is none"
     (one,) = examples({"messages": SAID, column: ["data/1.jpg"]}, {"messages": "messages"}, "first")
