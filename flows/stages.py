@@ -172,7 +172,7 @@ def _seen_here(name: str, ref: Ref) -> None:
         raise BadInput(f"{name}: this worker sees no {place}; put it where every worker sees it.")
     if (
         resolve.stamp(place) != ref.stamp
-        and resolve.resolve(str(place), ref.kind, "", place, ref.split).digest != ref.digest
+        and resolve.resolve(str(place), ref.kind, "", place, ref.split, config=ref.config).digest != ref.digest
     ):
         raise BadInput(f"{name}: {place} is another on this worker; put one copy where every worker sees it.")
 

@@ -18,11 +18,16 @@ class Source(Section):
     """One set: where its rows are, what of them is read, and which part is used."""
 
     path: str = Field(
-        "", description="A .parquet, .jsonl or .json file, a folder of them, a hub id (org/name), or builtin:tasks."
+        "",
+        description="A .jsonl, .json, .parquet, .csv, .tsv, .arrow or .txt file (text also as .gz, .bz2 or .zst), a "
+        "folder of them, a hub id (org/name), or builtin:tasks.",
     )
     test_path: str = Field("", description="Held-out rows in a file of their own; empty splits them off `path`.")
-    split: str = Field("train", description="Split of a hub dataset (or of a folder with files named so) to train on.")
+    split: str = Field("train", description="Split of a hub dataset or a folder, as `datasets` names it, to train on.")
     test_split: str = Field("", description="Split of a hub dataset held out; empty splits rows off `split`.")
+    config: str = added_field(
+        "", description="Configuration of a set that has several (its README.md names them); empty is its default."
+    )
     revision: str = Field("", description="Hub revision; the commit it resolves to enters the key.")
     columns: dict[str, str] = Field(
         default_factory=dict,

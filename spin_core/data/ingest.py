@@ -100,7 +100,7 @@ class SourceRows:
         columns: dict[str, None] = {}
         sliced = self._slice(path, split, dataset, job) if dataset.frac_len else None
         with job.progress(f"reading {self.name}", 0, "rows") as bar:
-            for number, record in enumerate(read(path, split)):
+            for number, record in enumerate(read(path, split, dataset.config)):
                 columns.update(dict.fromkeys(map(str, record.fields)))
                 if sliced is None or sliced[number]:
                     self._add(record, dataset, path)
@@ -134,7 +134,7 @@ class SourceRows:
     def _slice(self, path: Path, split: str, dataset: Source, job: Job) -> bytearray:
         """For each record whether it is in the slice. The source is read twice: 200k conversations are 3 GB."""
         with job.progress(f"counting {self.name}", 0, "rows"):
-            total = sum(1 for _ in read(path, split))
+            total = sum(1 for _ in read(path, split, dataset.config))
         length, number = dataset.frac_len, dataset.data_frac
         if number * length >= total:
             held_out = "" if self.name == "source" else "; or give no test set, which holds out rows of the slice"

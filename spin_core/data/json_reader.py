@@ -1,4 +1,4 @@
-"""Rows of .jsonl and .json files, a row at a time whatever the file's size.
+"""Rows of .jsonl and .json files, compressed or not, a row at a time whatever the file's size.
 
 What cannot be parsed is BadInput naming line and column; what parses but is no usable object (not an object, a key
 twice, NaN) is a record with a `reject` reason. Where a file is not UTF-8, UnicodeDecodeError is raised, which
@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spin_core.data.packed import opened
 from spin_core.data.rows import RawRecord
 from spin_core.errors import BadInput
 
@@ -42,9 +43,9 @@ MAGIC = {
 }
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[RawRecord]:
-    """One object a line. `name` becomes `RawRecord.file`."""
-    with path.open("rb") as file:
+def read_jsonl(path: Path, name: str, packed: str = "") -> Iterator[RawRecord]:
+    """One object a line. `name` becomes `RawRecord.file`; `packed`: how the file is compressed."""
+    with opened(path, packed) as file:
         _check_kind(file, path)
         for number, raw in enumerate(_lines(file), 1):
             if len(raw) > LONGEST_LINE:
@@ -54,9 +55,9 @@ def read_jsonl(path: Path, name: str) -> Iterator[RawRecord]:
                 yield _record(name, number, _parse(text, path, number))
 
 
-def read_json(path: Path, name: str) -> Iterator[RawRecord]:
+def read_json(path: Path, name: str, packed: str = "") -> Iterator[RawRecord]:
     """An array, {"data": [array]}, or, in spite of the name, one object a line."""
-    with path.open("rb") as file:
+    with opened(path, packed) as file:
         _check_kind(file, path)
         first = next((text for line in _lines(file) if (text := line.removeprefix(codecs.BOM_UTF8).strip())), b"")
         if first.startswith(b"{") and file.read(1 << 16).strip():
@@ -65,7 +66,7 @@ def read_json(path: Path, name: str) -> Iterator[RawRecord]:
             except (ValueError, RecursionError):
                 pass  # an object spread over lines, or a broken line: the whole file's parser says which
             else:
-                yield from read_jsonl(path, name)
+                yield from read_jsonl(path, name, packed)
                 return
         file.seek(0)
         values = _data_of_object(file, path) if first.startswith(b"{") else _Array(file, path)
@@ -175,10 +176,10 @@ def _no_rows(path: Path) -> BadInput:
     return BadInput(f"{path}: neither an array of objects nor {{'data': [...]}} nor one object a line; make it one.")
 
 
-def not_utf8(path: Path) -> BadInput:
-    """Names the first byte of the file that is no text."""
+def not_utf8(path: Path, packed: str = "") -> BadInput:
+    """Names the first byte of the (unpacked) file that is no text."""
     decoder, line, byte = codecs.getincrementaldecoder("utf-8")(), 1, 0
-    with path.open("rb") as file:
+    with opened(path, packed) as file:
         for raw in chain(_lines(file), [b""]):
             try:
                 decoder.decode(raw, final=not raw)

@@ -1,12 +1,14 @@
-"""Streaming readers of SFT data: .jsonl, .json, .parquet, a folder of these, or a set saved by `datasets`.
+"""Streaming readers of SFT data: .jsonl, .json, .csv, .tsv, .parquet, .arrow and .txt, text also as .gz, .bz2 or .zst;
+a folder of these; or a set saved by `datasets`.
 
-What cannot be parsed (broken JSON, not UTF-8, not parquet) is BadInput, because the rows behind it cannot be trusted
-either; what parses but is no usable object (not an object, a key twice, NaN) is a record with a `reject` reason.
+Which files of a folder are which split, `datasets` says (`spin_core/data/choice.py`). JSON is read here, for what
+`datasets` cannot say: what cannot be parsed (broken JSON, not UTF-8) is BadInput with its line and column, because the
+rows behind it cannot be trusted either; what parses but is no usable object (not an object, a key twice, NaN) is a
+record with a `reject` reason; and rows are themselves, not filled up with the nulls of one schema.
 
-All are streamed, in bounded memory (`json_reader.LONGEST_LINE`, `decode_child.MEMORY`). Not covered: compressed files.
-Parquet, and what `datasets`' save_to_disk wrote, is decoded in a child (`spin_core/data/sandbox/decode_child.py`). No
-code is run to read it, and none of `datasets` either: its features would open what a cell names (an image, a sound).
-Such cells come as they are stored.
+All are streamed, in bounded memory (`json_reader.LONGEST_LINE`, `decode_child.MEMORY`). What is not JSON, and what
+save_to_disk wrote, is decoded in a child (`spin_core/data/sandbox/decode_child.py`). No code is run to read it, and no
+features are decoded: they would open what a cell names (an image, a sound). Such cells come as they are stored.
 """
 
 from __future__ import annotations
@@ -20,58 +22,66 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 
+from spin_core.data.choice import LONGEST_README, README, Choice, choose, how
 from spin_core.data.json_reader import not_utf8, read_json, read_jsonl
 from spin_core.data.rows import RawRecord
 from spin_core.data.sandbox.templates import KEPT
 from spin_core.errors import BadInput, one_line
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-# `datasets` and the hub keep these beside the data; they hold no rows.
-NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json"}
 MOST_FILES = 50_000
-SPLIT_WORDS = ("train", "test", "valid", "dev", "eval")
 CHILD = Path(__file__).parent / "sandbox" / "decode_child.py"
 LONGEST_STATE = 16 << 20  # bytes of state.json, which names every file
 
 
-def read(path: Path, split: str = "") -> Iterator[RawRecord]:
-    """Every record of a file, folder or saved dataset, in file order; of a folder only those of `split` (`data_files`).
+def read(path: Path, split: str = "", config: str = "") -> Iterator[RawRecord]:
+    """Every record of a file, folder or saved dataset, in file order; of a folder only those of `split` in the
+    configuration `config` (`data_files`).
 
     Raises BadInput naming file and line for what is missing, empty or cannot be parsed.
     """
     record = None
-    for record in read_saved(path, split) if is_saved(path) else _files(path, split):
+    for record in read_saved(path, split) if is_saved(path) else _files(path, split, config):
         yield record
     if record is None:
         raise BadInput(f"{path}: the dataset has no rows; give a file with at least one.")
 
 
-def data_files(path: Path, split: str = "") -> list[Path]:
-    """The data files below a folder (or the file itself), sorted; where files are named for splits, those of `split`.
+def data_files(path: Path, split: str = "", config: str = "") -> list[Path]:
+    """The data files below a folder (or the file itself) that are `split` of `config`, in the order of reading.
+    Raises BadInput as `chosen`."""
+    return [path] if path.is_file() else [path / name for name in chosen(path, split, config).files]
 
-    A file belongs to the split that its name (without `-00000-of-00001`) or one of its folders spells.
-    Raises BadInput where there is none, or where files are named for other splits only.
-    """
+
+def chosen(path: Path, split: str, config: str) -> Choice:
+    """Of what is below a folder the files of `split` in `config`, as `datasets` has it; of a file itself as ".".
+    Raises BadInput where there are none, they cannot be read, or it is not said which."""
     if not path.exists():
         raise BadInput(f"{path}: there is no such file or folder; check `dataset.path`.")
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise BadInput(f"{path}: cannot read a {path.suffix or 'suffixless'} file; give {', '.join(SUFFIXES)}.")
-        return [path]
+        how(path.name, str(path))
+        return Choice(["."])
     if not path.is_dir():
         raise BadInput(f"{path}: neither a file nor a folder (a device or a pipe?); give the path of a file.")
     names = [p.relative_to(path).as_posix() for p in below(path) if not p.is_dir()]
-    chosen = [path / name for name in choose_files(names, split, str(path))]
-    for file in chosen:
-        if not file.is_file():
+    made = choose(names, read_readme(path), split, config, str(path))
+    for name in made.files:
+        if not (path / name).is_file():
             raise BadInput(
-                f"{file}: no regular file (a device, a pipe, a link that leads nowhere?); take it out, or fetch what "
-                "it stands for (of git-annex: `git annex get`)."
+                f"{path / name}: no regular file (a device, a pipe, a link that leads nowhere?); take it out, or fetch "
+                "what it stands for (of git-annex: `git annex get`)."
             )
-    return chosen
+    return made
+
+
+def read_readme(folder: Path) -> str:
+    """The text of README.md, which may say how files are read; empty where there is none."""
+    if not (folder / README).is_file():
+        return ""
+    with (folder / README).open("rb") as file:
+        return file.read(LONGEST_README).decode("utf-8", "replace")
 
 
 def below(folder: Path) -> list[Path]:
@@ -90,45 +100,30 @@ def file_names(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in below(folder) if path.is_file()]
 
 
-def choose_files(names: list[str], split: str, where: str) -> list[str]:
-    """Of relative file names those that hold rows of `split`, sorted; all that hold rows if none is named for a split.
-
-    Raises BadInput, naming `where`, if none holds rows, or if there are files for other splits only.
-    """
-    files = [path for path in map(PurePosixPath, sorted(names)) if _holds_rows(path)]
-    if not files:
-        raise BadInput(f"{where}: there is no {', '.join(SUFFIXES)} file in it; check `dataset.path`.")
-    splits = {str(path): {split_of(path), *path.parent.parts} for path in files}
-    of_split = [name for name, spelt in splits.items() if split in spelt]
-    named = {word for spelt in splits.values() for word in spelt if word.startswith(SPLIT_WORDS)}
-    if split and named and not of_split:
-        raise BadInput(
-            f"{where}: no file is named for the split {split!r}, but there are {', '.join(sorted(named))}; "
-            "set `dataset.split` (and `dataset.test_split`) to one of these."
-        )
-    return of_split or list(splits)
-
-
-def _holds_rows(name: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return name.suffix.lower() in SUFFIXES and name.name not in NOT_DATA and not hidden
-
-
-def split_of(name: PurePosixPath) -> str:
+def split_of(name: PurePath) -> str:
     """The split that a file's name spells: `train` of train-00000-of-00001.parquet."""
     return re.sub(r"-\d{5}-of-\d{5}.*$", "", name.stem)
 
 
-def _files(path: Path, split: str) -> Iterator[RawRecord]:
-    for file in data_files(path, split):
-        name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        reader = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet}[file.suffix.lower()]
+def _files(path: Path, split: str, config: str) -> Iterator[RawRecord]:
+    made = chosen(path, split, config)
+    for one in made.files:
+        file, name = path / one, one if path.is_dir() else ""
+        kind, packed = how(file.name, str(file))
         try:
-            yield from reader(file, name)
+            if kind in ("json", "jsonl"):
+                yield from (read_jsonl if kind == "jsonl" else read_json)(file, name, packed)
+            else:
+                yield from _decoded(kind, file, name, 0, {"packed": packed, "csv": _csv_options(file, made)})
         except OSError as error:
             raise BadInput(f"{file}: cannot be read ({error.strerror}); check the file's permissions.") from error
         except UnicodeDecodeError as error:
-            raise not_utf8(file) from error
+            raise not_utf8(file, packed) from error
+
+
+def _csv_options(file: Path, made: Choice) -> dict[str, Any]:
+    """What README.md says, and a tab for .tsv."""
+    return ({"sep": "\t"} if ".tsv" in file.name.lower() else {}) | made.options
 
 
 def is_saved(path: Path) -> bool:
@@ -179,14 +174,16 @@ def _state(file: Path) -> dict[str, Any]:
     return content
 
 
-def _decoded(kind: str, path: Path, name: str, before: int) -> Iterator[RawRecord]:
+def _decoded(
+    kind: str, path: Path, name: str, before: int, options: dict[str, Any] | None = None
+) -> Iterator[RawRecord]:
     import pyarrow as pa
 
     environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("ARROW_")}
     environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # others set addresses aside by the gigabyte
     number = before
     with subprocess.Popen(
-        [sys.executable, "-P", str(CHILD), kind, str(path.absolute())],
+        [sys.executable, "-P", str(CHILD), kind, str(path.absolute()), json.dumps(options or {})],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from spin_core.data.choice import NOT_DATA, SUFFIXES
 from spin_core.data.column_mapping import Reject, examples, layout
-from spin_core.data.readers import NOT_DATA, SUFFIXES, data_files, is_saved, read
+from spin_core.data.readers import data_files, is_saved, read
 from spin_core.data.unused import unused
 from spin_core.errors import printable
 from spin_core.preview.facts import Column, File, Look, Shown
@@ -46,7 +47,7 @@ def add(to: Look, source: Source, shown: int, chat: Any, bar: Bar) -> None:
     per_file, filled, layouts = Counter[str](), Counter[str](), Counter[str](to.layouts)
     used: dict[str, set[str]] = {}
     count = 0
-    for record in read(source.path, source.split):
+    for record in read(source.path, source.split, source.part.config):
         count += 1
         per_file[record.file or source.path.name] += 1
         filled.update(str(name) for name, value in record.fields.items() if value not in (None, "", [], {}))
@@ -98,7 +99,8 @@ def _chosen(source: Source) -> list[str]:
         return [source.split]
     if source.path.is_file():
         return [source.path.name]
-    return [file.relative_to(source.path).as_posix() for file in data_files(source.path, source.split)]
+    files = data_files(source.path, source.split, source.part.config)
+    return [file.relative_to(source.path).as_posix() for file in files]
 
 
 def _why(name: PurePosixPath) -> str:

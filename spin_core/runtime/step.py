@@ -236,5 +236,8 @@ def _sources_unchanged(inputs: RefInputs) -> None:
         for ref in [value] if isinstance(value, Ref) else value:
             if not ref.path or resolve.stamp(Path(ref.path)) == ref.stamp:
                 continue
-            if resolve.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split).digest != ref.digest:
+            if (
+                resolve.resolve(ref.path, ref.kind, "", Path(ref.path), ref.split, config=ref.config).digest
+                != ref.digest
+            ):
                 raise StageFailed(f"{ref.path}: changed while it was being read; run again.")

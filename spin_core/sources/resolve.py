@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spin_core.data.readers import SUFFIXES, below, choose_files, data_files, file_names, is_saved
+from spin_core.data.choice import README, SUFFIXES, Choice, choose
+from spin_core.data.readers import below, chosen, file_names, is_saved, read_readme
 from spin_core.errors import BadInput
 from spin_core.sources import folders, hub, pointers, task_folder
 from spin_core.store.digest import FileEntry, file_digest, tree_digest
@@ -34,7 +35,7 @@ class Ref:
     """What a step reads or has written, by content. Small: this is all that goes through Prefect.
 
     A tree in the store (`digest`), one file in a tree (`digest` of the file, `tree`, `file`), or a source outside
-    (`path`; `kind` and `split` say what of it counts, see `resolve`).
+    (`path`; `kind`, `split` and `config` say what of it counts, see `resolve`).
     """
 
     digest: str
@@ -43,6 +44,7 @@ class Ref:
     path: str = ""
     kind: SourceKind = "dataset"
     split: str = ""
+    config: str = ""
     stamp: str = ""
     """`resolve.stamp` before it was hashed. While it is the same, the source is not hashed again; no key has it."""
     hub: str = ""
@@ -73,7 +75,13 @@ def _stat(file: Path) -> os.stat_result:
 
 
 def find(
-    store: Store, place: str, kind: SourceKind, revision: str = "", base_dir: Path = Path(), split: str = ""
+    store: Store,
+    place: str,
+    kind: SourceKind,
+    revision: str = "",
+    base_dir: Path = Path(),
+    split: str = "",
+    config: str = "",
 ) -> Ref:
     """What `place` names, by content: a model, dataset or pair set outside the store, or an artifact of it.
 
@@ -84,33 +92,40 @@ def find(
         return artifact(store, place, kind)
     if not is_here(place, base_dir) and not revision and (named := AT.fullmatch(place)):
         place, revision = named[1], named[2]
-    return resolve(place, kind, revision, base_dir, split, store.notes)
+    return resolve(place, kind, revision, base_dir, split, store.notes, config)
 
 
 def resolve(
-    path: str, kind: SourceKind, revision: str, base_dir: Path, split: str = "", notes: list[str] | None = None
+    path: str,
+    kind: SourceKind,
+    revision: str,
+    base_dir: Path,
+    split: str = "",
+    notes: list[str] | None = None,
+    config: str = "",
 ) -> Ref:
     """Find `path` (from `base_dir`, then from here), or on the hub at `revision` (empty: its main branch).
 
-    Of a dataset folder only the files of `split` count (`readers.choose_files`); `org/name/folder` picks one
-    configuration of a hub dataset. `notes` gets what the user should know of it. Raises BadInput for what is missing or
-    cannot be used, with the remedy.
+    Of a dataset folder only the files of `split` in the configuration `config` count (`readers.chosen`), and its
+    README.md where it says how they are read; `org/name/folder` picks a folder of a hub dataset. `notes` gets what the
+    user should know of it. Raises BadInput for what is missing or cannot be used, with the remedy.
     """
     local = _local(path, base_dir)
     if local is None and kind == "tasks":
         raise BadInput(f"harness.include_path: there is no folder {path}; give the one that has the task files.")
     if local is None:
-        return _from_hub(path, kind, revision, split, notes)
+        return _from_hub(path, kind, revision, split, notes, config)
     if revision:
         raise BadInput(f"{kind}.revision: {path} is a local {kind}, which has no revisions; leave `revision` empty.")
     try:
         before = stamp(local)
-        return Ref(_digest(local, _files(local, kind, split)), path=str(local), kind=kind, split=split, stamp=before)
+        digest = _digest(local, _files(local, kind, split, config))
+        return Ref(digest, path=str(local), kind=kind, split=split, config=config, stamp=before)
     except OSError as error:
         raise BadInput(f"{local}: cannot be read ({error.strerror}); fix its permissions or name another.") from error
 
 
-def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
+def _files(place: Path, kind: SourceKind, split: str, config: str) -> list[str]:
     """The relative names of the files that count. Raises BadInput for what cannot be used."""
     if kind == "tasks":
         return task_folder.files(place)
@@ -122,17 +137,16 @@ def _files(place: Path, kind: SourceKind, split: str) -> list[str]:
     elif kind == "dataset" or not place.is_dir():
         if is_saved(place):
             return file_names(place)
-        return [file.relative_to(place).as_posix() for file in data_files(place, split)]
+        made = chosen(place, split, config)
+        return [*made.files, README] if made.by_readme and (place / README).is_file() else made.files
     elif kind == "pairs":
         for name in pointers.links(place):
             pointers.refuse_link(place / name)
-    return _chosen(kind, file_names(place), str(place), split)
+    return _chosen(kind, file_names(place), str(place))
 
 
-def _chosen(kind: SourceKind, names: list[str], where: str, split: str) -> list[str]:
+def _chosen(kind: SourceKind, names: list[str], where: str) -> list[str]:
     """Of the names of all files those that count. Raises BadInput, naming `where`, where there are none."""
-    if kind == "dataset":
-        return choose_files(names, split, where)
     if kind == "pairs":
         return folders.pair_names(names, where)
     if kind == "tokenizer":
@@ -196,7 +210,7 @@ def _entry(file: Path, name: str) -> FileEntry:
     return {"path": name, "size": size, "sha256": sha256}
 
 
-def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: list[str] | None) -> Ref:
+def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: list[str] | None, config: str) -> Ref:
     parts = path.split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
     of_hub: hub.HubKind = "model" if kind in ("model", "checkpoint", "tokenizer") else "dataset"
@@ -207,21 +221,40 @@ def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: lis
     listed = hub.listing(repo, of_hub, revision)
     names = [name for name in listed.names if name.startswith(f"{inner}/")] if inner else listed.names
     label = f"{path}@{listed.commit[:8]}"
-    chosen = _chosen(kind, names, label, split)
-    inside = sorted({name.rpartition("/")[0] for name in chosen})
-    if kind == "dataset" and len(inside) > 1:
-        raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{inside[0]}.")
+    if kind == "dataset":
+        wanted = _of_hub_set(repo, inner, listed, split, config, label)
+    else:
+        wanted = _chosen(kind, names, label)
     if of_hub == "model":  # before gigabytes are downloaded
         settings = folders.model_files(names, folders.SETTINGS)
         folders.check_model(hub.download(repo, of_hub, listed, settings), weights=False)
-    root = hub.download(repo, of_hub, listed, chosen) / inner
+    root = hub.download(repo, of_hub, listed, wanted) / inner
     if of_hub == "model" and kind != "tokenizer":
         folders.check_model(root)
-    own = _files(root, kind, split) if kind == "dataset" else [name.removeprefix(f"{inner}/") for name in chosen]
+    own = _files(root, kind, split, config) if kind == "dataset" else [one.removeprefix(f"{inner}/") for one in wanted]
     if listed.note and notes is not None and listed.note not in notes:
         notes.append(listed.note)
     hub_id = f"{path}@{listed.commit}"
-    return Ref(_digest(root, own), path=str(root), kind=kind, split=split, stamp=stamp(root), hub=hub_id)
+    return Ref(_digest(root, own), path=str(root), kind=kind, split=split, config=config, stamp=stamp(root), hub=hub_id)
+
+
+def _of_hub_set(repo: str, inner: str, listed: hub.Listing, split: str, config: str, label: str) -> list[str]:
+    """The files of a hub dataset, or of its folder `inner`, that are read, and its README.md, which has a say in it.
+    Raises BadInput where files of one name lie in several folders: those are configurations that nobody declared, and
+    `datasets` would mix them."""
+    before = f"{inner}/" if inner else ""
+    names = [name.removeprefix(before) for name in listed.names if name.startswith(before)]
+    readme = [README] if README in names else []
+    text = read_readme(hub.download(repo, "dataset", listed, [before + README]) / inner) if readme else ""
+    made: Choice = choose(names, text, split, config, label)
+    folders_of: dict[str, set[str]] = {}
+    for name in made.files:
+        folder, _, file = name.rpartition("/")
+        folders_of.setdefault(file, set()).add(folder)
+    several = next((sorted(places) for places in folders_of.values() if len(places) > 1), None)
+    if several and not made.declared:
+        raise BadInput(f"{label}: it has several configurations; give one as `dataset.path`, say {repo}/{several[0]}.")
+    return [before + name for name in (*made.files, *readme)]
 
 
 def artifact(store: Store, digest: str, kind: SourceKind) -> Ref:

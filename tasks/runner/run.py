@@ -80,9 +80,9 @@ class Run(Steps):
             payload={"run": run_name(self.config), "step": step.title, "digest": record.digest, **self.origin},
         )
 
-    def source(self, path: str, kind: SourceKind, revision: str = "", split: str = "") -> Ref:
+    def source(self, path: str, kind: SourceKind, revision: str = "", split: str = "", config: str = "") -> Ref:
         """A model or dataset outside the store, by content, or the digest of an artifact. Raises BadInput naming it."""
-        ref = resolve.find(self.store, path, kind, revision, self.base_dir, split)
+        ref = resolve.find(self.store, path, kind, revision, self.base_dir, split, config)
         self.sources.append((kind, ref, revision))
         return ref
 

@@ -138,7 +138,7 @@ def test_resolve_hub_dataset_configuration_must_be_named(resolve):
         ("acme/none", "model", "", "the hub shows no model of this name"),
         ("acme/none", "dataset", "", "the hub shows no dataset of this name"),
         ("acme/good", "model", "nowhere", "has no revision 'nowhere'"),
-        ("acme/rows", "dataset", "", "no file is named for the split 'validation', but there are test, train"),
+        ("acme/rows", "dataset", "", "no file is named for the split 'validation', but there are train, test"),
     ],
 )
 def test_resolve_hub_unusable_is_one_sentence_and_fetches_no_weights(resolve, path, kind, revision, message):

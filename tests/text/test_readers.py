@@ -78,8 +78,10 @@ def test_data_files_without_the_split_names_those_there(tmp_path):
     """Catches: training on train_sft and test_sft together because the split is called train."""
     for name in ("train_sft-00000-of-00001.parquet", "test_sft-00000-of-00001.parquet"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(BadInput, match=r"test_sft, train_sft; set `dataset\.split`"):
-        data_files(tmp_path, "train")
+    for split in ("train", "train_sft"):
+        assert [p.name for p in data_files(tmp_path, split)] == ["train_sft-00000-of-00001.parquet"]
+    with pytest.raises(BadInput, match=r"train, test; set `dataset\.split`"):
+        data_files(tmp_path, "validation")
 
 
 def test_read_saved_dataset_gives_the_split(tmp_path):
@@ -110,7 +112,8 @@ BROKEN = {
     "text.parquet": (b"not parquet", "not a readable parquet file"),
     "cut.parquet": (b"PAR1" + b"\0" * 40, "not a readable parquet file"),
     "empty.parquet": (b"", "not a readable parquet file"),
-    "data.csv": (b"a,b\n", "cannot read a .csv file"),
+    "data.xls": (b"a,b\n", "cannot read a .xls file"),
+    "data.csv": (b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
 }
 
 
@@ -139,7 +142,7 @@ def test_read_missing_path_and_folder_without_data_are_bad_input(tmp_path):
     """Catches: an empty dataset where the path is wrong."""
     with pytest.raises(BadInput, match="no such file or folder"):
         list(read(tmp_path / "none.jsonl"))
-    with pytest.raises(BadInput, match=r"no \.jsonl, \.json, \.parquet file"):
+    with pytest.raises(BadInput, match=r"no \.jsonl, \.json, \.parquet"):
         list(read(tmp_path))
 
 

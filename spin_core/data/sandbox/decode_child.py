@@ -1,18 +1,24 @@
-"""Parquet or Arrow rows decoded under limits, in a process of its own: `python -P decode_child.py parquet FILE`.
+"""Parquet, Arrow, csv or text rows decoded under limits, in a process of its own:
+`python -P decode_child.py parquet FILE OPTIONS`.
 
 A file of kilobytes can say that it decodes to terabytes, and a damaged one can crash the decoder, which is C++: here
-neither touches the stage. Needs pyarrow only. Out: an Arrow stream of plain values in pieces of PIECE bytes; the last
-line on standard error is what is wrong with the file, where the exit code is not 0.
+neither touches the stage. Needs pyarrow only, and pandas for csv, which is what `datasets` reads it with. OPTIONS is
+JSON: `{"packed": compression, "csv": options of pandas}`. Out: an Arrow stream of plain values in pieces of PIECE
+bytes; the last line on standard error is what is wrong with the file, where the exit code is not 0.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import resource
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,9 @@ VALUE, HEAVIEST_ROW = 64, 128 << 20
 # (text compresses 10 to 40 times at the best). A row counts for ROW bytes more: a million empty ones take a while too.
 FREE, RATIO, ROW = 1 << 30, 200, 1024
 CPU_SECONDS = 60.0  # for one batch
+CSV_ROWS = 256
+CALLED = {"delimiter": "sep", "column_names": "names"}  # what `datasets` calls otherwise than pandas
+TEXT = pa.schema([("text", pa.large_string())])
 
 
 class Refused(Exception):
@@ -69,9 +78,13 @@ def plain(kind: pa.DataType, text: bool = True) -> pa.DataType:
     return kind
 
 
-def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch], int]:
+def batches(kind: str, source: Any, csv: dict[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch], int]:
     """The file's columns, its rows, a few at a time, and how many it says it has (−1: nothing). Raises what pyarrow
-    raises."""
+    and pandas raise."""
+    if kind == "csv":
+        return *_csv(source, csv), -1
+    if kind == "text":
+        return TEXT, _text(source), -1
     if kind == "arrow":
         try:
             stored = stream = pa.ipc.open_stream(source)
@@ -86,9 +99,44 @@ def batches(kind: str, source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]
     return file.schema_arrow, file.iter_batches(batch_size=rows, use_threads=False), file.metadata.num_rows
 
 
-def decode(kind: str, source: Any, size: int, sink: Any) -> None:
+def _csv(source: Any, options: dict[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Every cell as the text that it is: `datasets` guesses, and makes 7 of 007 and nothing of None, NA and null.
+    Empty cells are nulls, as there."""
+    import pandas as pd
+
+    given = {CALLED.get(name, name): value for name, value in options.items()}
+    try:
+        frames = pd.read_csv(
+            source, dtype=str, keep_default_na=False, na_values=[""], chunksize=CSV_ROWS, on_bad_lines="error", **given
+        )
+        first = next(frames)
+    except pd.errors.EmptyDataError:
+        return pa.schema([]), iter(())
+    except StopIteration:
+        first = pd.DataFrame()
+    schema = pa.schema([(str(name), pa.large_string()) for name in first.columns])
+
+    def tables() -> Iterator[pa.RecordBatch]:
+        for frame in chain([first], frames):
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise Refused("its rows have more cells than its first line names; name every column there")
+            frame.columns = schema.names
+            yield pa.RecordBatch.from_pandas(frame, schema, preserve_index=False)
+
+    return schema, tables() if len(first) else iter(())
+
+
+def _text(source: Any) -> Iterator[pa.RecordBatch]:
+    lines = io.TextIOWrapper(source, "utf-8")
+    while several := list(islice(iter(partial(lines.readline, LONGEST_ROW + 1), ""), CSV_ROWS)):
+        if len(max(several, key=len)) > LONGEST_ROW:
+            raise Refused(f"a line is longer than {LONGEST_ROW >> 20} MiB; write shorter ones")
+        yield pa.record_batch([[line.removesuffix("\n") for line in several]], TEXT)
+
+
+def decode(kind: str, source: Any, size: int, sink: Any, csv: dict[str, Any]) -> None:
     """Write the rows of a file of `size` bytes to `sink`."""
-    schema, rest, promised = batches(kind, source)
+    schema, rest, promised = batches(kind, source, csv)
     names = schema.names
     if len(set(names)) < len(names):
         raise Refused(f"two columns have the same name ({', '.join(names)[:200]}); rename one")
@@ -171,15 +219,19 @@ def _limit() -> None:
 
 def main() -> None:
     """Decode one file to standard output."""
-    kind, path = sys.argv[1], Path(sys.argv[2])
+    kind, path, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     try:
         # Mapped before the limit is set, so that the limit is on top of it: shards have up to gigabytes.
         source = pa.memory_map(str(path)) if kind == "arrow" else path
+        if kind in ("csv", "text"):
+            source = pa.input_stream(str(path), compression=options.get("packed") or None)
+        if kind == "csv":
+            import pandas as pd  # noqa: F401 - its addresses are no part of the limit either
         _limit()
         with os.fdopen(os.dup(1), "wb") as sink:
-            decode(kind, source, path.stat().st_size, sink)
+            decode(kind, source, path.stat().st_size, sink, options.get("csv", {}))
     except BrokenPipeError:
         sys.exit(1)
     except Refused as error:

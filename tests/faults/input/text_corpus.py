@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 import pickle
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,10 @@ def pair(prompt: str, answer: str) -> bytes:
     return json.dumps({"prompt": prompt, "response": answer}, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
+COMMA = 32 if sys.version_info >= (3, 13) else 33
+"""Where the parser sees a comma that ends an object: at the comma, or at what follows."""
+
+
 def _zip(member: str) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
@@ -72,7 +77,7 @@ TEXT: dict[str, tuple[bytes, Outcome]] = {
     # --- what a parser cannot read: refused with file and line
     "broken line.jsonl": (lines(b'{"prompt": '), Outcome("line 5, column 1")),
     "cut at the end.jsonl": (lines() + b'{"prompt": "a', Outcome("line 9")),
-    "trailing comma.jsonl": (lines(b'{"prompt": "a", "response": "b",}'), Outcome("line 5, column 33")),
+    "trailing comma.jsonl": (lines(b'{"prompt": "a", "response": "b",}'), Outcome(f"line 5, column {COMMA}: broken")),
     "single quotes.jsonl": (lines(b"{'prompt': 'a'}"), Outcome("line 5, column 2")),
     "two objects in a line.jsonl": (lines(b"{} {}"), Outcome("line 5, column 4: broken JSON (Extra data)")),
     "no quotes.jsonl": (lines(b"question, answer"), Outcome("line 5, column 1")),
