@@ -85,7 +85,7 @@ def _answer(names: tuple[str, ...], readme: str, split: str, config: str) -> dic
 
 
 class _Child:
-    """The child of this process. Safe with threads."""
+    """The child of this process, ended by itself when nobody asks. Safe with threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -94,15 +94,15 @@ class _Child:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
-            if self._process is None:
-                self._process = self._started()
-            assert self._process.stdin and self._process.stdout
-            with suppress(OSError, ValueError):
-                self._process.stdin.write(json.dumps(request).encode() + b"\n")
-                self._process.stdin.flush()
-                answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-                return answer
-            code = self.end()
+            for _ in range(2 if self._process else 1):  # one that nobody asked for a while has ended
+                self._process = self._process or self._started()
+                assert self._process.stdin and self._process.stdout
+                with suppress(OSError, ValueError):
+                    self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                    self._process.stdin.flush()
+                    answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+                    return answer
+                code = self.end()
         return {"error": f"its files and README.md cannot be looked through (code {code}); name a folder with less"}
 
     @staticmethod
@@ -122,8 +122,9 @@ class _Child:
         if child is None:
             return None
         child.kill()
-        with child:
-            return child.wait()
+        with suppress(OSError), child:  # what it was sent and did not read cannot be sent any more
+            pass
+        return child.wait()
 
     def _forked(self) -> None:
         """In a fork: another thread of the parent may have held the lock, and its child is not for us."""

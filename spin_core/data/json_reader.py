@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -26,7 +27,7 @@ from spin_core.errors import BadInput
 LONGEST_LINE = 16 << 20
 # {"data": […]} and other objects are read whole.
 LONGEST_OBJECT = 32 << 20
-SPACE = " \t\n\r"
+SPACE = re.compile(r"[ \t\n\r]*")
 # What begins with these is none of the texts that it is named for, whatever a parser would say of it.
 MAGIC = {
     b"\x1f\x8b": "gzip-compressed",
@@ -123,8 +124,7 @@ class _Array:
     def _next(self) -> str:
         """The next character that is no space, empty at the end."""
         while True:
-            while self.at < len(self.text) and self.text[self.at] in SPACE:
-                self.at += 1
+            self.at = SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
             self._more(1 << 16)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -125,7 +126,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, self.hub.objects[parts[1]], {})
         if parts[0] == "api" and len(parts) > 3:
             name, what, rest = "/".join(parts[1:4]), parts[4] if len(parts) > 4 else "", "/".join(parts[5:])
-            act = {"": self.info, "revision": self.info, "tree": self.tree, "branch": self.branch}
+            act = {
+                "": self.info,
+                "revision": self.info,
+                "tree": self.tree,
+                "branch": self.branch,
+                "paths-info": self.paths_info,
+            }
             act |= {"preupload": self.preupload, "commit": self.commit}
             return act[what](name, rest)
         if self.where.endswith("/info/lfs/objects/batch"):
@@ -167,9 +174,25 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"id": name.partition("/")[2], "sha": sha, "private": repo.private, "gated": "auto" * repo.gated}
         self.reply({**answer, "siblings": [{"rfilename": file} for file in files], "tags": []})
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, rest: str) -> None:
+        revision, _, folder = rest.partition("/")
         _, files = self.at(name, revision)
-        self.reply([self.entry(file, data) for file, data in sorted(files.items())])
+        there = [one for one in self.entries(files) if not folder or one["path"].startswith(f"{folder}/")]
+        if folder and not there:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        deep = self.query.get("recursive", [""])[0].lower() in ("true", "1")
+        depth = folder.count("/") + bool(folder)
+        self.reply([one for one in there if deep or one["path"].count("/") == depth])
+
+    def paths_info(self, name: str, revision: str) -> None:
+        _, files = self.at(name, revision)
+        wanted = parse_qs(self.body.decode()).get("paths", [])
+        self.reply([one for one in self.entries(files) if one["path"] in wanted])
+
+    def entries(self, files: dict[str, bytes]) -> list[dict]:
+        folders = {str(above) for file in files for above in PurePosixPath(file).parents if above.name}
+        made = [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)]
+        return made + [self.entry(file, data) for file, data in sorted(files.items())]
 
     def entry(self, file: str, data: bytes) -> dict:
         blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

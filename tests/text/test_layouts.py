@@ -5,11 +5,14 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
+import signal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from spin_core.data import choice
 from spin_core.data.readers import data_files, read
 from spin_core.errors import BadInput
 from spin_core.sources.resolve import resolve
@@ -84,6 +87,14 @@ def test_what_is_not_clear_is_one_sentence(tmp_path, there, readme, split, confi
     with pytest.raises(BadInput) as raised:
         names(lay(tmp_path, *there, readme=readme), split, config)
     assert message in str(raised.value) and str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_child_that_ended_is_started_again(tmp_path):
+    """Catches: a run of hours that cannot look at a second folder, as the child of the first has ended by then."""
+    lay(tmp_path, "a.jsonl")
+    assert names(tmp_path, "train") == ["a.jsonl"]
+    os.kill(choice._child._process.pid, signal.SIGALRM)
+    assert names(lay(tmp_path, "b.jsonl"), "train") == ["a.jsonl", "b.jsonl"]
 
 
 def test_readme_that_unfolds_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,11 +97,28 @@ def _endless(path: Path) -> None:
         file.truncate(8 << 30)
 
 
+def _packed(compression: str, head: bytes, filling: bytes, count: int) -> Callable[[Path], None]:
+    """Kilobytes that unpack to megabytes: `filling` so many times, behind `head`."""
+
+    def make(path: Path) -> None:
+        with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), compression) as out:
+            out.write(head)
+            for _ in range(count >> 20):
+                out.write(filling * (1 << 20))
+
+    return make
+
+
 BOMBS = {f"{name}.parquet": make for name, make in SMALL.items()} | {
     "20 rows of 10 MB.jsonl": _rows,
     "five million lists.jsonl": _empty_lists,
     "8 GB of nothing.json": _endless,
     **{name: make for name, (make, _) in SAVED_BOMBS.items()},
+    "one cell.csv.zst": _packed("zstd", b"prompt,response\n", b"a", 1 << 30),
+    "one line.txt.gz": _packed("gzip", b"", b"a", 96 << 20),
+    "one object.jsonl.gz": _packed("gzip", b'{"a": "', b"a", 96 << 20),
+    "no rows.jsonl.zst": _packed("zstd", b"{}\n", b"\n", 2 << 20),
+    "no array.json.bz2": _packed("bz2", b"[", b"\n ", 2 << 20),
     "gzip ×1000.json": lambda path: path.write_bytes(TEXT["gzip bomb.json"][0]),
 }
 
