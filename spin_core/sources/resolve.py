@@ -231,7 +231,9 @@ def _from_hub(path: str, kind: SourceKind, revision: str, split: str, notes: lis
     root = hub.download(repo, of_hub, listed, wanted) / inner
     if of_hub == "model" and kind != "tokenizer":
         folders.check_model(root)
-    own = _files(root, kind, split, config) if kind == "dataset" else [one.removeprefix(f"{inner}/") for one in wanted]
+    own = [name.removeprefix(f"{inner}/") for name in wanted]
+    if kind == "dataset":
+        own = _files(root, kind, split, config)
     if listed.note and notes is not None and listed.note not in notes:
         notes.append(listed.note)
     hub_id = f"{path}@{listed.commit}"

@@ -28,6 +28,7 @@ REPOS = {
     },
     "models/acme/code": {"config.json": b'{"auto_map": {}}', "model.safetensors": b"weights"},
     "datasets/acme/rows": {"data/train-00000-of-00001.jsonl": ROWS, "data/test-00000-of-00001.jsonl": ROWS * 2},
+    "datasets/acme/pairs": {f"iter1/{split}-00000-of-00001.parquet": b"PAR1" for split in ("train", "test")},
     "datasets/acme/configs": {"main/train.jsonl": ROWS, "socratic/train.jsonl": ROWS * 3},
 }
 
@@ -119,6 +120,12 @@ def test_resolve_hub_dataset_fetches_the_split_only(resolve):
     (other, _, _), _ = resolve("acme/rows", "dataset", split="test")
     assert other != digest
     assert resolve("acme/rows", "dataset", split="train")[0][0] == digest, "with the test file beside it"
+
+
+def test_resolve_hub_pairs_in_a_folder_are_those_of_the_folder(resolve):
+    """Catches: names from the repository's root looked for in its folder."""
+    (_, path, _), _ = resolve("acme/pairs/iter1", "pairs")
+    assert sorted(p.name for p in Path(path).iterdir()) == [f"{s}-00000-of-00001.parquet" for s in ("test", "train")]
 
 
 def test_resolve_hub_dataset_configuration_must_be_named(resolve):
