@@ -240,7 +240,7 @@ def test_loss_that_is_no_number_is_reported_as_such(tmp_path, theta) -> None:
     logps = scored(tmp_path / "score", theta, tree, finetune_config())
     broken = copy_model(tmp_path / "model")
     weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = float("nan")
+    weights["model.norm.weight"].fill_(3e38)  # finite, so that it loads; its logits are not
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     job = job_at(tmp_path / "job", DIGESTS)
     with pytest.raises(StageFailed, match="finetune: step 1 of 2: loss is nan; lower lr"):

@@ -55,7 +55,7 @@ def plain(kind: pa.DataType, text: bool = True) -> pa.DataType:
         return plain(kind.storage_type, text)
     if types.is_dictionary(kind):
         return plain(kind.value_type, text)
-    if types.is_temporal(kind) and not types.is_interval(kind):
+    if is_time(kind):
         return pa.int64() if kind.bit_width == 64 else pa.int32()
     if types.is_null(kind):
         return pa.bool_()  # pyarrow miscounts nulls in a list when it casts
@@ -76,6 +76,15 @@ def plain(kind: pa.DataType, text: bool = True) -> pa.DataType:
     if kind.num_fields or types.is_run_end_encoded(kind):
         raise Refused(f"a column of the type {str(kind)[:150]} is not read; write it as lists or text, or leave it out")
     return kind
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether the values are times of any kind."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_time(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return is_time(kind.value_type)
+    return pa.types.is_temporal(kind) and not pa.types.is_interval(kind)
 
 
 def batches(kind: str, source: Any, csv: dict[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch], int]:
@@ -140,7 +149,8 @@ def decode(kind: str, source: Any, size: int, sink: Any, csv: dict[str, Any]) ->
     names = schema.names
     if len(set(names)) < len(names):
         raise Refused(f"two columns have the same name ({', '.join(names)[:200]}); rename one")
-    target = pa.schema([(field.name, plain(field.type)) for field in schema])
+    # A time, in this column, is a float: of a whole number it is not known how it would be written, so it is no answer.
+    target = pa.schema([(one.name, pa.float64() if is_time(one.type) else plain(one.type)) for one in schema])
     allowed = FREE + RATIO * size
     decoded = rows = 0
     with pa.ipc.new_stream(sink, target) as out:
@@ -148,7 +158,8 @@ def decode(kind: str, source: Any, size: int, sink: Any, csv: dict[str, Any]) ->
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             rows += batch.num_rows
             batch.validate()
-            columns = [_values(batch.column(i), field.type) for i, field in enumerate(target)]
+            plainly = [_values(batch.column(i), plain(one.type)) for i, one in enumerate(schema)]
+            columns = [one.cast(field.type, safe=False) for one, field in zip(plainly, target, strict=True)]
             for piece, weight in _pieces(pa.record_batch(columns, schema=target)):
                 if piece.nbytes > LONGEST_ROW:
                     raise Refused(f"the next row has {piece.nbytes >> 20} MiB; a row may have {LONGEST_ROW >> 20}")
