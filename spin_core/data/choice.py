@@ -44,6 +44,8 @@ class Choice:
     options: dict[str, Any] = field(default_factory=dict)
     declared: bool = False
     """Whether README.md names the files."""
+    left: list[str] = field(default_factory=list)
+    """Tables of the same split that are not read, as they are of another kind than the others."""
 
     @property
     def by_readme(self) -> bool:
@@ -76,7 +78,7 @@ def choose(names: list[str], readme: str, split: str, config: str, where: str) -
         raise BadInput(f"{where}: {answer['error']}.")
     for name in answer["files"]:
         how(name, f"{where}/{name}")
-    return Choice(answer["files"], answer["options"], answer["declared"])
+    return Choice(answer["files"], answer["options"], answer["declared"], answer["left"])
 
 
 @lru_cache(maxsize=32)

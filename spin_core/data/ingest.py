@@ -18,10 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.conversations import Unclear
-from spin_core.data.readers import read
+from spin_core.data.readers import left_out, read
 from spin_core.data.rows import RawRecord, Row, beginning_id
 from spin_core.data.unused import Unused
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, printable
 from spin_core.job import Bar, Inputs, Job
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ PUBLISHED_SEED = 42
 HELD = 48 << 20
 """Bytes of records in memory. A run on disk is an open file while they are merged: 30 for a million rows of 1 kB."""
 SEEN = 3  # details of rejects in a sentence
+NAMED = 3  # files in a sentence
 RECORD = 500  # bytes that a record takes in memory besides its text
 
 
@@ -97,6 +98,12 @@ class SourceRows:
         way how it is meant, and where all rows or more than `max_rejected` of them are rejected."""
         path = inputs[self.name]
         assert isinstance(path, Path)
+        if left := left_out(path, split, dataset.config):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            job.note(
+                f"{self.name}: not read are {', '.join(map(printable, left[:NAMED]))}{more}: of a folder one kind of "
+                "file is read, as `datasets` does; write all as one kind, or name them as a set (`dataset.sets`)."
+            )
         columns: dict[str, None] = {}
         sliced = self._slice(path, split, dataset, job) if dataset.frac_len else None
         with job.progress(f"reading {self.name}", 0, "rows") as bar:

@@ -55,6 +55,12 @@ def data_files(path: Path, split: str = "", config: str = "") -> list[Path]:
     return [path] if path.is_file() else [path / name for name in chosen(path, split, config).files]
 
 
+def left_out(path: Path, split: str, config: str) -> list[str]:
+    """The tables of a folder that belong to `split` and are not read, as `datasets` reads one kind of file. Raises
+    BadInput as `chosen`."""
+    return [] if is_saved(path) else chosen(path, split, config).left
+
+
 def chosen(path: Path, split: str, config: str) -> Choice:
     """Of what is below a folder the files of `split` in `config`, as `datasets` has it; of a file itself as ".".
     Raises BadInput where there are none, they cannot be read, or it is not said which."""

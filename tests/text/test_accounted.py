@@ -294,6 +294,21 @@ def test_run_that_rejects_too_much_names_the_files_of_a_folder(job, tmp_path):
         run(job, tmp_path / "set")
 
 
+def test_run_names_the_files_of_another_kind(job, tmp_path):
+    """Catches half of a set that is left out without a word, as it is csv; what is no table is not named."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a", "b"):
+        rows = (json.dumps({"question": f"{name}{i}", "answer": "y"}) for i in range(9))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    (folder / "c.csv").write_text("question,answer\nq,z\n")
+    (folder / "notes.md").write_text("about it")
+    given, notes = job("mixed"), []
+    given.send = lambda event: notes.append(event["note"]) if "note" in event else None
+    reformat.run({"source": folder}, reformat.Config(dataset=Dataset(test_fraction=0.4), seed=7), given)
+    assert [note.partition(": of")[0] for note in notes] == ["source: not read are c.csv"]
+
+
 MAPPED = {"prompt": "q", "answer": "a"}
 
 

@@ -6,8 +6,8 @@ be made to hurt (YAML that unfolds, patterns that leave the folder, addresses), 
 is no network, and a pattern that names another place is refused. `datasets` takes seconds to import; one child serves
 a process.
 
-In: JSON lines `{"names", "readme", "split", "config"}`. Out, a line each: `{"error"}` or `{"files", "options",
-"declared"}` (whether README.md names the files).
+In: JSON lines `{"names", "readme", "split", "config"}`. Out, a line each: `{"error"}` or `{"files", "left",
+"options", "declared"}` (tables of another kind, which are not read; whether README.md names the files).
 """
 
 from __future__ import annotations
@@ -78,14 +78,18 @@ def choose(names: list[str], readme: str, split: str, config: str) -> dict[str, 
     module, _ = infer_module_for_data_files_list([file for file in files if not file.lower().endswith(".zip")])
     if module and module not in READ:
         raise Refused(f"`datasets` reads its files as {module}, which is no table of texts; name the files that are")
+    found = files
     if module and given is None:
         files = DataFilesList(files, []).filter(extensions=_MODULE_TO_EXTENSIONS[module])
     options = {name: value for name, value in settings.items() if name not in OTHER}
     unknown = [name for name in options if module != "csv" or name not in CSV]
     if unknown:
         raise Refused(f"README.md sets `{unknown[0]}` for its {module} files, which is not read here; take it out")
-    kept = [real[file.removeprefix(f"{PLACE}/")] for file in dict.fromkeys(files)] if module else []
-    return {"files": kept, "options": options, "declared": given is not None}
+    kept, left = (
+        [real[file.removeprefix(f"{PLACE}/")] for file in dict.fromkeys(some) if module]
+        for some in (files, set(found) - set(files))
+    )
+    return {"files": kept, "left": sorted(left), "options": options, "declared": given is not None}
 
 
 def _configuration(configs: dict[str, Any], config: str) -> dict[str, Any]:
