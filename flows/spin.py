@@ -126,5 +126,4 @@ def rows_of(run: Run, part: Source) -> list:
     """One set, and its held-out set where that is one of its own."""
     if part.path == "builtin:tasks":
         return [demo_rows(run, "train"), demo_rows(run, "test")]
-    paths = [(part.path, part.split), (part.test_path or (part.path if part.test_split else ""), part.test_split)]
-    return [run.source(path, "dataset", part.revision, split, part.config) for path, split in paths if path]
+    return [run.source(path, "dataset", part.revision, split, part.config) for path, split in part.places]

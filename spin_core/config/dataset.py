@@ -47,6 +47,12 @@ class Source(Section):
     )
     data_frac: int = added_field(0, ge=0, description="Which slice of `frac_len` rows, from 0.")
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Path and split of what is trained on and, where that is a set of its own, of what is held out."""
+        own = self.test_path or (self.path if self.test_split else "")
+        return [(self.path, self.split), *[(own, self.test_split)] * bool(own)]
+
 
 class MixedSet(Source):
     """One of several sets that are mixed (`dataset.sets`)."""

@@ -1,4 +1,4 @@
-"""What a look at a dataset found, as plain figures and texts: what `--json` prints, and what text and page show."""
+"""What a look at a dataset shows, as plain figures and texts: what `--json` prints, and what text and page show."""
 
 from __future__ import annotations
 

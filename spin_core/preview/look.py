@@ -109,17 +109,16 @@ class _Work:
 
     def sources(self) -> list[records.Source]:
         """Of each set what is trained on and, where that is another, what is held out."""
-        found = []
+        every = []
         for name, part in self.config.dataset.parts.items():
-            own = [(part.path, part.split), (part.test_path or (part.path if part.test_split else ""), part.test_split)]
+            own = part.places
             if part.path == "builtin:tasks":
                 own = [(str(self._demo_rows(split)), split) for split in ("train", "test")]
             uses = [f"{use} ({name})" if name else use for use in records.USES]
-            for use, called, (path, split) in zip(uses, reformat.inputs_of(name), own, strict=True):
-                if path:
-                    ref = resolve(path, "dataset", part.revision, self.base_dir, split, self.made.notes)
-                    found.append(records.Source(called, use, Path(ref.path), split, part, _names(ref)))
-        return found
+            for use, called, (path, split) in zip(uses, reformat.inputs_of(name), own, strict=False):
+                ref = resolve(path, "dataset", part.revision, self.base_dir, split, self.made.notes, part.config)
+                every.append(records.Source(called, use, Path(ref.path), split, part, _names(ref)))
+        return every
 
     def _demo_rows(self, split: Literal["train", "test"]) -> Path:
         job = self.job(f"demo-{split}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_core.data.choice import NOT_DATA, SUFFIXES
 from spin_core.data.column_mapping import Reject, examples, layout
-from spin_core.data.readers import data_files, is_saved, read
+from spin_core.data.readers import data_files, is_saved, left_out, read
 from spin_core.data.unused import unused
 from spin_core.errors import printable
 from spin_core.preview.facts import Column, File, Look, Shown
@@ -86,7 +86,11 @@ def not_read(sources: Sequence[Source]) -> list[File]:
             folders = sorted({name.partition("/")[0] for name in source.names if "/" in name})
             left |= {(source.path, name): File(name, "", 0, "another split") for name in folders}
         else:
-            left |= {(source.path, name): File(name, "", 0, _why(PurePosixPath(name))) for name in source.names}
+            others = set(left_out(source.path, source.split, source.part.config))
+            left |= {
+                (source.path, name): File(name, "", 0, "of another kind" if name in others else _why(name, source))
+                for name in source.names
+            }
     for source in sources:
         for name in _chosen(source):
             left.pop((source.path, name), None)
@@ -103,12 +107,15 @@ def _chosen(source: Source) -> list[str]:
     return [file.relative_to(source.path).as_posix() for file in files]
 
 
-def _why(name: PurePosixPath) -> str:
+def _why(file: str, source: Source) -> str:
+    name = PurePosixPath(file)
     if any(part.startswith(".") for part in name.parts):
         return "hidden"
     if name.suffix.lower() not in SUFFIXES:
         return "no data file"
-    return "named for another split" if name.name not in NOT_DATA else "about the data"
+    if name.name in NOT_DATA:
+        return "about the data"
+    return "of another split or configuration" if source.part.config else "named for another split"
 
 
 def _shown(record: RawRecord, source: Source, chat: Any) -> list[Shown]:

@@ -106,6 +106,29 @@ def test_look_at_a_folder_names_what_is_read_and_what_is_not(tmp_path):
     assert (made.train, made.test) == (9, 9)
 
 
+def test_look_at_one_of_several_configurations_and_kinds(tmp_path):
+    """Catches a look that reads, or refuses, another configuration than a run, and a wrong reason for what is left."""
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "answer": "x"} for i in range(9)])
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files: b.jsonl\n---\n"
+    )
+    data = {"path": str(tmp_path), "config": "two", "test_fraction": 0.4}
+    made = looked(tmp_path, dataset=data)
+    assert made.failures == [] and [(file.name, file.rows, file.why) for file in made.files] == [
+        ("b.jsonl", 9, ""),
+        ("README.md", 0, "no data file"),
+        ("a.jsonl", 0, "of another split or configuration"),
+    ]
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "c.csv").write_text("prompt,answer\nq,z\n")
+    made = looked(tmp_path, dataset=data | {"config": ""})
+    assert [(file.name, file.why) for file in made.files if file.why] == [
+        ("README.md", "no data file"),
+        ("c.csv", "of another kind"),
+    ]
+
+
 def test_look_at_sets_names_what_each_gives(tmp_path):
     """Catches sets of which one is left out, or read with the columns of another, and counts that hide what a weight
     leaves."""
