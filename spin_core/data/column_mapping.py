@@ -4,7 +4,7 @@ Layouts, the first that fits: `messages` or `conversations` (`spin_core/data/con
 `prompt` + `response | completion | answer | output`, `question` + `answer | response | answerKey`, `instruction` +
 `output | response`, `query` + `response`, each of these prompts also + `chosen`, and `chosen` + `rejected` (or
 `chosen_messages` + `rejected_messages`) that have the prompt in them.
-Beside them `system`, `system_prompt`, `history`, `tools`, `label`, `kto_tag`; with a prompt
+Beside them `system`, `system_prompt`, `history`, `tools` or `functions`, `label`, `kto_tag`; with a prompt
 `input` (of an instruction), `context`, `choices`; `rejected` beside a `chosen`. A text in any other column is unused,
 and `spin_core/data/unused.py` names it.
 """
@@ -31,6 +31,8 @@ from spin_core.data.conversations import (
     says,
     spoken,
     string,
+    tool_list,
+    tools_first,
 )
 from spin_core.data.conversations import Reject as Reject  # who reads records has their rejects from here
 from spin_core.data.rows import Row
@@ -140,9 +142,9 @@ def examples(fields: dict[str, Any], columns: Columns, turns: Turns) -> list[Row
             left = {name: 0 for name in WEIGHTS if left.get(name) == 0}
         _check_beside(left, fields)
         _check_label(fields, used, bool(columns))
-        if holds(_cell(fields, used, "tools")):
-            raise Reject("tool calls", f"{used['tools']} has tools; rows with tools are not read")
-        return rows_of(_conversation(fields, used), turns)
+        tools = _cell(fields, used, "tools")
+        given = tool_list(tools, used["tools"]) if holds(tools) else ""
+        return rows_of(tools_first(_conversation(fields, used), given), turns)
     except Reject as reject:
         return [reject]
 

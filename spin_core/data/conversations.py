@@ -1,25 +1,30 @@
 """From a list of messages, as sets write it, to turns with a role and a text, and from turns to rows.
 
 Not a choice of columns (`spin_core/data/column_mapping.py`). What is read of a message: `role` or `from`, `content` or
-`value` (text, or a list of parts of text, which are joined), and `weight` or `loss_weight` (0: a turn that is not
-trained on). What cannot be kept as it is meant (tool calls, reasoning apart from the answer) is a Reject.
+`value` (text, or a list of parts of text, which are joined), `weight` or `loss_weight` (0: a turn that is not trained
+on), and tool calls with what the tools answered (`spin_core/data/tools.py`): both are parts of the prompt. What cannot
+be kept as it is meant (a call as the answer, reasoning apart from the answer) is a Reject.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spin_core.config.choices import Turns
 from spin_core.data.rows import Messages, Row, prompt_id
+from spin_core.data.tools import CALLS, TOOLS, NoTools, calls, functions, together
 
 ROLES = {
     "human": "user", "prompter": "user", "developer": "system",
     "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
-TOOL_ROLES = ("tool", "function", "observation", "function_call", "ipython", "tool_call", "tool_response")
-TOOL_CALLS = ("tool_calls", "function_call")
+TOOL_ROLES = ("tool", "function", "observation", "ipython", "tool_response")
+CALL_ROLES = ("function_call", "tool_call")
+TOOL_CALLS = (CALLS, "function_call")
+OF_A_TOOL = ("tool_call_id", "name")
+CALL_IS_TEXT = "a call is learnt as text: write it into content as the model does"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a turn, or columns, in which some sets keep an answer's reasoning apart from its text. How the two become
 one is each chat template's own, and what is scored must be what the model writes, so such an answer is rejected with
@@ -54,15 +59,17 @@ class Unclear(Reject):
 
 @dataclass
 class Turn:
-    """A message; `apart`: the field that has its reasoning; `trained`: whether it may be an answer."""
+    """A message; `apart`: the field that has its reasoning; `trained`: whether it may be an answer; `tools`: its fields
+    of tools (`tools.BESIDE_CONTENT`)."""
 
     role: str
     content: str
     apart: str = ""
     trained: bool = True
+    tools: dict[str, str] = field(default_factory=dict)
 
     def as_message(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.tools}
 
 
 def read_turns(value: Any, column: str) -> list[Turn]:
@@ -78,12 +85,48 @@ def _turn(message: Any, where: str) -> Turn:
     role = _first(message, *ALIASES[0])
     if not isinstance(role, str):
         raise Reject("wrong type", f"{where} has no role")
-    if role in TOOL_ROLES or any(holds(message.get(name)) for name in TOOL_CALLS):
-        what = next((f"has {name}" for name in TOOL_CALLS if holds(message.get(name))), f"is by {role!r}")
-        raise Reject("tool calls", f"{where} {what}; rows with tools are not read")
     apart = next((name for name in REASONING if says(message.get(name))), "")
-    content = content_text(_first(message, *ALIASES[1]), where)
-    return Turn(ROLES.get(role, role), content, apart, is_trained(message, where))
+    content = _first(message, *ALIASES[1])
+    own = {TOOLS: tool_list(message[TOOLS], f"{where}.{TOOLS}")} if holds(message.get(TOOLS)) else {}
+    if named := next((name for name in TOOL_CALLS if holds(message.get(name))), ""):
+        own[CALLS] = call_list(message[named], f"{where}.{named}")
+    elif role in CALL_ROLES:
+        own[CALLS], content = call_list(content, where), ""
+    if role in TOOL_ROLES:
+        own |= {name: string(message[name], where) for name in OF_A_TOOL if holds(message.get(name))}
+    role = "tool" if role in TOOL_ROLES else "assistant" if role in CALL_ROLES else ROLES.get(role, role)
+    own = {name: text for name, text in own.items() if text}
+    return Turn(role, content_text(content, where), apart, is_trained(message, where), own)
+
+
+def tools_first(turns: list[Turn], given: str) -> list[Turn]:
+    """The functions that a turn has, or a column (`given`, JSON text or empty), in the first turn. Raises Reject for
+    different ones."""
+    different = {text for text in (given, *(turn.tools.get(TOOLS, "") for turn in turns)) if text}
+    if not turns or not different:
+        return turns
+    if len(different) > 1:
+        raise Reject("tools not understood", "the conversation has several lists of tools")
+    bare = [replace(turn, tools={name: turn.tools[name] for name in turn.tools if name != TOOLS}) for turn in turns]
+    return [replace(bare[0], tools={TOOLS: different.pop(), **bare[0].tools}), *bare[1:]]
+
+
+def tool_list(value: Any, where: str) -> str:
+    """The functions of a conversation, as JSON text. Raises Reject."""
+    try:
+        return functions(value)
+    except NoTools as error:
+        raise Reject("tools not understood", f"{where} {error}") from None
+
+
+def call_list(value: Any, where: str) -> str:
+    """The calls of a turn, as JSON text. Raises Reject where there are none."""
+    try:
+        if made := calls(value):
+            return made
+    except NoTools as error:
+        raise Reject("tools not understood", f"{where} {error}") from None
+    raise Reject("tools not understood", f"{where} is no call")
 
 
 def _first(message: dict[Any, Any], *names: str) -> Any:
@@ -105,8 +148,9 @@ def is_trained(fields: dict[Any, Any], where: str) -> bool:
 
 def fields_read(message: dict[Any, Any]) -> set[str]:
     """The fields of a message that a row has, or that say whether it has them."""
-    named = (next((name for name in names if message.get(name) is not None), "") for names in ALIASES)
-    return {*named, *FLAGS}
+    named = {next((name for name in names if message.get(name) is not None), "") for names in ALIASES}
+    by_tool = any(message.get(name) in TOOL_ROLES for name in ALIASES[0])
+    return named | {*FLAGS, TOOLS, *TOOL_CALLS} | (set(OF_A_TOOL) if by_tool else set())
 
 
 def says(value: Any) -> bool:
@@ -174,23 +218,51 @@ def spoken(text: str) -> list[Turn] | None:
 
 
 def rows_of(turns: list[Turn], which: Turns) -> list[Row | Reject]:
-    """The rows of a conversation: `which` of its assistant turns that are trained on. Raises Reject for another."""
-    body = turns[1:] if turns and turns[0].role == "system" else turns
-    for position, turn in enumerate(body):
-        expected = ("user", "assistant")[position % 2]
-        if turn.role != expected:
-            raise Reject("bad role order", f"turn {position} is by {turn.role!r}, not by the {expected}")
-        if expected == "user" and not turn.content.strip():
-            raise Reject("empty prompt", f"turn {position} is empty")
-    if not body:
-        raise Reject("empty prompt", "there is no user turn")
+    """The rows of a conversation: `which` of its answers, assistant turns that are trained on and call no tool. Raises
+    Reject for another."""
+    turns = _calls_together(turns)
+    _check_order(turns[1:] if turns and turns[0].role == "system" else turns)
     ends = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
     trained = [position for position in ends if turns[position].trained]
     if not trained:
         raise Reject("no answer", "every assistant turn has weight 0" if ends else "there is no assistant turn")
+    answers = [position for position in trained if CALLS not in turns[position].tools]
+    if not answers:
+        raise Reject("no answer but a tool call", CALL_IS_TEXT)
     messages = [turn.as_message() for turn in turns]
-    chosen = {"first": trained[:1], "last": trained[-1:], "all": trained}[which]
+    chosen = {"first": answers[:1], "last": answers[-1:], "all": answers}[which]
     return [_row(messages, end, turns[end].apart) for end in chosen]
+
+
+def _calls_together(turns: list[Turn]) -> list[Turn]:
+    """Calls that follow each other are of one turn (some sets write a turn each)."""
+    made: list[Turn] = []
+    for turn in turns:
+        if made and CALLS in made[-1].tools and CALLS in turn.tools:
+            last = made.pop()
+            text = "\n\n".join(part for part in (last.content, turn.content) if part)
+            both = together(last.tools[CALLS], turn.tools[CALLS])
+            turn = replace(turn, content=text, apart=last.apart or turn.apart, tools={**last.tools, CALLS: both})
+        made.append(turn)
+    return made
+
+
+def _check_order(body: list[Turn]) -> None:
+    """Raise Reject unless user and assistant take turns, tools answer calls, and every user says something."""
+    expected: tuple[str, ...] = ("user",)
+    for position, turn in enumerate(body):
+        if turn.role not in expected:
+            raise Reject("bad role order", f"turn {position} is by {turn.role!r}, not by the {' or '.join(expected)}")
+        if turn.role == "user" and not turn.content.strip():
+            raise Reject("empty prompt", f"turn {position} is empty")
+        if CALLS in turn.tools and turn.role != "assistant":
+            raise Reject("tools not understood", f"turn {position} is by {turn.role!r} and calls a tool")
+        if turn.role == "assistant":
+            expected = ("tool",) if CALLS in turn.tools else ("user",)
+        else:
+            expected = ("assistant",) if turn.role == "user" else ("tool", "assistant")
+    if not body:
+        raise Reject("empty prompt", "there is no user turn")
 
 
 def _row(messages: Messages, end: int, apart: str) -> Row | Reject:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.conversations import Unclear
 from spin_core.data.readers import left_out, read
-from spin_core.data.rows import RawRecord, Row, beginning_id
+from spin_core.data.rows import RawRecord, Row, beginning_id, of_tools
 from spin_core.data.unused import Unused
 from spin_core.errors import BadInput, printable
 from spin_core.job import Bar, Inputs, Job
@@ -88,7 +88,7 @@ class SourceRows:
 
     def __init__(self, name: str, rejects: Sorter, scratch: Path):
         self.name, self.rejected, self.count = name, Counter[str](), 0
-        self.unused = Unused()
+        self.unused, self.has_tools = Unused(), False
         self._rejects, self._sorter, self._seen = rejects, Sorter(scratch), 0
         self._first: dict[str, None] = {}  # different details of rejects, for sentences
         self._rows: IO[bytes]  # once they are taken
@@ -169,7 +169,8 @@ class SourceRows:
                 self._reject(*place, made.reason, made.detail)
                 continue
             self._seen += 1
-            size = len(made.answer) + sum(len(turn["content"]) + len(turn["role"]) for turn in made.prompt)
+            self.has_tools = self.has_tools or of_tools(made.prompt)
+            size = len(made.answer) + sum(len(text) for turn in made.prompt for text in turn.values())
             self._sorter.add([made.id, self._seen, *place, made.prompt, made.answer], size)
 
     def _settled(self, bar: Bar) -> Iterator[list[Any]]:

@@ -1,6 +1,7 @@
 """Rows and pairs: what they are, their ids, their shards, and their parquet files in the reference's record.
 
 On disk `real` and `generated` are message lists, as the reference publishes them; in memory a row is prompt and answer.
+Of a set with tools the messages have more fields, all text (`tools.BESIDE_CONTENT`): the functions are in the first.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
 from spin_core.config.choices import Finish
-from spin_core.data.table_file import column_names, read_batches, write_table
+from spin_core.data.table_file import column_names, leaf_names, read_batches, write_table
+from spin_core.data.tools import BESIDE_CONTENT, CALLS, TOOLS
 from spin_core.errors import BadInput
 
 T = TypeVar("T")
 Messages = list[dict[str, str]]
-"""A conversation: `{"role": "system" | "user" | "assistant", "content": text}` in order."""
+"""A conversation: `{"role": "system" | "user" | "assistant" | "tool", "content": text}` in order; of one with tools
+turns also have fields of `tools.BESIDE_CONTENT`."""
 
 TRAIN_FILE = "train_prefs-00000-of-00001.parquet"
 TEST_FILE = "test_prefs-00000-of-00001.parquet"
 FILES = {"train": TRAIN_FILE, "test": TEST_FILE}
+PLAIN = ("role", "content")
 WRITE_ROWS, WRITE_CHARACTERS = 1024, 4 << 20  # that are made into Arrow's form at once
 
 
@@ -68,16 +72,16 @@ class Pair:
 
 def prompt_id(prompt: Messages) -> str:
     """First 16 hex digits of sha256 over the prompt's canonical JSON: 2^-25 odds of a collision in a million rows."""
-    turns = [{"content": m["content"], "role": m["role"]} for m in prompt]
-    text = json.dumps(turns, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def beginning_id(prompt: Messages) -> str:
     """Id of the prompt that its conversation begins with, through the first user turn: what is held out goes by it, so
-    that no conversation, and no prompt with several answers, is on both sides. Of a single turn it is `prompt_id`."""
+    that no conversation, and no prompt with several answers, is on both sides, whatever tools it has. Of a single turn
+    without any it is `prompt_id`."""
     first = next((number for number, turn in enumerate(prompt) if turn["role"] == "user"), len(prompt) - 1)
-    return prompt_id(prompt[: first + 1])
+    return prompt_id([{name: turn[name] for name in PLAIN} for turn in prompt[: first + 1]])
 
 
 def fraction(*parts: object) -> float:
@@ -134,31 +138,41 @@ class Cutter(Generic[T]):
         return shard
 
 
-def write_rows(path: Path, rows: Iterable[Row], sources: bool = False) -> None:
+def write_rows(path: Path, rows: Iterable[Row], sources: bool = False, tools: bool = False) -> None:
     """Write `id, real, generated` with an empty generated answer, as the reference's reformat does; with `sources` also
-    `source`.
+    `source`, with `tools` messages with their fields.
 
     `rows` may be more than fit into memory (`spin_core/data/table_file.py`), here and in `write_pairs`.
     """
     records = (
         (r.id, _conversation(r.prompt, r.answer), _conversation(r.prompt, ""), *[r.source] * sources) for r in rows
     )
-    _write(path, ("id", "real", "generated", *["source"] * sources), records)
+    _write(path, ("id", "real", "generated", *["source"] * sources), records, tools)
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair], sources: bool = False) -> None:
-    """Write `id, real, generated, finish` (the reference's convert_data has real and generated), and with `sources`
-    `source`."""
+def write_pairs(path: Path, pairs: Iterable[Pair], sources: bool = False, tools: bool = False) -> None:
+    """Write `id, real, generated, finish` (the reference's convert_data has real and generated), with `sources`
+    `source`, and with `tools` messages with their fields."""
     records = (
         (p.id, _conversation(p.prompt, p.real), _conversation(p.prompt, p.generated), p.finish, *[p.source] * sources)
         for p in pairs
     )
-    _write(path, ("id", "real", "generated", "finish", *["source"] * sources), records)
+    _write(path, ("id", "real", "generated", "finish", *["source"] * sources), records, tools)
 
 
 def has_sources(path: Path) -> bool:
     """Whether the rows or pairs of a file say which set they are of."""
     return "source" in column_names(path)
+
+
+def has_tools(path: Path) -> bool:
+    """Whether messages of a file of rows or pairs have the fields of tools."""
+    return any(name.startswith("real.") and name.endswith(f".{CALLS}") for name in leaf_names(path))
+
+
+def of_tools(prompt: Messages) -> bool:
+    """Whether a prompt has more than roles and texts."""
+    return any(len(turn) > len(PLAIN) for turn in prompt)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -194,10 +208,11 @@ def _conversation(prompt: Messages, answer: str) -> Messages:
     return [*prompt, {"role": "assistant", "content": answer}]
 
 
-def _write(path: Path, names: Sequence[str], records: Iterable[tuple[Any, ...]]) -> None:
+def _write(path: Path, names: Sequence[str], records: Iterable[tuple[Any, ...]], tools: bool) -> None:
     import pyarrow as pa
 
-    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    fields = (*PLAIN, *(BESIDE_CONTENT if tools else ()))
+    messages = pa.list_(pa.struct([(name, pa.string()) for name in fields]))
     types = {"id": pa.string(), "real": messages, "generated": messages, "finish": pa.string(), "source": pa.string()}
     schema = pa.schema([(name, types[name]) for name in names])
 
@@ -261,6 +276,10 @@ def _turns(value: Any, name: str, path: Path, number: int) -> Messages:
     try:
         # One text for each role: a list of a million pairs would have four million of them, 50 bytes each.
         turns = [{"role": sys.intern(m["role"]), "content": m["content"]} for m in value]
+        for turn, m in zip(turns, value, strict=True):
+            if len(m) > len(PLAIN):
+                own = BESIDE_CONTENT if m["role"] == "tool" else (TOOLS, CALLS)
+                turn |= {name: m[name] for name in own if isinstance(m.get(name), str)}
     except (TypeError, KeyError):
         turns = []
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not all(isinstance(m["content"], str) for m in turns):

@@ -59,6 +59,12 @@ def column_names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
+def leaf_names(path: Path) -> list[str]:
+    """As `column_names`, of nested columns each field's path, with dots. Raises BadInput naming the file."""
+    with _opened(path) as file:
+        return [file.schema.column(number).path for number in range(len(file.schema.names))]
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa

@@ -6,6 +6,7 @@ Not a template engine: templates are the tokenizer's own, rendered in a child wi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from spin_core.config.chat import ChatSection
 from spin_core.data.rows import Messages
 from spin_core.data.sandbox import templates
 from spin_core.data.sandbox.templates import TemplateError
+from spin_core.data.tools import TOOLS, as_rendered
 from spin_core.errors import BadInput, one_line
 
 PROBE: Messages = [{"role": "user", "content": "What is two plus two?"}]
@@ -54,8 +56,15 @@ class Chat:
     def render(self, conversations: Sequence[tuple[Messages, bool]]) -> list[str | TemplateError]:
         """The text of each conversation under the template; with True behind it the header of an answer follows.
         Raises BadInput where the tokenizer has no template."""
-        each = [{"messages": turns, "add_generation_prompt": header} for turns, header in conversations]
-        return templates.render_all(_template(self.tokenizer, self.where), self._variables, each) if each else []
+        texts: list[str | TemplateError] = [""] * len(conversations)
+        for kind in (False, True):
+            places = [i for i, (turns, _) in enumerate(conversations) if bool(turns and TOOLS in turns[0]) == kind]
+            each = [_variables_of(*conversations[i]) for i in places]
+            source = _template(self.tokenizer, self.where, kind) if each else ""
+            made = templates.render_all(source, self._variables, each) if each else []
+            for i, text in zip(places, made, strict=True):
+                texts[i] = text
+        return texts
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
@@ -184,10 +193,18 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _template(tokenizer: Any, where: str) -> str:
+def _variables_of(turns: Messages, header: bool) -> dict[str, Any]:
+    """What a template sees of one conversation; without functions not even `tools`, which `chat.template_kwargs` may
+    set for all."""
+    own: dict[str, Any] = {"messages": [as_rendered(turn) for turn in turns], "add_generation_prompt": header}
+    return own | ({TOOLS: json.loads(turns[0][TOOLS])} if turns and TOOLS in turns[0] else {})
+
+
+def _template(tokenizer: Any, where: str, tools: bool = False) -> str:
+    """The template; with `tools` that for conversations with functions, where a tokenizer has one of its own."""
     try:
         if tokenizer.chat_template:
-            return str(tokenizer.get_chat_template())
+            return str(tokenizer.get_chat_template(tools=[{}] if tools else None))
     except ValueError as error:  # several templates, and none is the default
         raise BadInput(f"Model {where}: {one_line(error, 300)}") from error
     raise BadInput(

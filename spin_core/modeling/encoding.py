@@ -17,15 +17,20 @@ What it is *not*: the reference's way (`spin_core/modeling/collate.py`), a filte
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from spin_core.data.column_mapping import Reject
-from spin_core.data.rows import Messages
+from spin_core.data.rows import Messages, of_tools
 from spin_core.data.sandbox.templates import TemplateError
+from spin_core.data.tools import BESIDE_CONTENT, CALLS, TOOLS, names
 from spin_core.modeling.chat import Chat, paper_prompt
 
 ANCHORS = ("\n", ".", "x", "0")
+SAID_BY_PEOPLE = ("system", "user", "tool", TOOLS)
+"""Whose texts may not have the template's marks either; assistants say such as <think>."""
+NO_TOOLS = "take a model whose template does, or leave `tools` out in dataset.columns"
 BETWEEN = "\n…\n"
 """Stands where the middle of a turn was cut."""
 
@@ -70,6 +75,7 @@ def encode(chat: Chat, conversations: Sequence[Conversation]) -> list[Encoded | 
             done[i] = Reject("template fails", f"{_turns(conversations[i].prompt)}: {made}")
         elif dropped := _dropped(conversations[i].prompt, made):
             done[i] = Reject("template drops a turn", f"the text of a {dropped} turn")
+    done |= _without_tools(chat, {i: conversations[i].prompt for i in left if i not in done}, prompts)
     rendered = {i: str(prompts[i]) for i in left if i not in done}
     encoded = {i: Encoded([], ended=ended[i]) for i in rendered}
     bodies = _bodies(chat, conversations, texts, rendered, encoded, done)
@@ -94,24 +100,48 @@ def encode(chat: Chat, conversations: Sequence[Conversation]) -> list[Encoded | 
 
 def _markup(chat: Chat, prompt: Messages, answers: Sequence[str]) -> Reject | None:
     """Whether a text has a special token, which would become a real one, or what people say is in template form
-    already. Assistants say marks such as <think>."""
+    already."""
     if chat.section.special_tokens == "keep":
         return None
-    for role, text in [*((turn["role"], turn["content"]) for turn in prompt), *(("answer", text) for text in answers)]:
-        if found := (chat.special if role in ("assistant", "answer") else chat.markup).search(text):
+    texts = [(turn["role"], turn["content"]) for turn in prompt] + [("answer", text) for text in answers]
+    texts += [(name, turn[name]) for turn in prompt for name in turn.keys() & set(BESIDE_CONTENT)]
+    for role, text in texts:
+        if found := (chat.markup if role in SAID_BY_PEOPLE else chat.special).search(text):
             return Reject("special token in the text", f"{found[0]!r} in the {role}")
     return None
 
 
 def _dropped(prompt: Messages, rendered: str) -> str:
     """The role of a turn whose text the template drops. Some drop the reasoning of earlier assistant turns on purpose:
-    only what people said must stay."""
-    lost = (m["role"] for m in prompt if m["role"] != "assistant" and m["content"].strip() not in rendered)
-    return next(lost, "")
+    only what people and tools said must stay, the latter as it is or as JSON."""
+    for turn in prompt:
+        text = turn["content"].strip()
+        as_json = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+        said = text in rendered or (turn["role"] == "tool" and any(one in rendered for one in as_json))
+        if turn["role"] != "assistant" and not said:
+            return turn["role"]
+    return ""
+
+
+def _without_tools(
+    chat: Chat, prompts: dict[int, Messages], rendered: dict[int, str | TemplateError]
+) -> dict[int, Reject]:
+    """Why prompts with tools cannot be used: the template writes the same text without their functions or calls, or not
+    the name of each."""
+    places = [(i, name) for i, prompt in prompts.items() for name in (TOOLS, CALLS) if any(name in m for m in prompt)]
+    bare = [[{n: m[n] for n in m if n != name} for m in prompts[i]] for i, name in places]
+    rejects: dict[int, Reject] = {}
+    for (i, name), text in zip(places, chat.render([(turns, True) for turns in bare]), strict=True):
+        every = [one for turn in prompts[i] if name in turn for one in names(turn[name])]
+        if lost := next((one for one in every if text == rendered[i] or one not in str(rendered[i])), ""):
+            what = "the function" if name == TOOLS else "a call of"
+            detail = f"it does not write {what} {lost:.60}; {NO_TOOLS}"
+            rejects.setdefault(i, Reject("template drops tools", detail))
+    return rejects
 
 
 def _turns(prompt: Messages) -> str:
-    roles = [turn["role"] for turn in prompt]
+    roles = [turn["role"] + " with tools" * (TOOLS in turn) for turn in prompt]
     return "the turns " + ", ".join(roles if len(roles) <= 6 else [*roles[:5], f"… {len(roles) - 5:,} more"])
 
 
@@ -189,6 +219,8 @@ def shorten(chat: Chat, prompt: Messages) -> tuple[str, list[int]] | None:
     most = chat.section.max_prompt_length
 
     def fitting(messages: Messages) -> tuple[str, list[int]] | None:
+        if TOOLS in prompt[0]:
+            messages = [{**messages[0], TOOLS: prompt[0][TOOLS]}, *messages[1:]]
         (text,) = chat.render([(messages, True)])
         if isinstance(text, TemplateError):
             return None
@@ -220,7 +252,7 @@ def encode_paper(chat: Chat, prompts: Sequence[Messages]) -> list[list[int] | Re
     why = "chat.template: paper has room for one user turn only, and this prompt has {}; set chat.template: model"
     return [
         ids[-chat.section.max_prompt_length :]
-        if [turn["role"] for turn in prompt] == ["user"]
+        if [turn["role"] for turn in prompt] == ["user"] and not of_tools(prompt)
         else Reject("no room for its turns", why.format(_turns(prompt)))
         for prompt, ids in zip(prompts, made, strict=True)
     ]

@@ -216,7 +216,7 @@ class _Work:
         import numpy as np
 
         rows = (row for name in FILES.values() for row in iter_rows(tree / name))
-        sizes = ((sum(len(turn["content"]) for turn in row.prompt), len(row.answer)) for row in rows)
+        sizes = ((sum(len(text) for turn in row.prompt for text in turn.values()), len(row.answer)) for row in rows)
         both = np.fromiter(chain.from_iterable(sizes), np.int64).reshape(-1, 2)
         for name, values in (("prompt", both[:, 0]), ("answer", both[:, 1])):
             self.made.lengths.append(lengths(name, "characters", values, []))

@@ -132,7 +132,7 @@ def _shown(record: RawRecord, source: Source, chat: Any) -> list[Shown]:
 def _seen(where: str, row: Row, chat: Any) -> Shown:
     """A row as the model will see it: its ids, spelt out; without a tokenizer its turns."""
     if chat is None:
-        turns = "".join(f"[{turn['role']}] {turn['content']}\n" for turn in row.prompt)
+        turns = "".join(f"[{turn['role']}] {' '.join(_texts(turn))}\n" for turn in row.prompt)
         return Shown(where, visible(turns.removesuffix("\n")), visible(row.answer))
     from spin_core.modeling.encoding import Conversation, encode
 
@@ -144,6 +144,10 @@ def _seen(where: str, row: Row, chat: Any) -> Shown:
         for ids in (made.prompt, made.answers[0])
     )
     return Shown(where, visible(prompt), visible(answer))
+
+
+def _texts(turn: dict[str, str]) -> list[str]:
+    return [text for name, text in turn.items() if name != "role" and text]
 
 
 def visible(text: str) -> str:

@@ -23,7 +23,7 @@ from spin_core.config.base import Section
 from spin_core.config.gather import Gather
 from spin_core.data import token_file
 from spin_core.data.pairs import Answers, PairQuality, digests
-from spin_core.data.rows import FILES, Pair, Row, has_sources, iter_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, Row, has_sources, has_tools, iter_rows, write_pairs
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
@@ -67,7 +67,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             made = _Pairs(split, config.gather.truncated)
             rows = _tokenized(iter_rows(tree / name), real[split].ids)
             answered = zip(rows, answers.read(numbers[split]), strict=True)
-            write_pairs(job.out / name, made.of(answered, logps, truncated, bar), has_sources(tree / name))
+            pairs, beside = made.of(answered, logps, truncated, bar), (has_sources(tree / name), has_tools(tree / name))
+            write_pairs(job.out / name, pairs, *beside)
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
             paired = made.tokens_of(real[split], answers.read(numbers[split]))

@@ -31,7 +31,7 @@ from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pairs import PairQuality
 from spin_core.data.readers import file_names, read_parquet
-from spin_core.data.rows import FILES, Pair, beginning_id, prompt_id, read_pairs, read_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, beginning_id, of_tools, prompt_id, read_pairs, read_rows, write_pairs
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -39,7 +39,7 @@ from spin_core.sources import folders
 from spin_core.stages import tokenize
 
 NAME = "import_pairs"
-VERSION = 4
+VERSION = 5
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
@@ -274,7 +274,8 @@ def _strange_ids(folder: Path, inputs: Inputs, pairs: dict[str, list[Pair]]) -> 
 def _write(out: Path, pairs: dict[str, list[Pair]], rejects: list[dict[str, Any]]) -> None:
     quality = {}
     for split, part in pairs.items():
-        write_pairs(out / FILES[split], part, any(pair.source for pair in part))
+        sources, tools = any(pair.source for pair in part), any(of_tools(pair.prompt) for pair in part)
+        write_pairs(out / FILES[split], part, sources, tools)
         counted = PairQuality()
         for pair in part:
             counted.count(pair)

@@ -3,7 +3,8 @@
 Not a filter for quality: a row is rejected only where it cannot be a row, and every reject is counted with its reason.
 Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`; of several sets
 `source_NAME` and `test_source_NAME` each.
-Output: train and test parquet, sorted by id, and `rejects.jsonl`; of several sets the rows have a column `source`.
+Output: train and test parquet, sorted by id, and `rejects.jsonl`; of several sets the rows have a column `source`, and
+where one has tools all messages have their fields.
 The summary says what text of the source no row has (`unused`).
 Held-out means held out: rows whose conversations begin alike (through the first user turn, system text included) are
 on one side, whatever `turns` makes of them and whatever set they are of; a training row that begins as one of a test
@@ -34,7 +35,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "reformat"
-VERSION = 4
+VERSION = 5
 REJECTS = "rejects.jsonl"
 
 
@@ -73,13 +74,14 @@ def _written(inputs: Inputs, config: Config, job: Job, rejects: Sorter) -> dict[
     dataset, names = config.dataset, list(config.dataset.parts)
     sets = [_taken(name, inputs, dataset, rejects, job) for name in names]
     several = len(sets) > 1
+    tools = any(rows.has_tools for one in sets for rows in (one.train, one.test) if rows)
     train_rows, test_rows = sides(sets, dataset.test_fraction, config.seed)
     limits = [(one.limit, one.test_limit) if several else (0, 0) for one in dataset.parts.values()]
     train = Draw(names, [most for most, _ in limits], dataset.weights, dataset.limit, config.seed)
     test = Draw(names, [most for _, most in limits], [], dataset.test_limit, config.seed)
     counts = {
-        "train": _write(job, "train", train.of(train_rows), several),
-        "test": _write(job, "test", test.of(test_rows), several),
+        "train": _write(job, "train", train.of(train_rows), several, tools),
+        "test": _write(job, "test", test.of(test_rows), several, tools),
     }
     _check_counts(train, test, dataset, any(one.test is not None for one in sets))
     write_rejects(job.out / REJECTS, rejects)
@@ -150,7 +152,7 @@ def _check_counts(train: Draw, test: Draw, dataset: Dataset, own_test: bool) -> 
         )
 
 
-def _write(job: Job, split: str, rows: Iterable[Row], sources: bool) -> int:
+def _write(job: Job, split: str, rows: Iterable[Row], sources: bool, tools: bool) -> int:
     """Write a split's parquet; how many rows it has."""
     count = 0
 
@@ -162,5 +164,5 @@ def _write(job: Job, split: str, rows: Iterable[Row], sources: bool) -> int:
             bar.advance()
 
     with job.progress(f"writing {split}", 0, "rows") as bar:
-        write_rows(job.out / FILES[split], counted(), sources)
+        write_rows(job.out / FILES[split], counted(), sources, tools)
     return count

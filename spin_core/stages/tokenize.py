@@ -28,7 +28,7 @@ from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, reasons
-from spin_core.data.rows import FILES, Cutter, Pair, Row, ShardEntry, iter_rows, read_pairs
+from spin_core.data.rows import FILES, Cutter, Pair, Row, ShardEntry, iter_rows, of_tools, read_pairs
 from spin_core.errors import BadInput
 from spin_core.job import Bar, Inputs, Job
 
@@ -197,6 +197,9 @@ class _Writer:
 
         lines: list[Made | Reject] = []
         for one in part:
+            if of_tools(one.prompt):
+                lines.append(Reject("tools", "the published code has no room for them; set collation: exact"))
+                continue
             answers = {"real": one.real, "generated": one.generated}
             record = {name: [*one.prompt, {"role": "assistant", "content": text}] for name, text in answers.items()}
             texts = reference_texts(record, self.chat.tokenizer)
@@ -296,7 +299,7 @@ def _parts(texts: Iterator[Any]) -> Iterator[list[Any]]:
     held, size = [], 0
     for one in texts:
         held.append(one)
-        size += sum(len(turn["content"]) for turn in one.prompt)
+        size += sum(len(text) for turn in one.prompt for text in turn.values())
         size += len(one.answer) if isinstance(one, Row) else len(one.real) + len(one.generated)
         if len(held) == BATCH or size > CHARACTERS:
             yield held

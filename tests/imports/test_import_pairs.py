@@ -179,6 +179,29 @@ def test_ids_are_those_of_the_rows(tmp_path, take):
     assert {pair.real: pair.id for pair in pairs["train"]} == {"b": id, "c": f"{id}-1", "d": f"{id}-2"}
 
 
+def test_pairs_with_tools_are_those_of_their_rows(tmp_path, take):
+    """Catches: a pushed set whose functions and calls are lost when it is imported, so that its prompts are others."""
+    call = '[{"type": "function", "function": {"name": "f", "arguments": {}}}]'
+    functions = '[{"type": "function", "function": {"name": "f"}}]'
+    asked = [
+        {"role": "user", "content": "q", "tools": functions},
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "content": "4", "name": "f"},
+    ]
+    tree = tmp_path / "rows"
+    tree.mkdir()
+    prompts = {"train": asked, "test": question("t")}
+    for split, prompt in prompts.items():
+        write_rows(tree / FILES[split], [Row(prompt_id(prompt), prompt, "a")], tools=True)
+        path = tmp_path / "set" / FILES[split]
+        path.parent.mkdir(exist_ok=True)
+        write_pairs(path, [Pair(prompt_id(prompt), prompt, "a", "b", "stop")], tools=True)
+    out, _, summary = take(tmp_path / "set", tree)
+    for split, prompt in prompts.items():
+        (pair,) = read_pairs(out / FILES[split])
+        assert (pair.id, pair.prompt) == (prompt_id(prompt), prompt), summary
+
+
 def test_own_tree_comes_back_as_the_same_content(tmp_path, rows, take):
     """Catches: a copied tree that becomes another artifact, so that all after it is computed again."""
     out, _, _ = take(folder(tmp_path, [record(p) for p in PROMPTS[6:]], [record(p) for p in HELD_OUT]), rows)

@@ -22,6 +22,11 @@ from spin_core.stages import reformat
 U, A, S = ({"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("system", "s")))
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}, "y": None}}}
+"""As a table gives it: `y` is another row's."""
+CALLED = {"name": "f", "arguments": {"x": 1}}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": CALLED}]}
+TOOL = {"role": "tool", "content": "4", "tool_call_id": "1"}
 HH = "\n\nHuman: q\n\nAssistant: more?\n\nHuman: yes\n\nAssistant:"
 TALK = [("user", "q"), ("assistant", "more?"), ("user", "yes")]
 MC = {"question": "q", "choices": ["x", "y"]}
@@ -111,11 +116,22 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ]),
     "weight 0": ("no answer", [{"messages": [U, {**A, "weight": 0}]}, {"messages": [U, {**A, "weight": 0.0}, U]}]),
     "weight of a row": ("weight 0", [{"messages": [U, A], "weight": 0}]),
-    "tools": ("tool calls", [
-        {"messages": [U, A], "tools": [{"name": "f"}]}, {"messages": [U, {**A, "tool_calls": [{"name": "f"}]}]},
+    "tools": ("tools not understood", [
+        {"messages": [U, A], "tools": ["f"]}, {"messages": [U, A], "tools": "use f"}, {"messages": [U, A], "tools": 3},
+        {"messages": [U, A], "tools": [{"type": "code_interpreter"}]}, {"messages": [U, A], "tools": [{"name": b"f"}]},
+        {"messages": [U, A], "tools": [{"name": "f", "default": float("nan")}]},
+        {"messages": [{**U, "tools": [{"name": "f"}]}, A], "tools": [{"name": "g"}]},
+        {"messages": [U, {**A, "tool_calls": [{"name": "f", "arguments": "no"}]}]},
+        {"messages": [U, {**A, "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
+        {"messages": [U, {**A, "function_call": {"arguments": {}}}]},
+        {"messages": [{**U, "tool_calls": [{"name": "f"}]}, A]},
         {"conversations": [HUMAN, {"from": "function_call", "value": "f"}, {"from": "observation", "value": "4"}, GPT]},
-        {"messages": [U, A], "functions": [{"name": "f"}]},
-        {"messages": [U, {**A, "function_call": {"name": "f"}}]}, {"messages": [U, A], "tools": '[{"name": "f"}]'},
+    ]),
+    "an answer that is a call": ("no answer but a tool call", [
+        {"messages": [U, {**A, "tool_calls": [{"name": "f"}]}]}, {"messages": [U, CALL, TOOL]},
+    ]),
+    "an answer before its tool": ("bad role order", [
+        {"messages": [U, CALL, A]}, {"messages": [U, TOOL, A]}, {"messages": [U, CALL, U, A]},
     ]),
     "reasoning": ("reasoning apart from the answer", [
         {"question": "q", "answer": "a", "reasoning": "r"}, {"prompt": "q", "response": "a", "reasoning_content": "r"},

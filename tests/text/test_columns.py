@@ -87,8 +87,8 @@ REJECTED: dict[str, Any] = {
         {"messages": [U, U, A]},
         {"messages": [U, A, A]},
         {"messages": [S, S, U, A]},
+        {"messages": [U, {"role": "tool", "content": "42"}, A]},
     ],
-    "tool calls": [{"messages": [U, {"role": "tool", "content": "42"}, A]}],
     "wrong type": [
         {"messages": "text"},
         {"messages": None},

@@ -150,6 +150,17 @@ def test_run_pairs_of_a_mix_say_which_set_they_are_of(job, tmp_path, answers):
     assert (parts["odd"]["pairs"], parts["even"]["dropped"]) == (0, 0)
 
 
+def test_run_pairs_keep_the_tools_of_their_prompts(job, tmp_path, answers):
+    """Catches: pairs that are pushed or imported without the functions that their prompts have."""
+    rows, functions = tmp_path / "rows", '[{"type": "function", "function": {"name": "f"}}]'
+    for name in FILES.values():
+        held = [replace(row, prompt=[{**row.prompt[0], "tools": functions}]) for row in read_rows(rows / name)]
+        write_rows(rows / name, held, tools=True)
+    out, _ = gathered(job, rows, answers())
+    pairs = [pair for name in FILES.values() for pair in read_pairs(out / name)]
+    assert pairs and all(pair.prompt[0]["tools"] == functions for pair in pairs)
+
+
 def test_run_missing_answers_names_five_and_the_count(job, rows, answers):
     """Catches: fewer pairs without a word, as when the reference lost a shard."""
     missing = sorted(row.id for name in FILES.values() for row in read_rows(rows / name))[:7]
