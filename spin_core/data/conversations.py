@@ -86,17 +86,40 @@ def _turn(message: Any, where: str) -> Turn:
     if not isinstance(role, str):
         raise Reject("wrong type", f"{where} has no role")
     apart = next((name for name in REASONING if says(message.get(name))), "")
-    content = _first(message, *ALIASES[1])
+    content, reasoned, called = _apart(_first(message, *ALIASES[1]))
     own = {TOOLS: tool_list(message[TOOLS], f"{where}.{TOOLS}")} if holds(message.get(TOOLS)) else {}
     if named := next((name for name in TOOL_CALLS if holds(message.get(name))), ""):
         own[CALLS] = call_list(message[named], f"{where}.{named}")
     elif role in CALL_ROLES:
         own[CALLS], content = call_list(content, where), ""
+    for part in called:
+        own[CALLS] = together(own.get(CALLS, ""), call_list(_first(part, *TEXT_OF_PART), f"{where}, a part"))
     if role in TOOL_ROLES:
         own |= {name: string(message[name], where) for name in OF_A_TOOL if holds(message.get(name))}
     role = "tool" if role in TOOL_ROLES else "assistant" if role in CALL_ROLES else ROLES.get(role, role)
     own = {name: text for name, text in own.items() if text}
+    apart = apart or "a part with it" * bool(reasoned)
     return Turn(role, content_text(content, where), apart, is_trained(message, where), own)
+
+
+def _apart(content: Any) -> tuple[Any, list[Any], list[Any]]:
+    """A list of parts without those that are reasoning, or calls, and these two."""
+    if not isinstance(content, list):
+        return content, [], []
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
+    reasoned, called = (
+        [p for p, kind in zip(content, kinds, strict=True) if kind in of] for of in (REASONING, CALL_ROLES)
+    )
+    return (
+        [p for p, kind in zip(content, kinds, strict=True) if kind not in (*REASONING, *CALL_ROLES)],
+        reasoned,
+        called,
+    )
+
+
+def reasoning_parts(message: dict[Any, Any]) -> list[Any]:
+    """Those parts of its content that are reasoning."""
+    return _apart(_first(message, *ALIASES[1]))[1]
 
 
 def tools_first(turns: list[Turn], given: str) -> list[Turn]:

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from spin_core.data.column_mapping import MAIN, Columns, ends_with_user, layout
-from spin_core.data.conversations import fields_read
+from spin_core.data.conversations import fields_read, reasoning_parts
 
 NAMED = 12  # in the sentence
 MESSAGES = ("messages", "prompt", "answer", "chosen", "rejected", "history")
@@ -68,7 +68,8 @@ def unused(fields: dict[str, Any], columns: Columns) -> set[str]:
 
 def _left_over(message: dict[Any, Any]) -> list[str]:
     read = fields_read(message)
-    return [str(name) for name, value in message.items() if name not in read and _has_text(value)]
+    left = [str(name) for name, value in message.items() if name not in read and _has_text(value)]
+    return left + ["content, parts of reasoning"] * bool(reasoning_parts(message))
 
 
 def _has_text(value: Any) -> bool:

@@ -136,6 +136,7 @@ REASONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "reasoning": ("reasoning apart from the answer", [
         {"question": "q", "answer": "a", "reasoning": "r"}, {"prompt": "q", "response": "a", "reasoning_content": "r"},
         {"messages": [U, A], "thinking": "r"},
+        {"messages": [U, {**A, "content": [{"type": "reasoning", "value": "r"}, {"type": "text", "value": "a"}]}]},
     ]),
     "types": ("wrong type", [
         {"question": "q", "answer": True}, {"question": "q", "answer": 3.0}, {"question": "q", "answer": 1e300},
@@ -169,6 +170,11 @@ UNUSED: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
     "message": ({"messages": [{**U, "name": "Ann"}, A]}, {}, {"messages[].name"}),
     "two texts": ({"messages": [{**U, "value": "other"}, A]}, {}, {"messages[].value"}),
     "reasoning of the prompt": ({"messages": [U, {**A, "thinking": "r"}, U, A]}, {}, {"messages[].thinking"}),
+    "parts of reasoning": (
+        {"messages": [U, {**A, "content": [{"type": "thinking", "thinking": "r"}]}, U, A]},
+        {},
+        {"messages[].content, parts of reasoning"},
+    ),
     "the chosen one again": ({"messages": [U, A], "chosen": "c", "rejected": "r"}, {}, {"chosen", "rejected"}),
     "context beside messages": ({"messages": [U, A], "context": "c"}, {}, {"context"}),
     "last turn": ({"messages": [U, A, U]}, {}, {"messages[-1]"}),

@@ -54,12 +54,14 @@ def test_examples_tools_calls_and_what_tools_answered_are_in_the_prompt(fields):
 
 def test_examples_calls_in_turns_of_their_own_are_one_turn():
     """Catches the second of two calls at once, each a turn in some sets, that breaks the order of the roles."""
-    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'}
-    answered = {"role": "tool_response", "content": "4"}
-    (row,) = examples({"messages": [U, call, call, answered, answered, A]}, {}, "all")
-    assert isinstance(row, Row)
-    assert json.loads(row.prompt[1]["tool_calls"]) == [{"type": "function", "function": CALLED}] * 2
-    assert [turn["role"] for turn in row.prompt] == ["user", "assistant", "tool", "tool"]
+    text, answered = '{"name": "f", "arguments": {"x": 1}}', {"role": "tool_response", "content": "4"}
+    call = {"role": "tool_call", "content": text}
+    parts = {**A, "content": [{"type": "text", "value": ""}, *[{"type": "tool_call", "value": text}] * 2]}
+    for calls in ([call, call], [parts]):
+        (row,) = examples({"messages": [U, *calls, answered, answered, A]}, {}, "all")
+        assert isinstance(row, Row)
+        assert json.loads(row.prompt[1]["tool_calls"]) == [{"type": "function", "function": CALLED}] * 2
+        assert [turn["role"] for turn in row.prompt] == ["user", "assistant", "tool", "tool"]
 
 
 def test_beginning_is_the_same_with_other_tools_and_the_prompt_is_not():
