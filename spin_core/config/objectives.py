@@ -8,6 +8,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from spin_core.config.base import Section
+from spin_core.config.choices import Loss
+
+REWARDS: dict[Loss, str] = {
+    "unpaired": "a times the log-ratio to the opponent",
+    "tspin": "α times the log-prob, or with reference_free: false the log-ratio to the opponent",
+    "tpaw": "β times the log-ratio to each player, as the players weigh",
+    "alpha": "β times the log-ratio to the mixture of opponent and θ_0",
+    "dft": "log-probs, with reference_free per token; of the generated answers their mean",
+}
+"""What `rewards/…` of training are, by loss; SPIN's own are β times the log-ratio to the opponent."""
 
 
 class Unpaired(Section):

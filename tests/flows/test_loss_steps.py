@@ -113,3 +113,28 @@ def test_two_iterations_compute_just_the_scores_that_the_loss_names(name: str, s
     assert {entry.state for entry in again} == {"Cached"}
     assert [entry.digest for entry in again] == [entry.digest for entry in ledger]
     assert {entry.state for entry in planned(config, str(store.root.parent), tmp_path).ledger} == {"cached"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "unpaired"},
+        {"loss": "tspin", "tspin": {"reference_free": False}},
+        {"loss": "tpaw"},
+        {"loss": "alpha"},
+        {"loss": "dft"},
+        {"loss": "dft", "dft": {"reference_free": True}},
+    ],
+    ids=["unpaired", "tspin against θ_t", "tpaw", "alpha", "dft", "dft alone"],
+)
+def test_plan_of_three_iterations_is_what_the_sheet_counts(settings: dict, store: Store, tmp_path: Path) -> None:
+    """Catches a sheet of a run that cannot be planned with more or fewer scores than its DAG has, and a DAG in which
+    two steps have one name (a run's folder has a link for each)."""
+    config = config_of(3, **settings)
+    ledger, data = planned(config, str(store.root.parent), tmp_path).ledger, todo.Data(20, 4, 10, 10, "")
+    rest = [entry for entry in ledger if entry.stage in ("score", "finetune")]
+    assert len({entry.title for entry in ledger}) == len(ledger)
+    counted = todo.everything(config, data)
+    asked = [(entry.place.iteration, entry.place.pairs) for entry in rest if entry.stage == "score"]
+    assert asked == counted.score
+    assert [entry.place.iteration for entry in rest if entry.stage == "finetune"] == counted.finetune
