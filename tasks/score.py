@@ -12,6 +12,5 @@ from tasks.runner.stage import stage
 def score(run: Run, t: int, model, pairs, by: int, of: int):
     cfg = run.config.at(t)
     config = core.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
-    label, other = f"iter {t}, pairs {of}", by != t
-    place = Place("iteration", t, model=by if other else None, pairs=of)
-    return Step(core, f"{label}, θ_{by}" if other else label, config, place), {"model": model, "pairs": pairs}
+    label = f"iter {t}, pairs {of}" + (f", θ_{by}" if by != t else "")
+    return Step(core, label, config, Place("iteration", t, pairs=of)), {"model": model, "pairs": pairs}
