@@ -12,7 +12,10 @@ from tasks.runner.stage import stage
 def evaluate(run: Run, label: str, place: Place, model, rows, tokens, t: int = 0, pairs=None, logps=None, start=None):
     cfg = run.config.at(t)
     part = cfg.finetune
-    against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
+    against = {}
+    if pairs:  # SPIN's own measures, with the weight and the tokens' way of the loss that it was trained by
+        against = {"beta": part.ratio_weight, "loss": "hinge" if part.loss == "hinge" else "sigmoid"}
+        against["length_normalised"] = part.length_normalised
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
     config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
     game = {"pairs": pairs, "logps": logps, "start": start}

@@ -8,8 +8,9 @@ from tasks.runner.stage import stage
 
 
 @stage
-def finetune(run: Run, t: int, opponent, pairs: list, logps: list):
+def finetune(run: Run, t: int, opponent, pairs: list, logps: list, first=None):
     cfg = run.config.at(t)
     config = core.Config(finetune=cfg.finetune, seed=cfg.seed)
     step = Step(core, f"iter {t}", config, Place("iteration", t, model=t + 1))
-    return step, {"model": opponent, "pairs": pairs, "logps": logps}
+    reads = {"model": opponent, "pairs": pairs, "logps": logps}
+    return step, reads if first is None else {**reads, "first": first}

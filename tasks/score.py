@@ -1,4 +1,4 @@
-"""score: the opponent's log-probs of one pair set."""
+"""score: the log-probs of one pair set under one model: the opponent, or another that the loss names."""
 
 from spin_core.config.finetune import score_settings
 from spin_core.job import Place
@@ -9,8 +9,8 @@ from tasks.runner.stage import stage
 
 
 @stage
-def score(run: Run, t: int, opponent, pairs, of: int):
+def score(run: Run, t: int, model, pairs, by: int, of: int):
     cfg = run.config.at(t)
     config = core.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
-    step = Step(core, f"iter {t}, pairs {of}", config, Place("iteration", t, pairs=of))
-    return step, {"model": opponent, "pairs": pairs}
+    label = f"iter {t}, pairs {of}" + (f", θ_{by}" if by != t else "")
+    return Step(core, label, config, Place("iteration", t, pairs=of)), {"model": model, "pairs": pairs}

@@ -22,7 +22,7 @@ def sft_instead(run: Run, start, tokens, iterations: int):
     """
     cfg = run.config
     assert cfg.control
-    passes = sum(cfg.epochs(t) * min(t + 1, cfg.history) for t in range(iterations))
+    passes = sum(cfg.passes(t) for t in range(iterations))
     part = cfg.control.model_copy(update={"epochs": passes, "global_batch": cfg.finetune.global_batch})
     config = core.Config(sft=part, seed=cfg.seed)
     step = Step(core, f"instead of {iterations} iter", config, Place("control", iterations - 1))

@@ -83,8 +83,8 @@ def _figures(step: Entry, fact: Facts, per_pair: Mapping[int | None, float]) -> 
     elif step.stage == "sft":
         figures["trained"] = tokens * _passes(summary, fact)
     elif step.stage == "finetune":
-        figures["trained"] = (number(summary.get("pairs")) or 0.0) * per_pair.get(step.place.iteration, 0.0)
-        figures["trained"] *= _passes(summary, fact)
+        scored = (number(summary.get("pairs")) or 0.0) * per_pair.get(step.place.iteration, 0.0)
+        figures["trained"] = (tokens or scored) * _passes(summary, fact)  # older records have no tokens of their own
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Loss = Literal["sigmoid", "hinge"]
+Loss = Literal["sigmoid", "hinge", "unpaired", "tspin", "tpaw", "alpha", "dft"]
 Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["rmsprop", "adamw"]
 Quantize = Literal["none", "nf4"]

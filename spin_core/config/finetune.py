@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from spin_core.config.base import Section, added_field
 from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Collation, Loss, Optimizer, Precision, Quantize
+from spin_core.config.objectives import Alpha, Dft, Tpaw, Tspin, Unpaired
+
+WEIGHED: dict[Loss, str] = {"unpaired": "unpaired.a", "tspin": "tspin.alpha", "dft": "dft.tau"}
+"""Losses that do not use `beta`, and what they have for it."""
+SECTIONS = ("unpaired", "tspin", "tpaw", "alpha", "dft")
+"""Of `finetune:`, each used by the loss of its name."""
 
 
 class Lora(Section):
@@ -44,8 +51,14 @@ class Lora(Section):
 class Finetune(Section):
     """`finetune:` in a profile."""
 
-    loss: Loss = Field("sigmoid", description="sigmoid: −log σ(z); hinge: max(0, 1 − z).")
-    beta: float = Field(0.1, gt=0, description="λ of the paper: weight of the log-ratio in the loss.")
+    loss: Loss = Field(
+        "sigmoid",
+        description="SPIN's: sigmoid: −log σ(z); hinge: max(0, 1 − z). Others on the same pairs (docs/objectives.md): "
+        "unpaired, tspin, tpaw, alpha, dft, each with a section of its name.",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="λ of the paper: weight of the log-ratio in the loss (sigmoid, hinge, tpaw, alpha)."
+    )
     length_normalised: bool = added_field(
         False, description="Divide each log-ratio by its answer's tokens before beta (which then has to be larger)."
     )
@@ -82,6 +95,56 @@ class Finetune(Section):
         "(`generate.logprobs: true`), where a sample agrees with score's own; float32 and exact collation only.",
     )
 
+    unpaired: Unpaired = added_field(Unpaired(), description="Settings of loss unpaired (SPACE, GSIL).")
+    tspin: Tspin = added_field(Tspin(), description="Settings of loss tspin (T-SPIN).")
+    tpaw: Tpaw = added_field(Tpaw(), description="Settings of loss tpaw (TPAW).")
+    alpha: Alpha = added_field(Alpha(), description="Settings of loss alpha (α-SPIN).")
+    dft: Dft = added_field(Dft(), description="Settings of loss dft (DFT).")
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the loss is made of the trained model's log-probs alone."""
+        return (self.loss == "tspin" and self.tspin.reference_free) or (self.loss == "dft" and self.dft.reference_free)
+
+    @property
+    def wants_first(self) -> bool:
+        """Whether the loss reads the answers of θ_0, from iteration 1 on."""
+        return self.loss == "tspin" and self.tspin.beta > 0
+
+    @property
+    def per_token(self) -> bool:
+        """Whether log-probs are divided by their answer's tokens before all else."""
+        return self.length_normalised or (self.loss == "dft" and self.dft.reference_free)
+
+    @property
+    def ratio_weight(self) -> float:
+        """What a log-ratio to the opponent is multiplied by in the loss, and so in the rewards."""
+        return {"unpaired": self.unpaired.a, "tspin": self.tspin.alpha, "dft": 1.0}.get(self.loss, self.beta)
+
+    @model_validator(mode="after")
+    def _only_what_the_loss_uses(self) -> Finetune:
+        defaults = type(self).model_fields
+        if self.loss in WEIGHED and self.beta != defaults["beta"].default:
+            raise ValueError(f"beta is not used by loss {self.loss}, which has {WEIGHED[self.loss]}; leave beta out")
+        for name in SECTIONS:
+            if name != self.loss and getattr(self, name) != defaults[name].default:
+                raise ValueError(f"{name} is not used by loss {self.loss}; leave it out, or set loss: {name}")
+        if self.length_normalised and self.loss == "dft":
+            raise ValueError(
+                "length_normalised is not used by loss dft, which weighs whole answers, or with dft.reference_free "
+                "tokens; leave it out"
+            )
+        if self.engine_logps and self.reference_free:
+            raise ValueError(
+                f"engine_logps is not used by loss {self.loss} with reference_free, which scores nothing; leave it out"
+            )
+        if self.collation == "reference" and (self.loss == "dft" or self.wants_first):
+            raise ValueError(
+                f"loss {self.loss} does not go with collation: reference, which cuts a prompt by the pair that it is "
+                "in, while the loss reads several answers to one prompt; set collation: exact"
+            )
+        return self
+
     @model_validator(mode="after")
     def _nf4_computes_in_bfloat16(self) -> Finetune:
         if self.lora and self.lora.quantize == "nf4" and self.precision != "bfloat16":
@@ -98,6 +161,26 @@ class Score(Section):
     quantize: Quantize = added_field("none")
     """Of `finetune.lora`: the policy's log-ratio must begin at 0, so its opponent is quantised as it is."""
     engine_logps: bool = added_field(False)
+
+
+def scored(part: Finetune, t: int, sets: Sequence[int], first: int) -> list[tuple[int, int]]:
+    """Whose log-probs of which pairs iteration `t` trains with: (k of the θ_k, iteration of the pairs), model by model,
+    θ_t before its predecessors, each over all of `sets`, the iterations whose pairs are trained on, and then over those
+    of iteration 0, where the loss reads θ_0's answers. `first`: the iteration that the run begins with.
+
+    finetune reads them in this order. dft weighs an answer against the model that it was sampled from.
+    """
+    if part.reference_free:
+        return []
+    if part.loss == "dft":
+        return [(i, i) for i in sets]
+    players = [t]
+    if part.loss == "tpaw":
+        players = list(range(t, max(first - 1, t - part.tpaw.players), -1))
+    elif part.loss == "alpha" and t > 0 and part.alpha.base_share:
+        players = [t, 0]
+    every = [*sets, 0] if part.wants_first and t > 0 else sets
+    return [(k, i) for k in players for i in every]
 
 
 def score_settings(part: Finetune) -> Score:

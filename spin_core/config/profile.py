@@ -15,7 +15,7 @@ from spin_core.config.base import Section, added_field, listed_section, section_
 from spin_core.config.chat import ChatSection
 from spin_core.config.dataset import Dataset
 from spin_core.config.evaluate import Evaluate
-from spin_core.config.finetune import Finetune, engine_logps_unusable, score_settings
+from spin_core.config.finetune import Finetune, engine_logps_unusable, score_settings, scored
 from spin_core.config.gate import Gate
 from spin_core.config.gather import Gather
 from spin_core.config.generate import Generate
@@ -92,6 +92,8 @@ class Config(Section):
                 raise ValueError(f"finetune.stop_epoch must not be above finetune.schedule_epochs{where}")
             if at.finetune.engine_logps:
                 self._engine_logps_are_there(t, where)
+            if self.start.iteration:
+                self._loss_knows_its_models(at.finetune, where)
             self._lora_is_unsharded(at.finetune, where)
         self._gate_is_measured()
         self._start_is_there()
@@ -109,6 +111,22 @@ class Config(Section):
             raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
         if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
+
+    def _loss_knows_its_models(self, part: Finetune, where: str) -> None:
+        """A run that begins behind θ_0 has neither θ_0 nor what it answered, and no earlier model than its first."""
+        first, at = self.start.iteration, f"start.iteration: {self.start.iteration} begins behind θ_0"
+        if part.loss == "alpha":
+            raise ValueError(f"finetune.loss{where}: {at}, which loss alpha mixes into the opponent; take sigmoid")
+        if part.wants_first and 0 not in self.start.pairs:
+            raise ValueError(
+                f"finetune.loss{where}: {at}, whose answers loss tspin reads; give start.pairs.0, or set "
+                "finetune.tspin.beta: 0"
+            )
+        if part.loss == "dft" and not part.reference_free and self.history > 1:
+            raise ValueError(
+                f"finetune.loss{where}: loss dft weighs answers by the model that they were sampled from, and the "
+                f"models before θ_{first} are not there; set history: 1 or finetune.dft.reference_free: true"
+            )
 
     def _lora_is_unsharded(self, part: Finetune, where: str) -> None:
         """An adapter is put on, and merged into, a model that each process has."""
@@ -141,15 +159,17 @@ class Config(Section):
         if first and self.model.path.startswith("builtin:"):
             raise ValueError(f"start.iteration: {first} needs θ_{first}; name it in model.path")
         for t in pairs:
-            if not least <= t < self.iterations:
+            read = t == 0 and any(self.at(later).finetune.wants_first for later in range(first, self.iterations))
+            if not least <= t < self.iterations and not read:
                 raise ValueError(f"start.pairs.{t}: this run trains on the pairs of {least} to {self.iterations - 1}")
-            if any(self.at(later).finetune.engine_logps for later in range(t, min(t + self.history, self.iterations))):
+            scoring = [later for later in range(first, self.iterations) if t in {of for _, of in self.scored(later)}]
+            if any(self.at(later).finetune.engine_logps for later in scoring):
                 raise ValueError(f"start.pairs.{t}: imported pairs have no log-probs; set finetune.engine_logps: false")
 
     def _engine_logps_are_there(self, t: int, where: str) -> None:
         if why := engine_logps_unusable(score_settings(self.at(t).finetune), self.chat):
             raise ValueError(f"finetune.engine_logps{where}: {why}")
-        for made in range(max(0, t + 1 - self.history), t + 1):
+        for made in sorted({of for _, of in self.scored(t)}):
             if not self.at(made).generate.logprobs:
                 raise ValueError(
                     f"finetune.engine_logps{where} needs generate.logprobs: true in iteration {made}, whose pairs it "
@@ -182,10 +202,22 @@ class Config(Section):
         changed = {"iterations": count, "overrides": kept, "runtime": runtime, "start": start}
         return self.model_copy(update=changed)
 
+    def sets(self, t: int) -> list[int]:
+        """The iterations whose pairs iteration `t` trains on, oldest first."""
+        return list(range(max(0, t + 1 - self.history), t + 1))
+
+    def scored(self, t: int) -> list[tuple[int, int]]:
+        """Whose log-probs of which pairs iteration `t` trains with; see `spin_core.config.finetune.scored`."""
+        return scored(self.at(t).finetune, t, self.sets(t), self.start.iteration)
+
     def epochs(self, t: int) -> float:
-        """Passes over its pairs that iteration `t` makes."""
+        """Passes over its examples that iteration `t` makes."""
         part = self.at(t).finetune
         return part.stop_epoch or part.schedule_epochs
+
+    def passes(self, t: int) -> float:
+        """Passes over the rows: each has an example in each set of pairs, but for dft, where it has one."""
+        return self.epochs(t) * (1 if self.at(t).finetune.loss == "dft" else len(self.sets(t)))
 
 
 def load_profile(

@@ -52,20 +52,31 @@ class Setting:
 
 
 def lengths(s: Setting, config: Config, part: Finetune | Sft) -> tuple[int, list[int]]:
-    """Tokens of a mean example as it is cut: prompt, and its answers (the real one; of finetune the generated one)."""
+    """Tokens of a mean row or pair as it is cut: prompt, and its answers (the real one; of finetune the generated
+    one)."""
     new, most = config.generate.max_new_tokens, part.max_length
     shown = max(1, min(round(s.data.prompt), config.chat.max_prompt_length, most - 1))
     answers = [max(1, min(round(s.data.answer), cut, most - shown)) for cut in (most, new)]
     return shown, answers if isinstance(part, Finetune) else answers[:1]
 
 
-def _passes(s: Setting, config: Config, part: Finetune | Sft, budget: int) -> list[PassShape]:
-    """The passes that could be fullest: mean examples that fill `budget`, and the longest one that settings allow."""
+def example(s: Setting, config: Config, part: Finetune | Sft) -> tuple[int, list[int]]:
+    """As `lengths`, with the further answers that a loss trains on: θ_0's (tspin), or those of older pairs (dft)."""
     shown, answers = lengths(s, config, part)
+    if not isinstance(part, Finetune):
+        return shown, answers
+    latest = config.sets(config.iterations - 1) if config.iterations else [0]
+    further = len(latest) - 1 if part.loss == "dft" else int(part.wants_first and config.iterations > 1)
+    return shown, answers + answers[1:] * further
+
+
+def _passes(s: Setting, config: Config, part: Finetune | Sft, budget: int, scoring: bool = False) -> list[PassShape]:
+    """The passes that could be fullest: mean examples that fill `budget`, and the longest one that settings allow."""
+    shown, answers = (lengths if scoring else example)(s, config, part)
     new, most = config.generate.max_new_tokens if isinstance(part, Finetune) else 0, part.max_length
     count = max(1, budget // (shown + sum(answers)))
     least = max(1, min(config.chat.max_prompt_length, most - new))
-    longest = [most - least, min(new, most - least)][: len(answers)]
+    longest = [most - least] + [min(new, most - least)] * (len(answers) - 1)
     return [PassShape([(shown, answers)] * count), PassShape([(least, longest)])]
 
 
@@ -104,7 +115,7 @@ def _training(s: Setting, config: Config, part: Finetune | Sft) -> Need:
 def score(s: Setting, config: Config) -> Need:
     """Of a scoring process: float32 weights and one pass of `runtime.score_tokens`."""
     part = config.finetune
-    batches = _passes(s, config, part, config.runtime.score_tokens)
+    batches = _passes(s, config, part, config.runtime.score_tokens, scoring=True)
     form, parts = Form(part.precision, s.device), sharded(config)
     nf4 = bool(part.lora and part.lora.quantize == "nf4")
     peak = max(memory.scoring(s.model, batch, form, parts, nf4).total for batch in batches)

@@ -97,14 +97,12 @@ def _tokenize(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
 def _sft(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     part = config.sft if todo.sft else config.control
     assert part is not None
-    epochs = ([part.epochs] if todo.sft else []) + [
-        sum(config.epochs(t) * min(t + 1, config.history) for t in range(n)) for n in todo.controls
-    ]
+    epochs = ([part.epochs] if todo.sft else []) + [sum(config.passes(t) for t in range(n)) for n in todo.controls]
     return _training("sft", s, config, part, len(epochs), sum(epochs) * s.data.train, gpu)
 
 
 def _finetune(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
-    count = sum(min(t + 1, config.history) * config.epochs(t) for t in todo.finetune) * s.data.train
+    count = sum(config.passes(t) for t in todo.finetune) * s.data.train
     return _training("finetune", s, config, config.finetune, len(todo.finetune), count, gpu)
 
 
@@ -112,7 +110,7 @@ def _training(
     stage: str, s: Setting, config: Config, part: Finetune | Sft, steps: int, count: float, gpu: Gpu
 ) -> StageCost:
     """Of `count` examples in all `steps`."""
-    runtime, compute, group = config.runtime, config.runtime.compute, PassShape([needs.lengths(s, config, part)])
+    runtime, compute, group = config.runtime, config.runtime.compute, PassShape([needs.example(s, config, part)])
     rank = part.lora.rank if isinstance(part, Finetune) and part.lora else 0
     flops = work.training_flops(s.model, group, runtime.gradient_checkpointing, bool(rank))
     computing = flops / (gpu.tflops(part.precision) * 1e12 * work.TRAINING) * count / compute.world
@@ -183,8 +181,8 @@ def _evaluate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     part, world, rows = config.evaluate, config.runtime.compute.world, todo.evaluate * s.data.test
     shown, answers = needs.lengths(s, config, config.finetune)
     seconds = _reading(s, config, PassShape([(shown, answers[:1])]), rows, gpu)
-    # Against the opponent, and from the second game on against the start.
-    games = max(0, 2 * todo.games - 1) * s.data.test
+    # Against the opponent, and from the second game on against the start; of a loss without an opponent no game.
+    games = 0 if config.finetune.reference_free else max(0, 2 * todo.games - 1) * s.data.test
     seconds += _reading(s, config, PassShape([(shown, answers)]), games, gpu)
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
     use = replace(transformers_engine.footprint(config.runtime), processes=world)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from spin_core.config import yaml_reader
 from spin_core.config.dataset import Source
+from spin_core.config.finetune import score_settings
 from spin_core.config.profile import Config
 from spin_core.data.mixing import sizes
 from spin_core.data.token_file import FILES, TokenFile
@@ -96,11 +97,14 @@ def everything(config: Config, data: Data) -> Todo:
     made = [t for t in trained if t not in config.start.pairs]
     controls = [t + 1 for t in trained] if config.control else []
     models = 1 + len(trained) + len(controls)
-    scored = [(t, of) for t in trained for of in range(max(0, t + 1 - config.history), t + 1)]
+    scores: dict[tuple[int, int, str], tuple[int, int]] = {}
+    for t in trained:
+        for k, of in config.scored(t):  # of what an earlier iteration has scored in the same way nothing is left
+            scores.setdefault((k, of, score_settings(config.at(t).finetune).model_dump_json()), (t, of))
     return Todo(
         reformat=True, tokenize=1, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows),
-        gather=made, score=scored, finetune=list(trained), controls=controls, evaluate=models, games=len(trained),
-        harness=models if config.harness else 0,
+        gather=made, score=list(scores.values()), finetune=list(trained), controls=controls, evaluate=models,
+        games=len(trained), harness=models if config.harness else 0,
     )  # fmt: skip
 
 

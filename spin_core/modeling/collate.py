@@ -53,16 +53,29 @@ class Tokens:
         return mask
 
 
+@dataclass(frozen=True)
+class Further:
+    """One more generated answer of groups: `rows` int64 [N] says which row of the pairs in `file` has it, −1 none."""
+
+    file: TokenFile
+    rows: np.ndarray
+
+
 class Groups(Sequence[tuple[Tokens, ...]]):
     """The rows of token files, one file after the other: prompt and answer (of rows), or prompt and both answers (of
-    pairs). Made where they are used, from pages that all processes of a machine share; no group is held here.
+    pairs), and behind these the further answers that a group has. Made where they are used, from pages that all
+    processes of a machine share; no group is held here.
 
     What is over `max_length` loses the end of its answer; `cut` counts these.
     """
 
-    def __init__(self, files: Sequence[TokenFile], max_length: int, answers: Sequence[str] = ("real", "generated")):
+    def __init__(
+        self, files: Sequence[TokenFile], max_length: int, answers: Sequence[str] = ("real", "generated"),
+        further: Sequence[Further] = (),
+    ):  # fmt: skip
         """Raises BadInput where a prompt leaves no room for an answer."""
         self.files, self.max_length, self.answers = list(files), max_length, tuple(answers)
+        self.further = list(further)
         self._first = list(accumulate(map(len, self.files), initial=0))
         self.ids = [id for file in self.files for id in file.ids]
         for file in self.files:
@@ -89,16 +102,27 @@ class Groups(Sequence[tuple[Tokens, ...]]):
             ids = np.concatenate([prompt, row[name]])[: self.max_length]
             hidden = row.get(f"hidden_{name}")
             made.append(Tokens(ids, len(prompt), hidden if hidden is not None and len(hidden) else None))
+        for one in self.further:
+            if (at := int(one.rows[index])) >= 0:
+                ids = np.concatenate([prompt, one.file.row(at)["generated"]])[: self.max_length]
+                made.append(Tokens(ids, len(prompt)))
         return tuple(made)
 
     def _of(self, name: str) -> np.ndarray:
         """How many ids each group has in a column, int64 [N]. 50,000 groups made one by one take half a second."""
         return np.concatenate([np.zeros(0, np.int64), *(file.lengths(name) for file in self.files)])
 
+    def there(self) -> np.ndarray:
+        """Which of its answers each group has, bool [N, answers]: all but further ones."""
+        all_ = np.ones((len(self), len(self.answers)), bool)
+        return np.concatenate([all_, *((one.rows >= 0)[:, None] for one in self.further)], axis=1)
+
     def lengths(self) -> np.ndarray:
-        """Tokens of each group's sequences, int64 [N, answers]."""
+        """Tokens of each group's sequences, int64 [N, answers]; 0 where it has none."""
         prompts = self._of("prompt")
-        return np.stack([(prompts + self._of(name)).clip(max=self.max_length) for name in self.answers], axis=1)
+        columns = [prompts + self._of(name) for name in self.answers]
+        columns += [prompts + np.append(one.file.lengths("generated"), 0)[one.rows] for one in self.further]
+        return np.where(self.there(), np.stack(columns, axis=1).clip(max=self.max_length), 0)
 
     def targets(self) -> np.ndarray:
         """Labels of each group's sequences, int64 [N, answers], as `Tokens.targets`."""
@@ -107,7 +131,7 @@ class Groups(Sequence[tuple[Tokens, ...]]):
 
     def packed(self) -> np.ndarray:
         """Tokens that each group takes packed, int64 [N], as `packing.tokens_of`."""
-        return self.lengths().sum(axis=1) - (len(self.answers) - 1) * self._of("prompt")
+        return self.lengths().sum(axis=1) - (self.there().sum(axis=1) - 1) * self._of("prompt")
 
     def cut(self, answer: str) -> int:
         """How many of an answer's sequences lose their end."""
@@ -119,6 +143,13 @@ def read_groups(
 ) -> Groups:
     """The groups of a split of tokens or pairs trees. Raises BadInput naming a file that is no file of tokens."""
     return Groups([TokenFile(tree / FILES[split]) for tree in trees], max_length, answers)
+
+
+def further(groups: Groups, tree: Path, split: str) -> Further:
+    """The generated answers of another pairs tree to the prompts of `groups`, by id."""
+    file = TokenFile(tree / FILES[split])
+    at = {id: row for row, id in enumerate(file.ids)}
+    return Further(file, np.array([at.get(id, -1) for id in groups.ids], np.int64))
 
 
 def longest_of(groups: Sequence[Sequence[Tokens]]) -> int:

@@ -104,7 +104,7 @@ class Policy(torch.nn.Module):
         """The cost of each group, by its number."""
         if isinstance(groups, Groups):
             lengths = groups.lengths()
-            costs = groups.packed() if self.packed else lengths.shape[1] * lengths.max(axis=1)
+            costs = groups.packed() if self.packed else groups.there().sum(axis=1) * lengths.max(axis=1)
             return dict(enumerate(costs.tolist()))
         numbered = groups.items() if isinstance(groups, Mapping) else enumerate(groups)
         return {number: self.cost(group) for number, group in numbered}

@@ -1,10 +1,13 @@
-"""The SPIN loss and the log-probs it is made of (torch module).
+"""The losses of `finetune.loss`, each a function of the log-probs that it names (torch module).
 
-What it is *not*: no model, no tokens, no reduction over the batch.
+Formulas with sources, and what they agree with: docs/objectives.md. What it is *not*: no model, no tokens, no
+reduction over the batch: every loss is [B]. Log-probs are of whole answers in nats (or per label of them), [B] where
+nothing else is said; a log-ratio is log p_θ − log p of another model. Gradients reach whatever has a graph.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,12 +16,11 @@ from torch import Tensor
 
 from spin_core.config.choices import Loss
 
-LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+SPIN: dict[Loss, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda z: -F.logsigmoid(z),  # the paper's choice
     "hinge": lambda z: torch.relu(1 - z),
 }
-"""ℓ by the name that `finetune.loss` has for it: of z [B], the loss of each pair. A new one is its function, a line
-here and its name in `choices.Loss` (a test compares the two)."""
+"""SPIN's own losses: ℓ of z [B] by the name that `finetune.loss` has for it."""
 
 
 def spin_loss(
@@ -27,18 +29,69 @@ def spin_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss of each pair (paper, arXiv 2401.01335, eq. 4.7).
 
-        z = β·[ (log p_θ(y|x) − log p_θt(y|x)) − (log p_θ(y′|x) − log p_θt(y′|x)) ],    ℓ(z): see LOSSES
+        z = β·[ (log p_θ(y|x) − log p_θt(y|x)) − (log p_θ(y′|x) − log p_θt(y′|x)) ],    ℓ(z): see SPIN
 
     Shapes: four [B] tensors of summed answer log-probs in nats (y: real answer, y′: the opponent's own) → `losses` [B]
     with graph, `real_rewards` [B] = β·(log p_θ(y|x) − log p_θt(y|x)) and `generated_rewards` [B] alike, both detached.
     Raises ValueError on another `loss`.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    if loss not in SPIN:
+        raise ValueError(f"loss must be one of {', '.join(SPIN)}, not {loss!r}")
     z = beta * ((policy_real - policy_generated) - (opponent_real - opponent_generated))
     real_rewards = beta * (policy_real - opponent_real).detach()
     generated_rewards = beta * (policy_generated - opponent_generated).detach()
-    return LOSSES[loss](z), real_rewards, generated_rewards
+    return SPIN[loss](z), real_rewards, generated_rewards
+
+
+def unpaired_loss(real: Tensor, generated: Tensor, a: float, b: float, w: float) -> Tensor:
+    """−log σ(a·r(y) + b) − w·log σ(−a·r(y′) − b): SPACE with a = 1, b = −ln μ, w = μ; GSIL with w = 1.
+
+    `real`, `generated`: log-ratios r to the opponent.
+    """
+    return -F.logsigmoid(a * real + b) - w * F.logsigmoid(-a * generated - b)
+
+
+def triplet_loss(real: Tensor, generated: Tensor, first: Tensor | None, alpha: float, beta: float) -> Tensor:
+    """T-SPIN: −log σ(α[s(y) − s(y′)]) − β·log σ(α[s(y′) − s(y₀)]).
+
+    `real`, `generated`, `first`: s of the three answers, log-probs under the policy (or log-ratios to the opponent);
+    y₀ is θ_0's. Without `first` the second term is left out.
+    """
+    current = -F.logsigmoid(alpha * (real - generated))
+    return current if first is None else current - beta * F.logsigmoid(alpha * (generated - first))
+
+
+def team_loss(real: Tensor, generated: Tensor, lift: float, sharpness: float) -> tuple[Tensor, Tensor]:
+    """TPAW: Σ_j β_j·ℓ(α_j·P_j(y) − P_j(y′)), and the β_j [B, players]; ℓ(z) = −log σ(z), and constants to the gradient
+    α_j = lift where P_j(y) ≤ 0, else 1, and β_j = softmax_j(−sharpness·(P_j(y) − P_j(y′))).
+
+    `real`, `generated`: P_j, [B, players], the weighted log-ratio to each player.
+    """
+    lifts = torch.where(real.detach() <= 0, lift, 1.0)
+    weights = torch.softmax(-sharpness * (real - generated).detach(), dim=1)
+    return (weights * -F.logsigmoid(lifts * real - generated)).sum(1), weights
+
+
+def mixed(opponent: Tensor, base: Tensor, base_share: float) -> Tensor:
+    """α-SPIN: the opponent's log-prob in the geometric mixture of θ_t and θ_0 (up to its normaliser, which is the same
+    for both answers)."""
+    return (1 - base_share) * opponent + base_share * base
+
+
+def discriminative_loss(
+    real: Tensor, generated: Tensor, reference: Tensor, there: Tensor, tau: float, gamma: float
+) -> Tensor:  # fmt: skip
+    """DFT: −s(y) + τ/γ·log(1 − γ + γ·mean_j exp(s(y′_j)/τ − log p(y′_j))).
+
+    `real`: s of the real answer; `generated` [B, m]: of the generated ones, of which `there` (bool) are; `reference`
+    [B, m]: log p of each under the model that it was sampled from (or 0). γ = 1 is the paper's formula; below it the
+    gradient is that of the authors' moving average at its first visit of a prompt, and the loss has a floor.
+    """
+    ratios = (generated / tau - reference).masked_fill(~there, -torch.inf)
+    mean = torch.logsumexp(ratios, dim=1) - there.sum(1).log()
+    if gamma < 1:
+        mean = torch.logaddexp(mean + math.log(gamma), mean.new_tensor(math.log1p(-gamma)))
+    return -real + tau / gamma * mean
 
 
 def per_label(logps: Tensor, labels: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """One SPIN iteration: weights in, weights out (paper, eq. 4.7).
 
-What it is *not*: no generation, no evaluation, no opponent in memory (the reference log-probs come from score).
-Trains on the train split of all pairs trees together. With `lora` an adapter is trained on θ_t and merged into it, so
-that θ_{t+1} is a plain model, and the next iteration's opponent, in either case.
+What it is *not*: no generation, no evaluation, no second model in memory (the reference log-probs come from score).
+Trains on the train split of all pairs trees together, by `finetune.loss` (docs/objectives.md). With `lora` an adapter
+is trained on θ_t and merged into it, so that θ_{t+1} is a plain model, and the next iteration's opponent, in either
+case.
 
-inputs   `model`: θ_t · `pairs`: trees with tokens of pairs, newest first · `logps`: their score trees under θ_t, in the
-         same order
+inputs   `model`: θ_t · `pairs`: trees with tokens of pairs, oldest first · `logps`: their score trees, in the order of
+         `spin_core.config.finetune.scored`: under θ_t, then under each further model (none where the loss is
+         reference-free) · for tspin from iteration 1 on `first`: the pairs tree of iteration 0
 outputs  a model directory (safetensors in the dtype of θ_t's files) with `metrics.jsonl`, one line per optimiser
          step, and a model card (README.md: the chain of training steps)
 assumes  `job.digests` has the inputs' digests, which the score trees must name
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spin_core.modeling.collate import Groups
+    from spin_core.training.objectives import SpinPairs
 
 NAME = "finetune"
 VERSION = 3
@@ -42,8 +45,6 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
-    import torch
-
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
     from spin_core.modeling.collate import note_cuts
@@ -51,17 +52,15 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     from spin_core.modeling.packing import PADDING
     from spin_core.report.model_card import write_card
     from spin_core.training.loop import TrainingPlan, train, write_results
-    from spin_core.training.objectives import SpinPairs
 
     loading.apply_threads(job.runtime)
     source, part = cast(Path, inputs["model"]), config.finetune
-    pairs, opponent = _pairs_and_scores(inputs, config, job)
+    objective = _objective(inputs, config, job)
+    pairs = cast("Groups", objective.examples)
     cut = note_cuts(pairs, "train", "finetune.max_length", job)
     release_opponent()
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    scores = torch.tensor(opponent, dtype=torch.float32).view(-1, 2)
-    objective = SpinPairs(pairs, scores, part.beta, part.loss, part.sft_weight, part.length_normalised)
     plan = TrainingPlan(part, config.seed, len(pairs))
     watching = watch(plan.stop_step, job.note)
     history, resumed_at, strategy = train(model, PADDING, objective, plan, job, "finetune", watching)
@@ -72,6 +71,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "steps": len(history),
         "resumed_at": resumed_at,
         "pairs": len(pairs),
+        "tokens": int(pairs.targets().sum()),
         "trainable": trainable,
         **{f"cut/{name}": count for name, count in cut.items()},
         "loss/first": history[0]["loss"],
@@ -109,28 +109,55 @@ def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedM
     return merged(model, source, part.lora)
 
 
-def _pairs_and_scores(inputs: Inputs, config: Config, job: Job) -> tuple[Groups, list[tuple[float, float]]]:
-    """The train pairs of all trees and the reference log-probs (real, generated) of each.
+def _objective(inputs: Inputs, config: Config, job: Job) -> SpinPairs:
+    """What is learned. Raises BadInput where the scores are not those that the loss needs of these pairs under these
+    models with these settings."""
+    from spin_core.modeling.examples import read_examples, reference_logps
+    from spin_core.training.objectives import SpinPairs
 
-    Raises BadInput where scores are not those of these pairs under this model with these settings.
-    """
+    part, trees = config.finetune, cast(list[Path], inputs["pairs"])
+    first = cast(Path, inputs["first"]) if "first" in inputs else None
+    same = [digest == job.digests.get("first") for digest in job.digests["pairs"]]
+    groups = read_examples(part, trees, first, same, job)
+    return SpinPairs(groups, reference_logps(part, groups, _scores(inputs, part, job)), part)
+
+
+def _scores(inputs: Inputs, part: Finetune, job: Job) -> list[list[Any]]:
+    """Of each model that scored, of each set of pairs: the reference log-probs (real, generated), [pairs, 2]."""
+    import numpy as np
+
     from spin_core.modeling.collate import read_groups
 
-    trees, scores = cast(list[Path], inputs["pairs"]), cast(list[Path], inputs["logps"])
-    if len(trees) != len(scores):
+    scores, sets = cast(list[Path], inputs["logps"]), list(cast(list[Path], inputs["pairs"]))
+    digests = list(job.digests["pairs"])
+    if "first" in inputs and not part.reference_free:
+        sets.append(cast(Path, inputs["first"]))
+        digests.append(cast(str, job.digests["first"]))
+    most = {"tpaw": part.tpaw.players, "alpha": 2}.get(part.loss, 1)
+    models, left = divmod(len(scores), len(sets))
+    if left or not (models == 0 if part.reference_free else 1 <= models <= most):
         raise BadInput(
-            f"finetune was given {len(trees)} pairs trees and {len(scores)} score trees; give one score tree for each"
+            f"finetune was given {len(sets)} pairs trees and {len(scores)} score trees; give "
+            + ("none" if part.reference_free else "one score tree for each")
+            + (f", under each of up to {most} models" if most > 1 else "")
+            + f" (finetune.loss: {part.loss})"
         )
-    opponent: list[tuple[float, float]] = []
-    settings = score_settings(config.finetune)
-    for tree, score, digest in zip(trees, scores, job.digests["pairs"], strict=True):
-        expected = {"model": job.digests["model"], "pairs": digest, "score": config_payload(settings)}
-        _check_scores(score / "scores.json", expected)
-        opponent += read_scores(score, "train", read_groups([tree], "train", settings.max_length).ids)
-    return read_groups(trees, "train", settings.max_length), opponent
+    made: list[list[Any]] = []
+    for number in range(models):
+        of = scores[number * len(sets) :][: len(sets)]
+        known: dict[str, Any] = {} if number else {"model": job.digests["model"]}
+        made.append([])
+        for i, (score, tree, digest) in enumerate(zip(of, sets, digests, strict=True)):
+            own = part.loss == "dft" and i < len(sets) - 1  # under the model that these answers were sampled from
+            expected = {"pairs": digest, "score": config_payload(score_settings(part))} | ({} if own else known)
+            content = _checked(score / "scores.json", expected)
+            known = known or {"model": content.get("model")}
+            ids = read_groups([tree], "train", part.max_length).ids
+            made[-1].append(np.array(read_scores(score, "train", ids), np.float64).reshape(-1, 2))
+    return made
 
 
-def _check_scores(path: Path, expected: dict[str, Any]) -> None:
+def _checked(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -143,3 +170,4 @@ def _check_scores(path: Path, expected: dict[str, Any]) -> None:
                 f"{path}: `{name}` is {content.get(name)}, this finetune has {value}; these log-probs are of other "
                 "pairs, another model or other settings, so run score again with this profile"
             )
+    return content

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from spin_core.config.base import Section
+from spin_core.config.objectives import REWARDS
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -83,7 +84,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         decision = decided(rows)  # marks the best row, too
         figures: Figures = {
             "name": config.name, "sentence": verdict(rows), "decision": decision, "rows": rows,
-            "notes": notes(models, rows),
+            "notes": [*notes(models, rows), *_of_loss(config.profile)],
         }  # fmt: skip
         charts = draw_all(models, rows)
         bar.advance()
@@ -94,6 +95,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         (job.out / "report.json").write_text(text + "\n", encoding="utf-8")
         bar.advance()
     return {"models": len(rows), "charts": len(charts), "samples": len(shown["rows"]), "sentence": figures["sentence"]}
+
+
+def _of_loss(profile: dict[str, Any]) -> list[str]:
+    """What the training's rewards are where the loss is not SPIN's own."""
+    loss = (profile.get("finetune") or {}).get("loss", "")
+    return [f"loss {loss}: the rewards of training are {REWARDS[loss]}."] if loss in REWARDS else []
 
 
 def _read(inputs: Inputs, row: RowInputs) -> ModelResults:

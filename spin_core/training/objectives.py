@@ -1,36 +1,51 @@
-"""What the training loop learns: SPIN's loss over pairs, or the likelihood of answers over rows (torch module).
+"""What the training loop learns: a loss over pairs (`finetune.loss`), or the likelihood of answers over rows (torch
+module).
 
-What it is *not*: no loop, no optimiser, no model: log-probs come in.
+What it is *not*: no loop, no optimiser, no model, no formula (those are in `spin_core/modeling/loss.py`): log-probs
+come in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spin_core.config.choices import Loss
+from spin_core.config.finetune import Finetune
 from spin_core.modeling.collate import Tokens
-from spin_core.modeling.loss import per_label, spin_loss
+from spin_core.modeling.loss import (
+    discriminative_loss,
+    mixed,
+    per_label,
+    spin_loss,
+    team_loss,
+    triplet_loss,
+    unpaired_loss,
+)
+
+Learned = tuple[Tensor, Tensor, Tensor]
+"""Losses [B] with graph, rewards of the real and of the generated answers, [B] and detached."""
 
 
 @dataclass
 class SpinPairs:
-    """SPIN over pairs whose opponent log-probs are known: `opponent` float32 [N, 2], columns real and generated.
+    """Pairs, or a real answer and several generated ones, whose reference log-probs are known.
 
-    The mean is over pairs. Figures under the reference's names; a tie of the rewards counts as wrong, as there.
-    `length_normalised`: log-ratios per label of their answer, so rewards too; `sft_weight` times `nll/real` (nats per
-    label of the real answer, averaged over pairs) is added to the loss. Neither changes `logps/…`, nats per answer.
+    `reference`: float32 [N, models, answers], of each example's answers in order (0 beyond its last) under the models
+    that `spin_core.config.finetune.scored` names; no model where the loss is reference-free. The mean is over examples.
+    Figures under the published code's names; a tie of the rewards counts as wrong, as there. `rewards/…` are what the
+    loss compares (docs/objectives.md). With `length_normalised` log-probs count per label of their answer, so rewards
+    too; `sft_weight` times `nll/real` (nats per label of the real answer, averaged over examples) is added to the loss.
+    Neither changes `logps/…`, nats per answer.
     """
 
     examples: Sequence[tuple[Tokens, ...]]
-    opponent: Tensor
-    beta: float
-    loss: Loss = "sigmoid"
-    sft_weight: float = 0.0
-    length_normalised: bool = False
+    reference: Tensor
+    part: Finetune
     name: str = "pairs"
     """What one example is called in metrics and figures."""
 
@@ -48,14 +63,17 @@ class SpinPairs:
 
         `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
         """
-        ours, theirs = logps.view(-1, 2), self.opponent[indices].to(logps.device)
-        real, generated = ours.unbind(1)
-        labels = torch.tensor([[tokens.targets for tokens in self.examples[i]] for i in indices], device=logps.device)
-        if self.length_normalised:
-            ours, theirs = per_label(ours, labels), per_label(theirs, labels)
-        losses, real_rewards, generated_rewards = spin_loss(
-            ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], self.beta, self.loss
-        )
+        reference, width = self.reference[indices].to(logps.device), self.reference.shape[2]
+        groups = [self.examples[i] for i in indices]
+        counts = [len(group) for group in groups]
+        labels = logps.new_tensor([[one.targets for one in group] + [0] * (width - len(group)) for group in groups])
+        ours = torch.stack([F.pad(part, (0, width - len(part))) for part in logps.split(counts)])
+        there = torch.arange(width, device=logps.device) < torch.tensor(counts, device=logps.device)[:, None]
+        real, generated = ours[:, 0], ours[:, 1]
+        nll = -per_label(real, labels[:, 0])
+        if self.part.per_token:
+            ours, reference = per_label(ours, labels), per_label(reference, labels[:, None])
+        losses, real_rewards, generated_rewards = LOSSES[self.part.loss](self.part, ours, reference, there)
         figures = {
             "rewards/real": real_rewards,
             "rewards/generated": generated_rewards,
@@ -64,11 +82,66 @@ class SpinPairs:
             "logps/real": real.detach(),
             "logps/generated": generated.detach(),
         }
-        if self.sft_weight:
-            nll = -per_label(real, labels[:, 0])
-            losses = losses + self.sft_weight * nll
+        if self.part.sft_weight:
+            losses = losses + self.part.sft_weight * nll
             figures["nll/real"] = nll.detach()
         return (losses * weights).sum(), {name: (values * weights).sum() for name, values in figures.items()}
+
+
+def _spin(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    opponent = reference[:, 0]
+    return spin_loss(ours[:, 0], ours[:, 1], opponent[:, 0], opponent[:, 1], part.beta, part.loss)
+
+
+def _alpha(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    """At iteration 0 θ_t is θ_0, and the one model that scored."""
+    opponent = mixed(reference[:, 0], reference[:, -1], part.alpha.base_share)
+    return spin_loss(ours[:, 0], ours[:, 1], opponent[:, 0], opponent[:, 1], part.beta)
+
+
+def _unpaired(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    own, ratios = part.unpaired, ours - reference[:, 0]
+    real, generated = ratios[:, 0], ratios[:, 1]
+    losses = unpaired_loss(real, generated, own.a, own.b, own.w)
+    return losses, own.a * real.detach(), own.a * generated.detach()
+
+
+def _tspin(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    """A pair that has no third answer learns by the first term alone."""
+    alpha, beta = part.tspin.alpha, part.tspin.beta
+    scores = ours if part.reference_free else ours - reference[:, 0]
+    real, generated = scores[:, 0], scores[:, 1]
+    losses = triplet_loss(real, generated, None, alpha, beta)
+    if scores.shape[1] > 2:
+        losses = torch.where(there[:, 2], triplet_loss(real, generated, scores[:, 2], alpha, beta), losses)
+    return losses, alpha * real.detach(), alpha * generated.detach()
+
+
+def _tpaw(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    """The rewards are those of the players, as they weigh."""
+    ratios = part.beta * (ours[:, None] - reference)
+    real, generated = ratios[:, :, 0], ratios[:, :, 1]
+    losses, weights = team_loss(real, generated, part.tpaw.lift, part.tpaw.sharpness)
+    return losses, (weights * real.detach()).sum(1), (weights * generated.detach()).sum(1)
+
+
+def _dft(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
+    """The generated answers' reward is their mean."""
+    sampled = torch.zeros_like(ours) if part.reference_free else reference[:, 0]
+    tau = part.dft.tau or (0.3 if part.reference_free else 1.0)
+    real, generated, of = ours[:, 0], ours[:, 1:], there[:, 1:]
+    losses = discriminative_loss(real, generated, sampled[:, 1:], of, tau, part.dft.gamma)
+    return losses, real.detach(), (generated.detach() * of).sum(1) / of.sum(1)
+
+
+LOSSES: dict[Loss, Callable[[Finetune, Tensor, Tensor, Tensor], Learned]] = {
+    "sigmoid": _spin, "hinge": _spin, "unpaired": _unpaired, "tspin": _tspin, "tpaw": _tpaw, "alpha": _alpha,
+    "dft": _dft,
+}  # fmt: skip
+"""By the name that `finetune.loss` has for it, from its settings, the policy's log-probs [B, answers] (real, generated,
+further ones), the reference log-probs [B, models, answers], and which answers there are, bool [B, answers]. A new one
+is its formula in `modeling/loss.py`, a line here, its name in `choices.Loss` and its settings in
+`config/objectives.py` (a test compares the names)."""
 
 
 @dataclass

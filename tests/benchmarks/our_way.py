@@ -15,6 +15,7 @@ from tests.benchmarks.bench_work import Watch, Work
 def run(work: Work, watch: Watch) -> list[float]:
     """The full training run, as the stages score and finetune do it, the probing of the model included; returns the
     loss of each optimiser step."""
+    from spin_core.config.finetune import Finetune
     from spin_core.modeling.loading import load_model
     from spin_core.modeling.opponent import release_opponent
     from spin_core.training.loop import train
@@ -26,7 +27,7 @@ def run(work: Work, watch: Watch) -> list[float]:
         release_opponent()
         model = load_model(work.path, work.device, train=True)
         watch.weights(model)
-        objective = SpinPairs(pairs, opponent, work.beta)
+        objective = SpinPairs(pairs, opponent[:, None], Finetune(beta=work.beta))
         with watch.part("train"):
             history, *_ = train(model, work.pad_id, objective, work.plan, job, "train", lambda history: watch.step())
         return [metrics["loss"] for metrics in history]

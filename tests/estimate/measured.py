@@ -142,7 +142,7 @@ def _finetune(case: Case, saved: Path = Path()) -> Any:
         model.requires_grad_(False)
         add_adapter(model, Lora(rank=case.lora), 0)
     rows = [group[0] for group in pairs if len(group) == 1]
-    objective = AnswerRows(rows) if rows else SpinPairs(pairs, torch.zeros(len(pairs), 2), 0.1)
+    objective = AnswerRows(rows) if rows else SpinPairs(pairs, torch.zeros(len(pairs), 1, 2), Finetune())
     part = Finetune(
         lr=1e-6, optimizer=case.optimizer, warmup_ratio=0.0, schedule_epochs=2.0, global_batch=len(pairs),
         precision=case.precision,

@@ -125,6 +125,26 @@ def test_refusal_names_the_setting_that_would_fit(name, sets, gpu, count, messag
     assert message in sentence and "would be" in sentence, sentence
 
 
+def test_losses_cost_what_they_read() -> None:
+    """Catches a sheet that takes every loss for SPIN's: three scores for one, a third answer that is free, and dft's
+    rows counted once for each set of pairs."""
+    plain, third = _setting("zephyr-7b"), _setting("zephyr-7b", "finetune.beta=", "overrides=", "finetune.loss=tspin")
+    rows = _setting("zephyr-7b", "finetune.beta=", "overrides=", "finetune.loss=dft")
+    left = {"score": [(1, 0), (1, 1)], "finetune": [1]}
+
+    def hours(of: tuple[Setting, Config], **todo_: list) -> dict[str, float]:
+        lines = sheet.lines(*of, todo.Todo(**todo_))
+        return {line.stage: line.gpu_seconds or 0.0 for line in lines}
+
+    spin = hours(plain, **left)
+    assert hours(third, finetune=[1])["finetune"] > 1.2 * spin["finetune"]
+    assert hours(rows, finetune=[1])["finetune"] < 0.9 * spin["finetune"]
+    assert NEEDS["finetune"](*third).gpu >= NEEDS["finetune"](*plain).gpu
+    assert NEEDS["score"](*third).gpu == NEEDS["score"](*plain).gpu
+    assert not todo.everything(third[1], third[0].data).score
+    assert hours(third, finetune=[1]).keys() == {"finetune"}
+
+
 def test_cached_steps_cost_nothing() -> None:
     """Catches a sheet that lets people pay twice, and one that counts all shards where one is missing."""
     setting, config = _setting("zephyr-7b")

@@ -65,7 +65,7 @@ def test_choices_bounds_and_helps_are_those_of_the_config():
         assert shown[path]["description"].startswith(field.description or ""), path
         kept = {name: value for name, value in schema.items() if name in ("enum", "pattern") or "imum" in name}
         assert kept.items() <= shown[path].items(), path
-    assert shown["finetune.loss"]["enum"] == ["sigmoid", "hinge"]
+    assert shown["finetune.loss"]["enum"] == ["sigmoid", "hinge", "unpaired", "tspin", "tpaw", "alpha", "dft"]
     assert (shown["iterations"]["minimum"], shown["iterations"]["maximum"]) == (0, 100)
     assert shown["finetune.lora.target_modules"]["anyOf"][0]["enum"] == ["all-linear"]
 

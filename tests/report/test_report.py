@@ -138,6 +138,21 @@ def test_pairs_mostly_identical_are_pointed_out(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "notes"),
+    [
+        ({}, []),
+        ({"loss": "hinge"}, []),
+        ({"loss": "unpaired"}, ["loss unpaired: the rewards of training are a times the log-ratio to the opponent."]),
+    ],
+)
+def test_rewards_of_another_loss_are_explained(tmp_path, part, notes):
+    """Catches curves of rewards that a reader takes for SPIN's, and a note in reports that were made without it."""
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    config = config.model_copy(update={"profile": {"finetune": part}})
+    assert render(tmp_path / "out", inputs, config)[2]["notes"] == notes
+
+
 def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
     """Catches a collapse that only metrics.jsonl knows of, a note under another iteration's name, and a label that
     reaches the page as markup through a note."""

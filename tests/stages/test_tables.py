@@ -12,7 +12,7 @@ from spin_core.config.generate import Generate
 from spin_core.config.harness import Harness
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
-from spin_core.modeling.loss import LOSSES
+from spin_core.training.objectives import LOSSES
 
 
 @pytest.mark.parametrize(

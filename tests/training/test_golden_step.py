@@ -80,7 +80,7 @@ def strategy_of(
 
 
 def objective_of(batch: dict, opponent: torch.Tensor, beta: float = 0.1, loss: str = "sigmoid") -> SpinPairs:
-    return SpinPairs(batch["pairs"], opponent, beta=beta, loss=loss)
+    return SpinPairs(batch["pairs"], opponent[:, None], Finetune(beta=beta, loss=loss))
 
 
 def check_form(calls: list[dict], form: dict, passes: int) -> None:

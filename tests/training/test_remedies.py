@@ -23,6 +23,7 @@ from training_data import (
     scored,
 )
 
+from spin_core.config.finetune import Finetune
 from spin_core.config.runtime import Runtime
 from spin_core.modeling.collate import Tokens
 from spin_core.modeling.loading import load_model
@@ -42,7 +43,7 @@ POLICY, OPPONENT, LABELS = [[-12.0, -9.0], [-50.0, -8.0]], [[-10.0, -7.0], [-53.
 
 def objective(**changes) -> SpinPairs:
     pairs = [(answer(real), answer(generated)) for real, generated in LABELS]
-    return SpinPairs(pairs, torch.tensor(OPPONENT), **{"beta": 0.5, **changes})
+    return SpinPairs(pairs, torch.tensor(OPPONENT)[:, None], Finetune(**{"beta": 0.5, **changes}))
 
 
 def sums(learned: SpinPairs, weights: tuple[float, float] = (1.0, 1.0)) -> tuple[float, dict[str, float], torch.Tensor]:
@@ -95,7 +96,7 @@ def test_equal_lengths_length_normalised_is_plain_with_a_smaller_beta() -> None:
     """Catches a factor that belongs to neither: over answers of 5 labels each, β per token is β/5 per answer."""
     pairs = [(answer(5), answer(5))] * 2
     made = [
-        SpinPairs(pairs, torch.tensor(OPPONENT), beta, loss, 0.0, normalised)
+        SpinPairs(pairs, torch.tensor(OPPONENT)[:, None], Finetune(beta=beta, loss=loss, length_normalised=normalised))
         for loss in ("sigmoid", "hinge")
         for beta, normalised in ((2.0, True), (0.4, False))
     ]
@@ -108,7 +109,9 @@ def test_equal_lengths_length_normalised_is_plain_with_a_smaller_beta() -> None:
 
 def test_answer_without_labels_divides_by_one() -> None:
     """Catches 0/0: one answer cut to nothing would make the loss of its full batch NaN."""
-    learned = SpinPairs([(answer(0), answer(3))], torch.zeros(1, 2), 1.0, "sigmoid", 1.0, True)
+    learned = SpinPairs(
+        [(answer(0), answer(3))], torch.zeros(1, 1, 2), Finetune(beta=1.0, sft_weight=1.0, length_normalised=True)
+    )
     logps = torch.tensor([0.0, -3.0], requires_grad=True)
     loss, figures = learned.sums(logps, [0], torch.ones(1))
     loss.backward()
@@ -129,7 +132,7 @@ def test_anchors_gradient_is_that_of_the_models_own_loss(theta) -> None:
         return torch.cat([weight.grad.flatten().clone() for weight in model.parameters() if weight.grad is not None])
 
     def learned(**changes) -> torch.Tensor:
-        pairs = SpinPairs(encoded, torch.full((4, 2), -20.0), 0.3, **changes)
+        pairs = SpinPairs(encoded, torch.full((4, 1, 2), -20.0), Finetune(beta=0.3, **changes))
         return pairs.sums(policy(policy.batch(encoded)), [0, 1, 2, 3], torch.ones(4))[0]
 
     anchor = gradient(learned(sft_weight=0.7)) - gradient(learned())
