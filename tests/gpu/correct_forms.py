@@ -56,18 +56,16 @@ def packed_is_padded(kernel: Kernel, precision: Precision) -> Check:
     def check(proof: Proof) -> Figures:
         model, some = small_model(proof), groups(proof)
         train = not (kernel == "flex_attention" and proof.device.type == "cpu")
-        exact = _labels(
-            Policy(model, PAD, "float32").settle(_longest(some), _runtime(proof, packing=False), _refuse), some, train
-        )
+        padding = _longest(some), _runtime(proof, packing=False), _refuse
+        exact = _labels(Policy(model, PAD, "float32").settle(*padding), some, train)
         other = [[replace(one, ids=_changed(one)) for one in group] for group in some]
         policy = Policy(model, PAD, precision).settle(*padding)
         padded = _labels(policy, some, train)
         moved = float((_labels(policy, other, False)[0] - padded[0]).abs().mean())
         try:
             policy = Policy(model.requires_grad_(train), PAD, precision)
-            packed = _labels(
-                policy.settle(_longest(some), _runtime(proof, attn_implementation=kernel), _refuse), some, train
-            )
+            policy.settle(_longest(some), _runtime(proof, attn_implementation=kernel), _refuse)
+            packed = _labels(policy, some, train)
         except BadInput as error:
             raise Skip(str(error)) from error
         assert policy.kernel == kernel, f"{kernel} was not used"

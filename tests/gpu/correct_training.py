@@ -148,11 +148,8 @@ def in_shards(sharding: str, **compute: str) -> Check:
             raise Skip("a rehearsal leaves it to tests/training/test_sharded.py, which has it over gloo")
         theta, tree, _ = _inputs(proof)
         config = finetune_config(optimizer="adamw", weight_decay=0.01)
-        given = {
-            "model": theta,
-            "pairs": [tree],
-            "logps": [scored(proof.folder("score"), theta, tree, config, device=proof.device.type)],
-        }
+        logps = scored(proof.folder("score"), theta, tree, config, device=proof.device.type)
+        given: dict = {"model": theta, "pairs": [tree], "logps": [logps]}
         curves = []
         for how in ({"sharding": "none"}, {"sharding": sharding, **compute}):
             job = job_at(proof.folder("shards"), DIGESTS, device=proof.device.type, compute=how)
