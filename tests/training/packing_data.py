@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 from training_data import labels_of, pad, sequence_logps
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -49,40 +48,14 @@ def tokens(prompt: Sequence[int], answer: Sequence[int], hidden: Sequence[int] =
     return Tokens(ids, len(prompt), np.array(sorted(hidden), np.int32) if len(hidden) else None)
 
 
-@st.composite
-def group_lists(draw: st.DrawFn, hide: bool = True) -> list[Group]:
-    """One to four groups of one to three sequences: no prompt, short and long ones, empty and equal answers, hidden
-    tokens. Everything that can be packed and has a token at all."""
-    return [draw(_groups(hide)) for _ in range(draw(st.integers(1, 4)))]
-
-
-@st.composite
-def _groups(draw: st.DrawFn, hide: bool) -> Group:
-    words = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    prompt = words.integers(0, WORDS, draw(st.sampled_from([0, 1, 2, 5, 17])))
-    answers: list[np.ndarray] = []
-    for _ in range(draw(st.integers(1, 3))):
-        least = 0 if len(prompt) else 1
-        answer = words.integers(0, WORDS, draw(st.sampled_from([least, 1, 2, 3, 9, 14])))
-        answers.append(answers[0] if answers and draw(st.booleans()) and draw(st.booleans()) else answer)
-    rate = draw(st.sampled_from([0.0, 0.3, 1.0])) if hide else 0.0
-    # The very first token stays visible: without it a sequence has a token that sees nothing.
-    of_prompt = [i for i in range(1, len(prompt)) if words.random() < rate]
-    return [
-        tokens(
-            prompt, a, of_prompt + [len(prompt) + i for i in range(not len(prompt), len(a)) if words.random() < rate]
-        )
-        for a in answers
-    ]
-
-
 def alone(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
     """log p of each sequence [S], read alone: no padding, no neighbour, all logits."""
     logps = []
     for group in groups:
         for one in group:
             ids, mask, labels = (
-                torch.from_numpy(np.int64(part))[None] for part in (one.ids, one.mask(), labels_of(one))
+                torch.from_numpy(np.int64(part))[None].to(model.device)
+                for part in (one.ids, one.mask(), labels_of(one))
             )
             logps.append(sequence_logps(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, labels)[0])
     return torch.stack(logps)
@@ -90,7 +63,7 @@ def alone(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
 
 def padded(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
     """log p of each sequence [S] from the model's own logits over a padded batch."""
-    batch = pad([one for group in groups for one in group], PAD)
+    batch = {name: t.to(model.device) for name, t in pad([one for group in groups for one in group], PAD).items()}
     out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return sequence_logps(out.logits.float(), batch["labels"])
 
@@ -98,7 +71,7 @@ def padded(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
 def gradients(model: PreTrainedModel, logps: Tensor) -> dict[str, Tensor]:
     """Gradient of every parameter from a sum in which each sequence has a weight of its own."""
     model.zero_grad()
-    weights = torch.cos(torch.arange(len(logps), dtype=logps.dtype))
+    weights = torch.cos(torch.arange(len(logps), dtype=logps.dtype)).to(logps.device)
     (logps * weights).sum().backward()
     return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
 

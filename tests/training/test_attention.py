@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from packing_data import forms_of, gradients, group_lists, padded, tiny_llama, tokens
+from packing_data import forms_of, gradients, padded, tiny_llama, tokens
+from packing_draws import group_lists
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

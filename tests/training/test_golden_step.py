@@ -2,27 +2,19 @@
 padded and packed, with and without gradient checkpointing. The golden data hides EOS keys, so packing is held to these
 too."""
 
-import numpy as np
+import golden_data
 import pytest
 import torch
-from accelerate import Accelerator
+from golden_data import ALL, golden_scores, golden_step, objective_of
 from safetensors.torch import load_file
 from training_data import GOLDEN, calls_of, copy_model, job_at
 from transformers import PreTrainedModel
 
-from spin_core.config.finetune import Finetune, Score
-from spin_core.modeling.chat import reference_texts
-from spin_core.modeling.collate import encode_reference
-from spin_core.modeling.loading import load_model, load_tokenizer
-from spin_core.modeling.logprobs import Policy
-from spin_core.stages.score import logps_of
-from spin_core.training.loop import TrainingPlan, make_strategy
-from spin_core.training.objectives import SpinPairs
+from spin_core.modeling.loading import load_model
 from spin_core.training.strategy import Strategy
 from tests.benchmarks.reference_way import pad_reference
 
 TOLERANCE = {"logps": 2e-4, "rewards": 2e-5}
-ALL = np.arange(4)
 SIDES = ("real", "generated")
 FORMS = [
     pytest.param({"packing": packing, "gradient_checkpointing": again}, id=f"{form}{', checkpointed' * again}")
@@ -39,29 +31,20 @@ def paths(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def step_data(golden, paths) -> dict:
-    """step.json, with each batch's pairs as the project makes them from its messages."""
-    data, tokenizer = golden("step.json"), load_tokenizer(paths["policy"])
-    for batch in data["batches"]:
-        texts = [reference_texts(row, tokenizer) for row in batch["rows"]]
-        lengths = data["max_length"], data["max_prompt_length"], data["truncation_mode"]
-        batch["pairs"] = [encode_reference(text, tokenizer, *lengths) for text in texts]
-    return data
+def step_data(paths) -> dict:
+    return golden_step(paths["policy"])
 
 
 @pytest.fixture(scope="module")
 def scores(step_data, paths, tmp_path_factory):
     """`scores(batch, form)`: the opponent's log-probs [4, 2] of a golden batch, as `score` makes them in that form."""
-    settings = Score(max_length=112, precision="float32", collation="reference")
     known: dict[tuple[int, bool], torch.Tensor] = {}
 
     def scores(number: int, form: dict) -> torch.Tensor:
         key = number, form["packing"]
         if key not in known:
             job = job_at(tmp_path_factory.mktemp("score"), packing=form["packing"])
-            pairs = step_data["batches"][number]["pairs"]
-            logps = logps_of(paths["opponent"], pairs, settings, job, "score")
-            known[key] = torch.tensor(logps, dtype=torch.float32).view(4, 2)
+            known[key] = golden_scores(paths["opponent"], step_data["batches"][number], job)
         return known[key]
 
     return scores
@@ -71,16 +54,8 @@ def strategy_of(
     path, tmp_path, form: dict, clip: float = 0.0, budget: int = 100_000
 ) -> tuple[Strategy, list[dict], PreTrainedModel]:
     """The project's strategy of the model in `path`, and what its decoder is called with from here on."""
-    model = load_model(path, "cpu", train=True)
-    job = job_at(tmp_path, micro_tokens=budget, **form)
-    policy = Policy(model, 3, "float32").settle(112, job.runtime, pytest.fail)
-    part = Finetune(lr=1e-3, warmup_ratio=0.0, schedule_epochs=1.0, global_batch=4, max_grad_norm=clip)
-    plan = TrainingPlan(part, seed=0, examples=4)
-    return make_strategy(policy, plan, job, Accelerator(cpu=True)), calls_of(model), model
-
-
-def objective_of(batch: dict, opponent: torch.Tensor, beta: float = 0.1, loss: str = "sigmoid") -> SpinPairs:
-    return SpinPairs(batch["pairs"], opponent, beta=beta, loss=loss)
+    strategy, model = golden_data.strategy_of(path, job_at(tmp_path, micro_tokens=budget, **form), clip)
+    return strategy, calls_of(model), model
 
 
 def check_form(calls: list[dict], form: dict, passes: int) -> None:

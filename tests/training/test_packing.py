@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from packing_data import WORDS, alone, apart, forms_of, gradients, group_lists, tiny_llama, tokens
+from packing_data import WORDS, alone, apart, forms_of, gradients, tiny_llama, tokens
+from packing_draws import group_lists
 from training_data import groups_of, made_up_pairs
 from transformers import PreTrainedModel
 
