@@ -35,10 +35,10 @@ class Correction:
     memory: float
 
 
-def nearest(card: str, stage: str, weights: int) -> Correction | None:
-    """The correction of a stage on a card for a model of so many weights; None where there is none. Raises BadInput
-    where the file is not as its head says."""
-    there = [one for name, one in _corrections(KNOWN) if name == stage and one.card == card]
+def nearest(card: str, stage: str, weights: int, path: Path | None = None) -> Correction | None:
+    """The correction of a stage on a card for a model of so many weights, of `measured.yaml` or another such file; None
+    where there is none. Raises BadInput where the file is not as its head says."""
+    there = [one for name, one in _corrections(path or KNOWN) if name == stage and one.card == card]
     return min(there, key=lambda one: abs(math.log(one.weights / weights)), default=None)
 
 
