@@ -94,7 +94,7 @@ def costs(
     shown = sheet.lines(setting, config, counted)
     if not shown:
         return Costs([])
-    lines = [*text.table(shown), *text.basis(setting, config, ledger is None)]
+    lines = [*text.table(shown), *text.basis(setting, config, shown, ledger is None)]
     misfit = fit.misfit(setting, config, [line.stage for line in shown])
     return Costs(lines, misfit, setting.hardware.certain)
 

@@ -16,7 +16,7 @@ from spin_core.config.profile import Config
 from spin_core.engines import Engine
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
-from spin_core.estimate import memory
+from spin_core.estimate import memory, needs
 from spin_core.estimate.needs import GIB, NEEDS, Need, Setting
 
 Change = dict[str, Any]
@@ -30,7 +30,7 @@ def misfit(s: Setting, config: Config, stages: list[str]) -> str:
     """Empty, or what does not fit (of several stages the largest) and the setting that would, in one sentence.
     `stages`: those that would run."""
     gpu = s.hardware.gpu
-    needed = {stage: NEEDS[stage](s, config).gpu for stage in stages if stage in NEEDS} if gpu else {}
+    needed = {stage: needs.of(stage, s, config).gpu for stage in stages if stage in NEEDS} if gpu else {}
     stage = max(needed, key=needed.__getitem__, default="")
     if not gpu or not stage or needed[stage] <= gpu.gib * GIB:
         return ""
@@ -54,7 +54,7 @@ def _value(value: Any) -> str:
 def remedy(s: Setting, config: Config, stage: str) -> tuple[Change, Need] | None:
     """The first candidate that fits, and what it needs."""
     assert s.hardware.gpu is not None
-    tried = ((change, NEEDS[stage](s, changed(config, change))) for change in candidates(s, config, stage))
+    tried = ((change, needs.of(stage, s, changed(config, change))) for change in candidates(s, config, stage))
     return next(((change, need) for change, need in tried if need.gpu <= s.hardware.gpu.gib * GIB), None)
 
 

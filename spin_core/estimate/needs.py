@@ -15,10 +15,11 @@ from spin_core.config.sft import Sft
 from spin_core.engines import Footprint
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
-from spin_core.estimate import memory
+from spin_core.estimate import measured, memory
 from spin_core.estimate.activations import Form, PassShape
 from spin_core.estimate.architecture import Architecture
 from spin_core.estimate.hardware import Hardware
+from spin_core.estimate.measured import Correction
 from spin_core.estimate.todo import Data
 
 GIB = 1 << 30
@@ -164,6 +165,22 @@ def harness(s: Setting, config: Config) -> Need:
 NEEDS: dict[str, Callable[[Setting, Config], Need]] = {
     "sft": sft, "generate": generate, "score": score, "finetune": finetune, "evaluate": evaluate, "harness": harness,
 }  # fmt: skip
+
+
+def of(stage: str, s: Setting, config: Config) -> Need:
+    """Of a stage; where one was measured on this card, as that corrects it: the tensors, not what CUDA takes."""
+    need, correction = NEEDS[stage](s, config), correction_of(stage, s, config)
+    if correction is None or config.runtime.compute.sharding != "none":  # no sharded one was measured
+        return need
+    return need._replace(gpu=CONTEXT + (need.gpu - CONTEXT) * correction.memory)
+
+
+def correction_of(stage: str, s: Setting, config: Config) -> Correction | None:
+    """What was measured of a stage on this card; None for an engine that was not."""
+    engines = {config.at(t).generate.engine for t in range(config.iterations)} if stage == "generate" else set()
+    if s.hardware.gpu is None or not engines <= {"transformers"}:
+        return None
+    return measured.nearest(s.hardware.gpu.name, stage, s.model.weights)
 
 
 def sharded(config: Config) -> int:

@@ -62,8 +62,13 @@ def lines(s: Setting, config: Config, todo: Todo) -> list[StageCost]:
     costs = [make(s, config, todo, gpu) for make, left in makers.items() if left]
     for line in costs:
         if line.stage in needs.NEEDS:
-            line.need = needs.NEEDS[line.stage](s, config)
-            line.seconds = None if gpu is UNTIMED else line.seconds
+            line.need = needs.of(line.stage, s, config)
+            correction = needs.correction_of(line.stage, s, config)
+            line.seconds = (
+                None
+                if gpu is UNTIMED or line.seconds is None
+                else line.seconds * (correction.time if correction else 1)
+            )
         line.gpus = line.gpus if seen else 0
         line.gpu_seconds = None if line.seconds is None else line.seconds * line.gpus
     return costs

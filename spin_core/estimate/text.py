@@ -52,7 +52,7 @@ def size(count: float) -> str:
     return "< 1 MiB"
 
 
-def basis(s: Setting, config: Config, nothing_cached: bool) -> list[str]:
+def basis(s: Setting, config: Config, costs: list[StageCost], nothing_cached: bool) -> list[str]:
     """What the numbers rest on, a line for each kind."""
     prompt, (real, new) = needs.lengths(s, config, config.finetune)
     lines = [
@@ -66,6 +66,20 @@ def basis(s: Setting, config: Config, nothing_cached: bool) -> list[str]:
             f"{work.BANDWIDTH:.0%} of its bandwidth in sampling."
         )
         lines.append("Memory: tensors at their fullest, 5% for the allocator, 1 GiB for CUDA. Host memory: a node's.")
+    lines += _corrected(s, config, costs)
     if nothing_cached:
         lines.append("Counted is a run of which nothing is cached.")
     return lines
+
+
+def _corrected(s: Setting, config: Config, costs: list[StageCost]) -> list[str]:
+    """Which stages of the sheet a measurement corrects, a line for each measurement."""
+    found = {line.stage: needs.correction_of(line.stage, s, config) for line in costs}
+    by: dict[tuple[str, str, int], list[str]] = {}
+    for stage, one in found.items():
+        if one:
+            by.setdefault((one.card, one.date, one.weights), []).append(stage)
+    return [
+        f"Corrected by a measurement on {card}, {date} ({weights(size)} weights): {', '.join(stages)}."
+        for (card, date, size), stages in by.items()
+    ]

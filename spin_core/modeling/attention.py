@@ -159,6 +159,8 @@ def _order(layout: Layout, device: torch.device) -> Tensor | None:
 def _flex(layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """FlexAttention with a block mask: blocks that nobody sees are skipped. Compiled on CUDA, plain elsewhere."""
     block_mask = _prepare(layout, "flex", query.device, _block_mask)
+    # Rotary positions give float32 even under autocast, which not every torch casts here.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = _flex_kernel(query.device.type)(
         query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -177,7 +179,7 @@ def _block_mask(layout: Layout, device: torch.device) -> Any:
         return (group[q] == group[k]) & (k <= q) & of_prompt_or_own & seen[k]
 
     return create_block_mask(
-        visible, None, None, len(group), len(group), device=device.type, _compile=device.type == "cuda"
+        visible, None, None, len(group), len(group), device=str(device), _compile=device.type == "cuda"
     )
 
 

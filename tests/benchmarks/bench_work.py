@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spin_core.config.choices import Precision
+from spin_core.config.choices import Kernel, Precision
 from spin_core.config.finetune import Finetune
 from spin_core.modeling.collate import Tokens
 from spin_core.training.loop import TrainingPlan
@@ -26,7 +26,10 @@ class Work:
 
     `rows`: per pair the token ids of (prompt, real answer, generated answer). `batch` is pairs per optimiser step,
     `micro` pairs per forward pass of the ways that pad; `micro_tokens` packed tokens per forward pass of ours (0: its
-    default). `scored` False leaves the opponent's log-probs at 0 where a way computes them beforehand.
+    default), `kernel` the attention of ours. `scored` False leaves the opponent's log-probs at 0 where a way computes
+    them beforehand.
+
+    A way's `run` takes a model that is in memory in place of the one in `model`; it is trained as it is.
     """
 
     model: str
@@ -40,6 +43,7 @@ class Work:
     device: str
     threads: int
     micro_tokens: int = 0
+    kernel: Kernel = "sdpa"
     beta: float = 0.1
     max_grad_norm: float = 1.0
     seed: int = 1
@@ -93,6 +97,8 @@ class Watch:
 
     tick: Callable[[], None] = lambda: None
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What ours said, such as that it could not pack."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -111,6 +117,10 @@ class Watch:
     def step(self) -> None:
         """A way calls it after every optimiser step."""
         self.tick()
+
+    def event(self, event: dict) -> None:
+        """What a job of ours sends."""
+        self.notes += [event["note"]] if "note" in event else []
 
     def total(self, clock: str) -> float:
         """Seconds of all parts on `clock`: wall or cpu."""

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from spin_core.config.runtime import Runtime
 from spin_core.job import Job
 from tests.benchmarks.bench_work import Watch, Work
 
 
-def run(work: Work, watch: Watch) -> list[float]:
+def run(work: Work, watch: Watch, model: PreTrainedModel | None = None) -> list[float]:
     """The full training run, as the stages score and finetune do it, the probing of the model included; returns the
     loss of each optimiser step."""
     from spin_core.config.finetune import Finetune
@@ -22,10 +23,10 @@ def run(work: Work, watch: Watch) -> list[float]:
     from spin_core.training.objectives import SpinPairs
 
     with tempfile.TemporaryDirectory() as folder:
-        job, pairs = _job(work, Path(folder)), work.pairs
-        opponent = _score(work, job, watch) if work.scored else torch.zeros(len(pairs), 2)
+        job, pairs = _job(work, Path(folder), watch), work.pairs
+        opponent = _score(work, job, watch, model) if work.scored else torch.zeros(len(pairs), 2)
         release_opponent()
-        model = load_model(work.path, work.device, train=True)
+        model = model or load_model(work.path, work.device, train=True)
         watch.weights(model)
         objective = SpinPairs(pairs, opponent[:, None], Finetune(beta=work.beta))
         with watch.part("train"):
@@ -33,21 +34,27 @@ def run(work: Work, watch: Watch) -> list[float]:
         return [metrics["loss"] for metrics in history]
 
 
-def _job(work: Work, folder: Path) -> Job:
+def _job(work: Work, folder: Path, watch: Watch) -> Job:
     chosen = {"micro_tokens": work.micro_tokens} if work.micro_tokens else {}
-    runtime = Runtime(device=work.device, threads=work.threads, checkpoint_every=0, **chosen)
-    return Job(folder, folder, runtime)
+    runtime = Runtime(
+        device=work.device, threads=work.threads, checkpoint_every=0, attn_implementation=work.kernel, **chosen
+    )
+    return Job(folder, folder, runtime, send=watch.event)
 
 
-def _score(work: Work, job: Job, watch: Watch) -> torch.Tensor:
+def _score(work: Work, job: Job, watch: Watch, model: PreTrainedModel | None) -> torch.Tensor:
     """The opponent's log-probs float32 [N, 2] by the score stage's own pass; loading its model is not in the time."""
     from spin_core.config.finetune import Score
-    from spin_core.stages.score import logps_of
+    from spin_core.stages.score import logps_of, logps_under
 
     settings = Score(max_length=work.longest, precision=work.precision, collation="exact")
     groups = [list(pair) for pair in work.pairs]
-    shortest = min(groups, key=lambda group: sum(map(len, group)))
-    logps_of(work.path, [shortest], settings, job, "load")
+    if model is None:
+        shortest = min(groups, key=lambda group: sum(map(len, group)))
+        logps_of(work.path, [shortest], settings, job, "load")
     with watch.part("score"):
-        logps = logps_of(work.path, groups, settings, job, "score")
+        if model is None:
+            logps = logps_of(work.path, groups, settings, job, "score")
+        else:
+            logps = logps_under(model, groups, settings, job, "score")
     return torch.tensor(logps, dtype=torch.float32).view(-1, 2)

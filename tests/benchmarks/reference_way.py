@@ -110,13 +110,15 @@ def batches_of(pairs: Sequence[Pair], indices: Sequence[int], work: Work) -> lis
     return [{k: v.to(work.device) for k, v in pad_reference(part, work.pad_id).items()} for part in parts]
 
 
-def run(work: Work, watch: Watch) -> list[float]:
+def run(
+    work: Work, watch: Watch, policy: nn.Module | None = None, opponent: nn.Module | None = None
+) -> list[float]:  # fmt: skip
     """The full training run; returns the loss of each optimiser step."""
     from spin_core.modeling.loading import load_model
 
-    policy = load_model(work.path, work.device, train=True)
+    policy = policy or load_model(work.path, work.device, train=True)
     watch.weights(policy)
-    opponent = load_model(work.path, work.device)
+    opponent = opponent or load_model(work.path, work.device)
     watch.weights(policy, opponent)
     optimizer = torch.optim.RMSprop(policy.parameters(), lr=work.lr)
     plan, pairs, losses = work.plan, work.pairs, []
