@@ -6,7 +6,8 @@ policy = opponent gives a log-ratio of 0 up to the rounding of another batch sha
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
 engine computed while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
-inputs   `model`: a model directory (θ_t, or an earlier one) · `pairs`: a tree with tokens of pairs (gather's or tokenize's)
+inputs   `model`: a model directory (θ_t, or an earlier one) · `pairs`: a tree with tokens of pairs (gather's or
+         tokenize's)
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
          · `scores.json` with digests of model and pairs and the score settings, which finetune checks, how many
          answers of each split and side are cut at max_length, and the pairs' tokens.json
