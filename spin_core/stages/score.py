@@ -6,8 +6,8 @@ policy = opponent gives a log-ratio of 0 up to the rounding of another batch sha
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
 engine computed while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
-inputs   `model`: a model directory (θ_t, or an earlier one) · `pairs`: a tree with tokens of
-         pairs (gather's or tokenize's)
+inputs   `model`: a model directory (θ_t, or an earlier one) · `pairs`: a tree with tokens of pairs (gather's or
+         tokenize's)
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
          · `scores.json` with digests of model and pairs and the score settings, which finetune checks, how many
          answers of each split and side are cut at max_length, and the pairs' tokens.json
@@ -31,8 +31,6 @@ from spin_core.modeling import sampled_logps
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from spin_core.modeling.collate import Groups
     from spin_core.modeling.packing import Group
 
@@ -121,29 +119,20 @@ def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, lab
     A group is sequences that share a prompt; the longest are computed first. Several processes share the work, and all
     get all values.
     """
+    import torch
+
+    from spin_core.modeling.collate import longest_of
     from spin_core.modeling.loading import apply_threads, pick_device
+    from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
+    from spin_core.modeling.packing import PADDING
+    from spin_core.runtime import process_group
 
     if not groups:
         return []
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
     model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
-    return logps_under(model, groups, settings, job, label)
-
-
-def logps_under(
-    model: PreTrainedModel, groups: Sequence[Group], settings: Score, job: Job, label: str
-) -> list[float]:  # fmt: skip
-    """As `logps_of`, under a model that is in memory."""
-    import torch
-
-    from spin_core.modeling.collate import longest_of
-    from spin_core.modeling.logprobs import Policy
-    from spin_core.modeling.packing import PADDING
-    from spin_core.runtime import process_group
-
-    sharded = job.runtime.compute.in_parts
     policy = Policy(model, PADDING, settings.precision).settle(longest_of(groups), job.runtime, job.note)
     passes = policy.passes(groups, job.runtime.score_tokens, process_group.world(), in_step=sharded)
     mine = passes[process_group.rank()]
