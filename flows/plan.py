@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.spin import dag, sources
+from spin_core.analysis.decoders import sentences
 from spin_core.config.profile import Config
 from spin_core.engines.harness.calls import check_here as check_harness
 from spin_core.engines.table import ENGINES
@@ -39,6 +40,8 @@ class Plan:
     ledger: list[Entry]
     notes: list[str]
     data: todo.Data | None = None
+    decoders: str = ""
+    """With which decoder the run plays and is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         planner = Planner(drafts)
         run = Run(config, artifacts, children, base_dir, planner)
         dag(run)
-        return Plan(run.ledger, [*artifacts.notes, *planner.notes], _rows(run) if measure else None)
+        plays, *warnings = sentences(config, run.deployed)
+        notes = [*artifacts.notes, *planner.notes, *warnings]
+        return Plan(run.ledger, notes, _rows(run) if measure else None, plays)
 
 
 def _rows(run: Run) -> todo.Data | None:

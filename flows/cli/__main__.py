@@ -164,7 +164,7 @@ def _fields() -> str:
             if section := section_of(field.annotation):
                 walk(section, f"{prefix}{name}.")
                 continue
-            value = field.get_default(call_default_factory=True)
+            value = field.get_default(call_default_factory=True, validated_data={})
             default = "required" if field.is_required() else json.dumps(value, default=str)
             lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
             if section := listed_section(field.annotation):
@@ -236,6 +236,7 @@ def _plan(args: argparse.Namespace) -> None:
         return
     if made.ledger:
         _print_ledger(made.ledger)
+        print(made.decoders)
     if costs.lines:
         print("", *costs.lines, sep="\n")
     if costs.misfit and costs.certain:

@@ -29,6 +29,7 @@ SIZE = (4.6, 2.9)  # inches; 331 pt wide, so that 9 pt text is readable at the w
 POINTS = 300  # a curve with more steps is drawn as means of equal bins
 
 
+ANSWERS = ("greedy", "sampled")
 MODELS = (  # charts with a mark per model: caption, figures of a report row by their names in the legend
     ("Exact match on held-out prompts", {"greedy": "greedy", "sampled": "sampled"}),
     ("NLL per token of held-out real answers (lower is better)", {"nll": "NLL"}),
@@ -37,7 +38,9 @@ MODELS = (  # charts with a mark per model: caption, figures of a report row by 
         "Margin on held-out pairs",
         {"opponents.margin": "against the previous model", "opponents.margin_start": "against the start"},
     ),
-    ("Length of held-out answers in tokens", {"style.greedy.tokens": "greedy", "style.sampled.tokens": "sampled"}),
+    ("Length of held-out answers in tokens", {f"style.answers.{kind}.tokens": kind for kind in ANSWERS}),
+    ("Held-out answers that never end", {f"style.answers.{kind}.truncated": kind for kind in ANSWERS}),
+    ("Held-out answers that loop", {f"style.answers.{kind}.loops": kind for kind in ANSWERS}),
 )
 STEPS = (  # charts over optimiser steps: caption, keys of metrics.jsonl
     ("Training loss", ("loss",)),
