@@ -92,8 +92,8 @@ def _outcome(check: Check, proof: Proof) -> tuple[bool | None, Figures, str]:
         try:
             return True, check(proof), ""
         finally:
-            gc.collect()
             if proof.device.type == "cuda":
+                gc.collect()
                 torch.cuda.synchronize(proof.device)
                 torch.cuda.empty_cache()
     except Skip as reason:

@@ -13,7 +13,8 @@ from pathlib import Path
 from tests.gpu.proof import Row
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "peft", "flash-attn", "liger-kernel", "vllm", "deepspeed", "bitsandbytes", "trl",
+    "torch", "transformers", "accelerate", "peft", "flash-attn", "liger-kernel", "vllm", "deepspeed", "bitsandbytes",
+    "trl",
 )  # fmt: skip
 
 

@@ -48,6 +48,31 @@ def tokens(prompt: Sequence[int], answer: Sequence[int], hidden: Sequence[int] =
     return Tokens(ids, len(prompt), np.array(sorted(hidden), np.int32) if len(hidden) else None)
 
 
+GROUPS = [
+    [tokens(range(5, 25), range(7)), tokens(range(5, 25), [9, 8, 7])],
+    [tokens([7, 8], [10, 11, 50, 51]), tokens([7, 8], [40]), tokens([7, 8], [1, 2])],
+    [tokens([], [10, 11, 50, 51, 4])],
+]
+SHARED, REAL, OTHER = [5, 9, 7, 31], [11, 12, 13, 14, 15], [21, 22]
+SPECIAL = {
+    "one pair": [[tokens(SHARED, REAL), tokens(SHARED, OTHER)]],
+    "empty generated answer": [[tokens(SHARED, REAL), tokens(SHARED, [])]],
+    "empty real answer": [[tokens(SHARED, []), tokens(SHARED, REAL)]],
+    "no label at all": [[tokens(SHARED, []), tokens(SHARED, [])]],
+    "answers of one token": [[tokens(SHARED, [8]), tokens(SHARED, [9])]],
+    "equal answers": [[tokens(SHARED, REAL), tokens(SHARED, REAL)]],
+    "no prompt": [[tokens([], REAL), tokens([], OTHER)]],
+    "no prompt, one token": [[tokens([], [7]), tokens([], [8])]],
+    "prompt of one token": [[tokens([5], REAL), tokens([5], OTHER)]],
+    "one sequence": [[tokens(SHARED, REAL)]],
+    "three sequences": [[tokens(SHARED, REAL), tokens(SHARED, OTHER), tokens(SHARED, [4, 4, 4])]],
+    "groups of several sizes": [[tokens([], OTHER)], [tokens(SHARED, REAL)] * 3, [tokens([5], [])]],
+    "hidden end of the prompt": [[tokens(SHARED, REAL, [2, 3]), tokens(SHARED, OTHER, [2, 3])]],
+    "hidden in one answer only": [[tokens(SHARED, REAL, [4, 6, 8]), tokens(SHARED, OTHER)]],
+    "all hidden but the first": [[tokens(SHARED, REAL, range(1, 9)), tokens(SHARED, OTHER, range(1, 6))]],
+}
+
+
 def alone(model: PreTrainedModel, groups: Sequence[Group]) -> Tensor:
     """log p of each sequence [S], read alone: no padding, no neighbour, all logits."""
     logps = []

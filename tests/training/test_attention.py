@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from packing_data import forms_of, gradients, padded, tiny_llama, tokens
+from packing_data import GROUPS, forms_of, gradients, padded, tiny_llama, tokens
 from packing_draws import group_lists
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,11 +20,6 @@ from spin_core.modeling.logprobs import Policy
 from spin_core.modeling.packing import Group, Layout, pack
 
 few = settings(max_examples=15, derandomize=True)
-GROUPS = [
-    [tokens(range(5, 25), range(7)), tokens(range(5, 25), [9, 8, 7])],
-    [tokens([7, 8], [10, 11, 50, 51]), tokens([7, 8], [40]), tokens([7, 8], [1, 2])],
-    [tokens([], [10, 11, 50, 51, 4])],
-]
 
 
 def states_of(layout: Layout, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from packing_data import WORDS, alone, apart, forms_of, gradients, tiny_llama, tokens
+from packing_data import OTHER, REAL, SHARED, SPECIAL, WORDS, alone, apart, forms_of, gradients, tiny_llama, tokens
 from packing_draws import group_lists
 from training_data import groups_of, made_up_pairs
 from transformers import PreTrainedModel
@@ -18,24 +18,6 @@ from spin_core.modeling.packing import Group, pack, pad_groups, tokens_of
 
 bounded = settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 few = settings(bounded, max_examples=25)
-SHARED, REAL, OTHER = [5, 9, 7, 31], [11, 12, 13, 14, 15], [21, 22]
-SPECIAL = {
-    "one pair": [[tokens(SHARED, REAL), tokens(SHARED, OTHER)]],
-    "empty generated answer": [[tokens(SHARED, REAL), tokens(SHARED, [])]],
-    "empty real answer": [[tokens(SHARED, []), tokens(SHARED, REAL)]],
-    "no label at all": [[tokens(SHARED, []), tokens(SHARED, [])]],
-    "answers of one token": [[tokens(SHARED, [8]), tokens(SHARED, [9])]],
-    "equal answers": [[tokens(SHARED, REAL), tokens(SHARED, REAL)]],
-    "no prompt": [[tokens([], REAL), tokens([], OTHER)]],
-    "no prompt, one token": [[tokens([], [7]), tokens([], [8])]],
-    "prompt of one token": [[tokens([5], REAL), tokens([5], OTHER)]],
-    "one sequence": [[tokens(SHARED, REAL)]],
-    "three sequences": [[tokens(SHARED, REAL), tokens(SHARED, OTHER), tokens(SHARED, [4, 4, 4])]],
-    "groups of several sizes": [[tokens([], OTHER)], [tokens(SHARED, REAL)] * 3, [tokens([5], [])]],
-    "hidden end of the prompt": [[tokens(SHARED, REAL, [2, 3]), tokens(SHARED, OTHER, [2, 3])]],
-    "hidden in one answer only": [[tokens(SHARED, REAL, [4, 6, 8]), tokens(SHARED, OTHER)]],
-    "all hidden but the first": [[tokens(SHARED, REAL, range(1, 9)), tokens(SHARED, OTHER, range(1, 6))]],
-}
 
 
 @cache
