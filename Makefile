@@ -8,10 +8,11 @@ STORE_FAULTS := tests/faults/store
 LONGEST_FIRST := tests/faults/flow/test_server_faults.py tests/flows/test_cache.py tests/hub/test_push.py \
   tests/training tests/faults tests/flows tests/hub tests/imports tests
 JOBS ?= 3
+MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -71,6 +72,13 @@ faults: .venv/dev            ## the fault and security battery with a night's co
 	SPINLOOP_FAULTS=$(or $(LEVEL),night) $(BIN)/pytest --timeout=7200 $(STORE_FAULTS)
 	SPINLOOP_FAULTS=$(or $(LEVEL),night) $(BIN)/pytest --timeout=7200 --ignore=$(STORE_FAULTS) tests/faults tests/security tests/hub/test_secrets.py \
 	  tests/flows/pools/test_server_setup.py
+
+# Nothing is set up for it: a bare machine has no registry. Its torch is the one with CUDA, where there is no .venv.
+gpu-proof:                   ## proves CUDA: correct, fast, estimates, whole, within MINUTES=8 (GPU="--device cpu" rehearses; docs/gpu.md)
+	@PYTHONUNBUFFERED=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu --minutes $(MINUTES) $(GPU)
+
+gpu-kit: .venv/ready         ## wheels and data for gpu-proof on a bare machine, in gpu-kit/, below 60 MiB (KIT="--python 3.12 --model DIR --data DIR")
+	$(BIN)/python -m tests.gpu.kit gpu-kit $(KIT)
 
 check: .venv/dev             ## lint, types, architecture: under a minute
 	$(BIN)/ruff check .

@@ -56,14 +56,15 @@ def saved_by_attention(a: Architecture, b: PassShape, form: Form) -> int:
     """What a layer's attention keeps: queries, keys, values, outputs and log-sums of its calls (trunks: prompts with
     their first answers; branches: the other answers), the branches' mask, and the output in the order of the pass."""
     e, one = form.width, len(b.groups) == 1
-    # On CUDA keys and values are repeated for every query head (see `attention._sdpa`).
+    # On CUDA keys and values are repeated for every query head, of trunks in float32 only (see `attention._sdpa`).
     wide = a.queries if form.device == "cuda" and a.heads != a.kv_heads else a.keys
+    plain = wide if e == 4 else a.keys
     rows = len(b.groups) * max(prompt + answers[0] for prompt, answers in b.groups)
     branches = [(prompt, n) for prompt, answers in b.groups for n in answers[1:] if n]
     queries = len(branches) * max((n for _, n in branches), default=0)
     longest = max((prompt + n for prompt, n in branches), default=0)
     keys = len(branches) * longest
-    kept = (rows * a.queries + 2 * rows * wide) * e  # q, k, v of the trunks
+    kept = (rows * a.queries + 2 * rows * plain) * e  # q, k, v of the trunks
     kept += (queries * a.queries + 2 * keys * wide + queries * longest) * e  # of the branches, and their mask
     kept += (rows + queries) * (a.queries * e + 4 * a.heads)  # outputs, log-sums
     if branches or not one:

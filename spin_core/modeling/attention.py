@@ -70,7 +70,7 @@ def _sdpa(
         else:
             # On CUDA grouped keys with a mask, or in float32, would take the kernel that holds all scores.
             shared = q.shape[1] // k.shape[1]
-            if shared > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+            if shared > 1 and q.is_cuda and (mask is not None or computed_in(q) == torch.float32):
                 k, v, shared = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), 1
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=shared > 1
@@ -78,6 +78,12 @@ def _sdpa(
         out = out.transpose(1, 2).flatten(0, 1)
         outputs.append(out if kept is None else out.index_select(0, kept))
     return _restore(layout, outputs)
+
+
+def computed_in(states: Tensor) -> torch.dtype:
+    """The dtype that a kernel gets `states` in: under autocast its own, although rotary positions made them float32."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def _capped(

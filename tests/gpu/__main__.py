@@ -24,7 +24,7 @@ def main() -> int:
         from tests.gpu import kit
 
         args.kit = args.kit.resolve()
-        paths += kit.install(args.kit, say)
+        paths += kit.unpack(args.kit, say)
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     if missing := [
@@ -47,7 +47,7 @@ def prove(args: argparse.Namespace, began: float) -> int:
     from tests.gpu.supervise import run_part
 
     tiny = args.device == "cpu"
-    head, rows = results.head(args.device, tiny, args.minutes), list[Row]()
+    head, rows = results.head(args.device, tiny, args.minutes, args.kit), list[Row]()
     results.write(args.out, head, rows)
     settings = {"device": args.device, "tiny": tiny, "out": str(args.out), "kit": str(args.kit) if args.kit else ""}
     ends, shares = began + 60 * args.minutes, {name: PARTS.get(name, 0.25) for name in args.parts}

@@ -7,7 +7,6 @@ loading a model is not in them, as it is not in the cost sheet.
 
 from __future__ import annotations
 
-import gc
 import time
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +35,7 @@ class Chain:
         self.summaries: dict[str, dict] = {}
         self.notes: list[str] = []
         self._digests: dict[Path, str] = {}
+        self._last = ""
 
     def start(self, sources: dict[str, Path], model: Path) -> None:
         """Rows, their tokens, and θ_0: the model as it is, or with `sft` what that makes of it."""
@@ -99,9 +99,8 @@ class Chain:
         out, scratch = (self.folder / kind / name.replace(" ", "-").replace(",", "") for kind in ("trees", "scratch"))
         for place in (out, scratch):
             place.mkdir(parents=True)
-        if group != getattr(self, "_last", ""):
+        if group != self._last:
             release_opponent()  # the next stage reads another model, or trains
-            gc.collect()
         self._last = group
         reset_peak()
         bars: dict[str, float] = {}

@@ -4,15 +4,14 @@ takes on this card, for SmolLM2-135M's shape and for the largest that fits.
 Stages are computed as they are in a run, by their own functions, on a model that is made on the card, so that loading,
 which the sheet does not count, is in no figure: finetune (the training loop; a step's median), score, generate (the
 transformers engine's slots) and evaluate (likelihood, greedy and sampled answers). Memory is the most that torch had
-allocated, against the sheet's tensors without its 5 % for the allocator and 1 GiB for CUDA; what those are here is a
-figure too.
+allocated, against the sheet's tensors without its 5 % for the allocator and 1 GiB for CUDA.
 
 On short prompts a stage's factor is found: measured over estimated. `measured.yaml` in the proof's folder has them all,
 with what was known before; copied over spin_core/estimate/measured.yaml (`cp`), `spinloop plan` multiplies its
 estimates for this card and says so. A factor is worth something only where it holds on what it was not made from:
-so on long prompts the estimate times the factor is compared with a second measurement, and the check fails where that
-is off by more than 15 % of memory or 30 % of time.
-A rehearsal runs the same and judges nothing, as there are no speeds of a CPU in the sheet.
+so on long prompts the estimate times the factor is compared with a second measurement. The bounds, 15 % of memory and
+30 % of time, are `met` or `MISSED` in the row: a figure and no failure, as the factors are what is to be kept, and a
+row that failed has no figures. A rehearsal runs the same and judges nothing: the sheet has no speeds of a CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from tests.benchmarks.bench_work import Watch, memory, reset_peak, synchronize
 from tests.estimate.measured import llama
 from tests.gpu import sizes
 from tests.gpu.fast import Steps
-from tests.gpu.proof import Figures, Proof, Skip
+from tests.gpu.proof import NOT_REACHED, Figures, Proof, Skip
 
 TIME, MEMORY = 0.30, 0.15
 """By which a corrected estimate may be off."""
@@ -95,39 +94,54 @@ def largest(proof: Proof) -> Figures:
 def _compared(proof: Proof, of: sizes.Candidate) -> Figures:
     figures: Figures = {"model": f"{of.name} ({weights(of.shape.weights)} weights)", "card": sizes.card(proof).name}
     factors: dict[str, tuple[float, float]] = {}
+    clock = Clock(proof)
     for stage in measured.STAGES:
+        if not clock.allows():
+            figures[stage] = NOT_REACHED
+            continue
         estimate, cost = _both(proof, of, "short", stage)
         factors[stage] = cost.seconds / estimate.seconds, cost.memory / estimate.memory
         figures[f"{stage}, s"] = f"{cost.seconds:.3g} for {estimate.seconds:.3g}"
         figures[f"{stage}, GiB"] = f"{cost.memory / GIB:.3g} for {estimate.memory / GIB:.3g}"
-    if proof.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(proof.device)
-        figures["CUDA beside tensors, GiB (assumed 1)"] = (total - free - torch.cuda.memory_reserved()) / GIB
-        figures["allocator over tensors (assumed 1.05)"] = torch.cuda.max_memory_reserved() / memory("VmHWM")
     known = proof.out / measured.KNOWN.name
     date, name = time.strftime("%Y-%m-%d", time.gmtime()), sizes.card(proof).name
     added = measured.added(name, date, of.shape.weights, factors, known if known.is_file() else measured.KNOWN)
     measured.write(added, known)
-    return figures | _held(proof, of, factors)
+    return figures | _held(proof, of, factors, clock)
 
 
-def _held(proof: Proof, of: sizes.Candidate, factors: dict[str, tuple[float, float]]) -> Figures:
-    """The errors of the corrected estimates on long prompts, while time is left. Raises AssertionError over the
-    bounds."""
+@dataclass
+class Clock:
+    """Whether time is left for as long as the longest measurement so far took: a check that is ended has no row."""
+
+    proof: Proof
+    longest: float = 0.0
+    began: float = 0.0
+
+    def allows(self) -> bool:
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self.began) if self.began else 0.0
+        self.began = now
+        return self.proof.left() > self.longest
+
+
+def _held(proof: Proof, of: sizes.Candidate, factors: dict[str, tuple[float, float]], clock: Clock) -> Figures:
+    """The errors of the corrected estimates on long prompts."""
     figures: Figures = {}
     wrong = []
     for stage, (slower, larger) in factors.items():
-        if not proof.left():
-            figures[f"{stage}, corrected, off by"] = "not reached: time"
+        if not clock.allows():
+            figures[f"{stage}, corrected, off by"] = NOT_REACHED
             continue
         estimate, cost = _both(proof, of, "long", stage)
         off = estimate.seconds * slower / cost.seconds - 1, estimate.memory * larger / cost.memory - 1
         figures[f"{stage}, corrected, off by"] = f"{off[0]:+.0%} of time, {off[1]:+.0%} of memory"
         if abs(off[0]) > TIME or abs(off[1]) > MEMORY:
             wrong.append(f"{stage} {figures[f'{stage}, corrected, off by']}")
-    if proof.device.type == "cuda":
-        assert not wrong, f"off by more than {TIME:.0%} of time or {MEMORY:.0%} of memory on long prompts, with the " \
-            f"factors of short ones: {'; '.join(wrong)}; measured.yaml has the factors"  # fmt: skip
+    if not proof.tiny:
+        figures[f"bounds, {TIME:.0%} of time and {MEMORY:.0%} of memory"] = (
+            f"MISSED: {'; '.join(wrong)}" if wrong else "met"
+        )
     return figures
 
 
@@ -137,17 +151,16 @@ def _both(proof: Proof, of: sizes.Candidate, name: str, stage: str) -> tuple[Cos
     rows = [(p, r, g[:new]) for p, r, g in sizes.draw(of.shape, name, count, proof.tiny, seed=2)]
     case = Case(proof, of, rows, batch, count // 3, new)
     estimate, cost = estimated(case, stage), STAGES[stage](case)
-    gc.collect()
     if proof.device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     return estimate, cost
 
 
 def estimated(case: Case, stage: str) -> Cost:
     """What the sheet says without any correction: of a card without a name, nothing was measured."""
-    setting = sizes.setting(case.proof, case.of.shape, case.rows, case.test)
-    nameless = replace(setting.hardware, gpu=replace(sizes.card(case.proof), name=""))
-    setting = replace(setting, hardware=nameless)
+    nameless = replace(sizes.card(case.proof), name="")
+    setting = sizes.setting(nameless, case.of.shape, case.rows, case.test)
     todo = Todo(generate={0: setting.data.rows}, score=[(0, 0)], finetune=[0], evaluate=1)
     line = next(line for line in sheet.lines(setting, case.config, todo) if line.stage == stage)
     if line.seconds is None:

@@ -10,6 +10,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from tests.gpu.kit import commit_of
 from tests.gpu.proof import Row
 
 PACKAGES = (
@@ -18,7 +19,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def head(device: str, tiny: bool, minutes: float) -> dict:
+def head(device: str, tiny: bool, minutes: float, kit: Path | None = None) -> dict:
     """Which machine, which versions, which commit: no host name, user or path."""
     import torch
 
@@ -37,7 +38,7 @@ def head(device: str, tiny: bool, minutes: float) -> dict:
         "cuda": torch.version.cuda or "none",
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "commit": _commit(),
+        "commit": _commit(kit),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 
@@ -49,14 +50,14 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
-    """The checkout's commit, and whether files differ from it; `unknown` where there is no git."""
+def _commit(kit: Path | None) -> str:
+    """The checkout's commit, and whether files differ from it; where there is no git, that of the kit."""
     root = Path(__file__).resolve().parents[2]
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return commit + (", with changes" if _git(root, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return f"{commit_of(kit)} (the kit's)" if kit else "unknown"
 
 
 def _git(root: Path, *command: str) -> str:

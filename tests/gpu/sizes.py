@@ -7,12 +7,16 @@ chat template (short), and the same answers behind prompts of 260 to 508 tokens 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import accelerate  # noqa: F401 - here, so that no check's time has it
 import numpy as np
+import peft  # noqa: F401
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 from spin_core.config.finetune import Lora
 from spin_core.config.profile import Config, parse
@@ -70,18 +74,21 @@ def card(proof: Proof) -> Gpu:
 
 
 def candidates(proof: Proof, rows: list[Row], batch: int) -> Iterator[Candidate]:
-    """Those that the cost sheet says fit the memory that is free now, the largest shape first: of a shape all weights
-    before an adapter, then the larger passes."""
+    """Those that fit the memory that is free now."""
     if proof.tiny:
         yield Candidate("tiny", TINY, 0, 512)
-        return
-    free = torch.cuda.mem_get_info(proof.device)[0]
+    else:
+        yield from fitting(card(proof), torch.cuda.mem_get_info(proof.device)[0], rows, batch)
+
+
+def fitting(gpu: Gpu, free: float, rows: list[Row], batch: int) -> Iterator[Candidate]:
+    """Those that the cost sheet says fit `free` bytes, the largest shape first: of a shape all weights before an
+    adapter, then the larger passes."""
     for name, hub_id in SHAPES.items():
         shape = _known(hub_id)
         for rank in (0, RANK):
             for tokens in (16384, 8192, 4096, 2048):
-                config = profile(rows, batch, rank, tokens)
-                need = needs.of("finetune", setting(proof, shape, rows), config)
+                need = needs.of("finetune", setting(gpu, shape, rows), profile(rows, batch, rank, tokens))
                 if need.gpu - CONTEXT <= USED * free:
                     yield Candidate(name, shape, rank, tokens)
                     break
@@ -99,20 +106,27 @@ def model(proof: Proof, of: Candidate) -> torch.nn.Module:
     return made
 
 
-def folder(proof: Proof, shape: Architecture) -> Path:
-    """A model directory with random weights in the dtype that such models are published in, and a tokenizer of
-    characters."""
+def folder(proof: Proof, shape: Architecture, tokenizer: Path | None = None) -> Path:
+    """A model directory with random weights in the dtype that such models are published in, and the tokenizer of the
+    folder `tokenizer`, or one of characters."""
+    from spin_core.modeling.loading import KEPT_FILES, load_tokenizer
     from spin_core.stages import demo_model
 
     out = proof.folder("model")
-    demo_model.write_settings(demo_model.Config(seed=0, context=2048), out)
+    if tokenizer is None:
+        demo_model.write_settings(demo_model.Config(seed=0, context=2048), out)
+    else:
+        for file in tokenizer.iterdir():
+            if file.name in KEPT_FILES:
+                shutil.copyfile(file, out / file.name)
     with proof.device:
         made = llama(shape)
-    ends = {"pad_token_id": 0, "eos_token_id": demo_model.SPECIAL.index("<|end|>")}
-    for name, value in ends.items():
-        setattr(made.config, name, value)
-        setattr(made.generation_config, name, value)
-    made.to(torch.bfloat16 if shape.bytes_on_disk == 2 else torch.float32).save_pretrained(out)
+    made.to(torch.bfloat16 if shape.bytes_on_disk == 2 else torch.float32)
+    made.save_pretrained(out)
+    words = load_tokenizer(out)
+    for one in (made.config, made.generation_config):
+        one.pad_token_id, one.eos_token_id = words.pad_token_id, words.eos_token_id
+        one.save_pretrained(out)
     return out
 
 
@@ -153,11 +167,11 @@ def profile(
     )  # fmt: skip
 
 
-def setting(proof: Proof, shape: Architecture, rows: list[Row], test: int = 0) -> Setting:
-    """What the cost sheet is told: the card and the rows' mean lengths, `test` of them held out."""
+def setting(gpu: Gpu, shape: Architecture, rows: list[Row], test: int = 0) -> Setting:
+    """What the cost sheet is told: one card and the rows' mean lengths, `test` of them held out."""
     prompt, *answers = (float(np.mean([len(row[i]) for row in rows])) for i in range(3))
     data = Data(len(rows) - test, test, prompt, float(np.mean(answers)), "drawn")
-    return Setting(shape, data, Hardware(card(proof), 1, True, ""))
+    return Setting(shape, data, Hardware(gpu, 1, True, ""))
 
 
 def work(proof: Proof, rows: list[Row], batch: int, tokens: int, path: Path = Path()) -> Work:

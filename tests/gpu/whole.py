@@ -2,11 +2,11 @@
 models on 256 held-out rows with the gate's decision; by the stages' own functions in order (`chain`), without Prefect.
 Where time is left, a second iteration.
 
-Prompts are GSM8K's where the kit has them, else short tasks with one right answer each that the project makes
-(spin_core/stages/demo_rows.py). The model is the kit's where it has one, and is then trained as
-deployments/profiles/gsm8k-smollm2.yaml says; else it has SmolLM2-135M's shape and random weights, and the stage sft
-makes θ_0 of it, as it has to answer something. Such a model's exact match says nothing, and the figure to look at is
-the NLL of real answers. Every row says which it was.
+Prompts are GSM8K's where the kit has them (a file with gsm8k in its path), else short tasks with one right answer each
+that the project makes (spin_core/stages/demo_rows.py). The model is the kit's where it has one, and is then trained as
+deployments/profiles/gsm8k-smollm2.yaml says; else it has SmolLM2-135M's shape and random weights, the kit's tokenizer
+or one of characters, and the stage sft makes θ_0 of it, as it has to answer something. Such a model's exact match says
+nothing, and the figure to look at is the NLL of real answers. The first row says which it was.
 
 Intervals are those of the product (spin_core/analysis/statistics.py, 95 %): of a mean over tokens, of a rate, and of
 the paired change on the same rows, by which the gate decides. `sheet` beside a stage's seconds and GiB of tensors is
@@ -178,21 +178,26 @@ def _architecture(model: Path) -> Architecture:
 
 
 def _made(proof: Proof) -> Game:
-    """The kit's model and rows, or made ones; and the profile."""
-    inside = sorted(proof.kit.rglob("model.safetensors")) if proof.kit else []
-    gsm8k = [file for file in sorted(proof.kit.rglob("*.jsonl")) if "gsm8k" in str(file)] if proof.kit else []
-    real = bool(inside) and not proof.tiny
-    model = inside[0].parent if real else sizes.folder(proof, sizes.small(proof))
-    given = [file for file in gsm8k if "test" not in file.name] if real else []
-    if given:
-        sources = {"source": given[0]}
+    """The kit's model, tokenizer and rows, or made ones; and the profile."""
+    kit = None if proof.tiny else proof.kit
+    models, tokenizers, files = (
+        sorted(kit.rglob(name)) if kit else [] for name in ("model.safetensors", "tokenizer.json", "*.jsonl")
+    )
+    gsm8k = next((file for file in files if "gsm8k" in str(file) and "test" not in file.name), None)
+    words = tokenizers[0].parent if tokenizers else None
+    model = models[0].parent if models else sizes.folder(proof, sizes.small(proof), words)
+    if gsm8k:
+        sources = {"source": gsm8k}
     else:
         sources = {"source": _drawn(proof, "train"), "test_source": _drawn(proof, "test")}
     said: Figures = {
-        "model": "the kit's" if real else "SmolLM2-135M's shape, random weights; θ_0 is made by sft",
-        "rows": "GSM8K" if given else "made by the project (spin_core/stages/demo_rows.py)",
+        "model": "the kit's" if models else "SmolLM2-135M's shape, random weights; θ_0 is made by sft",
+        "tokens": "the kit's tokenizer" if words or models else "characters",
+        "rows": "GSM8K" if gsm8k else "made by the project (spin_core/stages/demo_rows.py)",
     }
-    return Game(Chain(_profile(proof, real, bool(given)), proof.folder("chain")), model, sources, said)
+    longest = (60, 16) if not gsm8k else (256, 128) if words or models else (1000, 256)
+    profile = _profile(proof, bool(models), bool(gsm8k), *longest)
+    return Game(Chain(profile, proof.folder("chain")), model, sources, said)
 
 
 def _drawn(proof: Proof, split: str) -> Path:
@@ -203,12 +208,10 @@ def _drawn(proof: Proof, split: str) -> Path:
     return out / "rows.jsonl"
 
 
-def _profile(proof: Proof, real: bool, gsm8k: bool) -> Config:
+def _profile(proof: Proof, real: bool, gsm8k: bool, prompt: int, new: int) -> Config:
     """How the iteration is computed; a model of random weights is trained by SFT first, and with larger steps."""
-    small = 8 if proof.tiny else 64
-    new, longest = (160, 512) if gsm8k else (16, 64)
-    own = {"lr": 5e-7, "schedule_epochs": 1} if real else {"lr": 1e-5, "optimizer": "adamw", "schedule_epochs": 1}
-    part = {"precision": "bfloat16", "global_batch": small, "max_length": longest}
+    own = {"lr": 5e-7} if real else {"lr": 1e-5, "optimizer": "adamw"}
+    part = {"precision": "bfloat16", "global_batch": 8 if proof.tiny else 64, "max_length": prompt + 2 * new}
     runtime = Runtime(
         device=str(proof.device), generate_batch=16 if proof.tiny else 512, score_tokens=16384, micro_tokens=16384,
         checkpoint_every=0,
@@ -216,8 +219,8 @@ def _profile(proof: Proof, real: bool, gsm8k: bool) -> Config:
     profile = {
         "name": "gpu-proof", "iterations": 2, "model": {"path": "made"}, "runtime": runtime.model_dump(),
         "dataset": {"path": "made", "limit": 2048, "test_limit": 256, "shard_rows": 4096},
-        "chat": {"max_prompt_length": 256 if gsm8k else 40}, "generate": {"max_new_tokens": new},
-        "finetune": {**part, **own},
+        "chat": {"max_prompt_length": prompt}, "generate": {"max_new_tokens": new},
+        "finetune": {**part, **own, "schedule_epochs": 1},
         "evaluate": {"exact_match": "#### (.+)" if gsm8k else "answer", "max_new_tokens": new},
     }  # fmt: skip
     if not real:

@@ -111,6 +111,19 @@ def test_flash_under_autocast_near_sdpa_and_the_probe_lets_it_pass(flash_attn) -
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_rotary_float32_does_not_decide_what_a_kernel_computes_in() -> None:
+    """Catches flex_attention that gets queries in float32 and values in bfloat16, which a torch whose autocast does not
+    cast there refuses, and keys that SDPA on CUDA repeats for every head as if autocast computed in float32."""
+    layout = pack(GROUPS, "flex_attention").inputs["layout"]
+    query, key, value = (states.float() for states in states_of(layout))
+    out = attention.KERNELS["flex_attention"](layout, query, key, value.bfloat16(), None)
+    assert out.dtype == torch.bfloat16
+    assert attention.computed_in(query) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention.computed_in(query) == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_flex_scores_on_cpu_as_sdpa_does(precision) -> None:
     """Catches flex_attention that is not used at all, or gives other log-probs, also under autocast."""
