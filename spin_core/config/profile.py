@@ -115,7 +115,7 @@ class Config(Section):
     def _loss_knows_its_models(self, part: Finetune, where: str) -> None:
         """A run that begins behind θ_0 has neither θ_0 nor what it answered, and no earlier model than its first."""
         first, at = self.start.iteration, f"start.iteration: {self.start.iteration} begins behind θ_0"
-        if part.loss == "alpha":
+        if part.loss == "alpha" and part.alpha.base_share:
             raise ValueError(f"finetune.loss{where}: {at}, which loss alpha mixes into the opponent; take sigmoid")
         if part.wants_first and 0 not in self.start.pairs:
             raise ValueError(
