@@ -64,7 +64,9 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         run = Run(config, artifacts, children, base_dir, planner)
         dag(run)
         plays, *warnings = sentences(config, run.deployed)
-        notes = [*artifacts.notes, *planner.notes, *warnings]
+        ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
+        forecasts = [f"iteration {t}: {' '.join(said)}" for t, said in planner.forecasts.items() if said and t in ahead]
+        notes = [*artifacts.notes, *planner.notes, *warnings, *forecasts]
         return Plan(run.ledger, notes, _rows(run) if measure else None, plays)
 
 
@@ -83,7 +85,8 @@ def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int
     try:
         made = planned(config, store, base_dir, measure=True)
     except Unreachable as error:
-        made = Plan([], [str(error)])
+        plays, *warnings = sentences(config, None)
+        made = Plan([], [str(error), *warnings], decoders=plays)
     return made, costs(config, base_dir, made.ledger or None, made.data, gpu, count)
 
 

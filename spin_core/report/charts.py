@@ -80,14 +80,15 @@ def draw_all(models: list[ModelResults], rows: list[ModelRow]) -> list[Chart]:
 
 
 def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Chart | None:
-    """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures.
+    """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures
+    other than 0.
 
     `series`: field of a report row (a path with dots) → its name in the legend.
     """
     columns = [row for kind in ("start", "iteration", "control") for row in rows if row["kind"] == kind]
     path = sum(row["kind"] != "control" for row in columns)
     names = [name for name in series if any(_point(row, name) for row in columns)]
-    if not names:
+    if not any(point[0] for row in columns for name in names if (point := _point(row, name))):
         return None
     with _axes() as axes:
         for i, name in enumerate(names):
