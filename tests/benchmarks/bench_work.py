@@ -168,6 +168,7 @@ def memory(which: str) -> int:
 def reset_peak() -> None:
     """From now on `memory("VmHWM")` counts anew."""
     if torch.cuda.is_available():
+        torch.cuda.init()  # a process that has not used the GPU yet has no statistics to reset
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")

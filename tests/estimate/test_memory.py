@@ -45,3 +45,19 @@ def test_numbers_that_are_written_twice_are_the_same() -> None:
     """Catches a chunk of logits or a prompt pass that became larger where it is computed, and not in the estimate."""
     assert activations.CHUNK_BYTES == chunked_logps.CHUNK_BYTES
     assert memory.PREFILL_TOKENS == slots.PREFILL_TOKENS
+
+
+def test_keys_are_repeated_where_cuda_repeats_them() -> None:
+    """Catches a sheet that counts keys for every query head where a kernel on CUDA reads grouped ones (bfloat16, one
+    answer behind each prompt), and one that forgets them where it does not (float32, and further answers)."""
+    one, two = ([(200, answers)] for answers in ((300,), (300, 300)))
+
+    def extra(groups: list, precision: str) -> int:
+        forms = (activations.Form(precision, device) for device in ("cuda", "cpu"))  # type: ignore[arg-type]
+        cuda, cpu = (activations.saved_by_attention(SMALL, activations.PassShape(groups), form) for form in forms)
+        return cuda - cpu
+
+    wide = 2 * (SMALL.queries - SMALL.keys)
+    assert extra(one, "bfloat16") == 0
+    assert extra(one, "float32") == 500 * wide * 4
+    assert extra(two, "bfloat16") == 500 * wide * 2, "of the branch, which sees prompt and itself"

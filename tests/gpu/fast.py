@@ -61,9 +61,17 @@ EPOCHS = 2
 
 @dataclass
 class Steps(Watch):
-    """When each optimiser step ended."""
+    """When each optimiser step ended, and how long our scoring took once it had found out how to pack."""
 
     ends: list[float] = field(default_factory=list)
+    opened: float = 0.0
+    scored: float = 0.0
+
+    def event(self, event: dict) -> None:
+        super().event(event)
+        if event.get("label") == "score":
+            self.opened = self.opened or time.perf_counter()
+            self.scored = time.perf_counter() - self.opened
 
     def step(self) -> None:
         synchronize()
@@ -306,7 +314,8 @@ def _in_turn(
             watch = Steps()
             losses = ways[name](work, watch)
             results[name].steps += watch.seconds
-            results[name].scoring += [watch.parts["score"]["wall"]] if "score" in watch.parts else []
+            if "score" in watch.parts:
+                results[name].scoring.append(watch.scored or watch.parts["score"]["wall"])
             results[name].losses = results[name].losses or losses
         if time.monotonic() + (time.monotonic() - began) > until:
             break

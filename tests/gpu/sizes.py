@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import accelerate  # noqa: F401 - here, so that no check's time has it
@@ -119,11 +119,11 @@ def folder(proof: Proof, shape: Architecture, tokenizer: Path | None = None) -> 
         for file in tokenizer.iterdir():
             if file.name in KEPT_FILES:
                 shutil.copyfile(file, out / file.name)
+    words = load_tokenizer(out)  # beside the config.json that it came with
     with proof.device:
-        made = llama(shape)
+        made = llama(replace(shape, vocab=max(shape.vocab, len(words))))
     made.to(torch.bfloat16 if shape.bytes_on_disk == 2 else torch.float32)
     made.save_pretrained(out)
-    words = load_tokenizer(out)
     for one in (made.config, made.generation_config):
         one.pad_token_id, one.eos_token_id = words.pad_token_id, words.eos_token_id
         one.save_pretrained(out)

@@ -2,7 +2,7 @@
 models on 256 held-out rows with the gate's decision; by the stages' own functions in order (`chain`), without Prefect.
 Where time is left, a second iteration.
 
-Prompts are GSM8K's where the kit has them (a file with gsm8k in its path), else short tasks with one right answer each
+Prompts are GSM8K's where the kit has them, else short tasks with one right answer each
 that the project makes (spin_core/stages/demo_rows.py). The model is the kit's where it has one, and is then trained as
 deployments/profiles/gsm8k-smollm2.yaml says; else it has SmolLM2-135M's shape and random weights, the kit's tokenizer
 or one of characters, and the stage sft makes θ_0 of it, as it has to answer something. Such a model's exact match says
@@ -179,31 +179,32 @@ def _architecture(model: Path) -> Architecture:
 
 def _made(proof: Proof) -> Game:
     """The kit's model, tokenizer and rows, or made ones; and the profile."""
-    kit = None if proof.tiny else proof.kit
-    models, tokenizers, files = (
-        sorted(kit.rglob(name)) if kit else [] for name in ("model.safetensors", "tokenizer.json", "*.jsonl")
-    )
-    gsm8k = next((file for file in files if "gsm8k" in str(file) and "test" not in file.name), None)
-    words = tokenizers[0].parent if tokenizers else None
-    model = models[0].parent if models else sizes.folder(proof, sizes.small(proof), words)
+    kit = proof.kit or proof.work
+    train, test, words = kit / "gsm8k" / "train.jsonl", kit / "gsm8k" / "test.jsonl", kit / "model"
+    gsm8k, real = train.is_file(), (words / "model.safetensors").is_file()
+    tokenizer = words if (words / "tokenizer.json").is_file() else None
+    model = words if real else sizes.folder(proof, sizes.small(proof), tokenizer)
     if gsm8k:
-        sources = {"source": gsm8k}
+        sources = {"source": train} | ({"test_source": test} if test.is_file() else {})
     else:
         sources = {"source": _drawn(proof, "train"), "test_source": _drawn(proof, "test")}
     said: Figures = {
-        "model": "the kit's" if models else "SmolLM2-135M's shape, random weights; θ_0 is made by sft",
-        "tokens": "the kit's tokenizer" if words or models else "characters",
+        "model": "the kit's" if real else "SmolLM2-135M's shape, random weights; θ_0 is made by sft",
+        "tokens": "the kit's tokenizer" if tokenizer else "characters",
         "rows": "GSM8K" if gsm8k else "made by the project (spin_core/stages/demo_rows.py)",
     }
-    longest = (60, 16) if not gsm8k else (256, 128) if words or models else (1000, 256)
-    profile = _profile(proof, bool(models), bool(gsm8k), *longest)
-    return Game(Chain(profile, proof.folder("chain")), model, sources, said)
+    longest = (60, 16) if proof.tiny or not gsm8k else (256, 128) if tokenizer else (1000, 256)
+    return Game(Chain(_profile(proof, real, gsm8k, *longest), proof.folder("chain")), model, sources, said)
+
+
+def _counts(proof: Proof) -> tuple[int, int]:
+    """Training and held-out rows."""
+    return (24, 32) if proof.tiny else (2048, 256)
 
 
 def _drawn(proof: Proof, split: str) -> Path:
-    out = proof.folder("rows")
-    count, test = (24, 32) if proof.tiny else (2048, 256)
-    config = demo_rows.Config(seed=1, split=split, train_rows=count, test_rows=test)  # type: ignore[arg-type]
+    out, (count, test) = proof.folder("rows"), _counts(proof)
+    config = demo_rows.Config(seed=1, split=split, train_rows=count, test_rows=test)
     demo_rows.run({}, config, Job(out, out))
     return out / "rows.jsonl"
 
@@ -216,9 +217,10 @@ def _profile(proof: Proof, real: bool, gsm8k: bool, prompt: int, new: int) -> Co
         device=str(proof.device), generate_batch=16 if proof.tiny else 512, score_tokens=16384, micro_tokens=16384,
         checkpoint_every=0,
     )  # fmt: skip
+    rows, test = _counts(proof)
     profile = {
         "name": "gpu-proof", "iterations": 2, "model": {"path": "made"}, "runtime": runtime.model_dump(),
-        "dataset": {"path": "made", "limit": 2048, "test_limit": 256, "shard_rows": 4096},
+        "dataset": {"path": "made", "limit": rows, "test_limit": test, "shard_rows": 4096},
         "chat": {"max_prompt_length": prompt}, "generate": {"max_new_tokens": new},
         "finetune": {**part, **own, "schedule_epochs": 1},
         "evaluate": {"exact_match": "#### (.+)" if gsm8k else "answer", "max_new_tokens": new},
