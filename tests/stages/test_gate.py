@@ -330,6 +330,7 @@ def test_without_held_out_rows_the_run_goes_on(world) -> None:
     decision = world.add([]).add([]).decide()
     assert (decision["outcome"], decision["best"], decision["go_on"]) == ("continue", 0, True)
     assert decision["metric"] is None and "no held-out metric" in decision["reason"]
+    assert decision["found"] == "0 held-out rows are too few to show a collapse (gate.min_rows 30)"
 
 
 def test_share_of_equal_answers(world) -> None:
