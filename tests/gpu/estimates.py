@@ -16,7 +16,6 @@ row that failed has no figures. A rehearsal runs the same and judges nothing: th
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from tests.benchmarks import our_way
 from tests.benchmarks.bench_work import Watch, memory, reset_peak, synchronize
 from tests.estimate.measured import llama
 from tests.gpu import sizes
-from tests.gpu.fast import Steps
+from tests.gpu.in_turn import Steps, free
 from tests.gpu.proof import NOT_REACHED, Figures, Proof, Skip
 
 TIME, MEMORY = 0.30, 0.15
@@ -151,9 +150,7 @@ def _both(proof: Proof, of: sizes.Candidate, name: str, stage: str) -> tuple[Cos
     rows = [(p, r, g[:new]) for p, r, g in sizes.draw(of.shape, name, count, proof.tiny, seed=2)]
     case = Case(proof, of, rows, batch, count // 3, new)
     estimate, cost = estimated(case, stage), STAGES[stage](case)
-    if proof.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+    free(proof)
     return estimate, cost
 
 

@@ -24,73 +24,30 @@ between the ways is one: then they do not train the same.
 from __future__ import annotations
 
 import copy
-import gc
 import importlib.util
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from spin_core.config.choices import Kernel
-from spin_core.errors import StageFailed, one_line
-from spin_core.estimate import work as operations
+from spin_core.errors import StageFailed
 from spin_core.estimate.architecture import Architecture
 from spin_core.estimate.needs import GIB
 from spin_core.estimate.text import weights
 from tests.benchmarks import our_way, reference_way
 from tests.benchmarks.bench_train import LOSS_TOLERANCE, loss_difference
-from tests.benchmarks.bench_work import Watch, Work, memory, reset_peak, synchronize
+from tests.benchmarks.bench_work import Watch, Work, synchronize
 from tests.gpu import sizes
+from tests.gpu.in_turn import Way, cells, free, in_turn
 from tests.gpu.profile_step import Profiled
-from tests.gpu.proof import NOT_REACHED, Figures, Proof, Skip
+from tests.gpu.proof import Figures, Proof, Skip
 
-Way = Callable[[Work, Watch], list[float]]
-AIM, FROM = 0.45, 3e9
-ROUNDS = 3
 TWO = 20
 """Bytes for each weight of the reference's way: both models, gradients, RMSprop's state and what its step computes
 with."""
-COMPILING = 40.0
-"""Seconds that must be left for flex_attention, which is compiled at its first use."""
-EPOCHS = 2
-"""Of an iteration: how often a pair is trained on for one time that it is scored."""
-
-
-@dataclass
-class Steps(Watch):
-    """When each optimiser step ended, and how long our scoring took once it had found out how to pack."""
-
-    ends: list[float] = field(default_factory=list)
-    opened: float = 0.0
-    scored: float = 0.0
-
-    def event(self, event: dict) -> None:
-        super().event(event)
-        if event.get("label") == "score":
-            self.opened = self.opened or time.perf_counter()
-            self.scored = time.perf_counter() - self.opened
-
-    def step(self) -> None:
-        synchronize()
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each step but the first."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-
-
-@dataclass
-class Measured:
-    """What a way did. `scoring`: seconds of all pairs, in each run."""
-
-    peak: int
-    steps: list[float] = field(default_factory=list)
-    scoring: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
 
 
 def largest_short(proof: Proof) -> Figures:
@@ -188,13 +145,13 @@ def _small(proof: Proof, name: str, share: float) -> Figures:
         absent["TRL"] = "not installed"
     kernels, without = _kernels(proof)
     ways |= {f"ours {kernel}": partial(_with_kernel, kernel) for kernel in kernels[1:]}
-    results, late = _in_turn(proof, work, ways, share * proof.left())
+    results, more = in_turn(proof, work, ways, share * proof.left())
     first = results["ours sdpa"].losses
     for way, one in results.items():
         off = loss_difference(one.losses, first)
         assert off <= LOSS_TOLERANCE["bfloat16"], f"the losses of {way} differ from those of ours by {off:.2g} nats"
-    figures = _figures(proof, shape, 0, work, results)
-    return {"model": "SmolLM2-135M's shape", "batch": batch, **figures, **absent, **without, **late}
+    figures = cells(proof, shape, 0, work, results)
+    return {"model": "SmolLM2-135M's shape", "batch": batch, **figures, **absent, **without, **more}
 
 
 def _largest(
@@ -215,9 +172,9 @@ def _largest(
         else:
             ways["reference"] = partial(_reference, made)
         ways |= {f"ours {kernel}": partial(_with_kernel, kernel, model=made) for kernel in kernels[1:]}
-        results, late = _in_turn(proof, work, ways, share * proof.left())
-        figures = _figures(proof, of.shape, of.rank, work, results)
-        return {"model": _named(of), "batch": batch, "tokens a pass": of.tokens, **figures, **without, **late}
+        results, more = in_turn(proof, work, ways, share * proof.left())
+        figures = cells(proof, of.shape, of.rank, work, results)
+        return {"model": _named(of), "batch": batch, "tokens a pass": of.tokens, **figures, **without, **more}
 
     return _on_what_fits(proof, rows, batch, use, suits)
 
@@ -269,84 +226,8 @@ def _on_what_fits(
             if "memory" not in str(error):
                 raise
             tried.append(of.name)
-        _free(proof)
+        free(proof)
     raise Skip(f"no shape of {', '.join(sizes.SHAPES)} fits this card, not with an adapter either")
-
-
-def _free(proof: Proof) -> None:
-    """What nobody holds any more; on a CPU that is not worth the third of a second that it takes."""
-    if proof.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _in_turn(
-    proof: Proof, work: Work, ways: dict[str, Way], seconds: float
-) -> tuple[dict[str, Measured], Figures]:  # fmt: skip
-    """What each way did, and why those that are missing did nothing: in `seconds`, though the first has its turn in
-    any case, and only it may end the check by failing (tests/gpu/correct.py is what judges kernels)."""
-    until = time.monotonic() + min(seconds, proof.left())
-    results: dict[str, Measured] = {}
-    late: Figures = {}
-    warm = replace(work, rows=work.rows[: work.batch])
-    for name, run in ways.items():
-        if results and time.monotonic() + (COMPILING if "flex" in name else 0) > until:
-            late[name] = NOT_REACHED
-            continue
-        _free(proof)
-        reset_peak()
-        watch = Watch()
-        try:
-            run(warm, watch)
-        except Exception as error:
-            if not results:
-                raise
-            late[name] = f"failed: {one_line(error, 120, kind=True)}"
-            continue
-        if watch.notes and results:  # it is another way then
-            late[name] = watch.notes[0]
-            continue
-        assert not watch.notes, watch.notes[0]
-        results[name] = Measured(memory("VmHWM"))
-    for _ in range(1 if proof.tiny else ROUNDS):
-        began = time.monotonic()
-        for name in results:
-            watch = Steps()
-            losses = ways[name](work, watch)
-            results[name].steps += watch.seconds
-            if "score" in watch.parts:
-                results[name].scoring.append(watch.scored or watch.parts["score"]["wall"])
-            results[name].losses = results[name].losses or losses
-        if time.monotonic() + (time.monotonic() - began) > until:
-            break
-    return results, late
-
-
-def _figures(proof: Proof, shape: Architecture, rank: int, work: Work, results: dict[str, Measured]) -> Figures:
-    """The table's cells."""
-    gpu, steps = sizes.card(proof), len(work.rows) / work.batch
-    useful = operations.training_flops(shape, sizes.groups(work.rows), False, bool(rank)) / steps
-    figures: Figures = {}
-    pairs, best = dict[str, float](), 0.0
-    for way, one in results.items():
-        step = statistics.median(one.steps)
-        scoring = statistics.median(one.scoring) / len(work.rows) if one.scoring else 0.0
-        pairs[way] = 1 / (step / work.batch + scoring / EPOCHS)
-        figures[f"{way}, tokens/s"] = work.useful_tokens / steps / step
-        if gpu.bfloat16:
-            share = useful / step / (gpu.bfloat16 * 1e12)
-            figures[f"{way}, MFU"] = share
-            best = max(best, share) if way.startswith("ours") else best
-        figures[f"{way}, pairs/s"] = pairs[way]
-        figures[f"{way}, GiB"] = one.peak / GIB
-    for other in ("reference", "TRL"):
-        if other in pairs:
-            figures[f"ours : {other}, pairs/s"] = max(n for way, n in pairs.items() if way[:4] == "ours") / pairs[other]
-    if not gpu.bfloat16:
-        figures["MFU"] = f"left out: the peak of {gpu.name} is not in spin_core/estimate/gpus.yaml"
-    elif shape.weights >= FROM:
-        figures[f"aim of {AIM:.0%} MFU"] = "met" if best >= AIM else "MISSED"
-    return figures
 
 
 CHECKS = (

@@ -5,7 +5,7 @@ import time
 
 from tests.gpu.proof import Figures, Proof, Skip
 
-LIMIT = 20
+LIMIT = 3
 
 
 def passes(proof: Proof) -> Figures:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from spin_core.estimate import hardware, measured, work
+from spin_core.estimate import hardware, measured
+from spin_core.estimate import work as operations
 from spin_core.estimate.needs import GIB
-from tests.benchmarks.bench_work import Watch
-from tests.gpu import estimates, fast, sizes
+from tests.benchmarks.bench_work import Watch, Work
+from tests.gpu import estimates, in_turn, sizes
 from tests.gpu.profile_step import _covered
 from tests.gpu.proof import Proof
 
@@ -28,8 +29,8 @@ def test_useful_operations_are_six_for_each_weight_and_token() -> None:
     pair = sizes.groups([([0] * 100, [0] * 50, [0] * 60)])
     seen = 100 * 100 / 2 + 50 * 100 + 50 * 50 / 2 + 60 * 100 + 60 * 60 / 2
     expected = 6 * shape.matrices * 210 + 6 * shape.embeddings * 110 + 12 * shape.layers * shape.queries * seen
-    assert work.training_flops(shape, pair, False, False) == pytest.approx(expected)
-    assert work.training_flops(shape, pair, False, True) == pytest.approx(expected * 4 / 6)
+    assert operations.training_flops(shape, pair, False, False) == pytest.approx(expected)
+    assert operations.training_flops(shape, pair, False, True) == pytest.approx(expected * 4 / 6)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_figures_of_a_way_come_from_its_median_step(proof: Proof) -> None:
     """Catches a rate of the first step, scoring that is counted once an epoch, or a table without its ratio."""
     rows = [([1] * 10, [1] * 5, [1] * 5)] * 8
     made = sizes.work(proof, rows, 4, 512)
-    ours, reference = fast.Measured(GIB, [9.0, 2.0, 2.0], [4.0]), fast.Measured(2 * GIB, [4.0])
-    figures = fast._figures(proof, sizes.TINY, 0, made, {"ours sdpa": ours, "reference": reference})
+    ours, reference = in_turn.Measured(GIB, [9.0, 2.0, 2.0], [4.0]), in_turn.Measured(2 * GIB, [4.0])
+    figures = in_turn.cells(proof, sizes.TINY, 0, made, {"ours sdpa": ours, "reference": reference})
     assert figures["ours sdpa, tokens/s"] == 4 * 20 / 2 and figures["reference, GiB"] == 2
     assert figures["ours sdpa, pairs/s"] == pytest.approx(1 / (2 / 4 + 4 / 8 / 2))
     assert figures["ours : reference, pairs/s"] == pytest.approx(figures["ours sdpa, pairs/s"] / 1)
@@ -60,26 +61,31 @@ def test_way_that_cannot_run_is_named_and_the_others_have_their_figures(proof: P
     """Catches a kernel whose compiler is missing that takes the whole table with it, one that was padded instead of
     packed under its kernel's name, and a first way that fails in silence."""
 
-    def runs(work: object, watch: Watch) -> list[float]:
+    def runs(work: Work, watch: Watch) -> list[float]:
         for _ in range(4):
             watch.step()
         return [0.7]
 
-    def cannot(work: object, watch: Watch) -> list[float]:
+    def cannot(work: Work, watch: Watch) -> list[float]:
         raise RuntimeError("no compiler")
 
-    def pads(work: object, watch: Watch) -> list[float]:
+    def pads(work: Work, watch: Watch) -> list[float]:
         watch.event({"note": "it is padded instead of packed"})
         return [0.7]
 
+    def later(work: Work, watch: Watch) -> list[float]:
+        return runs(work, watch) if len(work.rows) == 4 else cannot(work, watch)
+
     made = sizes.work(proof, [([1] * 10, [1] * 5, [1] * 5)] * 8, 4, 512)
-    results, without = fast._in_turn(proof, made, {"ours sdpa": runs, "flash": cannot, "flex": pads}, 90.0)
+    ways = {"ours sdpa": runs, "flash": cannot, "flex": pads, "reference": later}
+    results, without = in_turn.in_turn(proof, made, ways, 90.0)
     assert list(results) == ["ours sdpa"] and len(results["ours sdpa"].steps) == 3
-    assert without == {"flash": "failed: RuntimeError: no compiler", "flex": "it is padded instead of packed"}
+    failed = "failed: RuntimeError: no compiler"
+    assert without == {"flash": failed, "flex": "it is padded instead of packed", "reference": failed}
     with pytest.raises(RuntimeError):
-        fast._in_turn(proof, made, {"flash": cannot, "ours sdpa": runs}, 90.0)
+        in_turn.in_turn(proof, made, {"flash": cannot, "ours sdpa": runs}, 90.0)
     with pytest.raises(AssertionError, match="padded"):
-        fast._in_turn(proof, made, {"flex": pads}, 90.0)
+        in_turn.in_turn(proof, made, {"flex": pads}, 90.0)
 
 
 def test_covered_time_counts_overlaps_once() -> None:

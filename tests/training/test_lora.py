@@ -2,15 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from test_resume import Stopped, content, kill_at, stopping
 from training_data import (
@@ -310,46 +306,3 @@ def test_load_model_adapter_directory_refused(tmp_path) -> None:
     (source / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere/other"}))
     with pytest.raises(BadInput, match="this is an adapter"):
         load_model(source, "cpu")
-
-
-DEVICE = "cuda"
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or find_spec("bitsandbytes") is None, reason="needs CUDA and bitsandbytes"
-)
-
-
-@pytest.fixture
-def other_device() -> Iterator[None]:
-    """accelerate keeps the device of a process's first training; a stage has a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_qlora_starts_at_its_opponent_and_merges_into_unquantised_weights(
-    tmp_path, theta, inputs, other_device
-) -> None:
-    """Catches scores of the unquantised opponent (the margin would not begin at 0) and B·A added to dequantised
-    weights: untrained, θ_{t+1} must be θ_t; trained, the difference has the adapter's rank."""
-    tree = inputs["pairs"][0]
-    config = finetune_config(lora={**LORA, "quantize": "nf4"}, precision="bfloat16", lr=5e-3)
-    how = score.Config(score=score_settings(config.finetune), chat=CHAT)
-    job = job_at(tmp_path / "score", device=DEVICE)
-    score.run({"model": theta, "pairs": tree}, how, job)
-    outs = []
-    for number, settings in enumerate(
-        (config, finetune_config(lora={**LORA, "quantize": "nf4"}, precision="bfloat16", lr=1e-300))
-    ):
-        run = job_at(tmp_path / f"run{number}", DIGESTS, device=DEVICE)
-        finetune.run({"model": theta, "pairs": [tree], "logps": [job.out]}, settings, run)
-        outs.append(run.out)
-    assert metrics_of(outs[0])[0]["rewards/margins"] == pytest.approx(0, abs=0.02)
-    before, after, untrained = weights_of(theta), weights_of(outs[0]), weights_of(outs[1])
-    assert all(torch.equal(untrained[name], weight) for name, weight in before.items())
-    moved = {name: after[name] - weight for name, weight in before.items() if not torch.equal(after[name], weight)}
-    assert len(moved) == sum(name.endswith("proj.weight") for name in before)
-    for difference in moved.values():
-        sizes = np.linalg.svd(difference.double().numpy(), compute_uv=False)
-        assert sizes[LORA["rank"]] < 1e-4 * sizes[0]
