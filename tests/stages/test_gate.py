@@ -234,9 +234,11 @@ def test_slight_drifts_are_no_alarm(world) -> None:
     )
     assert world.decide()["alarms"] == []
     more = {"greedy_cut": _right(0.05), "sampled_tokens": 29, "sampled_loops": _right(0.05), "sampled_distinct": 0.6}
+    other = World(world.root / "more")
+    other.root.mkdir()
     for changed in ({}, more):
-        world.add(_rows(**{**SOUND, "greedy_match": _right(0.4), "margin": 2.0, **changed}))
-    assert world.decide()["alarms"] == []
+        other.add(_rows(**{**SOUND, "greedy_match": _right(0.4), "margin": 2.0, **changed}))
+    assert other.decide()["alarms"] == []
 
 
 def test_rows_without_a_finite_likelihood_are_an_alarm(world) -> None:
