@@ -23,6 +23,7 @@ from typing import Any
 from flows.approval import approved
 from spin_core.config.dataset import Source
 from spin_core.job import Place
+from spin_core.sources.resolve import SourceKind
 from spin_core.stages.reformat import inputs_of
 from tasks.builtin_rows import BUILTIN
 from tasks.demo_model import demo_model
@@ -111,15 +112,15 @@ def measured(run: Run, label: str, place: Place, model, rows: Rows, t: int = 0, 
 
 
 def sources(run: Run) -> tuple[dict, Any, dict]:
-    """The sets of the dataset (each with its held-out set, where that is one of its own), the model that everything
-    starts from, and the pair sets that are imported, by iteration."""
+    """The dataset's sets (and their own held-out sets), the model that all starts from, imported pairs by iteration."""
     start, first = run.config.model, run.config.start
     parts = run.config.dataset.parts.items()
     dataset = dict(one for name, part in parts for one in zip(inputs_of(name), rows_of(run, part), strict=False))
     published = {t: run.source(place, "pairs") for t, place in sorted(first.pairs.items())}
-    if start.path == "builtin:tiny-llama":
-        return dataset, demo_model(run), published
-    return dataset, run.source(start.path, "checkpoint" if first.iteration else "model", start.revision), published
+    kind: SourceKind = "checkpoint" if first.iteration else "model"
+    model = demo_model(run) if start.path == "builtin:tiny-llama" else run.source(start.path, kind, start.revision)
+    run.deployed = run.deployment(model)
+    return dataset, model, published
 
 
 def rows_of(run: Run, part: Source) -> list:

@@ -1,5 +1,6 @@
 """evaluate: a model's metrics on the held-out rows; with the pairs it was trained on, against its opponent."""
 
+from spin_core.analysis.decoders import DEPLOYED, measured
 from spin_core.config.finetune import score_settings
 from spin_core.job import Place
 from spin_core.runtime.step import Step
@@ -14,7 +15,9 @@ def evaluate(run: Run, label: str, place: Place, model, rows, tokens, t: int = 0
     part = cfg.finetune
     against = part.model_dump(include={"beta", "loss", "length_normalised"}) if pairs else {}
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
-    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, **against)
+    # Only where it is a kind of its own: what is measured already, or not wanted, has no place in the key.
+    deployed = measured(cfg.evaluate, run.deployed if cfg.evaluate.deployed else None).get(DEPLOYED)
+    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, deployed=deployed, **against)
     game = {"pairs": pairs, "logps": logps, "start": start}
     there = {name: one for name, one in game.items() if one is not None}
     reads = {"model": model, "rows": rows, "tokens": tokens, **there}

@@ -15,7 +15,7 @@ BATCH = 1000  # shards of one flow run at most: Prefect takes 512 kB of paramete
 def generate(run: Run, t: int, opponent, prompts: list) -> list:
     """The answers to every shard. On a work pool the shards are dealt out to `runtime.generate_runs` flow runs."""
     cfg, n = run.config.at(t), len(prompts)
-    config = core.Config(generate=cfg.generate, chat=cfg.chat, seed=cfg.seed)
+    config = core.Config(generate=cfg.generate.drawing_as(run.deployed), chat=cfg.chat, seed=cfg.seed)
     every = Step(core, f"iter {t}", config, Place("iteration", t))
     steps = [
         Step(core, f"iter {t}, shard {i}/{n}", config, Place("iteration", t, shard=(i, n))) for i in range(1, n + 1)

@@ -18,6 +18,8 @@ Truncated = Literal["keep", "drop", "report"]
 Finish = Literal["stop", "length"]
 """How an answer ended: by itself, or cut at max_new_tokens."""
 EngineName = Literal["transformers", "vllm"]
+Decoder = Literal["sampled", "greedy", "deployed"]
+"""How the opponent's answers are drawn."""
 HarnessBackend = Literal["hf", "vllm"]
 GateMetric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real"]
 Reaction = Literal["stop", "go on"]

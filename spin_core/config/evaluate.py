@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
 
 
 class Evaluate(Section):
@@ -21,6 +21,15 @@ class Evaluate(Section):
         True, description="Answer the held-out prompts: for exact match, length, repetition, and to read them."
     )
     sampled: bool = Field(True, description="An answer drawn at temperature 1 beside the greedy one.")
+    temperatures: list[float] = added_field(
+        default_factory=list,
+        description="Further temperatures to answer at, such as [0.3, 0.7]; greedy and 1 are there without.",
+    )
+    deployed: bool = added_field(
+        True,
+        description="Also answer as the model is deployed, where its generation_config.json has another temperature, "
+        "top_p or top_k than these.",
+    )
     max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer to a held-out prompt.")
 
     @model_validator(mode="after")
@@ -28,6 +37,14 @@ class Evaluate(Section):
         if self.exact_match and not self.answers:
             raise ValueError("exact_match needs answers: true")
         return self
+
+    @field_validator("temperatures")
+    @classmethod
+    def _new_ones(cls, value: list[float]) -> list[float]:
+        for one in value:
+            if not 0 <= one <= 10:
+                raise ValueError("a temperature lies between 0 and 10")
+        return sorted({*value} - {0.0, 1.0})
 
     @field_validator("exact_match")
     @classmethod

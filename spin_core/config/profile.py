@@ -168,7 +168,7 @@ class Config(Section):
                 )
             base: Section = getattr(self, section)
             try:
-                changed[section] = type(base).model_validate({**base.model_dump(), **fields})
+                changed[section] = type(base).model_validate({**base.model_dump(exclude_unset=True), **fields})
             except ValidationError as error:
                 raise ValueError(f"overrides.{t}.{section}.{_first(error, type(base)).rstrip('.')}") from None
         return self.model_copy(update=changed)

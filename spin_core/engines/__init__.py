@@ -29,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How every request of a stage is answered. `temperature` 0 is greedy.
+    """How every request of a stage is answered. `temperature` 0 is greedy; `top_k` 0 cuts nothing off.
 
     Generation ends at any of `stop_ids` (not before `min_new_tokens` tokens), at the token that completes one of the
     strings `stop` in the decoded answer (not together with `min_new_tokens`), or after `max_new_tokens`. No prompt of
@@ -45,6 +45,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     max_prompt: int = 0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 All engines draw here, by inverting a row's cumulative distribution at the row's own uniform number, so that an answer
 is a function of logits and seed alone: where logits agree, so do the tokens. What it is *not*: no model, no cache, no
-penalties or top-k, no cut text (the stage cuts at a stop string; here its tokens are kept).
+penalties, no cut text (the stage cuts at a stop string; here its tokens are kept).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Sampler:
             logits[torch.tensor(early, device=logits.device)[:, None], ids] = -torch.inf
         if self.sampling.temperature > 0:
             uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
-            drawn = draw(logits, uniform, self.sampling.temperature, self.sampling.top_p)
+            drawn = draw(logits, uniform, self.sampling.temperature, self.sampling.top_p, self.sampling.top_k)
         else:
             drawn = logits.argmax(-1)
         if self.sampling.logprobs:
@@ -110,8 +110,11 @@ def uniforms(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Token ids [B] from `logits` [B, V] and `uniform` [B] (float64): nucleus sampling at `temperature` > 0."""
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
+    """Token ids [B] from `logits` [B, V] and `uniform` [B] (float64): at `temperature` > 0, of the `top_k` likeliest
+    tokens (0: of all; as in transformers and vLLM, equals of the last one are in) the nucleus `top_p`."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)
     # Sums in float64: a float32 cumulative sum over 49k tokens is off by up to 1e-4, as much as many a token's
     # probability. The exponentials are good to 1e-7 in float32, and in float64 five times slower (30 ms of a step of
     # 32 rows, against 6).

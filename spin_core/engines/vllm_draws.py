@@ -14,13 +14,16 @@ from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_update
 
 from spin_core.engines.decoding import draw, uniforms
 
+Row = tuple[torch.Tensor, list[int], tuple[float, float, int]]
+"""Its uniform numbers, its tokens so far, and temperature, top_p and top_k."""
+
 
 class RowDraws(LogitsProcessor):
     """One entry for each row of vLLM's batch: its uniform numbers, and the list of its tokens so far, whose length
     says which number is next (also after a preemption or a prompt prefilled in parts)."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
-        self.rows: dict[int, tuple[torch.Tensor, list[int], float, float]] = {}
+        self.rows: dict[int, Row] = {}
 
     def is_argmax_invariant(self) -> bool:
         """False, so that vLLM applies it to greedy requests, and before the others."""
@@ -31,23 +34,23 @@ class RowDraws(LogitsProcessor):
         process_dict_updates(self.rows, batch_update, self._row)
 
     @staticmethod
-    def _row(params: Any, _: Any, tokens: list[int]) -> tuple[torch.Tensor, list[int], float, float] | None:
+    def _row(params: Any, _: Any, tokens: list[int]) -> Row | None:
         how = params.extra_args
         if not how or how["temperature"] == 0:
             return None
         # One number more than tokens: what vLLM computes beyond the last one is thrown away.
         numbers = torch.from_numpy(uniforms(int(how["seed"], 16), params.max_tokens + 1))
-        return numbers, tokens, how["temperature"], how["top_p"]
+        return numbers, tokens, (how["temperature"], how["top_p"], how["top_k"])
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """0 at the drawn token, −inf elsewhere, in place; rows without draws stay as they are."""
-        groups: dict[tuple[float, float], list[int]] = {}
-        for row, (*_, temperature, top_p) in self.rows.items():
-            groups.setdefault((temperature, top_p), []).append(row)
-        for (temperature, top_p), rows in groups.items():
+        groups: dict[tuple[float, float, int], list[int]] = {}
+        for row, (*_, how) in self.rows.items():
+            groups.setdefault(how, []).append(row)
+        for how, rows in groups.items():
             uniform = torch.stack([self.rows[row][0][len(self.rows[row][1])] for row in rows])
             index = torch.tensor(rows, device=logits.device)
-            drawn = draw(logits[index], uniform, temperature, top_p)
+            drawn = draw(logits[index], uniform, *how)
             logits[index] = -torch.inf
             logits[index, drawn] = 0.0
         return logits

@@ -282,6 +282,7 @@ def _params(request: Request, sampling: Sampling) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     return SamplingParams(
         temperature=0.0,  # RowDraws leaves one token
         max_tokens=sampling.max_new_tokens,
@@ -294,5 +295,5 @@ def _params(request: Request, sampling: Sampling) -> Any:
         detokenize=bool(sampling.stop),
         skip_special_tokens=True,  # as the transformers engine looks for stop strings
         output_kind=RequestOutputKind.DELTA,
-        extra_args={"seed": f"{request.seed:x}", "temperature": sampling.temperature, "top_p": sampling.top_p},
+        extra_args={"seed": f"{request.seed:x}", **how},
     )

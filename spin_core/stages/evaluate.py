@@ -10,10 +10,12 @@ inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree a
 outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row contributed
 metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
          unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains)
-         of answers, greedy and sampled (temperature 1, as pairs are drawn by default), for k in the two:
+         of answers of each kind k: greedy, sampled (temperature 1), t0.3 (another temperature), deployed (as the
+         model's generation_config.json has it: `deployed/temperature`, `deployed/top_p`, `deployed/top_k`):
          `exact_match/k` · `exact_match/too_long` (prompts over the model's context, no match; only where there are
-         some) · `truncated/k`: share that reached max_new_tokens · `length/k_tokens`, `repetition/k`, `distinct_1/k`,
-         `distinct_2/k`: see `spin_core.analysis.answer_style`
+         some) · `truncated/k`: share that reached max_new_tokens, so never ended · `empty/k`, `loops/k`: shares ·
+         `length/k_tokens`, `length/k_ratio` (to the real answers) · `repetition/k`, `distinct_1/k`, `distinct_2/k`,
+         `distinct_runs/k`: see `spin_core.analysis.answer_style` · `loops/real`, `distinct_runs/real`
          with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t), `spin/margin`, `spin/accuracy`
          (a tie counts half: an unchanged model has 0.5), `spin/loss`; `spin/margin_start`, `spin/accuracy_start` on the
          same pairs, against θ_0
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
@@ -31,16 +34,18 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field, field_validator
 
 from spin_core.analysis import by_source
-from spin_core.analysis.answer_style import repetition, style
+from spin_core.analysis.answer_style import distinct_runs, loops, repetition, style, words
+from spin_core.analysis.decoders import measured
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
+from spin_core.config.generate import Decoding
 from spin_core.data import token_file
 from spin_core.data.rows import TEST_FILE, Row, read_rows
 from spin_core.data.token_file import TokenFile
-from spin_core.engines import transformers_engine
+from spin_core.engines import Answer, transformers_engine
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -52,7 +57,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "evaluate"
-VERSION = 3
+VERSION = 4
 
 Lines = dict[str, dict[str, Any]]
 """Row id → its line of rows.jsonl."""
@@ -69,6 +74,8 @@ class Config(Section):
     loss: Loss | None = None
     length_normalised: bool = Field(False, json_schema_extra={"omit_default": True})
     """As in `finetune:`, so that rewards and loss are what the model was trained by."""
+    deployed: Decoding | None = Field(None, json_schema_extra={"omit_default": True})
+    """Of the model that all are made from, where it draws otherwise than `evaluate` does anyway."""
     seed: int
 
     @field_validator("score")
@@ -132,23 +139,58 @@ def _answers(
             f"{left_out} held-out prompts leave no room for {part.max_new_tokens} new tokens in the model's context of "
             f"{context} and count as not matched; lower chat.max_prompt_length or evaluate.max_new_tokens."
         )
-    for name, temperature in [("greedy", 0.0)] + [("sampled", 1.0)] * part.sampled:
-        how = sampling(chat, temperature, 1.0, part.max_new_tokens)
-        answers = {answer.id: answer for answer in transformers_engine.sample(model, fitting, how, job, name)}
-        for row in rows:
-            tokens = answers[row.id].token_ids if row.id in answers else []
-            lines[row.id] |= {name: chat.clean(tokens), f"{name}_tokens": len(tokens)}
-            lines[row.id][f"{name}_repetition"] = repetition(tokens)
-            if part.exact_match:
-                match = row.id in answers and _equal(part.exact_match, row.answer, lines[row.id][name])
-                lines[row.id][f"{name}_match"] = match
-        if part.exact_match:
-            metrics[f"exact_match/{name}"] = fmean(lines[row.id][f"{name}_match"] for row in rows)
-        read = style([answer.token_ids for answer in answers.values()])
-        metrics[f"length/{name}_tokens"] = read.pop("length")
-        metrics |= {f"{what}/{name}": value for what, value in read.items()}
-        metrics[f"truncated/{name}"] = sum(one.finish == "length" for one in answers.values()) / max(1, len(answers))
+    for name, decoding in measured(part, config.deployed).items():
+        how = replace(sampling(chat, decoding.temperature, decoding.top_p, part.max_new_tokens), top_k=decoding.top_k)
+        given = transformers_engine.sample(model, fitting, how, job, name)
+        metrics |= _read({answer.id: answer for answer in given}, name, rows, chat, part.exact_match, lines)
+    if config.deployed:
+        metrics |= {f"deployed/{field}": value for field, value in config.deployed}
+    return metrics | _real(rows, lines)
+
+
+def _read(
+    answers: dict[str, Answer], name: str, rows: list[Row], chat: Chat, exact_match: str, lines: Lines
+) -> dict[str, float]:
+    """The figures of one kind of answers, and what each row has in them."""
+    metrics = dict[str, float]()
+    for row in rows:
+        answer, line = answers.get(row.id), lines[row.id]
+        tokens = answer.token_ids if answer else []
+        line |= {name: chat.clean(tokens), f"{name}_tokens": len(tokens), f"{name}_repetition": repetition(tokens)}
+        if answer:
+            line |= {f"{name}_cut": answer.finish == "length", f"{name}_empty": not line[name].strip()}
+        if exact_match:
+            line[f"{name}_match"] = answer is not None and _equal(exact_match, row.answer, line[name])
+    if exact_match:
+        metrics[f"exact_match/{name}"] = fmean(lines[row.id][f"{name}_match"] for row in rows)
+    read = style([answer.token_ids for answer in answers.values()])
+    count = max(1, len(answers))
+    metrics[f"length/{name}_tokens"] = read.pop("length")
+    metrics |= {f"{what}/{name}": value for what, value in read.items()}
+    metrics[f"truncated/{name}"] = sum(one.finish == "length" for one in answers.values()) / count
+    metrics[f"empty/{name}"] = sum(lines[id][f"{name}_empty"] for id in answers) / count
+    metrics |= _words({id: lines[id][name] for id in answers}, name, lines)
+    if real := sum(lines[id]["tokens"] for id in answers):
+        metrics[f"length/{name}_ratio"] = sum(lines[id][f"{name}_tokens"] for id in answers) / real
     return metrics
+
+
+def _real(rows: list[Row], lines: Lines) -> dict[str, float]:
+    """What the real answers have of the figures that mean something only beside theirs."""
+    return _words({row.id: row.answer for row in rows}, "real", lines)
+
+
+def _words(texts: dict[str, str], name: str, lines: Lines) -> dict[str, float]:
+    """Loops, and what is distinct among runs of three words."""
+    said = {id: words(text) for id, text in texts.items()}
+    own = dict(zip(said, distinct_runs([*said.values()]), strict=True))
+    for id, (share, runs) in own.items():
+        lines[id] |= {f"{name}_loops": loops(said[id]), f"{name}_distinct": share, f"{name}_runs": runs}
+    total = max(1, sum(runs for _, runs in own.values()))
+    return {
+        f"loops/{name}": sum(lines[id][f"{name}_loops"] for id in own) / max(1, len(own)),
+        f"distinct_runs/{name}": sum(share * runs for share, runs in own.values()) / total,
+    }
 
 
 def _equal(rule: str, real: str, text: str) -> bool:

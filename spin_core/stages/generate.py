@@ -83,7 +83,7 @@ def _draw(
     part, lines, figures = config.generate, dict[str, dict[str, Any]](), dict[str, float]()
     how = replace(
         sampling(chat, part.temperature, part.top_p, part.max_new_tokens),
-        min_new_tokens=part.min_new_tokens, stop=tuple(part.stop), logprobs=part.logprobs,
+        top_k=part.top_k, min_new_tokens=part.min_new_tokens, stop=tuple(part.stop), logprobs=part.logprobs,
     )  # fmt: skip
     if limits.context is not None:
         how = replace(how, max_prompt=min(how.max_prompt, limits.context - part.max_new_tokens))

@@ -12,14 +12,16 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
-from spin_core.errors import SpinloopError, StoreError, one_line
+from spin_core.errors import BadInput, SpinloopError, StoreError, one_line
 from spin_core.report import run_card, run_facts
 from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import resolve
+from spin_core.sources.deployment import decoding_of
 from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
@@ -48,6 +50,7 @@ class Run(Steps):
         super().__init__(store, children, config.runtime, pools)
         self.config, self.base_dir, self.planning = config, base_dir, planning
         self.origin, self.follow = origin or {}, follow
+        self.deployed: Decoding | None = None  # what the base model's generation_config.json says
         self.stopped = ""  # why the gate ended the run before its last iteration, if it did
         self.report = Path()  # of a finished run: the tree of its report
         self.sources: list[tuple[str, Ref, str]] = []
@@ -85,6 +88,24 @@ class Run(Steps):
         ref = resolve.find(self.store, path, kind, revision, self.base_dir, split, config)
         self.sources.append((kind, ref, revision))
         return ref
+
+    def deployment(self, model: Any) -> Decoding | None:
+        """How `model` (a Ref, or a future or Pending of one that is made here, which says nothing) is deployed. Raises
+        BadInput where the opponent is to draw so and the model does not say how, or not what the profile can do."""
+        wanted = [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
+        said = decoding_of(model.locate(self.store)) if isinstance(model, Ref) and (model.path or wanted) else None
+        if wanted and said is None:
+            raise BadInput(
+                "generate.decoder: deployed: the model has no generation_config.json with do_sample, temperature, "
+                "top_p or top_k, so it does not say how it is deployed; take greedy (what transformers then does) or "
+                "sampled (what vLLM does), or set generate.temperature."
+            )
+        if said and said.temperature == 0 and any(self.config.at(t).generate.attempts > 1 for t in wanted):
+            raise BadInput(
+                "generate.attempts: the model is deployed greedily (generation_config.json), and greedy decoding gives "
+                "the same answer again; leave attempts out."
+            )
+        return said
 
     def tokenizer(self, model: Any) -> Any:
         """The tokenizer's files of `model` (a future, or a Ref, or in a plan Pending) as an input of its own."""

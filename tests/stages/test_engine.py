@@ -103,6 +103,16 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     assert (_counts(logits, Sampling(1.0, 0.8, 1, frozenset(), 0), 4000) > 0).tolist() == [False, True, True, True]
 
 
+def test_top_k_keeps_that_many_before_the_nucleus_is_measured() -> None:
+    """Catches one token too few or too many, and a nucleus of the whole distribution: of 0.5 and 0.25 alone the first
+    is two thirds."""
+    logits = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25])).tolist()
+    for top_p, kept in ((1.0, [False, True, False, True]), (0.6, [False, True, False, False])):
+        result = _counts(logits, Sampling(1.0, top_p, 1, frozenset(), 0, top_k=2), 4000)
+        assert (result > 0).tolist() == kept
+    assert (_counts(logits, Sampling(1.0, 1.0, 1, frozenset(), 0, top_k=9), 4000) > 0).all()
+
+
 def test_answer_ends_at_a_stop_token_or_is_marked_as_cut(model, prepare) -> None:
     """Catches padding that is taken for answer, and a cut answer that looks finished."""
     requests, how = prepare()

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin_core.analysis.decoders import kinds
 from spin_core.config.chat import ChatSection
+from spin_core.config.generate import Decoding
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
 from spin_core.engines.answer_checks import Limits
@@ -75,11 +77,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _evaluate(
-    world: Path, out: Path, model: int, paired: bool = False, start: int = -1, **part
+    world: Path, out: Path, model: int, paired: bool = False, start: int = -1, deployed: Decoding | None = None, **part
 ) -> tuple[dict, list[dict]]:
     out.mkdir()
     section = evaluate.Evaluate(**{"exact_match": r"#### (\d+)", "max_new_tokens": 6, **part})
-    config = evaluate.Config(evaluate=section, chat=CHAT, score=SCORE, beta=0.5, loss="sigmoid", seed=1)
+    config = evaluate.Config(
+        evaluate=section, chat=CHAT, score=SCORE, beta=0.5, loss="sigmoid", deployed=deployed, seed=1
+    )
     inputs = {"model": world / f"model{model}", "rows": world / "rows", "tokens": world / "tokens"}
     inputs |= {"pairs": world / "pairs", "logps": world / "logps"} if paired else {}
     inputs |= {"start": world / f"model{start}"} if start >= 0 else {}
@@ -194,6 +198,27 @@ def test_answers_are_measured_without_a_right_one(world, tmp_path) -> None:
     assert "length/greedy_tokens" not in silent and "greedy" not in rows[0]
     with pytest.raises(ValueError, match="answers: true"):
         evaluate.Evaluate(exact_match="answer", answers=False)
+
+
+def test_every_temperature_has_its_figures_and_rows(world, tmp_path) -> None:
+    """Catches a temperature that is drawn as another, a deployment that is drawn at its temperature alone, and figures
+    that are not the means of what the rows say: cut, empty, loops, distinct runs, the ratio to the real length."""
+    out = tmp_path / "out"
+    settings = {"exact_match": "", "max_new_tokens": 12, "temperatures": [0.3, 10], "sampled": False}
+    metrics, rows = _evaluate(world, out, 0, deployed=Decoding(temperature=10, top_k=1), **settings)
+    assert kinds(metrics) == ["greedy", "t0.3", "t10", "deployed"]
+    assert [row["deployed"] for row in rows] == [row["greedy"] for row in rows] != [row["t10"] for row in rows]
+    assert metrics["deployed/top_k"] == 1 and metrics["deployed/temperature"] == 10
+    for kind in kinds(metrics):
+        assert metrics[f"truncated/{kind}"] == sum(row[f"{kind}_cut"] for row in rows) / len(rows)
+        assert metrics[f"empty/{kind}"] == sum(not row[kind].strip() for row in rows) / len(rows)
+        assert metrics[f"loops/{kind}"] == sum(row[f"{kind}_loops"] for row in rows) / len(rows)
+        runs = sum(row[f"{kind}_runs"] for row in rows)
+        own = sum(row[f"{kind}_distinct"] * row[f"{kind}_runs"] for row in rows)
+        assert metrics[f"distinct_runs/{kind}"] == pytest.approx(own / max(1, runs))
+        tokens = sum(row[f"{kind}_tokens"] for row in rows)
+        assert metrics[f"length/{kind}_ratio"] == tokens / sum(row["tokens"] for row in rows)
+    assert metrics["loops/real"] == 0 and metrics["distinct_runs/real"] > 0.5
 
 
 def test_exact_match_compares_what_the_expression_finds() -> None:

@@ -190,6 +190,10 @@ def test_logps_stand_beside_the_tokens_with_the_models_digest(answered) -> None:
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens must not be above"),
         ({"min_new_tokens": 3, "stop": ["a"]}, "cannot be combined"),
         ({"stop": ["x", ""]}, "empty string"),
+        ({"decoder": "greedy", "temperature": 0.7}, "greedy contradicts temperature: 0.7; leave one of them out"),
+        ({"decoder": "sampled", "temperature": 0}, "sampled contradicts temperature: 0, which is greedy"),
+        ({"decoder": "deployed", "top_p": 0.9}, "deployed contradicts top_p: 0.9"),
+        ({"decoder": "greedy", "attempts": 2}, "attempts above 1 need a temperature above 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message) -> None:
@@ -203,6 +207,9 @@ def test_new_settings_leave_old_keys_and_name_the_interpreter() -> None:
     old = {"engine": "transformers", "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 256}
     assert config_payload(Generate()) == old
     assert config_payload(Generate(stop=["\n"], attempts=2)) == {**old, "stop": ["\n"], "attempts": 2}
+    greedy = {**old, "temperature": 0.0}
+    assert config_payload(Generate(temperature=0)) == config_payload(Generate(decoder="greedy")) == greedy
+    assert config_payload(Generate(decoder="sampled")) == old and Generate(temperature=0).decoder == "greedy"
     configs = [generate.Config(generate=Generate(engine=name), chat=CHAT, seed=1) for name in ("transformers", "vllm")]
     runtime = Runtime(vllm_python=sys.executable)
     own = f"vllm {CHAT.max_prompt_length + 256}", sys.executable
