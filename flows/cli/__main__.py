@@ -164,7 +164,7 @@ def _fields() -> str:
             if section := section_of(field.annotation):
                 walk(section, f"{prefix}{name}.")
                 continue
-            value = field.get_default(call_default_factory=True)
+            value = field.get_default(call_default_factory=True, validated_data={})
             default = "required" if field.is_required() else json.dumps(value, default=str)
             lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
             if section := listed_section(field.annotation):

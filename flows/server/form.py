@@ -107,7 +107,7 @@ def _in_profiles(field: FieldInfo, path: str) -> str:
         for part in path.split("."):
             value = getattr(value, part, None)
         if value is None:  # this profile lacks the section
-            default = _shown(field.get_default(call_default_factory=True))
+            default = _shown(field.get_default(call_default_factory=True, validated_data={}))
         elif _shown(value) not in ("", name):
             having[_shown(value)].append(name)
     texts = [f"{value} ({', '.join(names)})" for value, names in having.items()]
