@@ -25,7 +25,7 @@ from spin_core.config.dataset import Source
 from spin_core.job import Place
 from spin_core.sources.resolve import SourceKind
 from spin_core.stages.reformat import inputs_of
-from tasks.builtin_rows import BUILTIN
+from tasks.builtin_rows import builtin_rows
 from tasks.demo_model import demo_model
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
@@ -125,6 +125,6 @@ def sources(run: Run) -> tuple[dict, Any, dict]:
 
 def rows_of(run: Run, part: Source) -> list:
     """One set, and its held-out set where that is one of its own."""
-    if part.path in BUILTIN:
-        return BUILTIN[part.path](run)
-    return [run.source(path, "dataset", part.revision, split, part.config) for path, split in part.places]
+    return builtin_rows(run, part.path) or [
+        run.source(path, "dataset", part.revision, split, part.config) for path, split in part.places
+    ]

@@ -112,8 +112,8 @@ class _Work:
         every = []
         for name, part in self.config.dataset.parts.items():
             own = part.places
-            if part.path == "builtin:tasks":
-                own = [(str(self._demo_rows(split)), split) for split in ("train", "test")]
+            if part.path in demo_rows.SETS:
+                own = [(str(self._demo_rows(part.path, split)), split) for split in ("train", "test")]
             if part.path == "builtin:docstrings":
                 own = [(str(self._docstring_rows()), "train")]
             uses = [f"{use} ({name})" if name else use for use in records.USES]
@@ -122,9 +122,9 @@ class _Work:
                 every.append(records.Source(called, use, Path(ref.path), split, part, _names(ref)))
         return every
 
-    def _demo_rows(self, split: Literal["train", "test"]) -> Path:
-        job = self.job(f"demo-{split}")
-        demo_rows.run({}, demo_rows.Config(seed=self.config.seed, split=split), job)
+    def _demo_rows(self, path: str, split: Literal["train", "test"]) -> Path:
+        job = self.job(f"{path.removeprefix('builtin:')}-{split}")
+        demo_rows.run({}, demo_rows.Config(seed=self.config.seed, split=split, **demo_rows.SETS[path]), job)
         return job.out / "rows.jsonl"
 
     def _docstring_rows(self) -> Path:
