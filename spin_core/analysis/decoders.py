@@ -23,8 +23,9 @@ def measured(part: Evaluate, deployed: Decoding | None) -> dict[str, Decoding]:
 
 
 def kinds(metrics: Iterable[str]) -> list[str]:
-    """The kinds of answers that a model's metrics are of: greedy, sampled, by rising temperature, as deployed."""
-    there = {name.partition("/")[2] for name in metrics if name.startswith("truncated/")}
+    """The kinds of answers that a model's metrics, or the fields of its rows, are of: greedy, sampled, by rising
+    temperature, as deployed."""
+    there = {name.removeprefix("truncated/").removesuffix("_tokens") for name in metrics}
     between = {float(one[1:]): one for one in there if re.fullmatch(r"t[0-9.]+(e-[0-9]+)?", one)}
     order = [GREEDY, SAMPLED, *(between[degree] for degree in sorted(between)), DEPLOYED]
     return [one for one in order if one in there]

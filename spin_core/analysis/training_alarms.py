@@ -1,6 +1,7 @@
-"""What the history of a finetune's metrics warns of: real answers that become less likely, and a saturated accuracy.
+"""What the history of a finetune's metrics warns of: real answers that become far less likely, a saturated accuracy.
 
-Is not: a stop rule (nothing is ended, nothing enters a key) nor a look at held-out rows (evaluate does that). Pure
+Is not: a stop rule (nothing is ended, nothing enters a key) nor a look at held-out rows (evaluate does that, and the
+report puts what the gate found beside each alarm). Pure
 Python over the lines of metrics.jsonl. An alarm depends on the lines up to its step alone, so a run that goes on from
 a checkpoint gives the alarms of one that was never interrupted, and the report draws the same ones from the file.
 """
@@ -25,8 +26,13 @@ steps whose real rewards only wander (0.1 from step to step, margins grow to 2),
 standard errors one in 7."""
 SHARE = 0.1
 """Of the margin: a fall of the real answers below it is no matter, the margin then comes from the generated ones."""
+LESS_LIKELY, NATS = 1.25, 1.0
+"""Times an answer's own −log p, and nats at least, that real answers lose where it is a collapse: at the beginning of
+sound trainings they lose a tenth and rise again, and against greedy opponents they always lose some per cent."""
 SATURATED, WINDOWS = 0.99, 3
 """Accuracy that counts as 1 (a few pairs of equal answers never become right), and for how many windows in a row."""
+DECIDED = 3.0
+"""Margin at which a pair weighs less than a twentieth in the sigmoid loss's gradient; accuracy is 1 long before."""
 
 
 Metrics = Mapping[str, Any]
@@ -57,8 +63,10 @@ def alarms(history: Sequence[Metrics], steps: int) -> list[Alarm]:
     size = _size(steps)
     windows = [history[end - size : end] for end in range(size, len(history) + 1, size)]
     raised: list[Alarm] = []
-    for check in (_falls, _saturated):
-        for count in range(1, len(windows) + 1):
+    # A training that is saturated near its end has the right number of epochs: fewer would not have reached it.
+    half = steps // 2 // size
+    for check, most in ((_falls, len(windows)), (_saturated, half)):
+        for count in range(1, min(len(windows), most) + 1):
             if text := check(windows[:count]):
                 step = count * size
                 raised.append({"step": step, "text": f"step {step:,} of {steps:,}: {text}"})
@@ -91,30 +99,37 @@ def _falls(windows: list[Sequence[Metrics]]) -> str:
 
     Compared with the best window so far and not with the one just before, to which a slow fall is no difference.
     """
-    means = [(_mean(window, "rewards/real"), _mean(window, "rewards/margins")) for window in windows]
-    known = [(real, margin) for real, margin in means if real is not None and margin is not None]
+    names = ("rewards/real", "rewards/margins", "logps/real")
+    means = [[_mean(window, name) for name in names] for window in windows]
+    known = [(real, margin, logp) for real, margin, logp in means if real and margin and logp]
     if len(known) < max(2, len(windows)):
         return ""
-    (real, margin), earlier = known[-1], known[:-1]
-    best, less = max(earlier, key=lambda pair: pair[0].value)
-    falling = best.above(real) and real.value < min(before.value for before, _ in earlier)
+    (real, margin, logp), earlier = known[-1], known[:-1]
+    best, less, likely = max(earlier, key=lambda means: means[0].value)
+    falling = best.above(real) and real.value < min(before.value for before, *_ in earlier)
     if not (falling and margin.above(less) and real.value < -SHARE * margin.value):
+        return ""
+    if likely.value - logp.value < max(NATS, (LESS_LIKELY - 1) * -likely.value) or not likely.above(logp):
         return ""
     return (
         f"real answers become less likely while margins grow: rewards/real fell from {show(best.value)} to "
-        f"{show(real.value)}, rewards/margins rose from {show(less.value)} to {show(margin.value)}; against collapse "
-        "lower finetune.lr, raise finetune.beta, set finetune.sft_weight (for example 1) or train fewer epochs."
+        f"{show(real.value)}, logps/real from {show(likely.value)} to {show(logp.value)}, rewards/margins rose from "
+        f"{show(less.value)} to {show(margin.value)}; against collapse lower finetune.lr, raise finetune.beta, set "
+        "finetune.sft_weight (for example 1) or train fewer epochs."
     )
 
 
 def _saturated(windows: list[Sequence[Metrics]]) -> str:
-    means = [_mean(window, "rewards/accuracies") for window in windows[-WINDOWS:]]
-    if len(means) < WINDOWS or any(mean is None or mean.value < SATURATED for mean in means):
+    last = windows[-WINDOWS:]
+    means = [(_mean(window, "rewards/accuracies"), _mean(window, "rewards/margins")) for window in last]
+    known = [(right, margin) for right, margin in means if right and margin]
+    if len(known) < WINDOWS or any(right.value < SATURATED or margin.value < DECIDED for right, margin in known):
         return ""
-    count = sum(len(window) for window in windows[-WINDOWS:])
+    right, margin = known[-1]
     return (
-        f"rewards/accuracies was {show(means[-1].value if means[-1] else None)} for {count:,} steps: the game is won, "
-        "and more steps only push log-probs apart; train fewer epochs or lower finetune.lr."
+        f"rewards/accuracies was {show(right.value)} for {sum(map(len, last)):,} steps, with margins of "
+        f"{show(margin.value)}: saturated, so that further steps learn little and only push log-probs apart; train "
+        "fewer epochs or lower finetune.lr."
     )
 
 

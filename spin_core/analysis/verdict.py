@@ -85,8 +85,11 @@ def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
             f"the training loss was not finite in {len(bad):,} of {len(model.steps):,} steps, first at step "
             f"{bad[0].get('step')}."
         )
-    notes += [alarm["text"] for alarm in alarms(model.steps, len(model.steps))]
-    for text in (row.get("decision") or {}).get("alarms", []):
+    decision = row.get("decision") or {}
+    found, own = decision.get("found"), decision.get("alarms", [])
+    seen = " The alarm of the gate is below." if own and found == own[0] else f" The gate: {found}." if found else ""
+    notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps))]
+    for text in own:
         alarm = text.rstrip(".")
         if not any(alarm in f"{row['label']}: {note}" for note in notes):
             notes.append(f"{alarm}.")

@@ -185,12 +185,12 @@ def _words(texts: dict[str, str], name: str, lines: Lines) -> dict[str, float]:
     said = {id: words(text) for id, text in texts.items()}
     own = dict(zip(said, distinct_runs([*said.values()]), strict=True))
     for id, (share, runs) in own.items():
-        lines[id] |= {f"{name}_loops": loops(said[id]), f"{name}_distinct": share, f"{name}_runs": runs}
-    total = max(1, sum(runs for _, runs in own.values()))
-    return {
-        f"loops/{name}": sum(lines[id][f"{name}_loops"] for id in own) / max(1, len(own)),
-        f"distinct_runs/{name}": sum(share * runs for share, runs in own.values()) / total,
-    }
+        lines[id] |= {f"{name}_loops": loops(said[id]), f"{name}_runs": runs}
+        lines[id] |= {f"{name}_distinct": share} if runs else {}
+    figures = {f"loops/{name}": sum(lines[id][f"{name}_loops"] for id in own) / max(1, len(own))}
+    if total := sum(runs for _, runs in own.values()):
+        figures[f"distinct_runs/{name}"] = sum(share * runs for share, runs in own.values()) / total
+    return figures
 
 
 def _equal(rule: str, real: str, text: str) -> bool:

@@ -7,12 +7,14 @@ over seeds. It reads what evaluate and harness measured and computes no metric o
 
 inputs   `evaluate`: artifacts of θ_0 … θ_{t+1}, in this order · `harness`: those of the same models, if there are any
 outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
-         identical_to_previous, alarms
-outcome  `alarm`: real answers, repetition, length or accuracy show a collapse or a saturated accuracy ·
+         identical_to_previous, alarms, found (what held-out rows show of a collapse)
+outcome  `alarm`: signs of a collapse in real answers or in those of any decoder (`spin_core.analysis.collapse`), or a
+         saturated accuracy ·
          `keep best`: clearly worse than the best so far · `stop`: the fixed point, where the player no longer
          distinguishes real answers from its opponent's (paper, theorem 5.2) and the metric does not move ·
          `continue`: all else
-best     moves to a model that is clearly better than the best before it, so equal models do not take turns
+best     moves to a model that is clearly better than the best before it, so equal models do not take turns, and shows
+         no sign of a collapse, whatever the metric says (`gate.alarmed_best`)
 assumes  every model was evaluated on the same held-out rows; rows that one has and the other has not are left out
 """
 
@@ -29,8 +31,9 @@ from typing import Any
 
 from pydantic import Field
 
+from spin_core.analysis.collapse import measured_on_both, named, signs
 from spin_core.analysis.format import show
-from spin_core.analysis.results import ModelResults, is_finite, paired, read_model, weights
+from spin_core.analysis.results import ModelResults, paired, read_model, weights
 from spin_core.analysis.statistics import Interval, bootstrap
 from spin_core.config.base import Section
 from spin_core.config.choices import GateMetric
@@ -39,7 +42,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "gate"
-VERSION = 2
+VERSION = 3
 
 ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
 NAMES = {
@@ -47,18 +50,12 @@ NAMES = {
     "exact_match/greedy": "exact match (greedy)",
     "exact_match/sampled": "exact match (sampled)",
     "nll/real": "the NLL of real answers",
-    "loops/greedy": "the share of greedy answers that loop",
+    "repetition/greedy": "the share of their 4-grams that greedy answers repeat",
 }
-LESS_IS_BETTER = ("nll/real", "loops/greedy")
+LESS_IS_BETTER = ("nll/real", "repetition/greedy")
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
 wide one that holds zero (−0.3 to 1.0 of 80 pairs was seen in a run that then learnt) only says that rows are few."""
-NLL_RISE = 2.0
-"""Times the NLL of θ_0 at which real answers are lost. A sound iteration of the paper's raises it, too: by 18 % where
-rewards/real is −4.6 at β 0.1 and answers have 250 tokens of 1 nat, so four of them by 94 %."""
-NLL_LEAST = 0.1  # nats per token that count as a rise at all, for models that are nearly sure of the answers
-REPETITION_RISE = 0.1  # of an answer's 4-grams, on average
-LENGTHS = 2.0  # times as long as real answers, or as short
 PINNED, SATURATED = 0.99, 0.1
 """Held-out accuracy that is 1 for all purposes (a few pairs of equal answers never become right), and the loss below
 which it is pinned there: pairs then weigh less than a tenth in the gradient. A first iteration on a weak model is soon
@@ -102,14 +99,19 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     """The decision after the last of `players`."""
     how, metric = config.gate, _metric(players, config.gate)
     best, change = 0, None
+    collapse: dict[int, list[str]] = {}
     for i in range(1, len(players)):
         previous, change = best, _change(players[best], players[i], metric, config)
-        if change and change.low > 0:
+        is_better = change is not None and change.low > 0
+        if is_better or i == len(players) - 1:
+            collapse[i] = signs(players[i].model, players[0].model, how, config.seed)
+        if is_better and (how.alarmed_best or not collapse[i]):
             best = i
     now, before = players[-1], players[-2]
     margins = [row["margin"] for row in now.model.answers.values() if row.get("margin") is not None]
     margin = _interval(margins, config)
-    alarms = signs(now, players[0], config)
+    alarms = [*collapse[len(players) - 1], *filter(None, [_saturated(now, how)])]
+    found = _found(now, players[0], collapse[len(players) - 1], how)
     is_worse = change is not None and change.high < 0
     none = margin is not None and margin.low > -NO_MARGIN and margin.high < NO_MARGIN
     is_fixed = none and change is not None and change.low <= 0 <= change.high
@@ -118,11 +120,13 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     reason = _describe(change, players[previous], now, metric, how, players[best].model.label)
     if is_fixed and margin:
         reason = (
-            f"fixed point: real answers are not told from {before.model.label}'s on {margin.rows:,} held-out pairs "
-            f"(margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to {show(margin.high)}), "
-            f"and {reason}"
+            f"fixed point: real answers are no longer preferred to {before.model.label}'s on {margin.rows:,} held-out "
+            f"pairs (margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to "
+            f"{show(margin.high)}), and {reason}"
         )
-    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "")
+    held = change is not None and change.low > 0 and best != len(players) - 1
+    reason += ", as it shows signs of a collapse (gate.alarmed_best would allow it)" if held else ""
+    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else f"; {found}" if found else "")
     return {
         "outcome": outcome,
         "reason": reason + ("" if reason.endswith(".") else "."),
@@ -136,35 +140,28 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
         "margin": asdict(margin) if margin else None,
         "identical_to_previous": _identical(before.model, now.model),
         "alarms": alarms,
+        "found": found,
     }
 
 
-def signs(now: Player, start: Player, config: Config) -> list[str]:
-    """The signs of a collapse or of a saturated accuracy, in sentences."""
-    alarms, new, old, how = [], now.model, start.model, config.gate
+def _saturated(now: Player, how: Gate) -> str:
+    accuracy, loss = now.model.metrics.get("spin/accuracy", 0.0), now.model.metrics.get("spin/loss", math.inf)
+    if accuracy < PINNED or loss >= SATURATED or len(now.model.column("margin")) < how.min_rows:
+        return ""
+    return (
+        f"held-out accuracy is saturated at {show(accuracy)} with a loss of {show(loss)}, so that further steps learn "
+        "little and only push log-probs apart; train fewer epochs or lower finetune.lr"
+    )
 
-    def moved(field: str) -> Interval | None:
-        return _interval([after - before for before, after in paired(old.column(field), new.column(field))], config)
 
-    if lost := sum(not is_finite(row["nll"]) for row in new.answers.values() if "nll" in row):
-        alarms.append(f"{lost:,} held-out answers have no finite likelihood: the weights are broken")
-    repetition, length = moved("greedy_repetition"), moved("greedy_tokens")
-    nll, before = _change(start, now, "nll/real", config), -fmean([*start.values.get("nll/real", {}).values()] or [0.0])
-    if nll and -nll.high > max(NLL_LEAST, (NLL_RISE - 1) * before):
-        alarms.append(f"real answers became much less likely, NLL {show(before)} to {show(before - nll.value)}")
-    if repetition and repetition.low > REPETITION_RISE:
-        alarms.append(f"answers repeat themselves, {repetition.value:.0%} more of their 4-grams than {old.label}'s")
-    real, was, is_now = (_mean(*place) for place in ((new, "tokens"), (old, "greedy_tokens"), (new, "greedy_tokens")))
-    if length and real and was and is_now is not None and not length.low <= 0 <= length.high:
-        far, farther = abs(math.log(was / real)), abs(math.log(max(is_now, 0.5) / real))
-        if farther > max(far, math.log(LENGTHS)):
-            alarms.append(
-                f"answers have {is_now:.1f} tokens on average, real ones {real:.1f} and {old.label}'s {was:.1f}"
-            )
-    accuracy, loss = new.metrics.get("spin/accuracy", 0.0), new.metrics.get("spin/loss", math.inf)
-    if accuracy >= PINNED and loss < SATURATED and len(new.column("margin")) >= how.min_rows:
-        alarms.append(f"held-out accuracy is pinned at {show(accuracy)} with a loss of {show(loss)}: the game is won")
-    return alarms
+def _found(now: Player, start: Player, collapse: list[str], how: Gate) -> str:
+    """What the held-out rows say of a collapse, in words; empty where none were measured."""
+    if collapse:
+        return collapse[0]
+    if len(now.model.answers) < how.min_rows or not {"nll", "greedy"} & {*next(iter(now.model.answers.values()))}:
+        return ""
+    drawn = ", ".join(named(now.model, kind) for kind in measured_on_both(now.model, start.model))
+    return f"held-out rows show no sign of a collapse{f' (answers drawn {drawn})' if drawn else ''}"
 
 
 def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
@@ -176,7 +173,7 @@ def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
         "exact_match/sampled": model.column("sampled_match"),
         # By tokens, as the metric of this name: long answers count more.
         "nll/real": {key: -value * tokens.get(key, mean) / mean for key, value in nll.items()},
-        "loops/greedy": {key: -value for key, value in model.column("greedy_loops").items()},
+        "repetition/greedy": {key: -value for key, value in model.column("greedy_repetition").items()},
     }
     if harness:
         items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]

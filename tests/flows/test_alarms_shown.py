@@ -51,7 +51,7 @@ def test_override_reaches_finetune_and_evaluate_and_alarms_reach_people(shown, p
     assert "θ_2" in table
     for alarm in alarms:
         assert f"- θ_2: {alarm['text']}" in below
-    assert f'<p class="note">θ_2: {first}</p>' in (folder / "report.html").read_text()
+    assert f'<p class="note">θ_2: {first} The ' in (folder / "report.html").read_text()
     assert f"finetune[iter 1]: {first}" in warnings_of_the_server()
 
 

@@ -143,14 +143,18 @@ def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
     reaches the page as markup through a note."""
     inputs, config = full_run(tmp_path, rates=(3, 4, 5), controls=(2,), count=6)
     lines = [
-        {"loss": 0.5, "pairs": 64, "rewards/real": -i / 10, "rewards/margins": i / 5, "rewards/accuracies": 1.0}
+        {
+            "loss": 0.5, "pairs": 64, "rewards/real": -i / 10, "rewards/margins": 3 + i / 5, "rewards/accuracies": 1.0,
+            "logps/real": -9.0 - i,
+        }
         for i in range(1, 41)
-    ]
+    ]  # fmt: skip
     (inputs["finetune"][1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html, markdown, figures = render(tmp_path / "out", inputs, config)
     falling, won = figures["notes"]
     assert falling.startswith("iteration 1 (θ_2): step 10 of 40: real answers become less likely")
-    assert "rewards/real fell from −0.300 to −0.800, rewards/margins rose from 0.600 to 1.600; " in falling
+    rewards = "rewards/real fell from −0.300 to −0.800, logps/real from −12.000 to −17.000, rewards/margins rose from"
+    assert f"{rewards} 3.600 to 4.600; " in falling
     assert won.startswith("iteration 1 (θ_2): step 15 of 40: rewards/accuracies was 1.000 for 15 steps")
     assert markdown.split("\n\n")[2] == "\n".join(f"- {note}" for note in figures["notes"])
     for note in figures["notes"]:

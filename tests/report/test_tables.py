@@ -96,15 +96,31 @@ def test_best_of_the_last_decision_is_marked_once(tmp_path):
 def test_alarm_of_the_gate_is_a_note_and_listed_once(tmp_path):
     """Catches an alarm of the training that the gate repeats, listed twice, and one of the gate's own that is lost."""
     inputs, config = judged_run(tmp_path, rates=(3, 4), controls=(), count=6)
-    lines = [{"loss": 0.5, "pairs": 64, "rewards/real": 0, "rewards/margins": 1, "rewards/accuracies": 1}] * 40
+    lines = [{"loss": 0.5, "pairs": 64, "rewards/real": 0, "rewards/margins": 4, "rewards/accuracies": 1}] * 40
     (inputs["finetune"][0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     notes = render(tmp_path / "once", inputs, config)[2]["notes"]
-    assert len(notes) == 1 and "the game is won" in notes[0]
+    assert len(notes) == 1 and "with margins of 4.000: saturated" in notes[0]
     alarms = [notes[0].partition(": ")[2].rstrip("."), "answers repeat themselves"]
     inputs["gate"] = [gate_tree(tmp_path / "again", "alarm", 0, "why", alarms)]
     assert render(tmp_path / "out", inputs, config)[2]["notes"] == [
         notes[0], "iteration 0 (θ_1): answers repeat themselves.",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("found", ["held-out rows show no sign of a collapse", "a tenth of the answers never end"])
+def test_alarm_of_the_training_says_what_the_gate_found(tmp_path, found):
+    """Catches an alarm that a reader cannot weigh: nobody says whether held-out rows show what it warns of."""
+    inputs, config = judged_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    lines = [{"loss": 0.5, "pairs": 64, "rewards/real": 0, "rewards/margins": 4, "rewards/accuracies": 1}] * 40
+    (inputs["finetune"][0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = inputs["gate"][0] / "decision.json"
+    alarms = [found] if "never" in found else []
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"found": found, "alarms": alarms}))
+    html, _, figures = render(tmp_path / "out", inputs, config)
+    first, *others = figures["notes"]
+    assert "saturated" in first and first in html
+    assert first.endswith(" The alarm of the gate is below." if alarms else f" The gate: {found}.")
+    assert others == [f"iteration 0 (θ_1): {alarm}." for alarm in alarms]
 
 
 @pytest.mark.parametrize("best", [7, -1, None, "x", 1e400])
