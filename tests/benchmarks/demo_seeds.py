@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -28,7 +29,7 @@ KINDS = {"greedy": "greedy", "t0.3": "T = 0.3", "t0.5": "T = 0.5", "sampled": "T
 Figures = dict[str, float]
 SHOWN = {  # of a demo: figure → what it is called; by the first, greedily, SFT's checkpoint is chosen
     "demo": {
-        "loops": "answers that loop", "ended": "ended", "distinct": "distinct runs of three words",
+        "loops": "loops", "ended": "ended", "distinct": "distinct runs of three words",
         "real_words": "only real words", "good": "ended, no loop, real words",
     },
     "demo-tasks": {"exact_match": "exact match", "ended": "ended"},
@@ -81,19 +82,19 @@ def words(text: str) -> list[str]:
 
 
 def measured(evaluate: Path, known: set[str]) -> Figures:
-    """evaluate's figures; and of real words, which only a demo of one known text can tell: the share of answers whose
-    words the rows have (but the last, where an answer was cut), and of those that also ended and do not loop."""
+    """evaluate's figures, and of its answers what only a set of single sentences can tell: which loop (a pair of
+    words twice, as 2 % of the real ones; evaluate's own `loops` is for answers of any length and wants more), which
+    have only words of the rows (but the last, where an answer was cut), and which do so, ended and do not loop."""
     metrics = json.loads((evaluate / "metrics.json").read_text())
     lines = [json.loads(line) for line in (evaluate / "rows.jsonl").read_text().splitlines()]
     figures = {"nll": metrics["nll/real"]}
     for kind in (kind for kind in KINDS if f"loops/{kind}" in metrics):
-        real = [known.issuperset(words(line[kind])[: -1 if line[f"{kind}_cut"] else None]) for line in lines]
-        good = [
-            is_real and not line[f"{kind}_cut"] and not line[f"{kind}_loops"]
-            for line, is_real in zip(lines, real, strict=True)
-        ]
+        said, cut = [words(line[kind]) for line in lines], [line[f"{kind}_cut"] for line in lines]
+        loop = [len({*pairwise(one)}) < len(one) - 1 for one in said]
+        real = [known.issuperset(one[:-1] if is_cut else one) for one, is_cut in zip(said, cut, strict=True)]
+        good = [is_real and not (loops or is_cut) for is_real, loops, is_cut in zip(real, loop, cut, strict=True)]
         figures |= {
-            f"loops/{kind}": metrics[f"loops/{kind}"], f"ended/{kind}": 1 - metrics[f"truncated/{kind}"],
+            f"loops/{kind}": fmean(loop), f"ended/{kind}": 1 - metrics[f"truncated/{kind}"],
             f"distinct/{kind}": metrics[f"distinct_runs/{kind}"], f"real_words/{kind}": fmean(real),
             f"good/{kind}": fmean(good), f"bland/{kind}": fmean(line[kind] == "No idea." for line in lines),
         }  # fmt: skip
