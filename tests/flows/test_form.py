@@ -84,12 +84,12 @@ def test_no_box_is_filled_in_beforehand():
     [
         (
             "finetune.beta",
-            "1.0 (demo, demo-tasks), 0.1 (gsm8k-smollm2, tulu-70b, zephyr-7b, zephyr-7b-lora, zephyr-7b-paper).",
+            "0.2 (demo), 1.0 (demo-bland, demo-tasks), 0.1 (gsm8k-smollm2, tulu-70b, ",
         ),
         ("generate.top_p", "In the profiles: 1.0."),
-        ("sft.lr", "In the profiles: 0.002 (demo, demo-tasks). Default: 2e-05."),
+        ("sft.lr", "In the profiles: 0.004 (demo), 0.003 (demo-bland), 0.002 (demo-tasks). Default: 2e-05."),
         ("finetune.lora.rank", "Default: 16."),
-        ("dataset.limit", "0 (demo, demo-tasks, zephyr-7b-paper)"),
+        ("dataset.limit", "0 (demo, demo-bland, demo-tasks, zephyr-7b-paper)"),
         ("evaluate.sampled", "In the profiles: true."),
     ],
 )
