@@ -30,8 +30,8 @@ test-all: check              ## everything but what needs a browser, Postgres or
 	$(BIN)/pytest $(STORE_FAULTS)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 
-demo-seeds: .venv/ready      ## the demo on three seeds, and the README's table from them (about 15 minutes)
-	$(BIN)/python -m tests.benchmarks.demo_seeds
+demo-seeds: .venv/ready      ## the demo on five seeds beside tuned SFT, and README's table (half an hour; DEMO=demo-tasks or demo-bland: that one)
+	$(BIN)/python -m tests.benchmarks.demo_seeds $(DEMO)
 
 bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)

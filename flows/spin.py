@@ -26,8 +26,8 @@ from spin_core.config.dataset import Source
 from spin_core.job import Place
 from spin_core.sources.resolve import SourceKind
 from spin_core.stages.reformat import inputs_of
+from tasks.builtin_rows import builtin_rows
 from tasks.demo_model import demo_model
-from tasks.demo_rows import demo_rows
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.gate import gate, goes_on
@@ -108,6 +108,6 @@ def sources(run: Run) -> tuple[dict, Any, dict]:
 
 def rows_of(run: Run, part: Source) -> list:
     """One set, and its held-out set where that is one of its own."""
-    if part.path == "builtin:tasks":
-        return [demo_rows(run, "train"), demo_rows(run, "test")]
-    return [run.source(path, "dataset", part.revision, split, part.config) for path, split in part.places]
+    return builtin_rows(run, part.path) or [
+        run.source(path, "dataset", part.revision, split, part.config) for path, split in part.places
+    ]

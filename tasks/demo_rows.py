@@ -1,4 +1,4 @@
-"""demo_rows: the demo's dataset of small tasks, one split."""
+"""demo_rows: a set of small tasks, one split."""
 
 from spin_core.runtime.step import Step
 from spin_core.stages import demo_rows as core
@@ -7,5 +7,5 @@ from tasks.runner.stage import stage
 
 
 @stage
-def demo_rows(run: Run, split: str):
-    return Step(core, split, core.Config(seed=run.config.seed, split=split)), {}
+def demo_rows(run: Run, path: str, split: str):
+    return Step(core, split, core.Config(seed=run.config.seed, split=split, **core.SETS[path])), {}

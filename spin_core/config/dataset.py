@@ -20,7 +20,8 @@ class Source(Section):
     path: str = Field(
         "",
         description="A .jsonl, .json, .parquet, .csv, .tsv, .arrow or .txt file (text also as .gz, .bz2 or .zst), a "
-        "folder of them, a hub id (org/name), or builtin:tasks.",
+        "folder of them, a hub id (org/name), builtin:docstrings (sentences of this Python's "
+        "standard library), or one of the sets made by rule: builtin:tasks, builtin:bland, builtin:rare-bland.",
     )
     test_path: str = Field("", description="Held-out rows in a file of their own; empty splits them off `path`.")
     split: str = Field("train", description="Split of a hub dataset or a folder, as `datasets` names it, to train on.")

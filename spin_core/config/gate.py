@@ -14,7 +14,9 @@ class Gate(Section):
     """`gate:` in a profile."""
 
     metric: Literal["auto", GateMetric] = Field(
-        "auto", description="What `best` goes by; auto: the first of these that was measured on all models."
+        "auto",
+        description="What `best` goes by; auto: the first of harness, exact match and NLL that was measured on all "
+        "models. repetition/greedy: the share of their 4-grams that greedy answers repeat.",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of a change.")
     resamples: int = Field(4000, ge=200, le=100_000, description="Bootstrap resamples of the held-out rows.")

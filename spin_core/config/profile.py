@@ -109,6 +109,8 @@ class Config(Section):
             raise ValueError("gate.metric: harness needs a harness section; add one, or take auto")
         if metric.startswith("exact_match") and not all(part.exact_match for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
+        if metric == "repetition/greedy" and not all(part.answers for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.answers: true; set it, or take auto")
         if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
 

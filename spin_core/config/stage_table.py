@@ -25,6 +25,7 @@ class StageLine(NamedTuple):
 
 STAGES = (
     StageLine("demo_rows", makes="rows"),
+    StageLine("docstring_rows", makes="rows"),
     StageLine("demo_model", makes="model"),
     StageLine("reformat", makes="rows", event="dataset"),
     StageLine("import_model", makes="model"),

@@ -25,7 +25,7 @@ from spin_core.preview import records
 from spin_core.preview.facts import Example, Limit, Look, Rejected, lengths
 from spin_core.sources import hub
 from spin_core.sources.resolve import Ref, resolve
-from spin_core.stages import demo_model, demo_rows, reformat, tokenize
+from spin_core.stages import demo_model, demo_rows, docstring_rows, reformat, tokenize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,17 +112,24 @@ class _Work:
         every = []
         for name, part in self.config.dataset.parts.items():
             own = part.places
-            if part.path == "builtin:tasks":
-                own = [(str(self._demo_rows(split)), split) for split in ("train", "test")]
+            if part.path in demo_rows.SETS:
+                own = [(str(self._demo_rows(part.path, split)), split) for split in ("train", "test")]
+            if part.path == "builtin:docstrings":
+                own = [(str(self._docstring_rows()), "train")]
             uses = [f"{use} ({name})" if name else use for use in records.USES]
             for use, called, (path, split) in zip(uses, reformat.inputs_of(name), own, strict=False):
                 ref = resolve(path, "dataset", part.revision, self.base_dir, split, self.made.notes, part.config)
                 every.append(records.Source(called, use, Path(ref.path), split, part, _names(ref)))
         return every
 
-    def _demo_rows(self, split: Literal["train", "test"]) -> Path:
-        job = self.job(f"demo-{split}")
-        demo_rows.run({}, demo_rows.Config(seed=self.config.seed, split=split), job)
+    def _demo_rows(self, path: str, split: Literal["train", "test"]) -> Path:
+        job = self.job(f"{path.removeprefix('builtin:')}-{split}")
+        demo_rows.run({}, demo_rows.Config(seed=self.config.seed, split=split, **demo_rows.SETS[path]), job)
+        return job.out / "rows.jsonl"
+
+    def _docstring_rows(self) -> Path:
+        job, files = self.job("docstrings"), docstring_rows.library_files()
+        docstring_rows.run({}, docstring_rows.Config(library=docstring_rows.digest_of(files)), job)
         return job.out / "rows.jsonl"
 
     def tokenizer(self) -> Path:

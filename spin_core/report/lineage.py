@@ -91,6 +91,7 @@ def _node(made: Sequence[Entry]) -> Node:
     count = first.summary
     title = {
         "demo_rows": f"dataset, {first.label}",
+        "docstring_rows": "sentences of docstrings",
         "demo_model": "base model",
         "reformat": f"{_count(count, 'train_rows')} rows, {_count(count, 'test_rows')} held out",
         "import_model": f"θ_{first.place.model}, imported",

@@ -1,4 +1,4 @@
-"""The stages: one file each, fourteen with the two that make the demo's model and rows. Each has one shape: docstring,
+"""The stages: one file each, fifteen with the three that make the demos' model and rows. Each has one shape: docstring,
 NAME, VERSION, Config, `run(inputs, config, job)`, helpers.
 
 A stage reads its inputs, writes into `job.out` and gives a summary; what it depends on is in its Config and its inputs,

@@ -50,7 +50,9 @@ NAMES = {
     "exact_match/greedy": "exact match (greedy)",
     "exact_match/sampled": "exact match (sampled)",
     "nll/real": "the NLL of real answers",
+    "repetition/greedy": "the share of their 4-grams that greedy answers repeat",
 }
+LESS_IS_BETTER = ("nll/real", "repetition/greedy")
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
 wide one that holds zero (−0.3 to 1.0 of 80 pairs was seen in a run that then learnt) only says that rows are few."""
@@ -133,7 +135,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
         "previous_best": previous,
         "models": len(players),
         "metric": metric,
-        "higher_is_better": metric != "nll/real",
+        "higher_is_better": metric not in LESS_IS_BETTER,
         "go_on": not any(holds and policy == "stop" for holds, policy in policies),
         "change": asdict(_own(change, metric)) if change else None,
         "margin": asdict(margin) if margin else None,
@@ -173,6 +175,7 @@ def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
         "exact_match/sampled": model.column("sampled_match"),
         # By tokens, as the metric of this name: long answers count more.
         "nll/real": {key: -value * tokens.get(key, mean) / mean for key, value in nll.items()},
+        "repetition/greedy": {key: -value for key, value in model.column("greedy_repetition").items()},
     }
     if harness:
         items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -216,7 +219,7 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
     if change is None or metric is None:
         few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
         return f"{few if metric else 'no held-out metric was measured'}, {best} stays best"
-    sign = -1 if metric == "nll/real" else 1
+    sign = -1 if metric in LESS_IS_BETTER else 1
     before, after = (sign * fmean(column) for column in zip(*pairs, strict=True))
     own = _own(change, metric)
     verb = "stayed at" if show(before) == show(after) else f"went from {show(before)} to"
@@ -230,7 +233,7 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
 
 def _own(change: Interval, metric: str | None) -> Interval:
     """The change in the metric's own direction, where less may be better."""
-    return Interval(-change.value, -change.high, -change.low, change.rows) if metric == "nll/real" else change
+    return Interval(-change.value, -change.high, -change.low, change.rows) if metric in LESS_IS_BETTER else change
 
 
 def _identical(old: ModelResults, new: ModelResults) -> float | None:

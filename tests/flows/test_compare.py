@@ -88,7 +88,9 @@ def test_what_is_not_there_is_named(finished, spinloop, tmp_path) -> None:
 def test_ledger_against_a_preset_on_the_terminal(finished, spinloop) -> None:
     """Catches `--preset` that lists settings of the page's preset, and an unknown one that is a traceback."""
     call: Callable = spinloop
-    code, out, _ = call("report", "--store", finished[0], "--preset", "demo")
-    assert code == 0 and out.startswith("The first setting that differs from the preset demo is seed: 3 here, 1 there")
+    code, out, _ = call("report", "--store", finished[0], "--preset", "demo-tasks")
+    assert code == 0 and out.startswith(
+        "The first setting that differs from the preset demo-tasks is seed: 3 here, 1 there"
+    )
     assert "| finetune.lr " in out
     assert call("report", "--store", finished[0], "--preset", "nobody")[0] == 2

@@ -82,11 +82,14 @@ def test_no_box_is_filled_in_beforehand():
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("finetune.beta", "1.0 (demo), 0.1 (gsm8k-smollm2, tulu-70b, zephyr-7b, zephyr-7b-lora, zephyr-7b-paper)."),
+        (
+            "finetune.beta",
+            "0.2 (demo), 1.0 (demo-bland, demo-tasks), 0.1 (gsm8k-smollm2, tulu-70b, ",
+        ),
         ("generate.top_p", "In the profiles: 1.0."),
-        ("sft.lr", "In the profiles: 0.002 (demo). Default: 2e-05."),
+        ("sft.lr", "In the profiles: 0.004 (demo), 0.003 (demo-bland), 0.002 (demo-tasks). Default: 2e-05."),
         ("finetune.lora.rank", "Default: 16."),
-        ("dataset.limit", "0 (demo, zephyr-7b-paper)"),
+        ("dataset.limit", "0 (demo, demo-bland, demo-tasks, zephyr-7b-paper)"),
         ("evaluate.sampled", "In the profiles: true."),
     ],
 )
@@ -177,7 +180,7 @@ def test_given_keeps_0_and_false_and_drops_what_is_empty():
 )  # fmt: skip
 def test_a_form_makes_the_config_that_set_makes(settings, sets):
     """Catches a value that does not arrive, arrives as text, or at an iteration "3" in place of the profile's 3."""
-    profile = "zephyr-7b" if "3" in settings.get("overrides", {}) else "demo"
+    profile = "zephyr-7b" if "3" in settings.get("overrides", {}) else "demo-tasks"
     config, _ = deployed._config(profile, settings, "")
     assert config == load_profile(profile, sets)[0]
     assert config != load_profile(profile)[0]
@@ -188,5 +191,5 @@ def test_what_only_the_config_can_refuse_is_one_sentence():
     """Catches settings that fit their boxes and not each other, and end in a traceback or without the field's name."""
     settings = {"chat": {"max_prompt_length": 48}}
     assert complaint(settings) == ""
-    with pytest.raises(BadInput, match=r"demo.yaml: .*chat.max_prompt_length.* must be below .*max_length"):
-        deployed._config("demo", settings, "")
+    with pytest.raises(BadInput, match=r"demo-tasks.yaml: .*chat.max_prompt_length.* must be below .*max_length"):
+        deployed._config("demo-tasks", settings, "")

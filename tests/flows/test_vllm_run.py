@@ -34,12 +34,12 @@ def _run(profile: str, store: Path, *settings: str) -> tuple[list[dict], dict]:
 def test_demo_runs_with_vllm_and_its_answers_are_the_transformers_engines(server, tmp_path) -> None:
     """Catches an engine that only its own tests can run, and a pair set that depends on the engine."""
     small = ("iterations=1", "dataset.limit=600", "dataset.test_limit=50", "dataset.shard_rows=200", "control=")
-    steps, _ = _run("demo", tmp_path / "store", *small)
+    steps, _ = _run("demo-tasks", tmp_path / "store", *small)
     assert all(step["state"] == "ran" for step in steps)
     generated = [step["summary"] for step in steps if step["stage"] == "generate"]
     assert sum(summary["answers"] for summary in generated) == 650
     assert sum(summary["load_seconds"] > 0 for summary in generated) <= 4, "loaded once in each of two workers"
-    again = Marked(command(Path("demo"), tmp_path / "store", *small))
+    again = Marked(command(Path("demo-tasks"), tmp_path / "store", *small))
     assert again.finish(timeout=600)[0] == 0
     latest = tmp_path / "store" / "spinloop-store-v1" / "latest"
     theirs = _answers(tmp_path / "store", steps)

@@ -101,6 +101,16 @@ def test_clearly_better_model_is_best(world) -> None:
     assert decision["go_on"] and "from 0.400 to 0.600" in decision["reason"] and "θ_1 is best" in decision["reason"]
 
 
+def test_less_repetition_is_better_where_the_profile_says_so(world) -> None:
+    """Catches a metric of which less is better that is read the other way round, and one that auto takes."""
+    for share, nll in ((0.6, 1.0), (0.2, 2.0)):
+        world.add(_rows(greedy_repetition=[share] * ROWS, nll=nll, tokens=5))
+    decision = world.decide(metric="repetition/greedy")
+    assert decision["best"] == 1 and not decision["higher_is_better"] and decision["change"]["value"] < 0
+    assert "from 0.600 to 0.200" in decision["reason"] and "clearly better" in decision["reason"]
+    assert world.decide()["metric"] == "nll/real"
+
+
 def test_new_model_is_compared_with_the_best_and_not_with_the_last(world) -> None:
     """Catches a comparison of neighbours: θ_3 beats the fallen θ_2 and is no better than θ_1."""
     for share in (0.4, 0.7, 0.2, 0.65):

@@ -257,7 +257,7 @@ def test_work_pool_takes_a_folder_of_tasks_by_name(world: Path) -> None:
 def test_run_that_cannot_evaluate_is_refused_before_it_begins(tmp_path, monkeypatch, settings, message) -> None:
     """Catches a run that trains for a day and then finds that its benchmarks cannot be computed here."""
     monkeypatch.setenv("SPINLOOP_VLLM_PYTHON", str(tmp_path / "absent"))
-    config, base = load_profile("demo", ["harness.tasks=[sciq]", *settings])
+    config, base = load_profile("demo-tasks", ["harness.tasks=[sciq]", *settings])
     with pytest.raises(BadInput, match=message):
         check(config, str(tmp_path / "store"), base)
 

@@ -253,13 +253,13 @@ def test_lora_unknown_target_named(theta, names) -> None:
 def test_lora_in_a_profile() -> None:
     """Catches `--set finetune.lora.rank` that needs a section to be there, names in another order that make another
     key, a complaint without its field, and keys of runs without an adapter that change."""
-    config, _ = load_profile("demo", ["finetune.lora.rank=8", "finetune.lora.target_modules=[v_proj, q_proj]"])
+    config, _ = load_profile("demo-tasks", ["finetune.lora.rank=8", "finetune.lora.target_modules=[v_proj, q_proj]"])
     assert config.finetune.lora == Lora(rank=8, target_modules=["q_proj", "v_proj"])
     for wrong in ("3", "[]", "q_proj", "[1]"):
         with pytest.raises(BadInput, match=r"finetune\.lora\.target_modules: give all-linear or a list"):
-            load_profile("demo", [f"finetune.lora.target_modules={wrong}"])
+            load_profile("demo-tasks", [f"finetune.lora.target_modules={wrong}"])
     with pytest.raises(BadInput, match=r"finetune\.lora\.rnk: unknown field; did you mean rank\?"):
-        load_profile("demo", ["finetune.lora.rnk=8"])
+        load_profile("demo-tasks", ["finetune.lora.rnk=8"])
     assert "lora" not in config_payload(Finetune())
     assert "quantize" not in config_payload(score_settings(Finetune()))
     assert (

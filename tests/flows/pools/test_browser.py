@@ -22,8 +22,8 @@ from tests.flows.pools.conftest import in_full, until
 
 pytestmark = in_full
 
-# The demo with numbers small enough for a test: section → field → what is typed. Four stages are in the run's own
-# process, because each flow run of a stage costs 4 to 7 s more.
+# The demo of tasks with numbers small enough for a test: section → field → what is typed. Four stages are in the
+# run's own process, because each flow run of a stage costs 4 to 7 s more.
 TYPED = {
     "dataset": {"limit": 60, "test_limit": 12},
     "sft": {"epochs": 1, "global_batch": 16},
@@ -56,7 +56,7 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     deployment = client.read_deployment_by_name("spin/spin").id
     ui.custom_run(str(deployment))
     ui.picture("form")
-    ui.choose("profile", "demo")
+    ui.choose("profile", "demo-tasks")
     ui.fill("name", "from-the-form")
     ui.fill("iterations", 1)
     for section, fields in TYPED.items():
@@ -74,7 +74,7 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     expected = {**TYPED, "evaluate": {**TYPED["evaluate"], "sampled": "false"}}
     expected["runtime"] = {**expected["runtime"], "pools": expected.pop("runtime.pools")}
     settings = run.parameters["settings"]
-    assert run.parameters["profile"] == "demo"
+    assert run.parameters["profile"] == "demo-tasks"
     assert {name: part for name, part in settings.items() if part} == {
         **expected, "name": "from-the-form", "iterations": 1
     }  # fmt: skip
