@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flows.spin import dag, sources
+from spin_core.analysis.decoders import sentences
 from spin_core.config.profile import Config
 from spin_core.engines.harness.calls import check_here as check_harness
 from spin_core.engines.table import ENGINES
@@ -39,6 +40,8 @@ class Plan:
     ledger: list[Entry]
     notes: list[str]
     data: todo.Data | None = None
+    decoders: str = ""
+    """With which decoder the run plays and is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,11 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         planner = Planner(drafts)
         run = Run(config, artifacts, children, base_dir, planner)
         dag(run)
-        return Plan(run.ledger, [*artifacts.notes, *planner.notes], _rows(run) if measure else None)
+        plays, *warnings = sentences(config, run.deployed)
+        ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
+        forecasts = [f"iteration {t}: {' '.join(said)}" for t, said in planner.forecasts.items() if said and t in ahead]
+        notes = [*artifacts.notes, *planner.notes, *warnings, *forecasts]
+        return Plan(run.ledger, notes, _rows(run) if measure else None, plays)
 
 
 def _rows(run: Run) -> todo.Data | None:
@@ -78,7 +85,8 @@ def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int
     try:
         made = planned(config, store, base_dir, measure=True)
     except Unreachable as error:
-        made = Plan([], [str(error)])
+        plays, *warnings = sentences(config, None)
+        made = Plan([], [str(error), *warnings], decoders=plays)
     return made, costs(config, base_dir, made.ledger or None, made.data, gpu, count)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from spin_core.analysis.decoders import sentences
 from spin_core.runtime.step import Step
 from spin_core.sources.resolve import is_here
 from spin_core.stages import report as core
@@ -46,5 +47,6 @@ def report(run: Run, table: Table, label: str = ""):
     for t, place in profile.get("start", {}).get("pairs", {}).items():
         profile["start"]["pairs"][t] = "(local)" if is_here(place, run.base_dir) else place
     rows = [core.RowInputs(**line) for line in table.lines]
-    config = core.Config(name=run.config.name, profile=profile, rows=rows)
+    said = sentences(run.config, run.deployed)
+    config = core.Config(name=run.config.name, profile=profile, rows=rows, decoders=said)
     return Step(core, label, config), table.inputs

@@ -236,6 +236,7 @@ def _plan(args: argparse.Namespace) -> None:
         return
     if made.ledger:
         _print_ledger(made.ledger)
+    print(made.decoders)
     if costs.lines:
         print("", *costs.lines, sep="\n")
     if costs.misfit and costs.certain:

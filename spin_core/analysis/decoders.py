@@ -10,6 +10,7 @@ from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 
 GREEDY, SAMPLED, DEPLOYED = "greedy", "sampled", "deployed"
+OF_MODEL = "drawn as the model's generation_config.json says"
 
 
 def measured(part: Evaluate, deployed: Decoding | None) -> dict[str, Decoding]:
@@ -25,7 +26,8 @@ def measured(part: Evaluate, deployed: Decoding | None) -> dict[str, Decoding]:
 def kinds(metrics: Iterable[str]) -> list[str]:
     """The kinds of answers that a model's metrics, or the fields of its rows, are of: greedy, sampled, by rising
     temperature, as deployed."""
-    there = {name.removeprefix("truncated/").removesuffix("_tokens") for name in metrics}
+    marks = (re.fullmatch(r"truncated/(.+)|(.+)_tokens", name) for name in metrics)
+    there = {mark[1] or mark[2] for mark in marks if mark}
     between = {float(one[1:]): one for one in there if re.fullmatch(r"t[0-9.]+(e-[0-9]+)?", one)}
     order = [GREEDY, SAMPLED, *(between[degree] for degree in sorted(between)), DEPLOYED]
     return [one for one in order if one in there]
@@ -45,16 +47,16 @@ def name_of(kind: str, metrics: Mapping[str, float]) -> str:
 def sentences(config: Config, deployed: Decoding | None) -> list[str]:
     """What the run plays and is evaluated with; and, where the two differ in a way that matters, what follows.
 
-    `deployed`: what the model's generation_config.json says, None where it says nothing.
+    `deployed`: what the model's generation_config.json says, None where it says nothing or was not read.
     """
     plays = [config.at(t).generate.drawing_as(deployed) for t in range(config.start.iteration, config.iterations)]
-    ways = list(dict.fromkeys(str(one.decoding) for one in plays))
+    ways = list(dict.fromkeys(OF_MODEL if one.decoder == DEPLOYED else str(one.decoding) for one in plays))
     part = config.evaluate
     read = [str(how) for how in measured(part, deployed if part.deployed else None).values()]
     judged = f"Held-out answers are {', '.join(read)}." if read else "No held-out prompt is answered."
     of_model = f" The model's generation_config.json says {deployed}." if deployed else ""
     said = [f"The opponent's answers are {', then '.join(ways)}. {judged}{of_model}"]
-    if all(one.decoding.is_plain for one in plays) and (why := _served(config, deployed)):
+    if all(one.decoding.is_plain and one.decoder != DEPLOYED for one in plays) and (why := _served(config, deployed)):
         said.append(
             f"The opponent is sampled at temperature 1, and {why}: against such an opponent SPIN is close to SFT and "
             "cannot take back what that decoding over-produces (loops, bland answers); set generate.decoder: "

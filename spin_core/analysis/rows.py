@@ -47,22 +47,30 @@ class Opponents(TypedDict):
 
 
 class AnswerStyle(TypedDict):
-    """Of greedy or of sampled answers: mean tokens with their change since the start, and shares."""
+    """Of the answers drawn in one way, called `name`: mean tokens with their change since the start, their ratio to the
+    real answers', and shares: right, never ended, empty, looping, repeated, distinct."""
 
+    name: str
     tokens: float | None
-    repetition: float | None
+    change: Estimate | None
+    ratio: Estimate | None
+    match: Estimate | None
+    truncated: Estimate | None
+    empty: Estimate | None
+    loops: Estimate | None
+    repetition: Estimate | None
+    distinct_runs: Estimate | None
     distinct_1: float | None
     distinct_2: float | None
-    truncated: float | None
-    change: Estimate | None
 
 
 class Style(TypedDict):
-    """Both kinds of answers, and the mean tokens of the real ones."""
+    """Every kind of answers by its name in the metrics, and the same of the real answers."""
 
     real_tokens: float | None
-    greedy: AnswerStyle
-    sampled: AnswerStyle
+    real_loops: float | None
+    real_distinct: float | None
+    answers: dict[str, AnswerStyle]
 
 
 class HarnessTask(TypedDict):
@@ -179,6 +187,7 @@ class Figures(TypedDict):
     decision: RunDecision
     rows: list[ModelRow]
     notes: list[str]
+    decoders: NotRequired[str]
 
 
 def estimate(value: float, interval: Interval | None) -> Estimate:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spin_core.analysis.collapse import measured_on_both
 from spin_core.analysis.costs import Costs
+from spin_core.analysis.decoders import name_of
 from spin_core.analysis.format import bounds, plain, plural, short, show
 from spin_core.analysis.profile_diff import Difference, differences
 from spin_core.analysis.results import ModelResults, paired, weights
@@ -139,6 +141,11 @@ def _pair(here: Side, there: Side, old: ModelResults, new: ModelResults) -> Comp
         _change("NLL", -1, _weighted_nll(old, new)),
         _change("length", 0, both("greedy_tokens")),
         _change("repetition", -1, both("greedy_repetition")),
+        *(
+            _change(f"{what}, {name_of(kind, new.metrics)}", -1, both(f"{kind}_{field}"))
+            for kind in measured_on_both(new, old)
+            for field, what in (("cut", "never ends"), ("loops", "loops"))
+        ),
     ]
     return ComparedModels(short(old.label), short(new.label), [one for one in changes if one is not None], unlike)
 

@@ -8,10 +8,11 @@ cut here, so that report.json and what is made of it stay small.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from spin_core.analysis import statistics
 from spin_core.analysis.by_source import FIGURES, by_source
+from spin_core.analysis.decoders import kinds, name_of
 from spin_core.analysis.format import plain, short
 from spin_core.analysis.results import ModelResults, number, paired
 from spin_core.analysis.rows import (
@@ -30,7 +31,6 @@ from spin_core.analysis.rows import (
     estimate,
 )
 
-Kind = Literal["greedy", "sampled"]
 TASKS = 200  # of a harness run that are shown; MMLU alone is 57
 SETS = 50  # of a mix that are shown
 REASON = 600
@@ -98,7 +98,7 @@ def nll_change(before: ModelResults, after: ModelResults) -> Estimate | None:
     return estimate(interval.value, interval) if interval else None
 
 
-def _rate(model: ModelResults, kind: Kind) -> Estimate | None:
+def _rate(model: ModelResults, kind: str) -> Estimate | None:
     value = model.metrics.get(f"exact_match/{kind}")
     if value is None:
         return None
@@ -106,7 +106,7 @@ def _rate(model: ModelResults, kind: Kind) -> Estimate | None:
     return estimate(value, statistics.rate(value, rows) if rows > 0 and 0 <= value <= 1 else None)
 
 
-def _rate_change(start: ModelResults, model: ModelResults, kind: Kind) -> RateChange | None:
+def _rate_change(start: ModelResults, model: ModelResults, kind: str) -> RateChange | None:
     before, after = start.metrics.get(f"exact_match/{kind}"), model.metrics.get(f"exact_match/{kind}")
     if before is None or after is None:
         return None
@@ -183,26 +183,69 @@ def _against(model: ModelResults, end: str) -> tuple[Estimate | None, Estimate |
 
 
 def _style(model: ModelResults, start: ModelResults | None) -> Style:
-    """How the held-out answers look, greedy and sampled; lengths in tokens, with their change since the start."""
+    """How the held-out answers look, by the way they were drawn; lengths in tokens, with their change since the
+    start."""
     real = mean([*model.column("tokens").values()])
     return {
         "real_tokens": real and real["value"],
-        "greedy": _answer_style(model, start, "greedy"),
-        "sampled": _answer_style(model, start, "sampled"),
+        "real_loops": model.metrics.get("loops/real"),
+        "real_distinct": model.metrics.get("distinct_runs/real"),
+        "answers": {kind: _answer_style(model, start, kind) for kind in kinds([*model.metrics, *_fields(model)])},
     }
 
 
-def _answer_style(model: ModelResults, start: ModelResults | None, kind: Kind) -> AnswerStyle:
+def _fields(model: ModelResults) -> list[str]:
+    return [*next(iter(model.answers.values()), {})]
+
+
+def _answer_style(model: ModelResults, start: ModelResults | None, kind: str) -> AnswerStyle:
     name = f"{kind}_tokens"
     moved = paired(start.column(name), model.column(name)) if start else []
     return {
+        "name": plain(name_of(kind, model.metrics), 60),
         "tokens": model.metrics.get(f"length/{kind}_tokens"),
-        "repetition": model.metrics.get(f"repetition/{kind}"),
+        "change": mean([new - old for old, new in moved]),
+        "ratio": _ratio(model, kind),
+        "match": _rate(model, kind),
+        "truncated": _share(model, kind, "truncated", "cut"),
+        "empty": _share(model, kind, "empty", "empty"),
+        "loops": _share(model, kind, "loops", "loops"),
+        "repetition": _mean_of(model, f"repetition/{kind}", f"{kind}_repetition"),
+        "distinct_runs": _mean_of(model, f"distinct_runs/{kind}", f"{kind}_distinct", f"{kind}_runs"),
         "distinct_1": model.metrics.get(f"distinct_1/{kind}"),
         "distinct_2": model.metrics.get(f"distinct_2/{kind}"),
-        "truncated": model.metrics.get(f"truncated/{kind}"),
-        "change": mean([new - old for old, new in moved]),
     }
+
+
+def _share(model: ModelResults, kind: str, metric: str, field: str) -> Estimate | None:
+    """A share of the answers, with Wilson's interval."""
+    value, rows = model.metrics.get(f"{metric}/{kind}"), len(model.column(f"{kind}_{field}"))
+    if value is None:
+        return None
+    return estimate(value, statistics.rate(value, rows) if rows and 0 <= value <= 1 else None)
+
+
+def _mean_of(model: ModelResults, metric: str, field: str, weight: str = "") -> Estimate | None:
+    """A metric with the interval of the rows' figures, which weigh as `weight` says."""
+    value, rows, weights = model.metrics.get(metric), model.column(field), model.column(weight)
+    if value is None:
+        return None
+    keys = [key for key in rows if not weight or weights.get(key)]
+    interval = statistics.mean([rows[key] for key in keys], [weights[key] for key in keys] if weight else None)
+    return estimate(value, interval)
+
+
+def _ratio(model: ModelResults, kind: str) -> Estimate | None:
+    """Tokens of the answers for one of the real ones: a ratio of two means over the same rows."""
+    value = model.metrics.get(f"length/{kind}_ratio")
+    if value is None:
+        return None
+    sides = paired(model.column("tokens"), model.column(f"{kind}_tokens"))
+    off, real = statistics.mean([own - value * real for real, own in sides]), mean([real for real, _ in sides])
+    if not off or not real or not real["value"]:
+        return estimate(value, None)
+    half = (off.high - off.low) / 2 / real["value"]
+    return estimate(value, statistics.Interval(value, value - half, value + half, len(sides)))
 
 
 def _harness(results: Mapping[str, Any]) -> HarnessFigures:

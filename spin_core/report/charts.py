@@ -29,6 +29,7 @@ SIZE = (4.6, 2.9)  # inches; 331 pt wide, so that 9 pt text is readable at the w
 POINTS = 300  # a curve with more steps is drawn as means of equal bins
 
 
+ANSWERS = ("greedy", "sampled")
 MODELS = (  # charts with a mark per model: caption, figures of a report row by their names in the legend
     ("Exact match on held-out prompts", {"greedy": "greedy", "sampled": "sampled"}),
     ("NLL per token of held-out real answers (lower is better)", {"nll": "NLL"}),
@@ -37,7 +38,9 @@ MODELS = (  # charts with a mark per model: caption, figures of a report row by 
         "Margin on held-out pairs",
         {"opponents.margin": "against the previous model", "opponents.margin_start": "against the start"},
     ),
-    ("Length of held-out answers in tokens", {"style.greedy.tokens": "greedy", "style.sampled.tokens": "sampled"}),
+    ("Length of held-out answers in tokens", {f"style.answers.{kind}.tokens": kind for kind in ANSWERS}),
+    ("Held-out answers that never end", {f"style.answers.{kind}.truncated": kind for kind in ANSWERS}),
+    ("Held-out answers that loop", {f"style.answers.{kind}.loops": kind for kind in ANSWERS}),
 )
 STEPS = (  # charts over optimiser steps: caption, keys of metrics.jsonl
     ("Training loss", ("loss",)),
@@ -77,14 +80,15 @@ def draw_all(models: list[ModelResults], rows: list[ModelRow]) -> list[Chart]:
 
 
 def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Chart | None:
-    """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures.
+    """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures
+    other than 0.
 
     `series`: field of a report row (a path with dots) → its name in the legend.
     """
     columns = [row for kind in ("start", "iteration", "control") for row in rows if row["kind"] == kind]
     path = sum(row["kind"] != "control" for row in columns)
     names = [name for name in series if any(_point(row, name) for row in columns)]
-    if not names:
+    if not any(point[0] for row in columns for name in names if (point := _point(row, name))):
         return None
     with _axes() as axes:
         for i, name in enumerate(names):

@@ -40,6 +40,7 @@ def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Map
         name=plain(figures["name"], 120),
         sentence=plain(figures["sentence"], 2000),
         decision=figures.get("decision") or {},
+        decoders=plain(figures.get("decoders") or "", 600),
         notes=[plain(note, 500) for note in figures["notes"]],
         tiles=_tiles(rows),
         tables=tables(rows),

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from spin_core.analysis import statistics
 from spin_core.analysis.by_source import by_source
 from spin_core.analysis.results import ModelResults, number, read_model
 from spin_core.analysis.statistics import Z95
+from spin_core.analysis.summary import model_row
+from spin_core.config.generate import Decoding
 from spin_core.config.stage_table import makers
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE
 from spin_core.job import Entry
@@ -25,16 +27,21 @@ from spin_core.report.run_facts import RunFacts, hub_ids, read_run
 from spin_core.store.store import Store
 
 NAME = "model-card.md"
+Share = Literal["truncated", "empty", "loops", "repetition", "distinct_runs", "ratio"]
 MEASURES = {  # of evaluate: what they are called on a card
     "exact_match/greedy": "exact match, greedy answers",
     "exact_match/sampled": "exact match, answers drawn at temperature 1",
     "spin/accuracy": "real answer preferred to the opponent's",
     "nll/real": "nats per token of real answers",
     "spin/margin": "margin over the opponent",
-    "length/greedy_tokens": "tokens of a greedy answer",
-    "repetition/greedy": "repeated 4-grams in a greedy answer",
-    "distinct_2/greedy": "distinct 2-grams over all greedy answers",
-    "truncated/greedy": "greedy answers that reached the cap",
+}
+OF_ANSWERS: dict[Share, str] = {  # of evaluate, of the answers drawn in each way
+    "truncated": "answers that never end (cut at the cap)",
+    "empty": "empty answers",
+    "loops": "answers that loop",
+    "repetition": "repeated 4-grams in an answer",
+    "distinct_runs": "distinct runs of three words over all answers",
+    "ratio": "length of an answer to that of the real one",
 }
 
 
@@ -57,7 +64,7 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
 
     made = run.models[k]
     chain = model_card.parse(run.store.tree(made.digest) / model_card.FILE).get("spinloop") or {}
-    metrics = measures(run, k)
+    metrics, generate = measures(run, k), _generate(run, k)
     models, data = hub_ids(run, "model"), hub_ids(run, "dataset")
     metadata = ModelCardData(
         base_model=models[0] if models else None,
@@ -84,7 +91,8 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
         decisions=decisions,
         own=next((one for one in decisions if one.get("models") == k + 1 - run.first), {}),  # when it was new
         best=best + run.first if isinstance(best, int) and run.ended else None,
-        settings=_settings(run, k, chain),
+        settings=_settings(generate, chain),
+        opponent=_opponent(generate),
         lineage=lineage,
         shards=sum(step.stage == "generate" for step in lineage),
     )
@@ -126,13 +134,24 @@ def place(t: int, file: str) -> str:
     return f"iter{t}/{file}"
 
 
-def _settings(run: RunFacts, k: int, chain: Mapping) -> str:
-    """Of the training, and of how the answers were made that it trained against."""
+def _generate(run: RunFacts, k: int) -> dict[str, Any]:
+    """The settings by which the answers were made that θ_k trained against; empty where the run made none."""
     shards = (step for step in run.steps if (step.stage, step.place.iteration) == ("generate", k - 1) and step.key)
     shard = next(shards, None)
     record = run.store.record("generate", shard.key) if shard else None
-    made = {"generate": record.payload["config"].get("generate")} if record else {}
+    return dict(record.payload["config"].get("generate") or {}) if record else {}
+
+
+def _settings(generate: Mapping, chain: Mapping) -> str:
+    """Of the training, and of the answers that it trained against."""
+    made = {"generate": dict(generate)} if generate else {}
     return model_card.as_json({**chain["steps"][-1]["settings"], **made}) if chain.get("steps") else ""
+
+
+def _opponent(generate: Mapping) -> str:
+    """How the opponent's answers were drawn."""
+    held = {name: generate[name] for name in Decoding.model_fields if name in generate}
+    return str(Decoding.model_validate(held)) if held else ""
 
 
 def _leads_to(step: Entry, k: int) -> bool:
@@ -180,6 +199,11 @@ def measures(run: RunFacts, k: int) -> list[Measure]:
         value = model.metrics.get(name)
         if value is not None:
             figures.append(Measure(name, label, value, *interval(name, value, model)))
+    for kind, of in model_row(model, None)["style"]["answers"].items():
+        for name, label in OF_ANSWERS.items():
+            if one := of[name]:
+                bounds = one["low"], one["high"], one["rows"]
+                figures.append(Measure(f"{name}/{kind}", f"{label}, {of['name']}", one["value"], *bounds))
     for source, (_, known) in by_source(model.answers).items():
         for name, one in known.items():
             label = f"{MEASURES[name]}, rows of {source}"

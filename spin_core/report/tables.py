@@ -6,12 +6,12 @@ Text only: every figure comes from `summary.model_row`. A column without any fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
-from spin_core.analysis.rows import Estimate, HarnessTask, ModelRow
+from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
 
 Cell = tuple[str, str]  # figure, small print
 TITLES = (
@@ -150,33 +150,54 @@ def _opponents(rows: Sequence[ModelRow]) -> ReportTable:
 
 
 def _style(rows: Sequence[ModelRow]) -> ReportTable:
-    def line(row: ModelRow) -> dict[str, Cell]:
-        of: Any = row.get("style") or {}
-        greedy, sampled = (of.get(kind) or {} for kind in ("greedy", "sampled"))
-        change: Estimate | None = greedy.get("change")
-        moved = _bounds(change, 1, True)
-        moved = f"{show(change['value'], 1, True)}, {moved}" if change and moved else ""
-        length, drawn = show(greedy.get("tokens"), 1), show(sampled.get("tokens"), 1)
-        smalls = [moved, "" if drawn == NONE else f"sampled {drawn}"]
-        return {
-            "length": (length, "; ".join(small for small in smalls if small)),
-            "repetition": _two(*(percent(part.get("repetition")) for part in (greedy, sampled))),
-            "distinct 1 · 2": _two(_distinct(greedy), _distinct(sampled)),
-            "cut": _two(*(percent(part.get("truncated")) for part in (greedy, sampled))),
-            "real length": (show(of.get("real_tokens"), 1), ""),
-        }
+    """A line for each model and decoder, and one for the real answers."""
+    lines: list[tuple[str, ModelRow | None, dict[str, Cell]]] = []
+    for row in rows:
+        if style := row.get("style"):
+            lines += [(f"{starred(row)}, {of['name']}", row, _of_answers(of)) for of in style["answers"].values()]
+    styles = [row["style"] for row in rows if "style" in row]
+    real = next((style for style in styles if style["real_tokens"] is not None), None)
+    if real and lines:
+        loops, runs = percent(real["real_loops"]), percent(real["real_distinct"])
+        cells = {"length": (show(real["real_tokens"], 1), ""), "loops": (loops, ""), "distinct runs": (runs, "")}
+        lines.append(("real answers", None, {name: (NONE, "") for name in lines[0][2]} | cells))
+    names = [name for name in (lines[0][2] if lines else {}) if any(cells[name][0] != NONE for _, _, cells in lines)]
+    made = [
+        TableLine(label, [cells[one] for one in names], row["kind"] if row else "total", bool(row and row.get("best")))
+        for label, row, cells in lines
+    ]
+    text = "Answers to the held-out prompts, by the way they were drawn."
+    return ReportTable("style", "Style of the answers", text, "model, decoder", names, made if names else [])
 
-    made = _made("style", "Style of the answers", "Answers to the held-out prompts.", rows, line)
-    return made if set(made.columns) - {"real length"} else replace(made, lines=[])
+
+def _of_answers(of: AnswerStyle) -> dict[str, Cell]:
+    change = of["change"]
+    moved = _bounds(change, 1, True)
+    return {
+        "EM": _valued(of["match"]),
+        "length": (show(of["tokens"], 1), f"{show(change['value'], 1, True)}, {moved}" if change and moved else ""),
+        "of real": (show(of["ratio"] and of["ratio"]["value"], 2), _bounds(of["ratio"], 2)),
+        "never ends": _shared(of["truncated"]),
+        "empty": _shared(of["empty"]),
+        "loops": _shared(of["loops"]),
+        "repetition": _shared(of["repetition"]),
+        "distinct runs": _shared(of["distinct_runs"]),
+        "distinct 1 · 2": (_distinct(of), ""),
+    }
 
 
-def _distinct(part: Mapping[str, Any]) -> str:
-    values = (part.get("distinct_1"), part.get("distinct_2"))
+def _shared(figure: Estimate | None) -> Cell:
+    """A share in per cent, with its interval."""
+    if figure is None:
+        return NONE, ""
+    low, high = figure["low"], figure["high"]
+    small = "" if low is None or high is None else f"{100 * max(0, low):.1f} to {100 * min(1, high):.1f}"
+    return percent(figure["value"]), small
+
+
+def _distinct(part: AnswerStyle) -> str:
+    values = (part["distinct_1"], part["distinct_2"])
     return " · ".join(show(one, 2) for one in values) if any(one is not None for one in values) else NONE
-
-
-def _two(greedy: str, sampled: str) -> Cell:
-    return greedy, "" if sampled == NONE else f"sampled {sampled}"
 
 
 def _pairs(rows: Sequence[ModelRow]) -> ReportTable:

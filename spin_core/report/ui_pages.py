@@ -130,8 +130,9 @@ def curves(charts: Sequence[Chart]) -> str:
     return "\n\n".join(parts)
 
 
-def decision(figures: Figures, shown: Samples, t: int, total: int) -> str:
-    """What a person needs to say whether iteration `t` of `total` is to be run."""
+def decision(figures: Figures, shown: Samples, t: int, total: int, forecast: Sequence[str] = ()) -> str:
+    """What a person needs to say whether iteration `t` of `total` is to be run. `forecast`: what the pairs of the one
+    before could teach, as those of this one are not drawn yet."""
     models = [row for row in figures["rows"] if row["kind"] != "control"]
     label = escape(models[-1]["label"], 48) if models else f"θ\\_{t}"
     question = (
@@ -140,7 +141,8 @@ def decision(figures: Figures, shown: Samples, t: int, total: int) -> str:
         "The choice is below this text; *Resume* without one means go on."
     )
     # The dialog has room for five columns.
-    parts = [question, _verdict(figures), *_decided(figures), *_notes(figures, 5), table(figures["rows"], 5)]
+    said = [escape(f"Iteration {t - 1}, before its training: {' '.join(forecast)}", 600)] if forecast else []
+    parts = [question, _verdict(figures), *_decided(figures), *said, *_notes(figures, 5), table(figures["rows"], 5)]
     for samples in (3, 2, 1):
         text = answers(shown, samples, 120)
         if text and len("\n\n".join([*parts, text])) <= DECISION:

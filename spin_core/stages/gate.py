@@ -124,9 +124,10 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
             f"pairs (margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to "
             f"{show(margin.high)}), and {reason}"
         )
+    few = len(now.model.answers) < how.min_rows
     held = change is not None and change.low > 0 and best != len(players) - 1
     reason += ", as it shows signs of a collapse (gate.alarmed_best would allow it)" if held else ""
-    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else f"; {found}" if found else "")
+    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "" if few else f"; {found}")
     return {
         "outcome": outcome,
         "reason": reason + ("" if reason.endswith(".") else "."),
@@ -155,11 +156,12 @@ def _saturated(now: Player, how: Gate) -> str:
 
 
 def _found(now: Player, start: Player, collapse: list[str], how: Gate) -> str:
-    """What the held-out rows say of a collapse, in words; empty where none were measured."""
+    """What the held-out rows say of a collapse, in words."""
+    rows = now.model.answers
     if collapse:
         return collapse[0]
-    if len(now.model.answers) < how.min_rows or not {"nll", "greedy"} & {*next(iter(now.model.answers.values()))}:
-        return ""
+    if len(rows) < how.min_rows:
+        return f"{len(rows):,} held-out rows are too few to show a collapse (gate.min_rows {how.min_rows})"
     drawn = ", ".join(named(now.model, kind) for kind in measured_on_both(now.model, start.model))
     return f"held-out rows show no sign of a collapse{f' (answers drawn {drawn})' if drawn else ''}"
 

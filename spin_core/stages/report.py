@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from spin_core.analysis.rows import Figures
 
 NAME = "report"
-VERSION = 4
+VERSION = 5
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"
@@ -62,6 +62,8 @@ class Config(Section):
     name: str
     profile: dict[str, Any]
     rows: list[RowInputs]
+    decoders: list[str] = added_field(default_factory=list)
+    """With which decoder the run plays and is evaluated; and the warning where the two differ in what matters."""
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         decision = decided(rows)  # marks the best row, too
         figures: Figures = {
             "name": config.name, "sentence": verdict(rows), "decision": decision, "rows": rows,
-            "notes": notes(models, rows),
+            "notes": [*config.decoders[1:], *notes(models, rows)], "decoders": "".join(config.decoders[:1]),
         }  # fmt: skip
         charts = draw_all(models, rows)
         bar.advance()
@@ -135,6 +137,8 @@ def _markdown(figures: Figures) -> str:
     if decision:
         best = f" Best: {decision['best']}." if decision["best"] else ""
         parts.append(escape_markdown(f"Decision: {decision['outcome']}.{best} {decision['reason']}", 1000))
+    if figures.get("decoders"):
+        parts.append(escape_markdown(figures["decoders"], 1000))
     if figures["notes"]:
         parts.append("\n".join(f"- {escape_markdown(note, 500)}" for note in figures["notes"]))
     for table in tables(rows)[1:]:

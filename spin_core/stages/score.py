@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from spin_core.analysis.forecast import forecast, sentences
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.finetune import Score, engine_logps_unusable
@@ -77,7 +78,23 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "tokens": counts,
         "cut": sum(count for sides in cut.values() for count in sides.values()),
         "engine_logps": taken,
+        "forecast": _forecast(len(parts["train"]), groups, logps),
     }
+
+
+def console_note(summary: dict[str, Any]) -> str:
+    """What the console shows below the finished step."""
+    return " ".join(sentences(summary))
+
+
+def _forecast(count: int, groups: Groups, logps: list[float]) -> dict[str, float]:
+    """Of the first `count` pairs, those of training."""
+    same = [
+        bool(len(real) == len(other) and (real.ids == other.ids).all())
+        for real, other in map(groups.__getitem__, range(count))
+    ]
+    sides = list(zip(logps[: 2 * count : 2], logps[1 : 2 * count : 2], strict=True))
+    return forecast(sides, same, int(groups.targets()[:count, 1].sum()))
 
 
 def _with_engines(

@@ -14,6 +14,7 @@ from pathlib import Path
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
+from spin_core.analysis import forecast
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Figures
 from spin_core.errors import one_line
@@ -49,7 +50,9 @@ def so_far(run: Run, tree: Path, t: int) -> str:
         _create(run, tree, models, str(tree / "report.html"))
     except Exception as error:  # the person can decide without them
         _warn(error)
-    return ui_pages.decision(figures, samples(models[-2:]), t, run.config.iterations)
+    newest = [e.summary for e in run.ledger if e.stage == "score" and e.place.iteration == e.place.pairs == t - 1]
+    last = [sentence for summary in newest for sentence in forecast.sentences(summary)]
+    return ui_pages.decision(figures, samples(models[-2:]), t, run.config.iterations, last)
 
 
 def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name: str = "") -> None:

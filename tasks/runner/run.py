@@ -12,6 +12,7 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from spin_core.analysis.decoders import sentences
 from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
@@ -105,6 +106,9 @@ class Run(Steps):
                 "generate.attempts: the model is deployed greedily (generation_config.json), and greedy decoding gives "
                 "the same answer again; leave attempts out."
             )
+        if not self.planning:
+            for sentence in sentences(self.config, said):
+                self.progress.step(f"plays   {sentence}", None)
         return said
 
     def tokenizer(self, model: Any) -> Any:

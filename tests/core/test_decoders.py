@@ -147,6 +147,12 @@ def test_run_says_its_decoders_and_warns_where_they_differ_in_what_matters(secti
     assert len(said) == 1 + bool(warning) and warning in said[-1]
 
 
+def test_deployment_that_was_not_read_is_not_made_up() -> None:
+    """Catches a plan without the hub that calls a deployed decoder sampled at temperature 1, and warns of it."""
+    (said,) = sentences(_profile(**JUDGED, generate={"decoder": "deployed"}), None)
+    assert said.startswith("The opponent's answers are drawn as the model's generation_config.json says.")
+
+
 def test_profile_of_the_paper_plays_greedily() -> None:
     """Catches `zephyr-7b` at temperature 1, where SPIN is close to SFT: the paper's runs drew greedily."""
     for name in ("zephyr-7b", "zephyr-7b-lora", "zephyr-7b-paper"):

@@ -123,12 +123,21 @@ def measured(tree: Path, tokens: float = 1.0) -> Path:
         row |= {"tokens": 5 + i % 3, "margin": 0.1 * (i % 7) - 0.1, "margin_start": 0.1 * (i % 5)}
         for kind in ("greedy", "sampled"):
             row |= {f"{kind}_tokens": round((5 + i % 4) * tokens), f"{kind}_repetition": 0.1 * (i % 2)}
+            row |= {f"{kind}_cut": i % 10 == 0, f"{kind}_empty": False, f"{kind}_loops": i % 4 == 0}
+            row |= {f"{kind}_distinct": 0.5, f"{kind}_runs": 4}
     (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     figures = json.loads((tree / "metrics.json").read_text())
     for kind in ("greedy", "sampled"):
         lengths = [row[f"{kind}_tokens"] for row in lines]
         figures |= {f"length/{kind}_tokens": sum(lengths) / len(lengths), f"repetition/{kind}": 0.05}
-        figures |= {f"distinct_1/{kind}": 0.31, f"distinct_2/{kind}": 0.62, f"truncated/{kind}": 0.004}
+        figures |= {f"distinct_1/{kind}": 0.31, f"distinct_2/{kind}": 0.62, f"truncated/{kind}": 0.1}
+        figures |= {
+            f"empty/{kind}": 0.0,
+            f"loops/{kind}": 0.25,
+            f"distinct_runs/{kind}": 0.5,
+            f"length/{kind}_ratio": 1.5,
+        }
+    figures |= {"loops/real": 0.03, "distinct_runs/real": 0.9}
     if "spin/margin" in figures:
         figures |= {"spin/margin_start": 0.9, "spin/accuracy_start": 0.7}
         figures |= {"rewards/real": -0.1, "rewards/generated": -0.5}

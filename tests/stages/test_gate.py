@@ -235,7 +235,7 @@ def test_demo_whose_sampled_answers_never_end_is_caught(world, seed: str, best: 
 
 def test_slight_drifts_are_no_alarm(world) -> None:
     """Catches thresholds that a sound iteration crosses: NLL 20 % up, answers that are still too long but less so,
-    every pair right while the loss still falls."""
+    every pair right while the loss still falls; and five answers of a hundred that do not end, which may be chance."""
     world.add(_rows(nll=1.0, greedy_repetition=0.1, greedy_tokens=90, tokens=30, greedy_match=_right(0.4)))
     world.add(
         _rows(nll=1.2, greedy_repetition=0.15, greedy_tokens=70, tokens=30, greedy_match=_right(0.4), margin=2.0),
@@ -243,10 +243,12 @@ def test_slight_drifts_are_no_alarm(world) -> None:
         spin__loss=0.3,
     )
     assert world.decide()["alarms"] == []
-    more = {"greedy_cut": _right(0.02), "sampled_tokens": 29, "sampled_loops": _right(0.05), "sampled_distinct": 0.6}
+    more = {"greedy_cut": _right(0.05), "sampled_tokens": 29, "sampled_loops": _right(0.05), "sampled_distinct": 0.6}
+    other = World(world.root / "more")
+    other.root.mkdir()
     for changed in ({}, more):
-        world.add(_rows(**{**SOUND, "greedy_match": _right(0.4), "margin": 2.0, **changed}))
-    assert world.decide()["alarms"] == []
+        other.add(_rows(**{**SOUND, "greedy_match": _right(0.4), "margin": 2.0, **changed}))
+    assert other.decide()["alarms"] == []
 
 
 def test_rows_without_a_finite_likelihood_are_an_alarm(world) -> None:
@@ -340,6 +342,7 @@ def test_without_held_out_rows_the_run_goes_on(world) -> None:
     decision = world.add([]).add([]).decide()
     assert (decision["outcome"], decision["best"], decision["go_on"]) == ("continue", 0, True)
     assert decision["metric"] is None and "no held-out metric" in decision["reason"]
+    assert decision["found"] == "0 held-out rows are too few to show a collapse (gate.min_rows 30)"
 
 
 def test_share_of_equal_answers(world) -> None:

@@ -113,6 +113,11 @@ def test_engines_log_probs_are_scores_own_to_rounding(world, model, plain, tmp_p
     assert max(abs(line["logps"] - plain[line["id"]]["generated"]) for line in lines) < TOLERANCE / 50
     summary, _, notes = _score(tmp_path, model, world / "pairs" / "out")
     assert summary["engine_logps"] == len(lines) - CHECKED and notes == []
+    train = [line for line in plain.values() if line["split"] == "train"]
+    tokens, nats = (sum(line[name] for line in train) for name in ("generated_tokens", "generated"))
+    assert 0 < len(train) < len(plain) and summary["forecast"]["entropy"] == pytest.approx(-nats / tokens, abs=1e-4)
+    better = sum(line["real"] > line["generated"] for line in train) / len(train)
+    assert summary["forecast"]["identical"] == 0 and summary["forecast"]["preferred"] == pytest.approx(better)
 
 
 def test_taken_log_probs_are_the_engines_and_need_no_pass(edited, model, plain, tmp_path, policy_calls) -> None:
