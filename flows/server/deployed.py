@@ -40,7 +40,7 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
     """Every iteration of a profile, then the report. What the store has is not computed again.
 
     Args:
-        profile: A profile that comes with spinloop. As it is, the demo runs: 4 minutes on a CPU.
+        profile: A profile that comes with spinloop. As it is, the demo runs: some minutes on a CPU.
         file: A profile of your own instead: the path of a YAML file that the worker sees.
         settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
     """

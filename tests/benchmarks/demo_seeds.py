@@ -3,8 +3,8 @@
 `make demo-seeds` runs the profile `demo` on five seeds (a seed changes what is held out, initial weights, draws and
 order), each with the control at three learning rates, and writes demo_seeds.md and demo_seeds.json beside this file.
 `make demo-seeds DEMO=demo-tasks` (or demo-bland) does it for another: exact match, on three seeds. What the store has
-is not run again. SFT stands in the table as its best checkpoint of the sweep (learning rates × one or two iterations'
-steps), chosen on the very rows that are reported, which favours SFT.
+is not run again. SFT stands in each line of the table as the checkpoint of its sweep (learning rates × one or two
+iterations' steps) that is best by that very figure on that seed's held-out rows, which favours SFT.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
 KINDS = {"greedy": "greedy", "t0.3": "T = 0.3", "t0.5": "T = 0.5", "sampled": "T = 1"}
 Figures = dict[str, float]
-SHOWN = {  # of a demo: figure → what it is called; by the first, greedily, SFT's checkpoint is chosen
+BEST = "the gate's best"
+SHOWN = {  # of a demo: figure → what it is called
     "demo": {
         "loops": "loops", "ended": "ended", "distinct": "distinct runs of three words",
         "real_words": "only real words", "good": "ended, no loop, real words",
@@ -70,7 +71,10 @@ def run(demo: str, settings: list[str]) -> dict[str, Figures]:
     steps = json.loads((folder / "steps.json").read_text())
     rows = next(trees / step["digest"] for step in steps if step["stage"] == "reformat")
     known = {word for file in FILES.values() for row in read_rows(rows / file) for word in words(row_text(row))}
-    return {step["label"]: measured(trees / step["digest"], known) for step in steps if step["stage"] == "evaluate"}
+    models = {step["label"]: measured(trees / step["digest"], known) for step in steps if step["stage"] == "evaluate"}
+    gate = [step["digest"] for step in steps if step["stage"] == "gate"][-1]
+    best = json.loads((trees / gate / "decision.json").read_text())["best"]
+    return {**models, BEST: models[f"θ_{best}"]}
 
 
 def row_text(row: Any) -> str:
@@ -103,31 +107,32 @@ def measured(evaluate: Path, known: set[str]) -> Figures:
     return figures
 
 
-def best_control(demo: str, models: dict[str, Figures]) -> Figures:
-    """The SFT checkpoint that is best by the demo's first figure, greedily."""
-    first = f"{next(iter(SHOWN[demo]))}/greedy"
-    controls = [made for label, made in models.items() if label.startswith("SFT")]
-    return (min if first.startswith("loops") else max)(controls, key=lambda made: made[first])
-
-
 def table(demo: str, figures: dict[int, dict[str, Figures]]) -> str:
     """Markdown: a line for each figure and way to draw, mean ± standard deviation over seeds; then the first figure by
     seed, where one sees how many of the seeds agree."""
-    columns = {label: [models[label] for models in figures.values()] for label in ("θ_0", "θ_1", "θ_2")}
-    columns["SFT, tuned"] = [best_control(demo, models) for models in figures.values()]
+    every = list(figures.values())
+    played = [label for label in ("θ_0", "θ_1", "θ_2", BEST) if all(label in models for models in every)]
+    columns = [*played, "SFT, best checkpoint"]  # where the gate ended a run, there is no θ_2
+    names = {
+        f"{figure}/{kind}": f"{name}, {how}" for figure, name in SHOWN[demo].items() for kind, how in KINDS.items()
+    }
+    names = {figure: name for figure, name in names.items() if figure in every[0]["θ_0"]}
     lines = [f"| {len(figures)} seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for figure, name in SHOWN[demo].items():
-        for kind, how in KINDS.items():
-            if f"{figure}/{kind}" in columns["θ_0"][0]:
-                cells = [spread(made[f"{figure}/{kind}"] for made in of) for of in columns.values()]
-                lines.append(f"| {name}, {how} | {' | '.join(cells)} |")
-    lines.append(f"| NLL per token | {' | '.join(spread(made['nll'] for made in of) for of in columns.values())} |")
-    figure, name = next(iter(SHOWN[demo].items()))
-    lines += ["", f"| {name}, greedy | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for place, seed in enumerate(figures):
-        cells = [f"{of[place][f'{figure}/greedy']:.3f}" for of in columns.values()]
-        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
+    for figure, name in {**names, "nll": "NLL per token"}.items():
+        cells = zip(*(cells_of(models, figure, played) for models in every), strict=True)
+        lines.append(f"| {name} | {' | '.join(map(spread, cells))} |")
+    for figure, name in [*names.items()][:2]:
+        lines += ["", f"| {name} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for seed, models in figures.items():
+            lines.append(f"| seed {seed} | {' | '.join(f'{cell:.3f}' for cell in cells_of(models, figure, played))} |")
     return "\n".join(lines) + "\n"
+
+
+def cells_of(models: dict[str, Figures], figure: str, played: list[str]) -> list[float]:
+    """One seed's line: SPIN's models, and the control that is best by this figure."""
+    controls = [made[figure] for label, made in models.items() if label.startswith("SFT")]
+    best = min if figure.startswith(("loops", "bland", "nll")) else max
+    return [*(models[label][figure] for label in played), best(controls)]
 
 
 def spread(values: Iterable[float]) -> str:
