@@ -32,6 +32,8 @@ from spin_core.modeling import sampled_logps
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from spin_core.modeling.collate import Groups
     from spin_core.modeling.packing import Group
 
@@ -136,20 +138,29 @@ def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, lab
     A group is sequences that share a prompt; the longest are computed first. Several processes share the work, and all
     get all values.
     """
-    import torch
-
-    from spin_core.modeling.collate import longest_of
     from spin_core.modeling.loading import apply_threads, pick_device
-    from spin_core.modeling.logprobs import Policy
     from spin_core.modeling.opponent import opponent
-    from spin_core.modeling.packing import PADDING
-    from spin_core.runtime import process_group
 
     if not groups:
         return []
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
     model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
+    return logps_under(model, groups, settings, job, label)
+
+
+def logps_under(
+    model: PreTrainedModel, groups: Sequence[Group], settings: Score, job: Job, label: str
+) -> list[float]:  # fmt: skip
+    """As `logps_of`, under a model that is in memory."""
+    import torch
+
+    from spin_core.modeling.collate import longest_of
+    from spin_core.modeling.logprobs import Policy
+    from spin_core.modeling.packing import PADDING
+    from spin_core.runtime import process_group
+
+    sharded = job.runtime.compute.in_parts
     policy = Policy(model, PADDING, settings.precision).settle(longest_of(groups), job.runtime, job.note)
     passes = policy.passes(groups, job.runtime.score_tokens, process_group.world(), in_step=sharded)
     mine = passes[process_group.rank()]
