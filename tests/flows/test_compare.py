@@ -92,5 +92,5 @@ def test_ledger_against_a_preset_on_the_terminal(finished, spinloop) -> None:
     assert code == 0 and out.startswith(
         "The first setting that differs from the preset demo-tasks is seed: 3 here, 1 there"
     )
-    assert "| finetune.lr " in out
+    assert "| finetune.global_batch " in out
     assert call("report", "--store", finished[0], "--preset", "nobody")[0] == 2
