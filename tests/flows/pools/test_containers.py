@@ -146,7 +146,7 @@ def test_image_has_what_runs_and_no_secret(tmp_path: Path) -> None:
         cwd=tmp_path, env=clean(tmp_path, PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith(str(tmp_path)), done.stderr
-    assert "demo, gsm8k-smollm2" in " ".join(done.stdout.split())
+    assert "demo,demo-bland,demo-tasks,gsm8k-smollm2" in "".join(done.stdout.split())  # help is wrapped at hyphens
     assert (tmp_path / "deployments/prefect.yaml").exists()
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.M) == ["1000:1000"]
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
