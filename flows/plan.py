@@ -41,7 +41,7 @@ class Plan:
     notes: list[str]
     data: todo.Data | None = None
     decoders: str = ""
-    """With which decoder the run plays and is evaluated."""
+    """How the opponent and the held-out answers are decoded."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         planner = Planner(drafts)
         run = Run(config, artifacts, children, base_dir, planner)
         dag(run)
-        plays, *warnings = sentences(config, run.deployed)
+        decoders, *warnings = sentences(config, run.deployed)
         ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
         forecasts = [f"iteration {t}: {' '.join(said)}" for t, said in planner.forecasts.items() if said and t in ahead]
         notes = [*artifacts.notes, *planner.notes, *warnings, *forecasts]
-        return Plan(run.ledger, notes, _rows(run) if measure else None, plays)
+        return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
 
 
 def _rows(run: Run) -> todo.Data | None:
@@ -85,8 +85,8 @@ def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int
     try:
         made = planned(config, store, base_dir, measure=True)
     except Unreachable as error:
-        plays, *warnings = sentences(config, None)
-        made = Plan([], [str(error), *warnings], decoders=plays)
+        decoders, *warnings = sentences(config, None)
+        made = Plan([], [str(error), *warnings], decoders=decoders)
     return made, costs(config, base_dir, made.ledger or None, made.data, gpu, count)
 
 

@@ -11,9 +11,9 @@ base model ─► (sft(tokens)) ─► θ_0                         │
     └────────────────────────────────────────────────────────────────────┘
                                 └──► report
 
-Which models score which pairs is the loss's matter (here SPIN's; flows/game.py). A run may begin at a later θ_t, and
-have pairs_t imported (`start:` in a profile): these are steps of their own. Pairs that come as text are tokenized once
-more.
+Which models score which pairs is the loss's matter (here SPIN's; flows/training_inputs.py). A run may begin at a later
+θ_t, and have pairs_t imported (`start:` in a profile): these are steps of their own. Pairs that come as text are
+tokenized once more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.approval import approved
-from flows.game import Played, Rows, training_inputs
+from flows.training_inputs import Iterations, Rows, training_inputs
 from spin_core.config.dataset import Source
 from spin_core.job import Place
 from spin_core.sources.resolve import SourceKind
@@ -55,42 +55,42 @@ def dag(run: Run):
     begun = measured(run, f"θ_{first}", Place("start", model=first), theta, rows)
     table.add(f"θ_{first}", "start", **begun, finetune=start if cfg.sft else None)
     read = (rows.texts, rows.tokens, rows.tokenizer)
-    played = Played({first: theta}, {t: import_pairs(run, t, source, *read) for t, source in published.items()})
+    so_far = Iterations({first: theta}, {t: import_pairs(run, t, source, *read) for t, source in published.items()})
     controls: list = []
     for t in range(first, cfg.iterations):
         if t > first and not (goes_on(run, table.inputs["gate"][-1]) and approved(run, t, table)):
             break
         if cfg.control:  # needs θ_0 only, so with runtime.workers above 1 it runs beside the iteration
             controls.append(sft_instead(run, start, rows.tokens, t + 1))
-        iteration(run, t, rows, played, table)
+        iteration(run, t, rows, so_far, table)
     for n, instead in enumerate(controls, 1):
         label, place = f"SFT instead of {n} iter", Place("control", first + n - 1)
         table.add(label, "control", **measured(run, label, place, instead, rows), finetune=instead)
     return report(run, table)
 
 
-def iteration(run: Run, t: int, rows: Rows, played: Played, table: Table):
-    """θ_t plays against itself and becomes θ_{t+1}, which joins the models in `played`, as its pairs join theirs."""
-    opponent, first = played.models[t], run.config.start.iteration
-    if t not in played.pairs:
+def iteration(run: Run, t: int, rows: Rows, so_far: Iterations, table: Table):
+    """θ_t is trained against its own answers to θ_{t+1}; both the model and the pairs are added to `so_far`."""
+    opponent, first = so_far.models[t], run.config.start.iteration
+    if t not in so_far.pairs:
         answers = generate(run, t, opponent, run.shards(rows.tokens))
-        played.pairs[t] = gather(run, t, rows.texts, rows.tokens, answers)
-    recent, logps, first_answers = training_inputs(run, t, rows, played)
+        so_far.pairs[t] = gather(run, t, rows.texts, rows.tokens, answers)
+    recent, logps, first_answers = training_inputs(run, t, rows, so_far)
     theta = finetune(run, t, opponent, recent, logps, first_answers)
     own = logps[run.config.scored(t).index((t, t))] if logps else None
-    game = {"pairs": recent[-1], "logps": own, "start": played.models[first] if t > first else None}
-    game = game if logps else {}  # a loss without a reference has no margins
-    made = measured(run, f"θ_{t + 1}", Place("iteration", t, model=t + 1), theta, rows, t, **game)
+    against = {"pairs": recent[-1], "logps": own, "start": so_far.models[first] if t > first else None}
+    against = against if logps else {}  # a loss without a reference has no margins
+    made = measured(run, f"θ_{t + 1}", Place("iteration", t, model=t + 1), theta, rows, t, **against)
     decision = gate(run, t, table.players(**made))
     table.add(
-        f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=played.pairs[t], gate=decision, score=own, iteration=t
+        f"θ_{t + 1}", "iteration", **made, finetune=theta, gather=so_far.pairs[t], gate=decision, score=own, iteration=t
     )
-    played.models[t + 1] = theta
+    so_far.models[t + 1] = theta
 
 
-def measured(run: Run, label: str, place: Place, model, rows: Rows, t: int = 0, **game) -> dict:
+def measured(run: Run, label: str, place: Place, model, rows: Rows, t: int = 0, **against) -> dict:
     """A model on the held-out rows, and on the harness's tasks if the profile has some."""
-    made = {"evaluate": evaluate(run, label, place, model, rows.texts, rows.tokens, t, **game)}
+    made = {"evaluate": evaluate(run, label, place, model, rows.texts, rows.tokens, t, **against)}
     return made | ({"harness": harness(run, label, place, model)} if run.config.harness else {})
 
 

@@ -13,15 +13,15 @@ from tasks.runner.stage import stage
 def evaluate(run: Run, label: str, place: Place, model, rows, tokens, t: int = 0, pairs=None, logps=None, start=None):
     cfg = run.config.at(t)
     part = cfg.finetune
-    against = {}
+    rewards = {}
     if pairs:  # SPIN's own measures, with the weight and the tokens' way of the loss that it was trained by
-        against = {"beta": part.ratio_weight, "loss": "hinge" if part.loss == "hinge" else "sigmoid"}
-        against["length_normalised"] = part.length_normalised
+        rewards = {"beta": part.ratio_weight, "loss": "hinge" if part.loss == "hinge" else "sigmoid"}
+        rewards["length_normalised"] = part.length_normalised
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
     # Only where it is a kind of its own: what is measured already, or not wanted, has no place in the key.
     deployed = measured(cfg.evaluate, run.deployed if cfg.evaluate.deployed else None).get(DEPLOYED)
-    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, deployed=deployed, **against)
-    game = {"pairs": pairs, "logps": logps, "start": start}
-    there = {name: one for name, one in game.items() if one is not None}
+    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, deployed=deployed, **rewards)
+    against = {"pairs": pairs, "logps": logps, "start": start}
+    there = {name: one for name, one in against.items() if one is not None}
     reads = {"model": model, "rows": rows, "tokens": tokens, **there}
     return Step(core, label, config, place), reads

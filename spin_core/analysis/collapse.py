@@ -3,7 +3,7 @@ themselves, drift in length or become alike; of every decoder that evaluate meas
 
 Is not: a decision (the gate decides) nor a metric of quality: a model can be right more often when it decodes greedily
 and leave a third of its sampled answers without an end. Each sign is a change against the start on the same rows that
-is clear by its interval, says what was found, and names the settings to change.
+is clear by its interval, gives the figures, and names the settings to change.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def signs(new: ModelResults, old: ModelResults, how: Gate, seed: int) -> list[st
         rise = bootstrap(moved, how.confidence, how.resamples, seed)
         return rise if rise and rise.low > least else None
 
-    found = [_broken(new), _likelihood(new, old, clear)]
+    texts = [_broken(new), _likelihood(new, old, clear)]
     for kind in measured_on_both(new, old):
         for field, least, part, do in RISES:
             pairs = paired(old.column(f"{kind}_{field}"), new.column(f"{kind}_{field}"))
             if rise := clear(pairs, least):
                 was, now = (percent(fmean(side)) for side in zip(*pairs, strict=True))
                 text = f"{now} of the {part} {do}, of {old.label}'s {was} (rise {bounds(rise.low, rise.high)})"
-                found.append(_said(new, kind, text))
-        found += [_length(new, old, kind, clear), _distinct(new, old, kind, clear)]
-    return [f"{text}; {REMEDY}" for text in found if text]
+                texts.append(_said(new, kind, text))
+        texts += [_length(new, old, kind, clear), _distinct(new, old, kind, clear)]
+    return [f"{text}; {REMEDY}" for text in texts if text]
 
 
 def measured_on_both(new: ModelResults, old: ModelResults) -> list[str]:

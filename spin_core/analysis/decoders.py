@@ -1,4 +1,4 @@
-"""With which decoder a run plays, with which it is evaluated, and whether the two differ in a way that matters."""
+"""The opponent's decoder, the decoders of evaluation, and whether the two differ in a way that matters."""
 
 from __future__ import annotations
 
@@ -45,18 +45,20 @@ def name_of(kind: str, metrics: Mapping[str, float]) -> str:
 
 
 def sentences(config: Config, deployed: Decoding | None) -> list[str]:
-    """What the run plays and is evaluated with; and, where the two differ in a way that matters, what follows.
+    """How the opponent and the held-out answers are decoded; and what follows where the two differ in a way that
+    matters.
 
     `deployed`: what the model's generation_config.json says, None where it says nothing or was not read.
     """
-    plays = [config.at(t).generate.drawing_as(deployed) for t in range(config.start.iteration, config.iterations)]
-    ways = list(dict.fromkeys(OF_MODEL if one.decoder == DEPLOYED else str(one.decoding) for one in plays))
+    opponents = [config.at(t).generate.drawing_as(deployed) for t in range(config.start.iteration, config.iterations)]
+    ways = list(dict.fromkeys(OF_MODEL if one.decoder == DEPLOYED else str(one.decoding) for one in opponents))
     part = config.evaluate
     read = [str(how) for how in measured(part, deployed if part.deployed else None).values()]
     judged = f"Held-out answers are {', '.join(read)}." if read else "No held-out prompt is answered."
     of_model = f" The model's generation_config.json says {deployed}." if deployed else ""
     said = [f"The opponent's answers are {', then '.join(ways)}. {judged}{of_model}"]
-    if all(one.decoding.is_plain and one.decoder != DEPLOYED for one in plays) and (why := _served(config, deployed)):
+    plain = all(one.decoding.is_plain and one.decoder != DEPLOYED for one in opponents)
+    if plain and (why := _served(config, deployed)):
         said.append(
             f"The opponent is sampled at temperature 1, and {why}: against such an opponent SPIN is close to SFT and "
             "cannot take back what that decoding over-produces (loops, bland answers); set generate.decoder: "

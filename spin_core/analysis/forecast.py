@@ -40,9 +40,9 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         return []
     left = max(0.0, 1 - identical - preferred)
     said = [
-        f"Of the training pairs {percent(identical)} are identical and {percent(preferred)} are won already (the "
-        f"opponent gives the real answer the higher log-prob); generated answers have {show(entropy)} nats a token. At "
-        f"best {percent(left)} of the pairs teach."
+        f"Of the training pairs {percent(identical)} are identical, and in {percent(preferred)} the opponent already "
+        f"gives the real answer the higher log-prob; generated answers have {show(entropy)} nats a token. At best "
+        f"{percent(left)} of the pairs teach."
     ]
     if left < LEAST:
         said.append(

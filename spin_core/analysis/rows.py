@@ -99,7 +99,7 @@ class HarnessFigures(TypedDict, total=False):
 
 class Decision(TypedDict, total=False):
     """What the gate decided after a model's own iteration; `best` counts the run's models from its first. Empty where
-    no gate decided. `found`: what held-out rows show of a collapse."""
+    no gate decided. `evidence`: what held-out rows show of a collapse."""
 
     outcome: str
     reason: str
@@ -108,7 +108,7 @@ class Decision(TypedDict, total=False):
     change: Estimate | None
     margin: Estimate | None
     alarms: list[str]
-    found: str
+    evidence: str
 
 
 class PairShares(TypedDict):

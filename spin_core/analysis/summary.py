@@ -287,7 +287,7 @@ def _decision(decision: Mapping[str, Any]) -> Decision:
         "best": None if best is None else int(best),
         "change": _read_estimate(decision.get("change")),
         "margin": _read_estimate(decision.get("margin")),
-        "found": plain(decision.get("found") or "", 500),
+        "evidence": plain(decision.get("evidence") or "", 500),
         "alarms": [plain(alarm, 500) for alarm in alarms[:20]] if isinstance(alarms, list) else [],
     }
 

@@ -1,7 +1,7 @@
 """What the history of a finetune's metrics warns of: real answers that become far less likely, a saturated accuracy.
 
 Is not: a stop rule (nothing is ended, nothing enters a key) nor a look at held-out rows (evaluate does that, and the
-report puts what the gate found beside each alarm). Pure
+report puts what the gate reports beside each alarm). Pure
 Python over the lines of metrics.jsonl. An alarm depends on the lines up to its step alone, so a run that goes on from
 a checkpoint gives the alarms of one that was never interrupted, and the report draws the same ones from the file.
 """

@@ -86,8 +86,9 @@ def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
             f"{bad[0].get('step')}."
         )
     decision = row.get("decision") or {}
-    found, own = decision.get("found"), decision.get("alarms", [])
-    seen = " The alarm of the gate is below." if own and found == own[0] else f" The gate: {found}." if found else ""
+    evidence, own = decision.get("evidence"), decision.get("alarms", [])
+    is_own = own and evidence == own[0]
+    seen = " The alarm of the gate is below." if is_own else f" The gate: {evidence}." if evidence else ""
     notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps))]
     for text in own:
         alarm = text.rstrip(".")

@@ -1,6 +1,6 @@
 """`generate:` in a profile: how the opponent answers the prompts.
 
-What the decoder does to the game. At its start an iteration's gradient is β/2 times that of the real answers minus that
+What the decoder does. At its start an iteration's gradient is β/2 times that of the real answers minus that
 of the opponent's (paper, eq. 4.7 at θ = θ_t). *Sampled* at temperature 1, untruncated, the second part is 0 on average:
 SPIN is then SFT with noise, and rests where SFT has converged. *Decoded* otherwise (greedy, a low temperature, a
 nucleus) it is not: SPIN then fits the decoded model to the data, and takes back what decoding over-produces, loops and

@@ -59,7 +59,7 @@ class Alpha(Section):
     """`finetune.alpha:` in a profile. The opponent is a geometric mixture of θ_t and θ_0."""
 
     base_share: float = Field(
-        0.5, ge=0, le=1, description="Share of θ_0 in the opponent's log-prob; 0: SPIN, 1: every game is against θ_0."
+        0.5, ge=0, le=1, description="Share of θ_0 in the opponent's log-prob; 0: SPIN, 1: the opponent is θ_0."
     )
 
 

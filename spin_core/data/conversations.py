@@ -117,6 +117,16 @@ def _apart(content: Any) -> tuple[Any, list[Any], list[Any]]:
     )
 
 
+def calls_tool(message: dict[Any, Any]) -> bool:
+    """Whether a message calls a tool, in a field, a part or as a turn of its own."""
+    in_field = any(holds(message.get(name)) for name in TOOL_CALLS)
+    return (
+        in_field
+        or any(message.get(name) in CALL_ROLES for name in ALIASES[0])
+        or bool(_apart(_first(message, *ALIASES[1]))[2])
+    )
+
+
 def reasoning_parts(message: dict[Any, Any]) -> list[Any]:
     """Those parts of its content that are reasoning."""
     return _apart(_first(message, *ALIASES[1]))[1]

@@ -1,7 +1,7 @@
 """Text that a set holds and no row has: which columns and fields of messages it is in, and how to use it.
 
-What says how a record is meant (a label, a weight, the rejected answer) is used. Of a record that is rejected nothing
-counts: its place is among the rejects.
+What says how a record is meant (a label, a weight, the rejected answer) is used. Tool calls are counted, too, as they
+are never what a row learns. Of a record that is rejected nothing counts: its place is among the rejects.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from spin_core.data.column_mapping import MAIN, Columns, ends_with_user, layout
-from spin_core.data.conversations import fields_read, reasoning_parts
+from spin_core.data.conversations import CALL_IS_TEXT, calls_tool, fields_read, reasoning_parts
 
 NAMED = 12  # in the sentence
 MESSAGES = ("messages", "prompt", "answer", "chosen", "rejected", "history")
@@ -22,17 +22,28 @@ class Unused:
     def __init__(self) -> None:
         self._names = Counter[str]()
         self._layouts = Counter[tuple[tuple[str, str], ...]]()
+        self._calls = 0
 
     def count(self, fields: dict[str, Any], columns: Columns) -> None:
         """Take a record."""
         used = columns or layout(fields) or {}
         self._layouts[tuple(used.items())] += 1
         self._names.update(unused(fields, used))
+        self._calls += any(
+            calls_tool(message) for part in ("messages", "answer") for message in _messages(fields, used, part)
+        )
 
     def sentence(self, source: str) -> str:
-        """What is unused in how many records, and the `dataset.columns` that would use it; empty where nothing is."""
-        if not self._names:
-            return ""
+        """What is unused in how many records, and the `dataset.columns` that would use it; and in how many a turn that
+        calls tools is no answer. Empty where nothing is."""
+        sentences = [self._unused(source)] if self._names else []
+        if self._calls:
+            sentences.append(
+                f"{source}: tool calls, which are no answers (in {self._calls:,} records); {CALL_IS_TEXT}."
+            )
+        return " ".join(sentences)
+
+    def _unused(self, source: str) -> str:
         names = sorted(self._names, key=lambda name: (-self._names[name], name))
         listed = [f"{_shown(name)} ({self._names[name]:,})" for name in names[:NAMED]]
         listed += [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
@@ -59,11 +70,16 @@ def unused(fields: dict[str, Any], columns: Columns) -> set[str]:
     if "messages" in used and "chosen" not in used and ends_with_user(fields.get(used["messages"])):
         found.add(f"{used['messages']}[-1]")  # a turn that nobody answers
     for part in MESSAGES:
-        value = fields.get(used[part]) if part in used else None
-        for message in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:
-            if isinstance(message, dict):
-                found |= {f"{used[part]}[].{name}" for name in _left_over(message)}
+        for message in _messages(fields, used, part):
+            found |= {f"{used[part]}[].{name}" for name in _left_over(message)}
     return found
+
+
+def _messages(fields: dict[str, Any], used: Columns, part: str) -> list[dict[Any, Any]]:
+    """Those of a part that has messages."""
+    value = fields.get(used[part]) if part in used else None
+    every = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [message for message in every if isinstance(message, dict)]
 
 
 def _left_over(message: dict[Any, Any]) -> list[str]:

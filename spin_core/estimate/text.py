@@ -74,9 +74,9 @@ def basis(s: Setting, config: Config, costs: list[StageCost], nothing_cached: bo
 
 def _corrected(s: Setting, config: Config, costs: list[StageCost]) -> list[str]:
     """Which stages of the sheet a measurement corrects, a line for each measurement."""
-    found = {line.stage: needs.correction_of(line.stage, s, config) for line in costs}
+    corrections = {line.stage: needs.correction_of(line.stage, s, config) for line in costs}
     by: dict[tuple[str, str, int], list[str]] = {}
-    for stage, one in found.items():
+    for stage, one in corrections.items():
         if one:
             by.setdefault((one.card, one.date, one.weights), []).append(stage)
     return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,6 +15,11 @@ from spin_core.config.generate import Decoding
 from spin_core.errors import BadInput
 
 FILE = "generation_config.json"
+NOT_APPLIED = {
+    "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_p": 0, "typical_p": 1, "num_beams": 1, "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+}  # fmt: skip
+"""Settings of decoding that are not here, and the value at which each does nothing."""
 
 
 def decoding_of(model: Path) -> Decoding | None:
@@ -24,12 +30,8 @@ def decoding_of(model: Path) -> Decoding | None:
     a decoder takes.
     """
     file = model / FILE
-    if not file.is_file():
-        return None
+    held = _read(file)
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(held, dict):
-            raise ValueError("a JSON object is needed")
         given = {name: held[name] for name in Decoding.model_fields if held.get(name) is not None}
         if held.get("do_sample") is False:
             return Decoding(temperature=0.0)
@@ -39,5 +41,22 @@ def decoding_of(model: Path) -> Decoding | None:
         raise BadInput(
             f"{file}: {first['loc'][0]}: {first['msg']}; correct it, or give generate.temperature."
         ) from None
+
+
+def not_applied(model: Path) -> str:
+    """A sentence on what the file has that changes answers and no engine here applies; empty where there is none.
+    Raises BadInput where it is no JSON object."""
+    held = _read(model / FILE)
+    names = [f"{name} {held[name]}" for name, off in NOT_APPLIED.items() if held.get(name) not in (None, off)]
+    return f"{FILE} also has {', '.join(names)}, which no engine here applies: served answers differ." if names else ""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file."""
+    try:
+        held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not isinstance(held, dict):
+            raise ValueError("a JSON object is needed")
     except ValueError as error:
         raise BadInput(f"{file}: not a JSON object ({error}); copy the model again.") from None
+    return held

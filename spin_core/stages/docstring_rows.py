@@ -51,7 +51,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             f"{folder()}: the standard library is not the one that this run began with; run it again with one Python, "
             "and not while that is being upgraded"
         )
-    rows = dict.fromkeys(row for text in docstrings(files) for row in rows_of(text))
+    unparsed: list[Path] = []
+    rows = dict.fromkeys(row for text in docstrings(files, unparsed) for row in rows_of(text))
     if len(rows) < LEAST:
         raise BadInput(
             f"{folder()}: only {len(rows):,} sentences were found in the docstrings of Python's standard library, and "
@@ -60,7 +61,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         )
     with (job.out / "rows.jsonl").open("w", encoding="utf-8") as out:
         out.writelines(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in sorted(rows))
-    return {"rows": len(rows), "files": len(files)}
+    return {"rows": len(rows), "files": len(files), "unparsed": len(unparsed)}
 
 
 def folder() -> Path:
@@ -83,13 +84,15 @@ def digest_of(files: list[Path]) -> str:
     return hashlib.sha256(each).hexdigest()
 
 
-def docstrings(files: list[Path]) -> Iterator[str]:
-    """Those of modules, classes and functions. A file that this Python cannot parse has none."""
+def docstrings(files: list[Path], unparsed: list[Path]) -> Iterator[str]:
+    """Those of modules, classes and functions. Files that this Python cannot parse have none and are added to
+    `unparsed`."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for file in files:
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
+            unparsed.append(file)
             continue
         for node in ast.walk(tree):
             if isinstance(node, documented) and (text := ast.get_docstring(node)):

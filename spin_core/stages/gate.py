@@ -7,7 +7,7 @@ over seeds. It reads what evaluate and harness measured and computes no metric o
 
 inputs   `evaluate`: artifacts of θ_0 … θ_{t+1}, in this order · `harness`: those of the same models, if there are any
 outputs  `decision.json`: outcome, reason, best, previous_best, models, metric, higher_is_better, go_on, change, margin,
-         identical_to_previous, alarms, found (what held-out rows show of a collapse)
+         identical_to_previous, alarms, evidence (what held-out rows show of a collapse)
 outcome  `alarm`: signs of a collapse in real answers or in those of any decoder (`spin_core.analysis.collapse`), or a
          saturated accuracy ·
          `keep best`: clearly worse than the best so far · `stop`: the fixed point, where the player no longer
@@ -111,7 +111,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     margins = [row["margin"] for row in now.model.answers.values() if row.get("margin") is not None]
     margin = _interval(margins, config)
     alarms = [*collapse[len(players) - 1], *filter(None, [_saturated(now, how)])]
-    found = _found(now, players[0], collapse[len(players) - 1], how)
+    evidence = _evidence(now, players[0], collapse[len(players) - 1], how)
     is_worse = change is not None and change.high < 0
     none = margin is not None and margin.low > -NO_MARGIN and margin.high < NO_MARGIN
     is_fixed = none and change is not None and change.low <= 0 <= change.high
@@ -127,7 +127,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     few = len(now.model.answers) < how.min_rows
     held = change is not None and change.low > 0 and best != len(players) - 1
     reason += ", as it shows signs of a collapse (gate.alarmed_best would allow it)" if held else ""
-    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "" if few else f"; {found}")
+    reason = f"{now.model.label}: {reason}" + (f"; alarm: {alarms[0]}" if alarms else "" if few else f"; {evidence}")
     return {
         "outcome": outcome,
         "reason": reason + ("" if reason.endswith(".") else "."),
@@ -141,7 +141,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
         "margin": asdict(margin) if margin else None,
         "identical_to_previous": _identical(before.model, now.model),
         "alarms": alarms,
-        "found": found,
+        "evidence": evidence,
     }
 
 
@@ -155,7 +155,7 @@ def _saturated(now: Player, how: Gate) -> str:
     )
 
 
-def _found(now: Player, start: Player, collapse: list[str], how: Gate) -> str:
+def _evidence(now: Player, start: Player, collapse: list[str], how: Gate) -> str:
     """What the held-out rows say of a collapse, in words."""
     rows = now.model.answers
     if collapse:
@@ -243,11 +243,6 @@ def _identical(old: ModelResults, new: ModelResults) -> float | None:
     ]
     known = [(a, b) for a, b in texts if a is not None and b is not None]
     return fmean(a == b for a, b in known) if known else None
-
-
-def _mean(model: ModelResults, field: str) -> float | None:
-    values = model.column(field).values()
-    return fmean(values) if values else None
 
 
 def _pairs(old: Player, new: Player, metric: str | None) -> list[tuple[float, float]]:

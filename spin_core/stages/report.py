@@ -64,7 +64,7 @@ class Config(Section):
     profile: dict[str, Any]
     rows: list[RowInputs]
     decoders: list[str] = added_field(default_factory=list)
-    """With which decoder the run plays and is evaluated; and the warning where the two differ in what matters."""
+    """How the opponent and the held-out answers are decoded; and the warning where the two differ in what matters."""
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from spin_core.report.run import sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import resolve
-from spin_core.sources.deployment import decoding_of
+from spin_core.sources.deployment import decoding_of, not_applied
 from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
@@ -94,7 +94,8 @@ class Run(Steps):
         """How `model` (a Ref, or a future or Pending of one that is made here, which says nothing) is deployed. Raises
         BadInput where the opponent is to draw so and the model does not say how, or not what the profile can do."""
         wanted = [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
-        said = decoding_of(model.locate(self.store)) if isinstance(model, Ref) and (model.path or wanted) else None
+        folder = model.locate(self.store) if isinstance(model, Ref) and (model.path or wanted) else None
+        said = decoding_of(folder) if folder else None
         if wanted and said is None:
             raise BadInput(
                 "generate.decoder: deployed: the model has no generation_config.json with do_sample, temperature, "
@@ -106,9 +107,12 @@ class Run(Steps):
                 "generate.attempts: the model is deployed greedily (generation_config.json), and greedy decoding gives "
                 "the same answer again; leave attempts out."
             )
-        if not self.planning:
-            for sentence in sentences(self.config, said):
-                self.progress.step(f"plays   {sentence}", None)
+        left = not_applied(folder) if folder and said else ""
+        if self.planning:
+            self.planning.notes += [left] * bool(left)
+        else:
+            for sentence in (*sentences(self.config, said), *[left] * bool(left)):
+                self.progress.step(f"decoder {sentence}", None)
         return said
 
     def tokenizer(self, model: Any) -> Any:

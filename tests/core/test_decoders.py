@@ -1,4 +1,4 @@
-"""Which decoder the opponent plays with, how the model is deployed, and what a run says of the two."""
+"""The opponent's decoder, how the model is deployed, and what a run says of the two."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_deployment_is_what_the_generation_config_says(tmp_path: Path, settings,
 
 def test_deployed_decoder_is_numbers_in_the_key_and_an_error_without_them(tmp_path: Path) -> None:
     """Catches a key that says `deployed`, under which two models' answers would be one, a step whose settings do not
-    survive the way to its process, and a model that says nothing played at temperature 1."""
+    survive the way to its process, a model that says nothing sampled at temperature 1, and a penalty that users get and
+    no answer here has, unsaid."""
     part = Generate(decoder="deployed", max_new_tokens=9)
     made = part.drawing_as(LIKE_SERVED)
     same = Generate(temperature=0.6, top_p=0.9, max_new_tokens=9)
@@ -79,6 +80,12 @@ def test_deployed_decoder_is_numbers_in_the_key_and_an_error_without_them(tmp_pa
 
     assert deployment(SERVED, decoder="deployed") == deployment(SERVED) == LIKE_SERVED
     assert deployment({}) is None
+    planner = Planner()
+    run = Run(_profile(), Store(tmp_path / "store"), Children(0), tmp_path, planner)
+    beside = {**SERVED, "repetition_penalty": 1.05, "num_beams": 1, "min_p": None}
+    run.deployment(Ref("0" * 64, path=str(_model(tmp_path / "beside", beside))))
+    (note,) = planner.notes
+    assert "repetition_penalty 1.05, which no engine" in note and "num_beams" not in note and "min_p" not in note
     with pytest.raises(BadInput, match=r"generate\.decoder: deployed: .* take greedy .* or sampled"):
         deployment({}, decoder="deployed")
     with pytest.raises(BadInput, match=r"generate\.attempts: .* leave attempts out"):
@@ -140,7 +147,7 @@ JUDGED = {"evaluate": {"exact_match": "answer"}}
     ],
 )
 def test_run_says_its_decoders_and_warns_where_they_differ_in_what_matters(sections, deployed, warning) -> None:
-    """Catches a run that plays at temperature 1 for users who get decoded answers and does not say that SPIN can then
+    """Catches a run that samples at temperature 1 for users who get decoded answers and does not say that SPIN can then
     correct nothing; and a warning to those who play decoded, or of whom nobody knows how they are served."""
     said = sentences(_profile(**sections), deployed)
     assert said[0].startswith("The opponent's answers are ") and (str(deployed) in said[0] or not deployed)
@@ -153,7 +160,7 @@ def test_deployment_that_was_not_read_is_not_made_up() -> None:
     assert said.startswith("The opponent's answers are drawn as the model's generation_config.json says.")
 
 
-def test_profile_of_the_paper_plays_greedily() -> None:
+def test_profile_of_the_paper_decodes_greedily() -> None:
     """Catches `zephyr-7b` at temperature 1, where SPIN is close to SFT: the paper's runs drew greedily."""
     for name in ("zephyr-7b", "zephyr-7b-lora", "zephyr-7b-paper"):
         config, _ = load_profile(name)

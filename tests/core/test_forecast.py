@@ -14,7 +14,7 @@ def test_forecast_counts_the_pairs_that_can_teach() -> None:
     made = forecast(logps, [True, False, False, False], tokens=16)
     assert made == {"identical": 0.25, "preferred": 0.25, "entropy": pytest.approx(8.0001 / 16)}
     (said,) = sentences({"forecast": made})
-    assert "25.0 % are identical and 25.0 % are won already" in said and "0.500 nats a token" in said
+    assert "25.0 % are identical, and in 25.0 % the opponent already" in said and "0.500 nats a token" in said
     assert "At best 50.0 % of the pairs teach" in said
 
 

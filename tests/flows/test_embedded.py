@@ -67,8 +67,8 @@ def test_run_without_a_server_is_quiet_and_leaves_none_behind(finished, tiny, tm
     steps = len(finished[1])
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("  ")]  # a gate's reason
     first = [line.split()[0] for line in lines]
-    assert first[0] == "plays"  # with which decoder, and what follows from it
-    assert [word for word in first if word != "plays"][:steps] == ["Cached"] * steps
+    assert first[0] == "decoder"
+    assert [word for word in first if word != "decoder"][:steps] == ["Cached"] * steps
     assert not [line for line in lines if "prefect" in line.lower() or "Traceback" in line]
     for _ in range(500):
         if not _servers(tmp_path / "prefect"):

@@ -28,7 +28,9 @@ def main() -> int:
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     if missing := [
-        name for name in ("torch", "transformers", "accelerate", "peft", "pyarrow", "pydantic") if not found(name)
+        name
+        for name in ("torch", "transformers", "accelerate", "peft", "pyarrow", "pydantic")
+        if not is_installed(name)
     ]:
         sys.exit(
             f"gpu-proof: {', '.join(missing)} is not installed; `make gpu-kit` packs pydantic, and --kit names it."
@@ -80,7 +82,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def found(name: str) -> bool:
+def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 

@@ -167,7 +167,7 @@ def in_shards(sharding: str, **compute: str) -> Check:
 
 
 def _add_deepspeed(proof: Proof) -> None:
-    """The kit's, for this and later checks alone: transformers imports it wherever it is found."""
+    """The kit's, for this and later checks alone: transformers imports it wherever it is installed."""
     if proof.kit is None or not any((proof.kit / "deepspeed").glob("deepspeed-*.whl")):
         raise Skip("deepspeed is not installed, nor in a kit")
     sys.path.append(kit.install(proof.kit / "deepspeed", proof.work / "deepspeed"))

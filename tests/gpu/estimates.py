@@ -6,7 +6,7 @@ which the sheet does not count, is in no figure: finetune (the training loop; a 
 transformers engine's slots) and evaluate (likelihood, greedy and sampled answers). Memory is the most that torch had
 allocated, against the sheet's tensors without its 5 % for the allocator and 1 GiB for CUDA.
 
-On short prompts a stage's factor is found: measured over estimated. `measured.yaml` in the proof's folder has them all,
+A stage's factor, measured over estimated, is of short prompts. `measured.yaml` in the proof's folder has them all,
 with what was known before; copied over spin_core/estimate/measured.yaml (`cp`), `spinloop plan` multiplies its
 estimates for this card and says so. A factor is worth something only where it holds on what it was not made from:
 so on long prompts the estimate times the factor is compared with a second measurement. The bounds, 15 % of memory and

@@ -33,7 +33,7 @@ EPOCHS = 2
 
 @dataclass
 class Steps(Watch):
-    """When each optimiser step ended, and how long our scoring took once it had found out how to pack."""
+    """When each optimiser step ended, and how long our scoring took once it knew how to pack."""
 
     ends: list[float] = field(default_factory=list)
     opened: float = 0.0

@@ -2,8 +2,8 @@
 
 `wheels/`: packages that the stages import and a machine with torch, transformers, accelerate, peft and pyarrow may not
 have, and those that are compared with · `deepspeed/`: its wheels, which only its own checks see, as transformers
-imports it wherever it is found · `gsm8k/`: rows · `model/`: tokenizer and settings of a real model, with its weights
-where these fit · `contents.json`: commit, Python, files and sizes. Nothing of it is committed.
+imports it wherever it is installed · `gsm8k/`: rows · `model/`: tokenizer and settings of a real model, with its
+weights where these fit · `contents.json`: commit, Python, files and sizes. Nothing of it is committed.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ Check = Callable[[Proof], Figures]
 
 
 def run_checks(part: ModuleType, proof: Proof, first: int = 0, begin: Say = lambda name: None) -> Iterator[Row]:
-    """The rows of a part's checks from number `first` on, each as soon as it is known. `begin` is told each name."""
+    """The rows of a part's checks from number `first` on, each as soon as it is known. `begin` is called with each
+    name."""
     name = part.__name__.rpartition(".")[2]
     gc.freeze()  # what was imported stays: a collection that looks at it takes 0.3 s, and there are a hundred
     for check in part.CHECKS[first:]:

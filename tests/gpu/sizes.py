@@ -68,9 +68,9 @@ def card(proof: Proof) -> Gpu:
     if proof.device.type != "cuda":
         return REHEARSED
     there = torch.cuda.get_device_properties(proof.device)
-    found = hardware.of_driver(f"{there.name}, {there.total_memory >> 20}")
-    assert found is not None
-    return found
+    card = hardware.of_driver(f"{there.name}, {there.total_memory >> 20}")
+    assert card is not None
+    return card
 
 
 def candidates(proof: Proof, rows: list[Row], batch: int) -> Iterator[Candidate]:
@@ -168,7 +168,7 @@ def profile(
 
 
 def setting(gpu: Gpu, shape: Architecture, rows: list[Row], test: int = 0) -> Setting:
-    """What the cost sheet is told: one card and the rows' mean lengths, `test` of them held out."""
+    """What the cost sheet is given: one card and the rows' mean lengths, `test` of them held out."""
     prompt, *answers = (float(np.mean([len(row[i]) for row in rows])) for i in range(3))
     data = Data(len(rows) - test, test, prompt, float(np.mean(answers)), "drawn")
     return Setting(shape, data, Hardware(gpu, 1, True, ""))

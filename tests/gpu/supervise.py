@@ -27,7 +27,7 @@ START = 120.0
 
 @dataclass
 class _Process:
-    """One process of a part, and what it has told so far."""
+    """One process of a part, and what it has reported so far."""
 
     spec: dict
     checks: list[str] = field(default_factory=list)

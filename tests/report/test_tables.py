@@ -112,19 +112,19 @@ def test_alarm_of_the_gate_is_a_note_and_listed_once(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("found", ["held-out rows show no sign of a collapse", "a tenth of the answers never end"])
-def test_alarm_of_the_training_says_what_the_gate_found(tmp_path, found):
+@pytest.mark.parametrize("evidence", ["held-out rows show no sign of a collapse", "a tenth of the answers never end"])
+def test_alarm_of_the_training_says_what_the_gate_reports(tmp_path, evidence):
     """Catches an alarm that a reader cannot weigh: nobody says whether held-out rows show what it warns of."""
     inputs, config = judged_run(tmp_path, rates=(3, 4), controls=(), count=6)
     lines = [{"loss": 0.5, "pairs": 64, "rewards/real": 0, "rewards/margins": 4, "rewards/accuracies": 1}] * 40
     (inputs["finetune"][0] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     file = inputs["gate"][0] / "decision.json"
-    alarms = [found] if "never" in found else []
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"found": found, "alarms": alarms}))
+    alarms = [evidence] if "never" in evidence else []
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"evidence": evidence, "alarms": alarms}))
     html, _, figures = render(tmp_path / "out", inputs, config)
     first, *others = figures["notes"]
     assert "saturated" in first and first in html
-    assert first.endswith(" The alarm of the gate is below." if alarms else f" The gate: {found}.")
+    assert first.endswith(" The alarm of the gate is below." if alarms else f" The gate: {evidence}.")
     assert others == [f"iteration 0 (θ_1): {alarm}." for alarm in alarms]
 
 

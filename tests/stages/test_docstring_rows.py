@@ -57,7 +57,7 @@ def test_rows_are_the_sentences_of_the_library(library, tmp_path) -> None:
     summary = docstring_rows.run({}, docstring_rows.Config(library=digest()), Job(tmp_path, tmp_path))
     rows = [tuple(json.loads(line).values()) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert rows == sorted({*FOUND, *((f"word {name} begins", "a sentence of this library.") for name in NUMBERED)})
-    assert summary == {"rows": len(rows), "files": 4}
+    assert summary == {"rows": len(rows), "files": 4, "unparsed": 1}
 
 
 def test_key_is_of_what_is_read(library) -> None:

@@ -193,7 +193,7 @@ def test_collapse_is_an_alarm_and_no_best_whatever_the_metric_says(world, change
     decision = world.decide()
     (alarm,) = decision["alarms"]
     assert decision["outcome"] == "alarm" and text in alarm and text in decision["reason"] and decision["go_on"]
-    assert "set finetune.sft_weight" in alarm and decision["found"] == alarm
+    assert "set finetune.sft_weight" in alarm and decision["evidence"] == alarm
     assert decision["best"] == 0 and "clearly better" in decision["reason"] and "θ_0 stays best" in decision["reason"]
     assert "gate.alarmed_best" in decision["reason"]
     assert world.decide(alarmed_best=True)["best"] == 2 and not world.decide(alarm="stop")["go_on"]
@@ -342,7 +342,7 @@ def test_without_held_out_rows_the_run_goes_on(world) -> None:
     decision = world.add([]).add([]).decide()
     assert (decision["outcome"], decision["best"], decision["go_on"]) == ("continue", 0, True)
     assert decision["metric"] is None and "no held-out metric" in decision["reason"]
-    assert decision["found"] == "0 held-out rows are too few to show a collapse (gate.min_rows 30)"
+    assert decision["evidence"] == "0 held-out rows are too few to show a collapse (gate.min_rows 30)"
 
 
 def test_share_of_equal_answers(world) -> None:

@@ -73,14 +73,17 @@ def test_beginning_is_the_same_with_other_tools_and_the_prompt_is_not():
 
 
 def test_run_keeps_tools_on_disk_and_sets_without_them_as_they_were(job, jsonl):
-    """Catches fields of tools that are lost on the way to the parquet file and back, and columns in every set's."""
+    """Catches fields of tools that are lost on the way to the parquet file and back, columns in every set's, and calls
+    that no row learns and nobody names."""
     plain = [{"messages": [{**U, "content": f"q{i}"}, A]} for i in range(9)]
     without, mixed = job("without"), job("mixed")
     config = reformat.Config(dataset=Dataset(test_fraction=0.4), seed=7)
     reformat.run({"source": jsonl(plain)}, config, without)
     assert not any(has_tools(without.out / name) for name in FILES.values())
     source = jsonl([*plain, {"messages": [U, CALL, TOOL, A], "tools": [FUNCTION]}])
-    assert not reformat.run({"source": source}, config, mixed)["rejected"]
+    summary = reformat.run({"source": source}, config, mixed)
+    (said,) = summary["unused"]
+    assert not summary["rejected"] and said.startswith("source: tool calls, which are no answers (in 1 records); ")
     files = [mixed.out / name for name in FILES.values()]
     rows = [row for file in files for row in read_rows(file)]
     assert all(map(has_tools, files)) and len(rows) == 10

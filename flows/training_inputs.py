@@ -24,7 +24,7 @@ class Rows:
 
 
 @dataclass
-class Played:
+class Iterations:
     """By iteration: the models so far and their pair sets (these may be imported); and their scores, by model, pairs
     and settings."""
 
@@ -33,19 +33,19 @@ class Played:
     scores: dict[Any, Any] = field(default_factory=dict)
 
 
-def training_inputs(run: Run, t: int, rows: Rows, played: Played) -> tuple[list, list, Any]:
+def training_inputs(run: Run, t: int, rows: Rows, so_far: Iterations) -> tuple[list, list, Any]:
     """The tokens of the pair sets that iteration `t` trains on, oldest first; the scores that its loss names, each
     computed once in a run; and where it reads θ_0's answers, the tokens of the pairs that have them."""
     cfg = run.config.at(t)
     sets, reads_first = run.config.sets(t), cfg.finetune.wants_first and t > 0
     read = sets if 0 in sets or not reads_first else [0, *sets]
-    tokens = {i: tokens_of(run, t, played.pairs[i], rows, of=i) for i in read}
+    tokens = {i: tokens_of(run, t, so_far.pairs[i], rows, of=i) for i in read}
     logps = []
     for by, of in run.config.scored(t):
         known = (by, of, score_settings(cfg.finetune))
-        if known not in played.scores:
-            played.scores[known] = score(run, t, played.models[by], tokens[of], by=by, of=of)
-        logps.append(played.scores[known])
+        if known not in so_far.scores:
+            so_far.scores[known] = score(run, t, so_far.models[by], tokens[of], by=by, of=of)
+        logps.append(so_far.scores[known])
     return [tokens[i] for i in sets], logps, tokens[0] if reads_first else None
 
 
