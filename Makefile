@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	$(BIN)/spinloop run demo
@@ -29,6 +29,9 @@ store-faults: .venv/dev
 test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
+
+regimes: .venv/ready       ## the regime map: objectives × opponents × situations beside tuned SFT, into docs/regimes.md (an hour)
+	$(BIN)/python -m tests.benchmarks.regimes $(REGIMES)
 
 demo-seeds: .venv/ready      ## the demo on five seeds beside tuned SFT, and README's table (half an hour; DEMO=demo-tasks or demo-bland: that one)
 	$(BIN)/python -m tests.benchmarks.demo_seeds $(DEMO)

@@ -65,7 +65,11 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         dag(run)
         decoders, *warnings = sentences(config, run.deployed)
         ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
-        forecasts = [f"iteration {t}: {' '.join(said)}" for t, said in planner.forecasts.items() if said and t in ahead]
+        forecasts = [
+            f"iteration {t}: {' '.join(said)}"
+            for t, summary in planner.scores.items()
+            if t in ahead and (said := run.forecast(t, summary))
+        ]
         notes = [*artifacts.notes, *planner.notes, *warnings, *forecasts]
         return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
 

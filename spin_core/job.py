@@ -37,6 +37,8 @@ class Place:
     """The k of the θ_k that it makes or measures."""
     pairs: int | None = None
     """Of score: the iteration whose pairs it reads."""
+    by: int | None = None
+    """Of score: the k of the θ_k whose log-probs they are, where that is not the iteration's own opponent."""
     shard: tuple[int, int] | None = None
     """Which one, from 1, of how many."""
 

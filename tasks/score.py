@@ -13,4 +13,5 @@ def score(run: Run, t: int, model, pairs, by: int, of: int):
     cfg = run.config.at(t)
     config = core.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
     label = f"iter {t}, pairs {of}" + (f", θ_{by}" if by != t else "")
-    return Step(core, label, config, Place("iteration", t, pairs=of)), {"model": model, "pairs": pairs}
+    place = Place("iteration", t, pairs=of, by=None if by == t else by)
+    return Step(core, label, config, place), {"model": model, "pairs": pairs}

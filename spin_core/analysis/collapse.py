@@ -94,7 +94,8 @@ def _likelihood(new: ModelResults, old: ModelResults, clear: Clear) -> str:
 
 
 def _length(new: ModelResults, old: ModelResults, kind: str, clear: Clear) -> str:
-    """Answers that became clearly longer than the real ones, or that are twice as long or short and were less so."""
+    """Answers that became clearly longer, above the real ones' length and farther from it than they were below; or that
+    are twice as long or short and were less so."""
     real, name = new.column("tokens"), f"{kind}_tokens"
     pairs = paired(old.column(name), new.column(name))
     if not pairs or not real:
@@ -102,7 +103,7 @@ def _length(new: ModelResults, old: ModelResults, kind: str, clear: Clear) -> st
     mean = fmean(real.values())
     was, now = (fmean(side) for side in zip(*pairs, strict=True))
     far, farther = abs(math.log(max(was, 0.5) / mean)), abs(math.log(max(now, 0.5) / mean))
-    is_longer = now > mean and clear(pairs, RATIO_RISE * mean)
+    is_longer = now > mean and farther > far and clear(pairs, RATIO_RISE * mean)  # not from 0.83 of the real to 1.02
     is_far = farther > max(far, math.log(LENGTHS)) and (clear(pairs, 0) or clear([(b, a) for a, b in pairs], 0))
     if not (is_longer or is_far):
         return ""

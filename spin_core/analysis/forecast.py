@@ -1,19 +1,31 @@
 """What the next training can at best do, from its pairs and the opponent's log-probs of them, before it is paid for.
 
 Is not: a prediction of a metric. It counts the pairs that can teach: the gradient of a pair whose answers are the same
-is 0, and one whose real answer the opponent already gives the higher log-prob has little left to gain.
+is 0, and one whose real answer the opponent already gives the higher log-prob has little left to gain. What it names
+beside them are measurements of a model of 0.1 M weights in the nearest of a few situations (docs/regimes.md).
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
 from spin_core.analysis.format import percent, show
 from spin_core.analysis.results import number
+from spin_core.config.finetune import Finetune
+from spin_core.config.generate import Decoding
 
 LEAST = 0.05
 """Share of pairs that must be able to teach for an iteration to be likely to pay."""
+
+
+MAP = Path(__file__).with_name("regimes.json")
+"""Measured situations, which `make regimes` writes: decoder and objective, what the first pairs were like, what two
+iterations changed."""
 
 
 def forecast(
@@ -30,8 +42,9 @@ def forecast(
     }
 
 
-def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What score's summary says of the next training; and, where it is unlikely to pay, that. Empty for a summary from
+def sentences(summary: Mapping[str, Any], part: Finetune | None = None, opponent: Decoding | None = None) -> list[str]:
+    """What score's summary says of the next training; where it is unlikely to pay, that; and for a loss and a decoder
+    of the opponent (None: not known) what was measured where pairs were most like these. Empty for a summary from
     before there was a forecast."""
     made = summary.get("forecast")
     held = made if isinstance(made, dict) else {}
@@ -49,4 +62,41 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             "This iteration is unlikely to pay: stop here, take rows that the model was not trained on, or another "
             "generate.decoder."
         )
+    if part and opponent:
+        said += _nearest(identical, preferred, part, opponent)
     return said
+
+
+def _nearest(identical: float, preferred: float, part: Finetune, opponent: Decoding) -> list[str]:
+    """Of the situations measured with this objective and decoder the one whose pairs are most like these, by the two
+    shares; entropy is left out, as a token is a character there."""
+    decoder, objective = decoder_of(opponent), objective_of(part)
+    rows = [row for row in _regimes() if (row["decoder"], row["objective"]) == (decoder, objective)]
+    if not rows:
+        return []
+    row = min(rows, key=lambda row: math.dist((row["identical"], row["preferred"]), (identical, preferred)))
+    mean, low, high = row["gain"]
+    return [
+        f"Nearest of the situations measured with a model of 0.1 M weights (docs/regimes.md): {row['situation']!r}, "
+        f"where {percent(row['identical'])} were identical and {percent(row['preferred'])} preferred; two iterations "
+        f"of {objective}, opponent {decoder}, changed {row['figure']} by {mean:+.3f} [{low:+.3f}, {high:+.3f}], tuned "
+        f"SFT by {row['sft']:+.3f}."
+    ]
+
+
+def decoder_of(opponent: Decoding) -> Literal["greedy", "T = 0.3", "T = 1"]:
+    """The decoder of the map that is most like this one: what leaves unlikely tokens out is like a low temperature."""
+    if opponent.temperature == 0:
+        return "greedy"
+    return "T = 1" if opponent.is_plain or opponent.temperature > 1 else "T = 0.3"
+
+
+def objective_of(part: Finetune) -> str:
+    """What the map calls it."""
+    return f"{part.loss}, sft_weight 1" if part.sft_weight else part.loss
+
+
+@cache
+def _regimes() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(MAP.read_text(encoding="utf-8"))
+    return rows

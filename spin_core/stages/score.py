@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from spin_core.analysis.forecast import forecast, sentences
+from spin_core.analysis.forecast import forecast
 from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.finetune import Score, engine_logps_unusable
@@ -84,11 +84,6 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "engine_logps": taken,
         "forecast": _forecast(len(parts["train"]), groups, logps),
     }
-
-
-def console_note(summary: dict[str, Any]) -> str:
-    """What the console shows below the finished step."""
-    return " ".join(sentences(summary))
 
 
 def _forecast(count: int, groups: Groups, logps: list[float]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from spin_core.analysis import forecast
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Figures
 from spin_core.errors import one_line
@@ -23,6 +22,7 @@ from spin_core.report import ui_pages
 from spin_core.report.charts import draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
+from tasks.runner.planning import forecasts
 from tasks.runner.run import Run
 
 ADDRESS = re.compile(r"https?://[^\s()<>\[\]\\`]{1,300}")
@@ -50,8 +50,8 @@ def so_far(run: Run, tree: Path, t: int) -> str:
         _create(run, tree, models, str(tree / "report.html"))
     except Exception as error:  # the person can decide without them
         _warn(error)
-    newest = [e.summary for e in run.ledger if e.stage == "score" and e.place.iteration == e.place.pairs == t - 1]
-    last = [sentence for summary in newest for sentence in forecast.sentences(summary)]
+    newest = [entry.summary for entry in run.ledger if entry.place.iteration == t - 1 and forecasts(entry)]
+    last = [sentence for summary in newest for sentence in run.forecast(t - 1, summary)]
     return ui_pages.decision(figures, samples(models[-2:]), t, run.config.iterations, last)
 
 

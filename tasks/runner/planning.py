@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spin_core.analysis.forecast import sentences
 from spin_core.job import Entry
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources import resolve
@@ -30,6 +29,12 @@ class Pending:
     step: str
 
 
+def forecasts(step: Step | Entry) -> bool:
+    """Whether the step scores the newest pairs of its iteration under the opponent, and so says what they can teach."""
+    place = step.place
+    return step.stage == "score" and place.pairs == place.iteration and place.by is None
+
+
 class Planner:
     """Looks steps up instead of running them. `drafts` is a store that goes with the plan, for the rows and tokens that
     a run would write; None computes nothing at all."""
@@ -40,8 +45,8 @@ class Planner:
         """Of the last planned tokens: their tree, for as long as the plan's own store is there."""
         self.notes: list[str] = []
         """What text of the dataset no row has, a sentence for each source."""
-        self.forecasts: dict[int, list[str]] = {}
-        """Iteration → what score found that its training can at best do, where that is known."""
+        self.scores: dict[int, Mapping[str, Any]] = {}
+        """Iteration → the summary of its opponent's score of its own pairs, where the store has it."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -68,8 +73,8 @@ class Planner:
         self.notes += record.facts.get("summary", {}).get("unused", [])
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
         entry.seconds = record.facts.get("seconds")
-        if step.stage == "score" and step.place.iteration is not None and step.place.pairs == step.place.iteration:
-            self.forecasts[step.place.iteration] = sentences(record.facts.get("summary", {}))
+        if step.place.iteration is not None and forecasts(step):
+            self.scores[step.place.iteration] = record.facts.get("summary", {})
         return Ref(digest=record.digest)
 
     def holder(self, store: Store, tokens: Ref) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from spin_core.analysis.decoders import sentences
+from spin_core.analysis import decoders
+from spin_core.analysis.forecast import sentences
 from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
@@ -27,7 +28,7 @@ from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store
-from tasks.runner.planning import Pending, Planner
+from tasks.runner.planning import Pending, Planner, forecasts
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
 
@@ -60,7 +61,17 @@ class Run(Steps):
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         if kind := EVENTS.get(step.stage):
             self._emit(kind, step, record, cached)
-        return super().note(step, record, cached)
+        ref = super().note(step, record, cached)
+        said = forecasts(step) and self.forecast(step.place.iteration or 0, record.facts.get("summary", {}))
+        if said:
+            self.progress.step(f"        {' '.join(said)}", None)
+        return ref
+
+    def forecast(self, t: int, summary: Mapping[str, Any]) -> list[str]:
+        """What the training of iteration `t` can at best do, by the summary of its opponent's score of its pairs."""
+        config = self.config.at(t)
+        draws = config.generate.drawing_as(self.deployed)
+        return sentences(summary, config.finetune, None if draws.decoder == decoders.DEPLOYED else draws.decoding)
 
     def _emit(self, kind: str, step: Step, record: Record, cached: bool) -> None:
         """Emit `spinloop.dataset.created` or `spinloop.model.created` of a new artifact, for Prefect's automations.
@@ -111,7 +122,7 @@ class Run(Steps):
         if self.planning:
             self.planning.notes += [left] * bool(left)
         else:
-            for sentence in (*sentences(self.config, said), *[left] * bool(left)):
+            for sentence in (*decoders.sentences(self.config, said), *[left] * bool(left)):
                 self.progress.step(f"decoder {sentence}", None)
         return said
 

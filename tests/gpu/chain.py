@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class Chain:
 
     def answer(self, t: int) -> None:
         """θ_t's answers to every prompt, and the pairs that they make."""
-        cfg, model = self.config, self.trees[f"model {t}"]
+        cfg, model = self.config.at(t), self.trees[f"model {t}"]
         how = generate.Config(generate=cfg.generate, chat=cfg.chat, seed=cfg.seed)
         shards = sorted((self.trees["tokens"] / "prompts").iterdir())
         answers = []
@@ -62,28 +63,39 @@ class Chain:
         inputs: Inputs = {"rows": self.trees["rows"], "tokens": self.trees["tokens"], "answers": answers}
         self.step(f"pairs {t}", gather, gather.Config(gather=cfg.gather), inputs)
 
-    def play(self, t: int) -> None:
-        """θ_{t+1}: the pairs of this iteration and the one before, scored by θ_t and trained on."""
-        cfg, model = self.config, self.trees[f"model {t}"]
-        seen = range(max(0, t + 1 - cfg.history), t + 1)
-        pairs = [self.trees[f"pairs {i}"] for i in reversed(seen)]
+    def branch(self, config: Config, folder: Path) -> Chain:
+        """A run of another config that goes on from what this one has, in a folder of its own."""
+        other = Chain(config, folder)
+        other.trees, other.summaries, other._digests = dict(self.trees), dict(self.summaries), dict(self._digests)
+        return other
+
+    def train(self, t: int) -> None:
+        """θ_{t+1}: the pairs of this iteration and the ones before, scored by whom the loss names and trained on."""
+        cfg = self.config.at(t)
         how = score.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
-        logps = [
-            self.step(f"score {t}, {i}", score, how, {"model": model, "pairs": tree}, f"score {t}")
-            for i, tree in zip(reversed(seen), pairs, strict=True)
-        ]
-        inputs: Inputs = {"model": model, "pairs": list(pairs), "logps": list(logps)}
-        self.step(f"model {t + 1}", finetune, finetune.Config(finetune=cfg.finetune, seed=cfg.seed), inputs)
+        scored = self.config.scored(t)
+        for k, i in scored:
+            if f"score {k}, {i}" not in self.trees:
+                inputs: Inputs = {"model": self.trees[f"model {k}"], "pairs": self.trees[f"pairs {i}"]}
+                self.step(f"score {k}, {i}", score, how, inputs, f"score {t}")
+        sets = [self.trees[f"pairs {i}"] for i in self.config.sets(t)]
+        logps = [self.trees[f"score {k}, {i}"] for k, i in scored]
+        reads: Inputs = {"model": self.trees[f"model {t}"], "pairs": sets, "logps": logps}
+        if cfg.finetune.wants_first and t > 0:
+            reads |= {"first": self.trees["pairs 0"]}
+        self.step(f"model {t + 1}", finetune, finetune.Config(finetune=cfg.finetune, seed=cfg.seed), reads)
 
     def measure(self, t: int) -> None:
         """θ_t on the held-out rows; from θ_1 on against its opponent, and the gate's decision."""
-        cfg, part = self.config, self.config.finetune
+        cfg = self.config.at(max(0, t - 1))
+        part = cfg.finetune
         inputs: Inputs = {"model": self.trees[f"model {t}"], "rows": self.trees["rows"], "tokens": self.trees["tokens"]}
-        against = {}
-        if t:
-            against = part.model_dump(include={"beta", "loss", "length_normalised"})
+        against: dict[str, Any] = {}
+        if t and not part.reference_free:
+            against = {"beta": part.ratio_weight, "loss": "hinge" if part.loss == "hinge" else "sigmoid"}
+            against |= {"length_normalised": part.length_normalised}
             inputs |= {"pairs": self.trees[f"pairs {t - 1}"], "logps": self.trees[f"score {t - 1}, {t - 1}"]}
-        if t > 1:
+        if t > 1 and against:
             inputs |= {"start": self.trees["model 0"]}
         how = evaluate.Config(
             evaluate=cfg.evaluate, chat=cfg.chat, score=score_settings(part), seed=cfg.seed, **against

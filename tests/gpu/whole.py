@@ -137,7 +137,7 @@ def _answered(game: Game, t: int) -> Figures:
 
 def _played(game: Game, t: int) -> Figures:
     chain = game.chain
-    chain.play(t)
+    chain.train(t)
     scored, trained = chain.summaries[f"score {t}, {t}"], chain.summaries[f"model {t + 1}"]
     first = trained["loss/first"]
     assert abs(first - 0.693) < 0.1, f"the first step's loss is {first:.3f} and not ln 2: policy and opponent differ"

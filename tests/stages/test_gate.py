@@ -202,6 +202,15 @@ def test_collapse_is_an_alarm_and_no_best_whatever_the_metric_says(world, change
     assert (after["best"], after["previous_best"], after["outcome"]) == (3, 0, "continue"), "sound again, so it counts"
 
 
+@pytest.mark.parametrize(("tokens", "alarms"), [(31, 0), (38, 1)])
+def test_answers_that_come_near_the_real_length_are_no_alarm(world, tokens: int, alarms: int) -> None:
+    """Catches an alarm for greedy answers that were too short and now have the real ones' length (on the demo 0.83 of
+    it, then 1.02). Answers that are then farther above it than they were below it are one."""
+    start = {**SOUND, "greedy_tokens": 25}
+    world.add(_rows(**start)).add(_rows(**{**start, "greedy_tokens": tokens, "margin": 2.0}), spin__accuracy=0.9)
+    assert len(world.decide(metric="nll/real")["alarms"]) == alarms
+
+
 def test_saturated_accuracy_is_an_alarm_and_no_collapse(world) -> None:
     """Catches a game that teaches nothing any more and is not said, or that costs a better model its mark."""
     world.add(_rows(**SOUND, greedy_match=_right(0.4)))
