@@ -7,7 +7,7 @@ paired 95 % interval holds zero), and a fall as plainly as a rise. One run with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from spin_core.analysis.format import bounds, plural, show
@@ -15,6 +15,7 @@ from spin_core.analysis.results import ModelResults, is_finite, number
 from spin_core.analysis.rows import ModelRow, RunDecision
 from spin_core.analysis.statistics import Z95
 from spin_core.analysis.training_alarms import alarms
+from spin_core.config.finetune import Finetune
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 METRICS = (  # field of a row, its name in a sentence, whether more is better
@@ -71,13 +72,15 @@ def decided(rows: list[ModelRow]) -> RunDecision:
     return {"outcome": last["outcome"], "reason": last["reason"], "best": None if k is None else players[k]["label"]}
 
 
-def notes(models: list[ModelResults], rows: list[ModelRow]) -> list[str]:
+def notes(models: list[ModelResults], rows: list[ModelRow], trained: Callable[[int], Finetune]) -> list[str]:
     """Warnings in table order: losses that were not finite, alarms of the training and of the gate, models without
-    metrics, pair sets that teach little. None stands there twice: the gate repeats those of the training."""
-    return [note for model, row in zip(models, rows, strict=True) for note in _notes_of(model, row)]
+    metrics, pair sets that teach little. None stands there twice: the gate repeats those of the training. `trained`:
+    the settings of an iteration's training."""
+    pairs = zip(models, rows, strict=True)
+    return [note for model, row in pairs for note in _notes_of(model, row, trained(model.iteration))]
 
 
-def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
+def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
     notes = []
     bad = [step for step in model.steps if not is_finite(step.get("loss"))]
     if bad:
@@ -89,7 +92,7 @@ def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
     evidence, own = decision.get("evidence"), decision.get("alarms", [])
     is_own = own and evidence == own[0]
     seen = " The alarm of the gate is below." if is_own else f" The gate: {evidence}." if evidence else ""
-    notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps))]
+    notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps), part)]
     for text in own:
         alarm = text.rstrip(".")
         if not any(alarm in f"{row['label']}: {note}" for note in notes):
