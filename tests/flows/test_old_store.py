@@ -20,7 +20,8 @@ RAISED = {
 them changed; answers whose reasoning is apart are rejected, and quality.json counts cut prompts; 4 of reformat splits
 by the beginning of a conversation, 5 keeps tools; 2 of gate corrects the bounds of fewer than 21 paired rows, 3 reads
 the answers of every decoder, which 4 of evaluate measures and 5 of report shows; 4 of
-gate names settings of every loss against a collapse, 6 of report those of the run's own."""
+gate names settings of every loss against a collapse, 6 of report those of the run's own, and its headline
+is of the gate's metric."""
 NEW = {"tokenize"}
 WHY = {
     "reformat": "version of reformat: 1 → 5",
