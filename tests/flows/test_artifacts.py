@@ -136,6 +136,7 @@ def test_form_of_a_decision(finished, server, profile) -> None:
     scores["iter 1, pairs 1"].summary["forecast"] = {"identical": 0.9, "preferred": 0.08, "entropy": 0.1}
     text = re.sub(r"[\\\u200b\u2060]", "", between(2))
     assert "Iteration 1, before its training: Of the training pairs 90.0 % are identical" in text
+    assert text.count("Of the training pairs") == 1
     assert "At best 2.0 % of the pairs teach. This iteration is unlikely to pay: stop here" in text
 
 
