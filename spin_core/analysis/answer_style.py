@@ -43,7 +43,8 @@ def words(text: str) -> list[str]:
 
 
 def loops(said: Sequence[str]) -> bool:
-    """Whether an answer of these words says the same again and again."""
+    """Whether an answer of these words says the same again and again. Of single sentences it sees little: from six
+    words on one pair that is there twice is no loop, as it is a fifth of the pairs or less."""
     return _again(_grams(said, 2)) > LOOP
 
 

@@ -28,7 +28,11 @@ REPETITION_RISE = 0.1  # of an answer's 4-grams on average, and of the answers t
 RATIO_RISE = 0.1  # of the real length, where answers are longer than real ones
 LENGTHS = 2.0  # times as long as real answers, or as short
 DISTINCT_FALL = 0.5  # of what was distinct
-REMEDY = "set finetune.sft_weight (for example 1), lower finetune.lr or raise finetune.beta"
+REMEDY = (
+    "set finetune.sft_weight (for example 1) or raise it, lower finetune.lr, or raise finetune.beta (of losses without "
+    "it finetune.unpaired.a or tspin.alpha; of dft lower dft.gamma)"
+)
+"""True of every loss: the gate does not know by which one its models were trained."""
 RISES = (  # of a figure of each answer: its field, the least rise, what it is a share of, what the answers then do
     ("cut", SHARE_RISE, "answers", "never end (they reach evaluate.max_new_tokens)"),
     ("empty", SHARE_RISE, "answers", "are empty"),

@@ -31,6 +31,7 @@ class Delta(TypedDict):
     sampled: RateChange | None
     nll: float | None
     nll_interval: NotRequired[Estimate | None]
+    repetition: NotRequired[Estimate | None]
 
 
 class Opponents(TypedDict):

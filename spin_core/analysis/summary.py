@@ -78,6 +78,7 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
             "sampled": _rate_change(before, model, "sampled"),
             "nll": None if nll is None or old is None else nll - old,
             "nll_interval": nll_change(before, model),
+            "repetition": mean([new - old for old, new in _both(before, model, "greedy_repetition")]),
         }
     return row
 
@@ -200,7 +201,7 @@ def _fields(model: ModelResults) -> list[str]:
 
 def _answer_style(model: ModelResults, start: ModelResults | None, kind: str) -> AnswerStyle:
     name = f"{kind}_tokens"
-    moved = paired(start.column(name), model.column(name)) if start else []
+    moved = _both(start, model, name) if start else []
     return {
         "name": plain(name_of(kind, model.metrics), 60),
         "tokens": model.metrics.get(f"length/{kind}_tokens"),
@@ -215,6 +216,10 @@ def _answer_style(model: ModelResults, start: ModelResults | None, kind: str) ->
         "distinct_1": model.metrics.get(f"distinct_1/{kind}"),
         "distinct_2": model.metrics.get(f"distinct_2/{kind}"),
     }
+
+
+def _both(start: ModelResults, model: ModelResults, name: str) -> list[tuple[float, float]]:
+    return paired(start.column(name), model.column(name))
 
 
 def _share(model: ModelResults, kind: str, metric: str, field: str) -> Estimate | None:

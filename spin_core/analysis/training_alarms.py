@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 
 from spin_core.analysis.format import show
 from spin_core.analysis.results import number
+from spin_core.config.choices import Loss
+from spin_core.config.finetune import Finetune
 
 # Means over windows, as the rewards of single steps differ by their pairs. Five steps are the fewest whose spread says
 # how far chance moves such a mean; a twentieth of the run leaves time to act, and a long run no more chances of a false
@@ -31,6 +33,12 @@ LESS_LIKELY, NATS = 1.25, 1.0
 sound trainings they lose a tenth and rise again, and against greedy opponents they always lose some per cent."""
 SATURATED, WINDOWS = 0.99, 3
 """Accuracy that counts as 1 (a few pairs of equal answers never become right), and for how many windows in a row."""
+WEIGHT: dict[Loss, str] = {
+    "unpaired": "raise finetune.unpaired.a",
+    "tspin": "raise finetune.tspin.alpha",
+    "dft": "lower finetune.dft.gamma",
+}
+"""What lets a pair weigh less once it is learnt, of losses without beta. A larger τ of dft does the opposite."""
 DECIDED = 3.0
 """Margin at which a pair weighs less than a twentieth in the sigmoid loss's gradient; accuracy is 1 long before."""
 
@@ -58,8 +66,15 @@ class Mean:
         return self.value - other.value > CLEAR * math.hypot(self.error, other.error)
 
 
-def alarms(history: Sequence[Metrics], steps: int) -> list[Alarm]:
-    """Of the first steps of a training of `steps` steps: each kind of alarm once, where it first held."""
+def remedies(part: Finetune) -> str:
+    """What of these settings to change against a collapse: only such as this loss has."""
+    anchor = "raise" if part.sft_weight else "set"
+    example = "" if part.sft_weight else " (for example 1)"
+    return f"lower finetune.lr, {WEIGHT.get(part.loss, 'raise finetune.beta')}, {anchor} finetune.sft_weight{example}"
+
+
+def alarms(history: Sequence[Metrics], steps: int, part: Finetune) -> list[Alarm]:
+    """Of the first steps of a training of `steps` steps by `part`: each kind of alarm once, where it first held."""
     size = _size(steps)
     windows = [history[end - size : end] for end in range(size, len(history) + 1, size)]
     raised: list[Alarm] = []
@@ -67,14 +82,14 @@ def alarms(history: Sequence[Metrics], steps: int) -> list[Alarm]:
     half = steps // 2 // size
     for check, most in ((_falls, len(windows)), (_saturated, half)):
         for count in range(1, min(len(windows), most) + 1):
-            if text := check(windows[:count]):
+            if text := check(windows[:count], part):
                 step = count * size
                 raised.append({"step": step, "text": f"step {step:,} of {steps:,}: {text}"})
                 break
     return sorted(raised, key=lambda alarm: alarm["step"])
 
 
-def watch(steps: int, note: Callable[[str], None]) -> Callable[[Sequence[Metrics]], None]:
+def watch(steps: int, part: Finetune, note: Callable[[str], None]) -> Callable[[Sequence[Metrics]], None]:
     """To be called with the growing history after every step: gives each alarm to `note`, once, as soon as it is
     there."""
     noted: set[str] = set()
@@ -82,7 +97,7 @@ def watch(steps: int, note: Callable[[str], None]) -> Callable[[Sequence[Metrics
     def look(history: Sequence[Metrics]) -> None:
         if len(history) % _size(steps):
             return
-        for alarm in alarms(history, steps):
+        for alarm in alarms(history, steps, part):
             if alarm["text"] not in noted:
                 noted.add(alarm["text"])
                 note(alarm["text"])
@@ -94,10 +109,11 @@ def _size(steps: int) -> int:
     return max(LEAST, math.ceil(steps / PARTS))
 
 
-def _falls(windows: list[Sequence[Metrics]]) -> str:
+def _falls(windows: list[Sequence[Metrics]], part: Finetune) -> str:
     """Real answers less likely than under the opponent and than ever before, while the margin still grows.
 
-    Compared with the best window so far and not with the one just before, to which a slow fall is no difference.
+    Compared with the best window so far and not with the one just before, to which a slow fall is no difference. Where
+    rewards are log-probs the first window stands for the opponent, which is the model as it was.
     """
     names = ("rewards/real", "rewards/margins", "logps/real")
     means = [[_mean(window, name) for name in names] for window in windows]
@@ -107,19 +123,23 @@ def _falls(windows: list[Sequence[Metrics]]) -> str:
     (real, margin, logp), earlier = known[-1], known[:-1]
     best, less, likely = max(earlier, key=lambda means: means[0].value)
     falling = best.above(real) and real.value < min(before.value for before, *_ in earlier)
-    if not (falling and margin.above(less) and real.value < -SHARE * margin.value):
+    first, apart = (known[0][0].value, known[0][1].value) if part.rewards_logps else (0.0, 0.0)
+    lost = real.value - first < -SHARE * (margin.value - apart)
+    if not (falling and lost and margin.above(less)):
         return ""
     if likely.value - logp.value < max(NATS, (LESS_LIKELY - 1) * -likely.value) or not likely.above(logp):
         return ""
     return (
         f"real answers become less likely while margins grow: rewards/real fell from {show(best.value)} to "
         f"{show(real.value)}, logps/real from {show(likely.value)} to {show(logp.value)}, rewards/margins rose from "
-        f"{show(less.value)} to {show(margin.value)}; against collapse lower finetune.lr, raise finetune.beta, set "
-        "finetune.sft_weight (for example 1) or train fewer epochs."
+        f"{show(less.value)} to {show(margin.value)}; against collapse {remedies(part)} or train fewer epochs."
     )
 
 
-def _saturated(windows: list[Sequence[Metrics]]) -> str:
+def _saturated(windows: list[Sequence[Metrics]], part: Finetune) -> str:
+    """Of dft never: its real answers' term is their plain likelihood, which no margin takes out of the gradient."""
+    if part.loss == "dft":
+        return ""
     last = windows[-WINDOWS:]
     means = [(_mean(window, "rewards/accuracies"), _mean(window, "rewards/margins")) for window in last]
     known = [(right, margin) for right, margin in means if right and margin]

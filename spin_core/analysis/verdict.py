@@ -7,41 +7,66 @@ paired 95 % interval holds zero), and a fall as plainly as a rise. One run with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from spin_core.analysis.format import bounds, plural, show
+from spin_core.analysis.format import bounds, percent, plural, show
 from spin_core.analysis.results import ModelResults, is_finite, number
-from spin_core.analysis.rows import ModelRow, RunDecision
+from spin_core.analysis.rows import Estimate, ModelRow, RunDecision
 from spin_core.analysis.statistics import Z95
 from spin_core.analysis.training_alarms import alarms
+from spin_core.config.finetune import Finetune
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-METRICS = (  # field of a row, its name in a sentence, whether more is better
-    ("greedy", "Exact match", True),
-    ("sampled", "Exact match", True),
-    ("nll", "The per-token NLL of held-out real answers", False),
-)
-HEADLINES = (("harness", "The harness's average", True), *METRICS)
+METRICS = ("greedy", "sampled", "nll")  # fields of a row: what evaluate measures of every model
+HEADLINES = {  # field of a row: its name in a sentence, whether more is better, the gate's name for it
+    "harness": ("The harness's average", True, "harness"),
+    "greedy": ("Exact match", True, "exact_match/greedy"),
+    "sampled": ("Exact match", True, "exact_match/sampled"),
+    "nll": ("The per-token NLL of held-out real answers", False, "nll/real"),
+    "repetition": ("The share of their 4-grams that greedy answers repeat", False, "repetition/greedy"),
+}
+
+
+def headlines(rows: Sequence[ModelRow]) -> list[str]:
+    """What a run is summed up by, in order: the gate's metric, then those that it takes by itself. How much answers
+    repeat themselves only where it is the gate's."""
+    own = gate_metric(rows)
+    return [own] * bool(own) + [name for name in HEADLINES if name not in (own, "repetition")]
+
+
+def gate_metric(rows: Sequence[ModelRow]) -> str:
+    """The field of the metric that the run's last decision went by; empty without a gate or a metric."""
+    made = [row["decision"] for row in rows if row["kind"] != "control" and row.get("decision")]
+    known = {gate: name for name, (_, _, gate) in HEADLINES.items()}
+    return known.get(made[-1].get("metric", ""), "") if made else ""
+
+
+def figure(row: ModelRow, metric: str) -> str:
+    """`value_of` as people read it."""
+    value = value_of(row, metric)
+    return percent(value) if metric == "repetition" else show(value)
 
 
 def verdict(rows: list[ModelRow]) -> str:
-    """The sentence at the top of the report: the first of the harness's average, greedy exact match, sampled exact
-    match, NLL that the run measured."""
+    """The sentence at the top of the report: of the first of `headlines` that the run measured θ_0, the last model, the
+    best, and the controls. `decided` has marked the gate's best before."""
     start = next((row for row in rows if row["kind"] == "start"), None)
     done = sorted((row for row in rows if row["kind"] == "iteration"), key=lambda row: row["iteration"])
-    for metric, name, rising in HEADLINES:
+    for metric in headlines(rows):
+        name, rising, _ = HEADLINES[metric]
         seen = [row for row in done if value_of(row, metric) is not None]
         if start is None or value_of(start, metric) is None:
             continue
         if seen:
-            return _change(start, seen, metric, name, rising) + _controls(rows, done, seen[-1], metric, rising) + "."
+            return _change(start, seen, metric) + _controls(rows, done, seen[-1], metric, rising) + "."
         if not done:
-            figures = f"{show(value_of(start, metric))} ({_what(start, metric)})"
+            figures = f"{figure(start, metric)} ({_what(start, metric)})"
             return f"{name} of the start is {figures}; no iteration has been run."
-    for metric, name, _ in HEADLINES:
+    for metric in headlines(rows):
+        name, _, _ = HEADLINES[metric]
         for row in [row for row in done if value_of(row, metric) is not None][-1:]:
-            figures = f"{show(value_of(row, metric))} after {row['label']} ({_what(row, metric)})"
+            figures = f"{figure(row, metric)} after {row['label']} ({_what(row, metric)})"
             return f"{name} is {figures}; it was not measured on the start, so there is nothing to compare it with."
     return (
         "No held-out metric was measured on both the start and an iteration, "
@@ -71,13 +96,15 @@ def decided(rows: list[ModelRow]) -> RunDecision:
     return {"outcome": last["outcome"], "reason": last["reason"], "best": None if k is None else players[k]["label"]}
 
 
-def notes(models: list[ModelResults], rows: list[ModelRow]) -> list[str]:
+def notes(models: list[ModelResults], rows: list[ModelRow], trained: Callable[[int], Finetune]) -> list[str]:
     """Warnings in table order: losses that were not finite, alarms of the training and of the gate, models without
-    metrics, pair sets that teach little. None stands there twice: the gate repeats those of the training."""
-    return [note for model, row in zip(models, rows, strict=True) for note in _notes_of(model, row)]
+    metrics, pair sets that teach little. None stands there twice: the gate repeats those of the training. `trained`:
+    the settings of an iteration's training."""
+    pairs = zip(models, rows, strict=True)
+    return [note for model, row in pairs for note in _notes_of(model, row, trained(model.iteration))]
 
 
-def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
+def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
     notes = []
     bad = [step for step in model.steps if not is_finite(step.get("loss"))]
     if bad:
@@ -89,12 +116,12 @@ def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
     evidence, own = decision.get("evidence"), decision.get("alarms", [])
     is_own = own and evidence == own[0]
     seen = " The alarm of the gate is below." if is_own else f" The gate: {evidence}." if evidence else ""
-    notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps))]
+    notes += [alarm["text"] + seen for alarm in alarms(model.steps, len(model.steps), part)]
     for text in own:
         alarm = text.rstrip(".")
         if not any(alarm in f"{row['label']}: {note}" for note in notes):
             notes.append(f"{alarm}.")
-    if all(value_of(row, metric) is None for metric, _, _ in METRICS):
+    if all(value_of(row, metric) is None for metric in METRICS):
         notes.append("no held-out metric was found.")
     if pairs := row["pairs"]:
         shares = (("identical", pairs["identical"]), ("truncated", pairs["truncated"]), ("empty", pairs["empty"]))
@@ -105,13 +132,14 @@ def _notes_of(model: ModelResults, row: ModelRow) -> list[str]:
     return [f"{row['label']}: {note}" for note in notes]
 
 
-def _change(start: ModelRow, seen: list[ModelRow], metric: str, name: str, rising: bool) -> str:
-    last = seen[-1]
+def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
+    last, (name, rising, _) = seen[-1], HEADLINES[metric]
     before, after = value_of(start, metric), value_of(last, metric)
     way = "; higher is better" if metric == "harness" else "" if rising else "; lower is better"
     scope = f"over {_count(len(seen))} ({_what(start, metric)}{way})"
-    text = f"{name} {_verb(before, after)} {scope}"
-    delta = {"greedy": last["delta"]["greedy"], "sampled": last["delta"]["sampled"]}.get(metric)
+    text = f"{name} {_verb(start, last, metric)} {scope}"
+    changes: Mapping[str, Any] = last["delta"]
+    delta = None if metric == "harness" else changes.get("nll_interval" if metric == "nll" else metric)
     if metric == "harness" and (half := _harness_error(start, last)) is not None and abs(after - before) <= half:
         interval = bounds(after - before - half, after - before + half, signed=True)
         text += f", a change within the tasks' standard errors (95 % interval {interval}, items not paired)"
@@ -120,8 +148,11 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str, name: str, risin
         interval = bounds(low, high, signed=True)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
     best = _best(seen, metric, rising)
-    if best is not last and show(value_of(best, metric)) != show(after):
-        text += f"; it was best after {best['label']}, at {show(value_of(best, metric))}"
+    if best is not last and figure(best, metric) != figure(last, metric):
+        text += f"; it was best after {best['label']}, at {figure(best, metric)}"
+    kept = next((row for row in (start, *seen) if row.get("best")), None)
+    if kept and kept is not last and kept is not best:
+        text += f"; the gate's best is {kept['label']}, at {figure(kept, metric)}"
     return text
 
 
@@ -135,9 +166,9 @@ def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric
         return ""
     best = _best(measured, metric, rising)
     fair = next((row for row in measured if total and row["steps"] == total), None)
-    text = f"; the same number of SFT steps ({total:,}) reached {show(value_of(fair, metric))}" if fair else ""
+    text = f"; the same number of SFT steps ({total:,}) reached {figure(fair, metric)}" if fair else ""
     if fair is None or (best is not fair and _best([best, last], metric, rising) is best):
-        text += f"; the control “{best['label']}” reached {show(value_of(best, metric))}"
+        text += f"; the control “{best['label']}” reached {figure(best, metric)}"
         if best["steps"] and total and best["steps"] != total:
             text += f" in {best['steps']:,} steps against SPIN's {total:,}"
     return text
@@ -148,10 +179,11 @@ def _best(rows: list[ModelRow], metric: str, rising: bool) -> ModelRow:
     return (max if rising else min)(rows, key=lambda row: value_of(row, metric))
 
 
-def _verb(before: float, after: float) -> str:
-    if show(before) == show(after):
-        return f"stayed at {show(after)}"
-    return f"{'rose' if after > before else 'fell'} from {show(before)} to {show(after)}"
+def _verb(start: ModelRow, last: ModelRow, metric: str) -> str:
+    before, after = figure(start, metric), figure(last, metric)
+    if before == after:
+        return f"stayed at {after}"
+    return f"{'rose' if value_of(last, metric) > value_of(start, metric) else 'fell'} from {before} to {after}"
 
 
 def _harness_error(*rows: ModelRow) -> float | None:
@@ -170,9 +202,9 @@ def _harness_error(*rows: ModelRow) -> float | None:
 def _what(row: ModelRow, metric: str) -> str:
     if metric == "harness":
         return plural(len(row["harness"]["tasks"]), "task")
-    rate = row["greedy"] if metric == "greedy" else row["sampled"] if metric == "sampled" else None
-    rows = (rate and rate["rows"]) or row["rows"]
-    how = {"greedy": "greedy", "sampled": "sampled at temperature 1", "nll": ""}[metric]
+    measured: Any = {"greedy": row["greedy"], "sampled": row["sampled"], "repetition": _repetition(row)}.get(metric)
+    rows = (measured and measured["rows"]) or row["rows"]
+    how = {"greedy": "greedy", "sampled": "sampled at temperature 1"}.get(metric, "")
     count = "" if rows is None else f"{rows:,} held-out {'prompts' if metric != 'nll' else 'rows'}"
     return ", ".join(part for part in (how, count) if part) or "held-out rows"
 
@@ -184,8 +216,14 @@ def _count(iterations: int) -> str:
 
 def value_of(row: ModelRow, metric: str) -> Any:  # a float, or None where it was not measured
     """A row's figure by its field. A harness average over tasks of which less is better in some says nothing: None."""
-    figure: Any = row.get(metric)
+    known: Any = _repetition(row) if metric == "repetition" else row.get(metric)
     if metric == "harness":
-        tasks = (figure or {}).get("tasks") or {}
-        return figure["average"] if tasks and all(task["higher_is_better"] for task in tasks.values()) else None
-    return figure["value"] if isinstance(figure, dict) else figure
+        tasks = (known or {}).get("tasks") or {}
+        return known["average"] if tasks and all(task["higher_is_better"] for task in tasks.values()) else None
+    return known["value"] if isinstance(known, dict) else known
+
+
+def _repetition(row: ModelRow) -> Estimate | None:
+    """Of the greedy answers."""
+    answers = row["style"]["answers"] if "style" in row else {}
+    return answers["greedy"]["repetition"] if "greedy" in answers else None

@@ -107,6 +107,11 @@ class Finetune(Section):
         return (self.loss == "tspin" and self.tspin.reference_free) or (self.loss == "dft" and self.dft.reference_free)
 
     @property
+    def rewards_logps(self) -> bool:
+        """Whether the training's rewards are log-probs: below 0 from its beginning, as no opponent is taken off."""
+        return self.loss == "dft" or self.reference_free
+
+    @property
     def wants_first(self) -> bool:
         """Whether the loss reads the answers of θ_0, from iteration 1 on."""
         return self.loss == "tspin" and self.tspin.beta > 0

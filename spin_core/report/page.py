@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spin_core.analysis.format import plain, setting_text, show
+from spin_core.analysis.format import plain, setting_text
 from spin_core.analysis.rows import Figures, ModelRow
-from spin_core.analysis.verdict import value_of
+from spin_core.analysis.verdict import figure, headlines, value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import rendered
 from spin_core.report.samples import TAGS, Samples
@@ -20,12 +20,13 @@ OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
 # The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
 SCRIPT = "\n" + Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-TILES = (
-    ("harness", "harness average"),
-    ("greedy", "exact match, greedy"),
-    ("sampled", "exact match, sampled"),
-    ("nll", "NLL per token"),
-)
+TILES = {
+    "harness": "harness average",
+    "greedy": "exact match, greedy",
+    "sampled": "exact match, sampled",
+    "nll": "NLL per token",
+    "repetition": "repeated 4-grams, greedy",
+}
 
 
 def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Mapping, mark: str) -> str:
@@ -77,16 +78,16 @@ def overrides(profile: Mapping) -> ReportTable | None:
 
 
 def _tiles(rows: list[ModelRow]) -> list[tuple[str, str, str]]:
-    """The headline: start, best and last iteration, controls, of the first metric that the start and another of them
-    have, else that the start has; models without it are left out."""
+    """The headline: start, best and last iteration, controls, of the first of `headlines` that the start and another
+    of them have, else that the start has; models without it are left out."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("start", "iteration", "control")}
     best = [row for row in rows if row.get("best")]
     picked = list(
         {id(row): row for row in kinds["start"][:1] + best + kinds["iteration"][-1:] + kinds["control"]}.values()
     )
     made = []
-    for metric, name in TILES:
+    for metric in headlines(rows):
         known = [row for row in picked if value_of(row, metric) is not None]
         if known and known[0] is picked[0]:
-            made.append([(starred(row), show(value_of(row, metric)), name) for row in known[:4]])
+            made.append([(starred(row), figure(row, metric), TILES[metric]) for row in known[:4]])
     return next((tiles for tiles in made if len(tiles) > 1), made[0] if made else [])

@@ -87,6 +87,7 @@ def full_card(run: RunFacts, k: int, repo: str = "") -> str:
         chain=chain,
         title=model_card.title(chain or {"steps": [{"stage": "finetune"}] * k}),
         made_with=run.facts(made).get("provenance", {}),
+        headline=_headline(run),
         metrics=metrics,
         decisions=decisions,
         own=next((one for one in decisions if one.get("models") == k + 1 - run.first), {}),  # when it was new
@@ -142,6 +143,13 @@ def _generate(run: RunFacts, k: int) -> dict[str, Any]:
     return dict(record.payload["config"].get("generate") or {}) if record else {}
 
 
+def _headline(run: RunFacts) -> str:
+    """The sentence of the run's last report, about θ_0, the last model, the best and the controls; empty without."""
+    reports = [step for step in run.steps if step.stage == "report" and step.digest]
+    sentence = run.read(reports[-1], "report.json").get("sentence") if reports else None
+    return sentence if isinstance(sentence, str) else ""
+
+
 def _settings(generate: Mapping, chain: Mapping) -> str:
     """Of the training, and of the answers that it trained against."""
     made = {"generate": dict(generate)} if generate else {}
@@ -190,7 +198,8 @@ class Measure:
 
 
 def measures(run: RunFacts, k: int) -> list[Measure]:
-    """What `run` measured of θ_k, in the order of a card. Raises BadInput for an artifact that is damaged."""
+    """What `run` measured of θ_k, in the order of a card: the gate's metric, then all others. Raises BadInput for an
+    artifact that is damaged."""
     steps = run.measured("evaluate", k), run.measured("harness", k)
     evaluate, harness = (run.store.tree(step.digest) if step else None for step in steps)
     model = read_model(f"θ_{k}", "iteration", k - 1, evaluate, harness=harness)
@@ -208,7 +217,9 @@ def measures(run: RunFacts, k: int) -> list[Measure]:
         for name, one in known.items():
             label = f"{MEASURES[name]}, rows of {source}"
             figures.append(Measure(name, label, one["value"], one["low"], one["high"], one["rows"], source))
-    return figures + _harness(model.harness)
+    figures += _harness(model.harness)
+    own = run.decision.get("metric")
+    return sorted(figures, key=lambda one: one.metric != own)  # what the run is judged by stands first
 
 
 def interval(name: str, value: float, model: ModelResults) -> tuple[float | None, float | None, int | None]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
 from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
+from spin_core.analysis.verdict import figure, gate_metric
 
 Cell = tuple[str, str]  # figure, small print
 TITLES = (
     "EM greedy", "EM sampled", "Δ EM", "NLL", "Δ NLL", "margin", "accuracy", "identical", "truncated", "empty",
 )  # fmt: skip
+REPETITION = "repetition"
+"""The column of how much greedy answers repeat themselves, which the table of models has where the gate goes by it."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,13 @@ def figure_cells(row: ModelRow) -> list[Cell]:
 
 def text_table(rows: Sequence[ModelRow]) -> str:
     """The models as one Markdown table with padded columns, so that it reads in a terminal too."""
-    lines = [["model", *TITLES]]
+    by_repetition = gate_metric(rows) == "repetition"
+    lines = [["model", *[REPETITION] * by_repetition, *TITLES]]
     for row in rows:
         greedy, sampled, *others = figure_cells(row)
-        figures = [with_small(greedy), with_small(sampled), *(figure for figure, _ in others)]
-        lines.append([escape_markdown(starred(row), 80), *figures])
+        figures = [with_small(greedy), with_small(sampled), *(shown for shown, _ in others)]
+        own = [figure(row, "repetition")] * by_repetition
+        lines.append([escape_markdown(starred(row), 80), *own, *figures])
     return markdown_table(lines)
 
 
@@ -112,13 +117,18 @@ def _bounds(figure: Estimate | None, digits: int = 3, signed: bool = False) -> s
 
 
 def _models(rows: Sequence[ModelRow]) -> ReportTable:
+    by_repetition = gate_metric(rows) == "repetition"
+
     def line(row: ModelRow) -> dict[str, Cell]:
         delta, decision = row["delta"], row.get("decision") or {}
         change, of_gate = delta["greedy"] or delta["sampled"], decision.get("change")
         small = "; ".join(part for part in (_moved(row), _bounds(change, signed=True)) if part)
         gate = _bounds(of_gate, signed=True)
         gate = f"change {show(of_gate['value'], signed=True)}; {gate}" if of_gate and gate else ""
+        answers = row["style"]["answers"] if by_repetition and "style" in row else {}
+        own = {REPETITION: _shared(answers["greedy"]["repetition"])} if "greedy" in answers else {}
         return {
+            **(own or {REPETITION: (NONE, "")}),
             "EM greedy": _valued(row["greedy"]),
             "EM sampled": _valued(row["sampled"]),
             "Δ EM": (show(change["value"] if change else None, signed=True), small),

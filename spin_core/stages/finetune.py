@@ -62,7 +62,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     plan = TrainingPlan(part, config.seed, len(pairs))
-    watching = watch(plan.stop_step, job.note)
+    watching = watch(plan.stop_step, part, job.note)
     history, resumed_at, strategy = train(model, PADDING, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, part), history, source, job.out, strategy)
     write_card(job, "finetune", config_payload(config), source, history)
@@ -78,7 +78,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "loss/last": last["loss"],
         "rewards/margins": last["rewards/margins"],
         "rewards/accuracies": last["rewards/accuracies"],
-        "alarms": alarms(history, plan.stop_step),
+        "alarms": alarms(history, plan.stop_step, part),
     }
 
 

@@ -42,7 +42,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "gate"
-VERSION = 3
+VERSION = 4
 
 ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
 NAMES = {

@@ -18,12 +18,14 @@ finite is shown as "–" and never counts as zero.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from spin_core.config.base import Section, added_field
+from spin_core.config.finetune import Finetune
 from spin_core.config.objectives import REWARDS
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from spin_core.analysis.rows import Figures
 
 NAME = "report"
-VERSION = 5
+VERSION = 6
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"
@@ -83,10 +85,11 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             bar.advance()
         start = next((model for model in models if model.kind == "start"), None)
         rows = [model_row(model, start) for model in models]
+        trained = partial(_trained, config.profile)
         decision = decided(rows)  # marks the best row, too
         figures: Figures = {
             "name": config.name, "sentence": verdict(rows), "decision": decision, "rows": rows,
-            "notes": [*config.decoders[1:], *notes(models, rows), *_of_loss(config.profile)],
+            "notes": [*config.decoders[1:], *notes(models, rows, trained), *_of_loss(config.profile)],
             "decoders": "".join(config.decoders[:1]),
         }  # fmt: skip
         charts = draw_all(models, rows)
@@ -98,6 +101,17 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         (job.out / "report.json").write_text(text + "\n", encoding="utf-8")
         bar.advance()
     return {"models": len(rows), "charts": len(charts), "samples": len(shown["rows"]), "sentence": figures["sentence"]}
+
+
+def _trained(profile: dict[str, Any], t: int) -> Finetune:
+    """The settings that iteration `t` trained by; the defaults where the profile holds none that can be read."""
+    overrides = profile.get("overrides")
+    own = {str(key): parts for key, parts in overrides.items()}.get(str(t)) if isinstance(overrides, dict) else None
+    held = [part.get("finetune") for part in (profile, own) if isinstance(part, dict)]
+    try:
+        return Finetune.model_validate({k: v for part in held if isinstance(part, dict) for k, v in part.items()})
+    except ValidationError:
+        return Finetune()
 
 
 def _of_loss(profile: dict[str, Any]) -> list[str]:

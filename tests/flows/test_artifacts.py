@@ -17,6 +17,7 @@ import yaml
 from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+from spin_core.analysis import forecast
 from spin_core.config.profile import load_profile
 from spin_core.job import Entry, Job
 from spin_core.report import run_card
@@ -115,18 +116,28 @@ def revived(store: Path, steps: list[dict], profile: Path) -> Run:
 
 
 def test_form_of_a_decision(finished, server, profile) -> None:
-    """Catches a form without the figures and the samples that the decision is about, and a run so far without pages."""
+    """Catches a form without the figures and the samples that the decision is about, or without what score said of the
+    iteration before: of its newest pairs and no others, and that it was unlikely to pay; a run so far without pages."""
     store, steps = finished
     run = revived(store, steps, profile("so-far"))
 
     @flow
-    def between() -> str:
-        return artifacts.so_far(run, run.store.tree(steps[-1]["digest"]), 1)
+    def between(t: int) -> str:
+        return artifacts.so_far(run, run.store.tree(steps[-1]["digest"]), t)
 
-    text = between()
+    text = between(1)
     assert len(text) <= 4000 and "iteration 1" in text and "*go on*" in text and "*stop here*" in text
     assert "θ\\_2" in text and "| prompt | real |" in text and "| model |" in text
     assert [len(on_server(server, f"so-far-{kind}")) for kind in KINDS] == [1] * len(KINDS)
+    scores = {entry.label: entry for entry in run.ledger if entry.stage == "score"}
+    (said,) = forecast.sentences(scores["iter 0, pairs 0"].summary)
+    assert f"Iteration 0, before its training: {said}" in re.sub(r"[\\\u200b\u2060]", "", text)
+    assert "unlikely to pay" not in text and scores.keys() == {"iter 0, pairs 0", "iter 1, pairs 0", "iter 1, pairs 1"}
+    scores["iter 1, pairs 1"].summary["forecast"] = {"identical": 0.9, "preferred": 0.08, "entropy": 0.1}
+    text = re.sub(r"[\\\u200b\u2060]", "", between(2))
+    assert "Iteration 1, before its training: Of the training pairs 90.0 % are identical" in text
+    assert text.count("Of the training pairs") == 1
+    assert "At best 2.0 % of the pairs teach. This iteration is unlikely to pay: stop here" in text
 
 
 def test_page_that_fails_is_a_warning(finished, server, profile, caplog, tmp_path) -> None:

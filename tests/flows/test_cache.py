@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.analysis import forecast
+from spin_core.store import record
+
 
 @pytest.fixture
 def store(finished, tmp_path: Path) -> Path:
@@ -60,6 +63,32 @@ def test_changed_beta_runs_finetune_and_what_follows_only_as_planned(spinloop, r
     assert ("evaluate", "θ_0") not in ran
     why = next(s["why"] for s in plan if s["stage"] == "finetune" and s["label"] == "iter 0")
     assert why == "finetune.beta: 1.0 → 0.5"
+
+
+def test_plan_says_what_the_trainings_ahead_can_teach(spinloop, finished, store, tiny) -> None:
+    """Catches a plan without the forecast of a score that is there, that of trainings that are cached, of other pairs
+    than the newest ones or of another iteration; and one that does not say what is unlikely to pay."""
+
+    def forecasts(setting: str) -> dict[str, str]:
+        code, _, err = spinloop("plan", tiny, "--store", store, "--json", "--set", setting)
+        assert code == 0, err
+        notes = [line.removeprefix("note: ").partition(": ") for line in err.splitlines()]
+        return {head: text for head, _, text in notes if head.startswith("iteration ")}
+
+    scores = {step["label"]: step for step in finished[1] if step["stage"] == "score"}
+    known = {label: forecast.sentences(step["summary"]) for label, step in scores.items()}
+    assert all(known.values()) and len({*map(str, known.values())}) == len(known) == 3
+    ahead = {t: "{finetune: {lr: 2.0e-4}}" for t in range(2)}
+    assert forecasts("seed=3") == {}
+    assert forecasts(f"overrides={{0: {ahead[0]}}}") == {"iteration 0": " ".join(known["iter 0, pairs 0"])}
+    assert forecasts(f"overrides={{1: {ahead[1]}}}") == {"iteration 1": " ".join(known["iter 1, pairs 1"])}
+    root = store / "spinloop-store-v1"
+    file = root / "records" / "score" / f"{scores['iter 1, pairs 1']['key']}.json"
+    held = record.read(file, root / "trees")
+    held.facts["summary"]["forecast"] = {"identical": 0.9, "preferred": 0.08, "entropy": 0.1}
+    file.write_bytes(record.encode(held))
+    (said,) = forecasts(f"overrides={{1: {ahead[1]}}}").values()
+    assert "At best 2.0 % of the pairs teach. This iteration is unlikely to pay: stop here" in said
 
 
 def test_runtime_settings_change_no_key(spinloop, store, tiny) -> None:

@@ -90,8 +90,8 @@ def test_card_chain_of_an_own_tree_is_read(tmp_path):
     assert model_card.iterations(model_card.read_chain(tmp_path / THETA, THETA)) == 1
 
 
-def made_run(tmp_path: Path, rows: list[dict], metrics: dict) -> RunFacts:
-    """A run of one evaluate step and one finetune step, laid out by hand."""
+def made_run(tmp_path: Path, rows: list[dict], metrics: dict, **more: dict) -> RunFacts:
+    """A run of one evaluate step and one finetune step, laid out by hand; `more`: the JSON file of further stages."""
     store = Store(tmp_path / "store")
 
     def publish(stage: str, label: str, files: dict[str, str]) -> Entry:
@@ -108,7 +108,26 @@ def made_run(tmp_path: Path, rows: list[dict], metrics: dict) -> RunFacts:
         publish("finetune", "iter 0", {"README.md": text, "config.json": "{}"}),
         publish("evaluate", "θ_1", {"metrics.json": json.dumps(metrics), "rows.jsonl": lines}),
     ]
+    for stage, content in more.items():
+        label = "iter 0" if stage == "gate" else ""
+        file = "decision.json" if stage == "gate" else f"{stage}.json"
+        steps.append(publish(stage, label, {file: json.dumps(content)}))
     return RunFacts(store, "made-abc123", steps, [])
+
+
+def test_card_begins_with_what_the_run_is_judged_by(tmp_path):
+    """Catches: a card that puts exact match or NLL first where the gate goes by another metric, and one that does not
+    say what θ_0 and SFT have beside it; and a run's sentence that is markup on the hub."""
+    metrics = {"exact_match/greedy": 0.5, "nll/real": 1.5, "truncated/greedy": 0.1, "repetition/greedy": 0.088}
+    decision = {"metric": "repetition/greedy", "best": 1, "models": 2, "outcome": "continue"}
+    said = "The share of their 4-grams that greedy answers repeat fell from 20.2 % to 8.8 %; [x](y) SFT 10.3 %."
+    run = made_run(tmp_path / "a", [], metrics, gate=decision, report={"sentence": said})
+    names = [one.metric for one in measures(run, 1)]
+    assert names == ["repetition/greedy", "exact_match/greedy", "nll/real", "truncated/greedy"]
+    text = full_card(run, 1)
+    shown = said.replace("[", "\\[").replace("]", "\\]")
+    assert f"## Held-out figures\n\nOf the whole run: {shown}\n\n| measure |" in text
+    assert "Of the whole run" not in full_card(made_run(tmp_path / "b", [], metrics, gate=decision), 1)
 
 
 def test_card_of_a_run_says_no_more_than_it_knows(tmp_path):

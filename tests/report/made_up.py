@@ -102,13 +102,15 @@ def harness_tree(root: Path, values: dict[str, float], rows: int = 100) -> Path:
     return root
 
 
-def gate_tree(root: Path, outcome: str, best: int, reason: str, alarms: list[str] | None = None) -> Path:
+def gate_tree(
+    root: Path, outcome: str, best: int, reason: str, alarms: list[str] | None = None, metric: str = "harness"
+) -> Path:
     """A gate tree's decision.json."""
     root.mkdir(parents=True)
     change = {"value": 0.05, "low": 0.02, "high": 0.08, "rows": 1000}
     decision = {
         "outcome": outcome, "reason": reason, "best": best, "previous_best": 0, "models": best + 1,
-        "metric": "exact_match/greedy", "higher_is_better": True, "go_on": True, "change": change,
+        "metric": metric, "higher_is_better": True, "go_on": True, "change": change,
         "margin": {"value": 0.4, "low": 0.3, "high": 0.5, "rows": 1000}, "identical_to_previous": 0.41,
         "alarms": alarms or [],
     }  # fmt: skip
@@ -145,7 +147,7 @@ def measured(tree: Path, tokens: float = 1.0) -> Path:
     return tree
 
 
-def judged_run(root: Path, **kwargs) -> tuple[dict, report.Config]:
+def judged_run(root: Path, metric: str = "harness", best: int = 1, **kwargs) -> tuple[dict, report.Config]:
     """`full_run` with all that issue 6 measures: harness on every model, a gate after every iteration; θ_1 is best."""
     inputs, config = full_run(root, **kwargs)
     for i, tree in enumerate(inputs["evaluate"]):
@@ -158,10 +160,19 @@ def judged_run(root: Path, **kwargs) -> tuple[dict, report.Config]:
         if row.kind == "iteration":
             outcome, alarms = ("continue", []) if row.iteration == 0 else ("alarm", ["answers repeat themselves"])
             reason = f"θ_{row.iteration + 1}: exact match (greedy) went up, θ_1 is best."
-            inputs["gate"].append(gate_tree(root / f"g{i}", outcome, 1, reason, alarms))
+            inputs["gate"].append(gate_tree(root / f"g{i}", outcome, best, reason, alarms, metric))
             made["gate"] = row.iteration
         rows.append(row.model_copy(update=made))
     return inputs, config.model_copy(update={"rows": rows})
+
+
+def repeating(tree: Path, share: float, wobble: float = 0.0) -> None:
+    """Sets how much greedy answers repeat themselves: every other row `wobble` more, the others as much less."""
+    metrics = json.loads((tree / "metrics.json").read_text())
+    (tree / "metrics.json").write_text(json.dumps(metrics | {"repetition/greedy": share}))
+    rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
+    made = [row | {"greedy_repetition": share + wobble * (-1) ** i} for i, row in enumerate(rows)]
+    (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
 def matches(count: int, right: int, flips: int = 0) -> list[bool]:

@@ -153,6 +153,25 @@ def test_rewards_of_another_loss_are_explained(tmp_path, part, notes):
     assert render(tmp_path / "out", inputs, config)[2]["notes"] == notes
 
 
+@pytest.mark.parametrize(
+    ("profile", "remedy"),
+    [
+        ({"finetune": {"loss": "unpaired", "sft_weight": 1}}, "raise finetune.unpaired.a, raise finetune.sft_weight"),
+        ({"finetune": {"loss": "tspin"}, "overrides": {1: {"finetune": {"loss": "hinge"}}}}, "raise finetune.beta"),
+        ({"finetune": {"lr": 2}, "overrides": {"1": {"finetune": {"lr": 1, "loss": "dft"}}}}, "lower finetune.dft."),
+        ({"finetune": {"of another version": 1}}, "raise finetune.beta, set"),
+    ],
+)  # fmt: skip
+def test_alarm_of_training_is_that_of_the_iterations_own_loss(tmp_path, profile, remedy):
+    """Catches an alarm on the page that differs from the one in training: another loss's, or that of the profile where
+    the iteration has its own."""
+    inputs, config = full_run(tmp_path, rates=(3, 4, 5), controls=(), count=6)
+    lines = [{"loss": 1, "rewards/real": -i, "rewards/margins": i, "logps/real": -9.0 - i} for i in range(40)]
+    (inputs["finetune"][1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = render(tmp_path / "out", inputs, config.model_copy(update={"profile": profile}))[2]
+    assert f"lower finetune.lr, {remedy}" in figures["notes"][0]
+
+
 def test_alarms_of_an_iteration_stand_below_its_table_and_on_the_page(tmp_path):
     """Catches a collapse that only metrics.jsonl knows of, a note under another iteration's name, and a label that
     reaches the page as markup through a note."""

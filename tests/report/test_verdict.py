@@ -9,8 +9,9 @@ import pytest
 from spin_core.analysis.results import read_model
 from spin_core.analysis.summary import model_row
 from spin_core.analysis.verdict import verdict
+from spin_core.report import ui_pages
 from spin_core.stages import report
-from tests.report.made_up import evaluate_tree, full_run, judged_run, render
+from tests.report.made_up import evaluate_tree, full_run, judged_run, render, repeating
 
 ROSE = "Exact match rose from 0.580 to 0.660"
 
@@ -100,7 +101,8 @@ def test_sentence_and_tiles_put_the_harness_first(tmp_path):
     rows = [row.model_copy(update={"harness": -1}) if row.kind == "control" else row for row in config.rows]
     html, _, figures = render(tmp_path / "out", inputs, config.model_copy(update={"rows": rows}))
     assert figures["sentence"] == (
-        "The harness's average rose from 0.550 to 0.570 over two iterations (2 tasks; higher is better)."
+        "The harness's average rose from 0.550 to 0.570 over two iterations (2 tasks; higher is better); "
+        "the gate's best is iteration 0 (θ_1), at 0.560."
     )
     assert re.findall(r"<strong>(.*?)</strong><small>harness average", html) == ["0.550", "0.560", "0.570"]
 
@@ -116,6 +118,59 @@ def test_sentence_harness_that_says_nothing_gives_way(tmp_path):
     file.write_text(file.read_text().replace('"higher_is_better": true', '"higher_is_better": false', 1))
     html, _, figures = render(tmp_path / "b", inputs, config)
     assert figures["sentence"].startswith(ROSE) and "<small>exact match, greedy" in html
+
+
+REPEAT = "The share of their 4-grams that greedy answers repeat"
+
+
+@pytest.mark.parametrize(
+    ("shares", "best", "said"),
+    [
+        (
+            (0.202, 0.05, 0.088, 0.103, 0.3), 2,
+            f"{REPEAT} fell from 20.2 % to 8.8 % over two iterations (1,000 held-out prompts; lower is better); it was "
+            "best after iteration 0 (θ_1), at 5.0 %; the same number of SFT steps (240) reached 10.3 %.",
+        ),
+        (
+            (0.2, 0.21, 0.3, 0.4, 0.19), 0,
+            f"{REPEAT} rose from 20.0 % to 30.0 % over two iterations (1,000 held-out prompts; lower is better); it "
+            "was best after iteration 0 (θ_1), at 21.0 %; the gate's best is θ_0, at 20.0 %; the same number of SFT "
+            "steps (240) reached 40.0 %; the control “SFT instead, 2×” reached 19.0 % in 480 steps against SPIN's 240.",
+        ),
+    ],
+)  # fmt: skip
+def test_headline_is_of_the_gates_metric(tmp_path, shares, best, said):
+    """Catches a headline, tiles and first table of exact match or NLL where the run is judged by how much its answers
+    repeat themselves; more repetition called better; and a best model or a control that the sentence leaves out."""
+    inputs, config = judged_run(tmp_path, metric="repetition/greedy", best=best)
+    for tree, share in zip(inputs["evaluate"], shares, strict=True):
+        repeating(tree, share)
+    html, markdown, figures = render(tmp_path / "out", inputs, config)
+    percent = [f"{100 * share:.1f} %" for share in shares]
+    assert figures["sentence"] == said and said in markdown.replace("\\", "")
+    tiles = re.findall(r"<strong>(.*?)</strong><small>repeated 4-grams, greedy", html)
+    assert tiles == [percent[0], percent[2], *percent[3:]]
+    columns = [line.split("|") for line in markdown.splitlines()[:7]]
+    assert columns[0][2].strip() == "repetition" and [line[2].strip() for line in columns[2:]] == percent
+    assert re.findall(r"<th scope=\"col\">(.*?)</th>", html)[1] == "repetition"
+    assert "<dt>repetition</dt>" in html and f"<td>{percent[2]}<small>" in html
+    lines = [re.split(r" *\| *", line) for line in ui_pages.table(figures["rows"], 5).splitlines()]
+    assert lines[0][2] == "repetition" and [line[2] for line in lines[2:]] == percent
+
+
+def test_change_of_repetition_within_chance_says_so_and_other_metrics_have_no_column_of_it(tmp_path):
+    """Catches a fall of a hundredth on rows that differ by four tenths sold as progress, and a second headline."""
+    inputs, config = judged_run(tmp_path, metric="repetition/greedy", controls=(), rates=(3, 4), count=40)
+    for tree, share, wobble in zip(inputs["evaluate"], (0.41, 0.4), (0.2, -0.2), strict=True):
+        repeating(tree, share, wobble)
+    said = render(tmp_path / "out", inputs, config)[2]["sentence"]
+    assert f"{REPEAT} fell from 41.0 % to 40.0 % over one iteration" in said
+    assert "within what chance gives on these rows (95 % interval −0.136 to +0.116)" in said
+    inputs, config = judged_run(tmp_path / "other", metric="nll/real", controls=(), rates=(3, 4), count=40)
+    html, markdown, figures = render(tmp_path / "b", inputs, config)
+    assert figures["sentence"].startswith("The per-token NLL of held-out real answers rose from 2.100 to 2.113")
+    assert "<small>NLL per token" in html and "repetition" not in markdown.splitlines()[0]
+    assert "<dt>repetition</dt>" not in html
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,17 @@ from collections.abc import Callable
 import pytest
 from training_data import DIGESTS, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.analysis.training_alarms import alarms, watch
+from spin_core.analysis import training_alarms
+from spin_core.analysis.training_alarms import Alarm, watch
+from spin_core.config.finetune import Finetune
 from spin_core.stages import finetune
 
 Curve = Callable[[float], float]
+
+
+def alarms(lines: list[dict], steps: int) -> list[Alarm]:
+    """Of SPIN's own loss."""
+    return training_alarms.alarms(lines, steps, Finetune())
 
 
 def history(steps: int, real: Curve, generated: Curve, noise: float = 0.1, accuracy: float = 0.9, seed: int = 0):
@@ -127,7 +134,7 @@ def test_watch_gives_what_the_full_history_gives_and_once() -> None:
     assert len(complete) == 2
     message: list[tuple[int, str]] = []
     now = 0
-    look = watch(100, lambda text: message.append((now, text)))
+    look = watch(100, Finetune(), lambda text: message.append((now, text)))
     for now in range(1, 101):
         look(lines[:now])
         assert alarms(lines[:now], 100) == [alarm for alarm in complete if alarm["step"] <= now]
