@@ -148,7 +148,7 @@ def decision(figures: Figures, shown: Samples, t: int, total: int, forecast: Seq
         "The choice is below this text; *Resume* without one means go on."
     )
     # The dialog has room for five columns.
-    said = [escape(f"Iteration {t - 1}, before its training: {' '.join(forecast)}", 600)] if forecast else []
+    said = [escape(f"Iteration {t - 1}, before its training: {' '.join(forecast)}", 1000)] if forecast else []
     parts = [question, _verdict(figures), *_decided(figures), *said, *_notes(figures, 5), table(figures["rows"], 5)]
     for samples in (3, 2, 1):
         text = answers(shown, samples, 120)

@@ -18,6 +18,8 @@ from prefect import flow, task
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from spin_core.analysis import forecast
+from spin_core.config.finetune import Finetune
+from spin_core.config.generate import Decoding
 from spin_core.config.profile import load_profile
 from spin_core.job import Entry, Job
 from spin_core.report import run_card
@@ -130,8 +132,10 @@ def test_form_of_a_decision(finished, server, profile) -> None:
     assert "θ\\_2" in text and "| prompt | real |" in text and "| model |" in text
     assert [len(on_server(server, f"so-far-{kind}")) for kind in KINDS] == [1] * len(KINDS)
     scores = {entry.label: entry for entry in run.ledger if entry.stage == "score"}
-    (said,) = forecast.sentences(scores["iter 0, pairs 0"].summary)
-    assert f"Iteration 0, before its training: {said}" in re.sub(r"[\\\u200b\u2060]", "", text)
+    said = forecast.sentences(scores["iter 0, pairs 0"].summary, Finetune(), Decoding())
+    assert len(said) == 2 and f"Iteration 0, before its training: {' '.join(said)}" in re.sub(
+        r"[\\\u200b\u2060]", "", text
+    )
     assert "unlikely to pay" not in text and scores.keys() == {"iter 0, pairs 0", "iter 1, pairs 0", "iter 1, pairs 1"}
     scores["iter 1, pairs 1"].summary["forecast"] = {"identical": 0.9, "preferred": 0.08, "entropy": 0.1}
     text = re.sub(r"[\\\u200b\u2060]", "", between(2))

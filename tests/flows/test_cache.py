@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from spin_core.analysis import forecast
+from spin_core.config.finetune import Finetune
+from spin_core.config.generate import Decoding
 from spin_core.store import record
 
 
@@ -76,7 +78,7 @@ def test_plan_says_what_the_trainings_ahead_can_teach(spinloop, finished, store,
         return {head: text for head, _, text in notes if head.startswith("iteration ")}
 
     scores = {step["label"]: step for step in finished[1] if step["stage"] == "score"}
-    known = {label: forecast.sentences(step["summary"]) for label, step in scores.items()}
+    known = {label: forecast.sentences(step["summary"], Finetune(), Decoding()) for label, step in scores.items()}
     assert all(known.values()) and len({*map(str, known.values())}) == len(known) == 3
     ahead = {t: "{finetune: {lr: 2.0e-4}}" for t in range(2)}
     assert forecasts("seed=3") == {}

@@ -60,6 +60,6 @@ def test_chain_gives_each_stage_what_its_task_gives_it(tmp_path, settings) -> No
     chain.measure(0)
     for t in range(config.iterations):
         chain.answer(t)
-        chain.play(t)
+        chain.train(t)
         chain.measure(t + 1)
     assert chain.configs == asked.configs and len(asked.configs) == 9
