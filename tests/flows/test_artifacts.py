@@ -10,6 +10,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def revived(store: Path, steps: list[dict], profile: Path) -> Run:
     """The run that left `steps` in a store, as it was before it ended."""
     config, base = load_profile(str(profile))
     run = Run(config, Store(store, create=False), Children(1), base)
-    run.ledger = [Entry.from_json(step) for step in reversed(steps)]
+    run.ledger = [Entry.from_json(step) for step in reversed(deepcopy(steps))]  # other tests read them, too
     run.titles = [entry.title for entry in reversed(run.ledger)]
     return run
 
