@@ -53,7 +53,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {  # `finetune:` of each, for a β of th
     "dft": {"loss": "dft"},
 }
 WAYS = [(decoder, loss) for decoder in DECODERS for loss in (FEW if decoder == "T = 0.3" else OBJECTIVES)]
-FAMILIES = ("Reverse", "Sort", "Unique", "Swap")  # of builtin:tasks
+FAMILIES = demo_rows.FAMILIES
 Figures = dict[str, float]
 
 
@@ -75,7 +75,8 @@ class Situation:
     """Tokens of an answer at most."""
     exact_match: str = "answer"
     own: tuple[str, ...] = ()
-    """Families of tasks whose rows SPIN and SFT train on, where θ_0 was made of the others; empty: of all."""
+    """Families of tasks that SPIN and SFT train on, where θ_0 was made of a quarter of their rows and of all others;
+    empty: all rows for both."""
     figures: dict[str, str] = field(default_factory=lambda: TASKS)
     """Figure → what it is called: first that of greedy answers, then that of answers sampled at temperature 1."""
 
@@ -84,16 +85,17 @@ TASKS = {"exact_match/greedy": "exact match, greedy", "exact_match/sampled": "ex
 SITUATIONS = {
     "under-trained": Situation(
         "builtin:tasks, 4,000 rows; θ_0 of 300 steps still learns", "builtin:tasks", 4000,
-        {"lr": 2e-3, "epochs": 4.8}, steps=25, lr=5e-4,
+        {"lr": 2e-3, "epochs": 4.8}, steps=25,
     ),
     "small data": Situation(
         "builtin:tasks, 500 rows; θ_0 of 470 steps knows them by heart", "builtin:tasks", 500,
         {"lr": 2e-3, "epochs": 60}, steps=12,
     ),
-    "new task": Situation(
-        "builtin:tasks; θ_0 learnt three kinds, 1,500 rows of the fourth are trained on; all four are held out",
+    "one task of four": Situation(
+        "builtin:tasks; θ_0 learnt three kinds well and the fourth from 375 rows, 1,125 more of it are trained on; all "
+        "four kinds are held out",
         "builtin:tasks", 6000, {"lr": 2e-3, "epochs": 7}, steps=24, own=("Swap",),
-        figures={**TASKS, "old/greedy": "old kinds, greedy", "new/greedy": "new kind, greedy"},
+        figures={**TASKS, "other/greedy": "the three others, greedy", "own/greedy": "the one, greedy"},
     ),
     "plateau, real text": Situation(
         "builtin:docstrings, 3,500 rows; θ_0 at its plateau loops greedily; good: ended, no loop, real words",
@@ -190,12 +192,11 @@ def begin(case: Situation, seed: int, folder: Path) -> tuple[Chain, Callable[[Ch
     job = Job(folder / "model", folder, config.runtime)
     job.out.mkdir(parents=True)
     demo_model.run({}, demo_model.Config(seed=seed), job)
-    sources = sources_of(case, seed, folder, case.own)
+    sources = sources_of(case, seed, folder)
     chain = Chain(config, folder / "start")
     if case.own:
-        others = tuple(one for one in FAMILIES if one not in case.own)
         first = Chain(config, folder / "first")
-        first.start(sources_of(case, seed, folder, others), job.out)
+        first.start(sources_of(case, seed, folder, of_start=True), job.out)
         chain = Chain(config.model_copy(update={"sft": None}), folder / "start")
         chain.start(sources, first.trees["model 0"])
         chain.config = config
@@ -233,8 +234,9 @@ def control(
     return figures
 
 
-def sources_of(case: Situation, seed: int, folder: Path, families: tuple[str, ...]) -> dict[str, Path]:
-    """The rows' files; of tasks the training rows of these families only, where some are named."""
+def sources_of(case: Situation, seed: int, folder: Path, of_start: bool = False) -> dict[str, Path]:
+    """The rows' files: those that SPIN and SFT train on, or where a situation has families of its `own`, on demand
+    those that θ_0 was made of."""
     made = {}
     if case.rows == "builtin:docstrings":
         job = Job(folder / "rows", folder, Runtime())
@@ -244,14 +246,16 @@ def sources_of(case: Situation, seed: int, folder: Path, families: tuple[str, ..
         )
         return {"source": job.out / "rows.jsonl"}
     for split, name in (("train", "source"), ("test", "test_source")):
-        job = Job(folder / f"rows-{split}{''.join(families)}", folder, Runtime())
+        job = Job(folder / f"rows-{split}-{of_start}", folder, Runtime())
         job.out.mkdir(parents=True)
         counts = {"train_rows": case.count, "test_rows": case.held_out}
         demo_rows.run({}, demo_rows.Config(seed=seed, split=split, **counts, **demo_rows.SETS[case.rows]), job)
         made[name] = job.out / "rows.jsonl"
-        if families and split == "train":
+        if case.own and split == "train":
             lines = made[name].read_text().splitlines(keepends=True)
-            made[name].write_text("".join(line for line in lines if json.loads(line)["prompt"].startswith(families)))
+            own = [line for line in lines if json.loads(line)["prompt"].startswith(case.own)]
+            first, few = sorted({*lines} - {*own}), own[: len(own) // 4]
+            made[name].write_text("".join([*first, *few] if of_start else own[len(own) // 4 :]))
     return made
 
 
@@ -260,7 +264,7 @@ def config_of(case: Situation, seed: int, decoder: str, part: dict[str, Any]) ->
     finetune = {name: weighed(value, case.beta) for name, value in part.items()}
     if finetune.get("loss") not in ("unpaired", "tspin", "dft"):
         finetune["beta"] = case.beta
-    rows = case.count // len(FAMILIES) if case.own else case.count
+    rows = case.count * 3 // (4 * len(FAMILIES)) if case.own else case.count
     epochs = case.steps * case.batch / rows
     text = case.rows == "builtin:docstrings"
     longest = 104 if text else 32 + case.answer + 8
@@ -307,8 +311,8 @@ def figures_of(case: Situation, evaluate: Path, known: set[str], gate: Path | No
     lines = [json.loads(line) for line in (evaluate / "rows.jsonl").read_text().splitlines()]
     for name in case.figures:
         side, kind = name.split("/")
-        if side in ("old", "new"):
-            right = [line[f"{kind}_match"] for line in lines if line["prompt"].startswith(case.own) == (side == "new")]
+        if side in ("other", "own"):
+            right = [line[f"{kind}_match"] for line in lines if line["prompt"].startswith(case.own) == (side == "own")]
             figures[name] = fmean(right)
         else:
             figures[name] = every[name] if name in every else metrics[name]

@@ -46,7 +46,14 @@ class Named(Chain):
         return self.folder
 
 
-@pytest.mark.parametrize("settings", [[], ["finetune.loss=hinge", "finetune.length_normalised=true", "history=1"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["finetune.loss=hinge", "finetune.length_normalised=true", "history=1"],
+        ["finetune.loss=tspin", "finetune.beta=", "finetune.sft_weight=0", "overrides={1: {finetune: {lr: 1.0e-5}}}"],
+    ],
+)
 def test_chain_gives_each_stage_what_its_task_gives_it(tmp_path, settings) -> None:
     """Catches a proof on a GPU of other settings than a run's: a field of a stage's Config that only the task sets."""
     config, base = load_profile("demo-tasks", settings)
