@@ -9,6 +9,8 @@ Precision = Literal["float32", "bfloat16"]
 Optimizer = Literal["rmsprop", "adamw"]
 Quantize = Literal["none", "nf4"]
 Collation = Literal["exact", "reference"]
+Order = Literal["pairs", "prompts"]
+"""What training draws in random order: single pairs, or all pairs of a prompt and real answer together."""
 Kernel = Literal["sdpa", "flex_attention", "flash_attention_2"]
 """Of packed attention."""
 Turns = Literal["first", "last", "all"]

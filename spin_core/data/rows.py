@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,6 +83,16 @@ def beginning_id(prompt: Messages) -> str:
     without any it is `prompt_id`."""
     first = next((number for number, turn in enumerate(prompt) if turn["role"] == "user"), len(prompt) - 1)
     return prompt_id([{name: turn[name] for name in PLAIN} for turn in prompt[: first + 1]])
+
+
+def answer_id(row: str, number: int) -> str:
+    """Id of the pair with a row's n-th sampled answer (from 0): the first has the row's own."""
+    return f"{row}#{number + 1}" if number else row
+
+
+def row_of(id: str) -> str:
+    """The row that a pair of `answer_id` is of."""
+    return re.sub(r"#[0-9]+$", "", id)
 
 
 def fraction(*parts: object) -> float:

@@ -7,7 +7,7 @@ numbers), no batches (that is `packing`), no model.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -150,6 +150,24 @@ def further(groups: Groups, tree: Path, split: str) -> Further:
     file = TokenFile(tree / FILES[split])
     at = {id: row for row, id in enumerate(file.ids)}
     return Further(file, np.array([at.get(id, -1) for id in groups.ids], np.int64))
+
+
+def equal(one: Tokens, other: Tokens) -> bool:
+    """Whether two sequences are the same to a model, labels among it."""
+    same = len(one) == len(other) and one.prompt == other.prompt and np.array_equal(one.ids, other.ids)
+    return same and (one.masked is other.masked or np.array_equal(one.mask(), other.mask()))
+
+
+def identical(groups: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """Of each group whether its second answer is its first in tokens (as they are cut), bool [N]."""
+    result = np.zeros(len(groups), bool)
+    alike: Iterable[int] = range(len(groups))
+    if isinstance(groups, Groups):  # of most pairs the lengths say it
+        lengths = groups.lengths()
+        alike = np.flatnonzero(lengths[:, 0] == lengths[:, 1]).tolist()
+    for i in alike:
+        result[i] = equal(*groups[i][:2])
+    return result
 
 
 def longest_of(groups: Sequence[Sequence[Tokens]]) -> int:

@@ -7,16 +7,19 @@ the row's id.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spin_core.config.finetune import Finetune
+from spin_core.data.rows import row_of
 from spin_core.job import Job
-from spin_core.modeling.collate import Further, Groups, further, read_groups
+from spin_core.modeling.collate import Further, Groups, Tokens, equal, further, read_groups
 
 
 def read_examples(part: Finetune, trees: Sequence[Path], first: Path | None, same: Sequence[bool], job: Job) -> Groups:
@@ -43,6 +46,52 @@ def read_examples(part: Finetune, trees: Sequence[Path], first: Path | None, sam
         )
     groups.further = [Further(third.file, np.where(own, -1, third.rows))]
     return groups
+
+
+def by_prompt(groups: Groups) -> list[np.ndarray]:
+    """The pairs of one row whose prompt and real answer are the same tokens, whichever set they are of: of each group
+    its pairs' numbers, int64, groups in the order of their first pairs. Equal texts of two rows are two groups."""
+    members: dict[bytes, list[int]] = {}
+    for number, id in enumerate(groups.ids):
+        real = groups[number][0]
+        key = hashlib.sha256(f"{row_of(id)}\x1f{real.prompt}\x1f".encode("utf-8", "surrogatepass"))
+        key.update(real.ids.tobytes())
+        members.setdefault(key.digest(), []).append(number)
+    return [np.array(own, np.int64) for own in members.values()]
+
+
+class Drawn(NamedTuple):
+    """What is computed together: numbers of `examples` that share a prompt, their `sequences`, each once, and of each
+    example which of these are its answers, in order."""
+
+    examples: list[int]
+    sequences: list[Tokens]
+    answers: list[list[int]]
+
+
+def drawn(examples: Sequence[Sequence[Tokens]], numbers: list[int], shares: bool) -> Drawn:
+    """Some examples; equal answers are one sequence where it `shares`."""
+    sequences: list[Tokens] = []
+    answers: list[list[int]] = []
+    for number in numbers:
+        answers.append([])
+        for one in examples[number]:
+            known = (at for at, other in enumerate(sequences) if shares and equal(one, other))
+            answers[-1].append(next(known, len(sequences)))
+            if answers[-1][-1] == len(sequences):
+                sequences.append(one)
+    return Drawn(numbers, sequences, answers)
+
+
+def placed(groups: Sequence[Drawn], width: int) -> np.ndarray:
+    """Of each example of the groups where its answers are among all their sequences, int64 [B, width]; where it has
+    none, their number."""
+    every = sum(len(group.sequences) for group in groups)
+    rows, first = [], 0
+    for group in groups:
+        rows += [[first + at for at in own] + [every] * (width - len(own)) for own in group.answers]
+        first += len(group.sequences)
+    return np.array(rows, np.int64).reshape(-1, width)
 
 
 def reference_logps(part: Finetune, groups: Groups, scores: Sequence[Sequence[np.ndarray]]) -> Tensor:
