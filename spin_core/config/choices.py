@@ -17,6 +17,8 @@ Turns = Literal["first", "last", "all"]
 """Which assistant turns of a conversation become rows."""
 Truncated = Literal["keep", "drop", "report"]
 """What becomes of answers that were cut at max_new_tokens."""
+Pick = Literal["all", "first", "hardest", "shortest"]
+"""Which of several answers to a row become pairs."""
 Finish = Literal["stop", "length"]
 """How an answer ended: by itself, or cut at max_new_tokens."""
 EngineName = Literal["transformers", "vllm"]

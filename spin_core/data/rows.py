@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,9 +89,15 @@ def answer_id(row: str, number: int) -> str:
     return f"{row}#{number + 1}" if number else row
 
 
+def parts_of(id: str) -> tuple[str, int]:
+    """The row that a pair of `answer_id` is of, and the number of its answer."""
+    row, mark, number = id.rpartition("#")
+    return (row, int(number) - 1) if mark and row and number.isdecimal() and int(number) > 1 else (id, 0)
+
+
 def row_of(id: str) -> str:
     """The row that a pair of `answer_id` is of."""
-    return re.sub(r"#[0-9]+$", "", id)
+    return parts_of(id)[0]
 
 
 def fraction(*parts: object) -> float:

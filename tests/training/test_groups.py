@@ -18,7 +18,7 @@ from spin_core.config.finetune import Finetune
 from spin_core.data.rows import Pair, answer_id, row_of
 from spin_core.errors import BadInput, Stopped
 from spin_core.modeling.collate import Tokens, read_groups
-from spin_core.modeling.examples import by_prompt
+from spin_core.modeling.examples import by_prompt, read_examples, reference_logps
 from spin_core.modeling.packing import Batch
 from spin_core.stages import finetune
 from spin_core.store.keys import config_payload
@@ -240,3 +240,33 @@ def test_keys_without_order_are_as_before() -> None:
     """Catches a default that enters keys: every finetuned model would be trained again."""
     assert "order" not in config_payload(Finetune()) and config_payload(Finetune(order="prompts"))["order"] == "prompts"
     assert config_payload(Finetune(order="pairs")) == config_payload(Finetune())
+
+
+def test_dft_has_all_answers_to_a_row_with_the_score_of_each(tmp_path: Path) -> None:
+    """Catches an answer that counts twice, an example for each answer, one in another row's group, a score in another
+    one's place, and answers to rows without a pair that go without a word."""
+    old = {"a": "uv", "a#2": "w", "b#2": "x", "z": "y"}
+    new = {"a": "k", "a#2": "l", "a#3": "m", "b": "n", "c#2": "o"}
+    folders = []
+    for name, own in (("old", old), ("new", new)):
+        pairs = [one_pair(id, f"Why {row_of(id)}?", "So.", text) for id, text in own.items()]
+        folders.append(pairs_tree(tmp_path / name, pairs, pairs[:1]))
+    events: list[dict] = []
+    part = Finetune(loss="dft")
+    groups = read_examples(part, folders, None, [False, False], job_at(tmp_path, events=events))
+    expected = [["a", "a#2", "a#3", "old a", "old a#2"], ["b", "old b#2"], ["c#2"]]
+    named = {f"{of}{id}": g[1] for of, tree in zip(("old ", ""), folders, strict=True) for id, g in _named(tree)}
+    for group, wanted in zip(groups, expected, strict=True):
+        assert [one.ids.tolist() for one in group[1:]] == [named[id].ids.tolist() for id in wanted]
+    assert [[n for n in row if n] for row in groups.lengths().tolist()] == [list(map(len, group)) for group in groups]
+    assert "1 answers of earlier iterations" in events[-1]["note"]
+    scores = [np.array([[-i, -i - 0.5] for i in range(base, base + n)], float) for base, n in ((100, 4), (200, 5))]
+    reference = reference_logps(part, groups, [scores])[:, 0]
+    assert reference[0].tolist() == [-200, -200.5, -201.5, -202.5, -100.5, -101.5]
+    assert reference[1].tolist() == [-203, -203.5, -102.5, 0, 0, 0]
+    assert reference[2].tolist() == [-204, -204.5, 0, 0, 0, 0]
+
+
+def _named(folder: Path) -> list[tuple[str, tuple[Tokens, ...]]]:
+    groups = read_groups([folder], "train", 128)
+    return list(zip(groups.ids, groups, strict=True))
