@@ -1,6 +1,7 @@
 """The pairs of one prompt as one group, and pairs of identical answers: the same training in less work."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from spin_core.store.keys import config_payload
 from spin_core.training.loop import TrainingPlan
 from spin_core.training.objectives import CANCELS, SpinPairs
 from spin_core.training.strategy import Strategy
+from tests.benchmarks import our_way
+from tests.benchmarks.bench_work import Watch, Work
 
 __all__ = ["played", "trees"]  # fixtures
 bounded = settings(max_examples=100, derandomize=True)
@@ -270,3 +273,18 @@ def test_dft_has_all_answers_to_a_row_with_the_score_of_each(tmp_path: Path) -> 
 def _named(folder: Path) -> list[tuple[str, tuple[Tokens, ...]]]:
     groups = read_groups([folder], "train", 128)
     return list(zip(groups.ids, groups, strict=True))
+
+
+def test_benchmark_of_groups_trains_the_pairs_in_groups(theta: Path, policy_calls: list[Batch]) -> None:
+    """Catches a row of `make bench-train` that compares two ways of the same work, or two trainings that differ."""
+    rows = [([5, 6, 7], [8, 4], [9, 4 + k]) for k in range(2)] + [([7, 5], [11, 4], [12, 13 + k]) for k in range(2)]
+    alone = Work(str(theta), rows, 3, 4, 1, 2, 1e-3, "float32", "cpu", 1, scored=False)
+    grouped = replace(alone, together=[[0, 1], [2, 3]])
+    losses, read = [], []
+    for work in (alone, grouped):
+        policy_calls.clear()
+        losses.append(our_way.run(work, Watch()))
+        read.append(sum(batch.sequences for batch in policy_calls))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][1] < losses[0][0]
+    assert read == [2 * 8, 2 * 6]
+    assert (alone.useful_tokens, grouped.grouped_tokens) == (26, 17)
