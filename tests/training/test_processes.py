@@ -25,7 +25,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-SETTINGS = [{"lr": 1e-5}, {"lr": 1e-3, "lora": {"rank": 4}}, {"lr": 1e-3, "order": "prompts"}]
+SETTINGS = [
+    {"lr": 1e-5}, {"lr": 1e-3, "lora": {"rank": 4}}, {"lr": 1e-3, "order": "prompts"},
+    {"lr": 1e-3, "order": "prompts", "lora": {"rank": 4}},
+]  # fmt: skip
 
 
 def several_answers() -> list[Pair]:
