@@ -9,5 +9,6 @@ from tasks.runner.stage import stage
 
 @stage
 def gather(run: Run, t: int, rows, tokens, answers: list):
-    step = Step(core, f"iter {t}", core.Config(gather=run.config.at(t).gather), Place("iteration", t))
+    at = run.config.at(t)
+    step = Step(core, f"iter {t}", core.Config(gather=at.gather, n=at.generate.n), Place("iteration", t))
     return step, {"rows": rows, "tokens": tokens, "answers": answers}

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section, added_field
 from spin_core.config.chat import ChatSection
-from spin_core.config.choices import Collation, Loss, Optimizer, Precision, Quantize
+from spin_core.config.choices import Collation, Loss, Optimizer, Order, Precision, Quantize
 from spin_core.config.objectives import Alpha, Dft, Tpaw, Tspin, Unpaired
 
 WEIGHED: dict[Loss, str] = {"unpaired": "unpaired.a", "tspin": "tspin.alpha", "dft": "dft.tau"}
@@ -78,6 +78,12 @@ class Finetune(Section):
         description="Epochs after which training stops; 0 is the whole schedule. (Published: 6, stopped at 2.)",
     )
     global_batch: int = Field(64, ge=1, description="Pairs in one optimiser step.")
+    order: Order = added_field(
+        "pairs",
+        description="What is drawn in random order. prompts: the pairs of one prompt and real answer (of several "
+        "iterations, or of `generate.n` answers) together, computed with prompt and real answer once; the loss of each "
+        "pair is the same, a step has about `global_batch` pairs.",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by norm; 0 is none.")
     max_length: int = Field(1024, ge=2, description="Tokens of prompt and answer together.")
     precision: Precision = Field("float32", description="bfloat16: autocast; weights, log-probs and loss stay float32.")
@@ -142,6 +148,16 @@ class Finetune(Section):
         if self.engine_logps and self.reference_free:
             raise ValueError(
                 f"engine_logps is not used by loss {self.loss} with reference_free, which scores nothing; leave it out"
+            )
+        if self.order == "prompts" and self.loss == "dft":
+            raise ValueError(
+                "order: prompts is not used by loss dft, which reads all answers to a prompt together anyway; leave "
+                "order out"
+            )
+        if self.order == "prompts" and self.collation == "reference":
+            raise ValueError(
+                "order: prompts does not go with collation: reference, which draws single pairs and cuts a prompt by "
+                "the pair that it is in; set collation: exact or leave order out"
             )
         if self.collation == "reference" and (self.loss == "dft" or self.wants_first):
             raise ValueError(

@@ -70,6 +70,13 @@ class Generate(Section):
         le=100,
         description="Draws of an answer at most: an empty one is drawn again with another seed (temperature above 0).",
     )
+    n: int = added_field(
+        1,
+        ge=1,
+        le=64,
+        description="Answers to each prompt, each drawn with a seed of its own (temperature above 0); `gather.pick` "
+        "says which become pairs.",
+    )
     logprobs: bool = added_field(
         False, description="Keep the log-prob of each sampled token; finetune.engine_logps can use them."
     )
@@ -108,6 +115,8 @@ class Generate(Section):
             )
         if self.attempts > 1 and self.temperature == 0:
             raise ValueError("attempts above 1 need a temperature above 0: greedy decoding gives the same answer again")
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n above 1 needs a temperature above 0: greedy decoding gives the same answer each time")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError("min_new_tokens must not be above max_new_tokens")
         if self.min_new_tokens and self.stop:

@@ -95,6 +95,14 @@ class Config(Section):
             if self.start.iteration:
                 self._loss_knows_its_models(at.finetune, where)
             self._lora_is_unsharded(at.finetune, where)
+            if at.gather.pick != "all" and at.generate.n == 1:
+                raise ValueError(
+                    f"gather.pick{where}: {at.gather.pick} is one of several answers; set generate.n above 1"
+                )
+            if at.gather.pick == "hardest" and not at.generate.logprobs:
+                raise ValueError(
+                    f"gather.pick{where}: hardest goes by the engine's log-probs; set generate.logprobs: true"
+                )
         self._gate_is_measured()
         self._start_is_there()
         for name, part in (("sft", self.sft), ("control", self.control)):
@@ -218,8 +226,14 @@ class Config(Section):
         return part.stop_epoch or part.schedule_epochs
 
     def passes(self, t: int) -> float:
-        """Passes over the rows: each has an example in each set of pairs, but for dft, where it has one."""
-        return self.epochs(t) * (1 if self.at(t).finetune.loss == "dft" else len(self.sets(t)))
+        """Passes over the rows: each has its pairs in each set of pairs, but for dft, where it has one example."""
+        examples = 1 if self.at(t).finetune.loss == "dft" else sum(map(self.pairs_a_row, self.sets(t)))
+        return self.epochs(t) * examples
+
+    def pairs_a_row(self, t: int) -> int:
+        """How many pairs a row has in the set of iteration `t`; of imported pairs one is assumed."""
+        at = self.at(t)
+        return 1 if t in self.start.pairs or at.gather.pick != "all" else at.generate.n
 
 
 def load_profile(

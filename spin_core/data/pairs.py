@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -53,7 +53,7 @@ class Answers:
         self.files.append(file)
         return len(self._at) - before
 
-    def demand(self, rows: dict[str, numpy.ndarray], ids: dict[str, Iterable[str]]) -> dict[str, numpy.ndarray]:
+    def demand(self, rows: dict[str, numpy.ndarray], ids: Mapping[str, Iterable[str]]) -> dict[str, numpy.ndarray]:
         """Which answer (its number) belongs to each row of each split, from the `digests` of their ids.
 
         Raises StageFailed, naming rows, unless there is one for each; `ids` are read for that alone.

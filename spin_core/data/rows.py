@@ -84,6 +84,22 @@ def beginning_id(prompt: Messages) -> str:
     return prompt_id([{name: turn[name] for name in PLAIN} for turn in prompt[: first + 1]])
 
 
+def answer_id(row: str, number: int) -> str:
+    """Id of the pair with a row's n-th sampled answer (from 0): the first has the row's own."""
+    return f"{row}#{number + 1}" if number else row
+
+
+def parts_of(id: str) -> tuple[str, int]:
+    """The row that a pair of `answer_id` is of, and the number of its answer."""
+    row, mark, number = id.rpartition("#")
+    return (row, int(number) - 1) if mark and row and number.isdecimal() and int(number) > 1 else (id, 0)
+
+
+def row_of(id: str) -> str:
+    """The row that a pair of `answer_id` is of."""
+    return parts_of(id)[0]
+
+
 def fraction(*parts: object) -> float:
     """A number in [0, 1) that depends on `parts` alone: seeded draws compare it, so they are stable under growth."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()

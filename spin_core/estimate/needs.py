@@ -62,13 +62,25 @@ def lengths(s: Setting, config: Config, part: Finetune | Sft) -> tuple[int, list
 
 
 def example(s: Setting, config: Config, part: Finetune | Sft) -> tuple[int, list[int]]:
-    """As `lengths`, with the further answers that a loss trains on: θ_0's (tspin), or those of older pairs (dft)."""
+    """As `lengths`, with the further answers that are computed with it, as in the last iteration: θ_0's (tspin), or all
+    that the row has in older pairs and in its own (dft, and `order: prompts`)."""
     shown, answers = lengths(s, config, part)
     if not isinstance(part, Finetune):
         return shown, answers
-    latest = config.sets(config.iterations - 1) if config.iterations else [0]
-    further = len(latest) - 1 if part.loss == "dft" else int(part.wants_first and config.iterations > 1)
-    return shown, answers + answers[1:] * further
+    first = int(part.wants_first and config.iterations > 1)
+    return shown, answers + answers[1:] * (
+        first + (every_pair(config) if part.loss == "dft" else together(config, part)) - 1
+    )
+
+
+def every_pair(config: Config) -> int:
+    """Pairs of a row in all sets that the last iteration trains on."""
+    return sum(map(config.pairs_a_row, config.sets(max(config.iterations, 1) - 1)))
+
+
+def together(config: Config, part: Finetune | Sft) -> int:
+    """Examples that are computed as one group, as in the last iteration."""
+    return every_pair(config) if isinstance(part, Finetune) and part.order == "prompts" else 1
 
 
 def _passes(s: Setting, config: Config, part: Finetune | Sft, budget: int, scoring: bool = False) -> list[PassShape]:

@@ -115,6 +115,7 @@ def _training(
     stage: str, s: Setting, config: Config, part: Finetune | Sft, steps: int, count: float, gpu: Gpu
 ) -> StageCost:
     """Of `count` examples in all `steps`."""
+    examples, count = count, count / needs.together(config, part)
     runtime, compute, group = config.runtime, config.runtime.compute, PassShape([needs.example(s, config, part)])
     rank = part.lora.rank if isinstance(part, Finetune) and part.lora else 0
     flops = work.training_flops(s.model, group, runtime.gradient_checkpointing, bool(rank))
@@ -124,7 +125,7 @@ def _training(
     sending = passes * work.gathering_seconds(s.model, gpu, times, compute.nodes, compute.processes)
     seconds = max(computing, sending)
     if compute.offload != "none":
-        seconds += work.offload_seconds(s.model, compute.world) * count / part.global_batch
+        seconds += work.offload_seconds(s.model, compute.world) * examples / part.global_batch
     trained = s.model.adapter(rank) if rank else s.model.weights
     # Float32 weights and optimiser's state, as often as they are on disk at once.
     scratch = KEPT * 4.0 * trained * (1 + memory.STATES[part.optimizer]) if runtime.checkpoint_every else 0.0
@@ -136,7 +137,7 @@ def _generate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     prompt = min(s.data.prompt, config.chat.max_prompt_length)
     for t, rows in todo.generate.items():
         part = config.at(t).generate
-        new = min(s.data.answer, part.max_new_tokens)
+        new, rows = min(s.data.answer, part.max_new_tokens), rows * part.n
         store += rows * (new * 11 + 120)  # text and token ids as JSON
         use = ENGINES[part.engine].footprint(config.runtime)
         seconds += _sampling(s, config, ENGINES[part.engine], use, gpu, rows, prompt, new)
@@ -163,12 +164,14 @@ def _sampling(
 
 def _gather(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     steps, new = len(todo.gather), min(s.data.answer, config.generate.max_new_tokens)
-    size = s.data.rows * (2 * s.data.prompt + s.data.answer + new) * TEXT / 2
-    return StageCost("gather", steps, 0, steps * s.data.rows / ROWS_A_SECOND, steps * size)
+    pairs = sum(map(config.pairs_a_row, todo.gather)) * s.data.rows
+    size = pairs * (2 * s.data.prompt + s.data.answer + new) * TEXT / 2
+    return StageCost("gather", steps, 0, pairs / ROWS_A_SECOND, size)
 
 
 def _score(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
-    count, pair = len(todo.score) * s.data.rows, PassShape([needs.lengths(s, config, config.finetune)])
+    count = sum(config.pairs_a_row(of) for _, of in todo.score) * s.data.rows
+    pair = PassShape([needs.lengths(s, config, config.finetune)])
     world = config.runtime.compute.world
     return StageCost("score", len(todo.score), world, _reading(s, config, pair, count, gpu), 60.0 * count)
 
@@ -188,6 +191,7 @@ def _evaluate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     seconds = _reading(s, config, PassShape([(shown, answers[:1])]), rows, gpu)
     # Against the opponent, and from the second game on against the start; of a loss without an opponent no game.
     games = 0 if config.finetune.reference_free else max(0, 2 * todo.games - 1) * s.data.test
+    games *= config.pairs_a_row(max(config.iterations, 1) - 1)
     seconds += _reading(s, config, PassShape([(shown, answers)]), games, gpu)
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
     use = replace(transformers_engine.footprint(config.runtime), processes=world)

@@ -7,7 +7,7 @@ numbers), no batches (that is `packing`), no model.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from spin_core.data.rows import row_of
 from spin_core.data.token_file import FILES, TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Job
@@ -55,10 +56,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Further:
-    """One more generated answer of groups: `rows` int64 [N] says which row of the pairs in `file` has it, −1 none."""
+    """One more generated answer of groups: `rows` int64 [N] says which row of the pairs in `file` has it, −1 none.
+    `scored`: which of the sets of pairs that are scored `file` is."""
 
     file: TokenFile
     rows: np.ndarray
+    scored: int = 0
 
 
 class Groups(Sequence[tuple[Tokens, ...]]):
@@ -71,13 +74,18 @@ class Groups(Sequence[tuple[Tokens, ...]]):
 
     def __init__(
         self, files: Sequence[TokenFile], max_length: int, answers: Sequence[str] = ("real", "generated"),
-        further: Sequence[Further] = (),
+        further: Sequence[Further] = (), chosen: np.ndarray | None = None,
     ):  # fmt: skip
-        """Raises BadInput where a prompt leaves no room for an answer."""
+        """`chosen`: numbers of the rows that are groups, int64; None: all.
+
+        Raises BadInput where a prompt leaves no room for an answer.
+        """
         self.files, self.max_length, self.answers = list(files), max_length, tuple(answers)
         self.further = list(further)
         self._first = list(accumulate(map(len, self.files), initial=0))
-        self.ids = [id for file in self.files for id in file.ids]
+        ids = [id for file in self.files for id in file.ids]
+        self.chosen = np.arange(len(ids)) if chosen is None else chosen
+        self.ids = ids if chosen is None else [ids[row] for row in chosen]
         for file in self.files:
             prompts = file.lengths("prompt")
             if len(prompts) and int(prompts.max()) >= max_length:
@@ -94,8 +102,9 @@ class Groups(Sequence[tuple[Tokens, ...]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which = bisect_right(self._first, index) - 1
-        row = self.files[which].row(index - self._first[which])
+        at = int(self.chosen[index])
+        which = bisect_right(self._first, at) - 1
+        row = self.files[which].row(at - self._first[which])
         prompt = row["prompt"]
         made = []
         for name in self.answers:
@@ -110,7 +119,7 @@ class Groups(Sequence[tuple[Tokens, ...]]):
 
     def _of(self, name: str) -> np.ndarray:
         """How many ids each group has in a column, int64 [N]. 50,000 groups made one by one take half a second."""
-        return np.concatenate([np.zeros(0, np.int64), *(file.lengths(name) for file in self.files)])
+        return np.concatenate([np.zeros(0, np.int64), *(file.lengths(name) for file in self.files)])[self.chosen]
 
     def there(self) -> np.ndarray:
         """Which of its answers each group has, bool [N, answers]: all but further ones."""
@@ -145,11 +154,57 @@ def read_groups(
     return Groups([TokenFile(tree / FILES[split]) for tree in trees], max_length, answers)
 
 
-def further(groups: Groups, tree: Path, split: str) -> Further:
-    """The generated answers of another pairs tree to the prompts of `groups`, by id."""
+def further(groups: Groups, tree: Path, split: str, scored: int = 0) -> Further:
+    """The generated answers of another pairs tree to the prompts of `groups`, by id; where a row has fewer answers
+    there, its first."""
     file = TokenFile(tree / FILES[split])
     at = {id: row for row, id in enumerate(file.ids)}
-    return Further(file, np.array([at.get(id, -1) for id in groups.ids], np.int64))
+    for row, id in enumerate(file.ids):
+        at.setdefault(row_of(id), row)
+    return Further(file, np.array([at.get(id, at.get(row_of(id), -1)) for id in groups.ids], np.int64), scored)
+
+
+def all_answers(trees: Sequence[Path], split: str, max_length: int) -> Groups:
+    """A group for each row of the newest (last) of some pairs trees, of its real answer and all its generated ones, the
+    newest first. Raises BadInput as `read_groups`."""
+    files = [TokenFile(tree / FILES[split]) for tree in trees]
+    of = [_by_row(file) for file in files]
+    firsts = [rows[0] for rows in of[-1].values()]
+    columns = []
+    for number in reversed(range(len(files))):
+        newest = number == len(files) - 1  # of which the first answer is the pair's own
+        for k in range(newest, max(map(len, of[number].values()), default=0)):
+            own = (of[number].get(row, []) for row in of[-1])
+            columns.append(
+                Further(files[number], np.array([r[k] if k < len(r) else -1 for r in own], np.int64), number)
+            )
+    return Groups(files[-1:], max_length, further=columns, chosen=np.array(firsts, np.int64))
+
+
+def _by_row(file: TokenFile) -> dict[str, list[int]]:
+    """Row → the numbers of its pairs in the file, in their order."""
+    rows: dict[str, list[int]] = {}
+    for number, id in enumerate(file.ids):
+        rows.setdefault(row_of(id), []).append(number)
+    return rows
+
+
+def equal(one: Tokens, other: Tokens) -> bool:
+    """Whether two sequences are the same to a model, labels among it."""
+    same = len(one) == len(other) and one.prompt == other.prompt and np.array_equal(one.ids, other.ids)
+    return same and (one.masked is other.masked or np.array_equal(one.mask(), other.mask()))
+
+
+def identical(groups: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """Of each group whether its second answer is its first in tokens (as they are cut), bool [N]."""
+    result = np.zeros(len(groups), bool)
+    alike: Iterable[int] = range(len(groups))
+    if isinstance(groups, Groups):  # of most pairs the lengths say it
+        lengths = groups.lengths()
+        alike = np.flatnonzero(lengths[:, 0] == lengths[:, 1]).tolist()
+    for i in alike:
+        result[i] = equal(*groups[i][:2])
+    return result
 
 
 def longest_of(groups: Sequence[Sequence[Tokens]]) -> int:

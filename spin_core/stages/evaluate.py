@@ -43,7 +43,7 @@ from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
 from spin_core.config.generate import Decoding
 from spin_core.data import token_file
-from spin_core.data.rows import TEST_FILE, Row, read_rows
+from spin_core.data.rows import TEST_FILE, Row, read_rows, row_of
 from spin_core.data.token_file import TokenFile
 from spin_core.engines import Answer, transformers_engine
 from spin_core.engines.answer_checks import Limits
@@ -242,8 +242,13 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
         begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0")
         _, *rewards = game(torch.tensor(begun).double().view(-1, 2))
         first = rewards[0] - rewards[1]
-    for id, margin, since in zip(pairs.ids, margins.tolist(), first.tolist(), strict=True):
-        lines[id] |= {"margin": margin, "margin_start": since}
+    of_row: dict[str, list[tuple[float, float]]] = {}
+    for id, *both in zip(pairs.ids, margins.tolist(), first.tolist(), strict=True):
+        of_row.setdefault(id if id in lines else row_of(id), []).append((both[0], both[1]))
+    for id, values in of_row.items():  # of a row with several answers their mean
+        lines[id] |= {
+            name: sum(v) / len(v) for name, v in zip(("margin", "margin_start"), zip(*values, strict=True), strict=True)
+        }
     return {
         "spin/loss": losses.mean().item(),
         "spin/margin": margins.mean().item(),

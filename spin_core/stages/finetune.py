@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from spin_core.training.objectives import SpinPairs
 
 NAME = "finetune"
-VERSION = 3
+VERSION = 4
 
 
 class Config(Section):
@@ -45,6 +45,8 @@ class Config(Section):
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
+    import numpy as np
+
     from spin_core.analysis.training_alarms import alarms, watch
     from spin_core.modeling import loading
     from spin_core.modeling.collate import note_cuts
@@ -61,7 +63,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     release_opponent()
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    plan = TrainingPlan(part, config.seed, len(pairs))
+    counts = None if objective.members is None else np.array([len(own) for own in objective.members])
+    plan = TrainingPlan(part, config.seed, len(pairs), counts)
     watching = watch(plan.stop_step, part, job.note)
     history, resumed_at, strategy = train(model, PADDING, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, part), history, source, job.out, strategy)
@@ -71,6 +74,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "steps": len(history),
         "resumed_at": resumed_at,
         "pairs": len(pairs),
+        **({} if counts is None else {"groups": len(counts)}),
+        "identical": int(objective.identical.sum()),
         "tokens": int(pairs.targets().sum()),
         "trainable": trainable,
         **{f"cut/{name}": count for name, count in cut.items()},
@@ -112,14 +117,15 @@ def _merged(model: PreTrainedModel, source: Path, part: Finetune) -> PreTrainedM
 def _objective(inputs: Inputs, config: Config, job: Job) -> SpinPairs:
     """What is learned. Raises BadInput where the scores are not those that the loss needs of these pairs under these
     models with these settings."""
-    from spin_core.modeling.examples import read_examples, reference_logps
+    from spin_core.modeling.examples import by_prompt, read_examples, reference_logps
     from spin_core.training.objectives import SpinPairs
 
     part, trees = config.finetune, cast(list[Path], inputs["pairs"])
     first = cast(Path, inputs["first"]) if "first" in inputs else None
     same = [digest == job.digests.get("first") for digest in job.digests["pairs"]]
     groups = read_examples(part, trees, first, same, job)
-    return SpinPairs(groups, reference_logps(part, groups, _scores(inputs, part, job)), part)
+    members = by_prompt(groups) if part.order == "prompts" else None
+    return SpinPairs(groups, reference_logps(part, groups, _scores(inputs, part, job)), part, members)
 
 
 def _scores(inputs: Inputs, part: Finetune, job: Job) -> list[list[Any]]:

@@ -1,4 +1,6 @@
-"""All shards of answers to one pair set: exactly one answer for each row, or an error that names the rows.
+"""All shards of answers to one pair set: exactly one answer for each row (of `generate.n` as many), or an error that
+names the rows. Of several answers `gather.pick` says which become pairs: all, under the ids that they have (the first
+under the row's, the others under `<row>#2` and on), or one, under the row's.
 
 Not a filter for quality: what is odd (empty, identical to the real answer, cut, repeated) is counted in quality.json,
 and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt generate rejected are no pairs (counted),
@@ -15,15 +17,16 @@ cut answer; where answers have log-probs engine_logps.jsonl (`spin_core/modeling
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
+from spin_core.config.choices import Pick
 from spin_core.config.gather import Gather
 from spin_core.data import token_file
 from spin_core.data.pairs import Answers, PairQuality, digests
-from spin_core.data.rows import FILES, Pair, Row, has_sources, has_tools, iter_rows, write_pairs
+from spin_core.data.rows import FILES, Pair, Row, answer_id, has_sources, has_tools, iter_rows, write_pairs
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import StageFailed
 from spin_core.job import Bar, Inputs, Job
@@ -40,6 +43,8 @@ class Config(Section):
     """What the pairs depend on besides rows and answers."""
 
     gather: Gather
+    n: int = added_field(1)
+    """Answers to each row, as `generate.n` has it."""
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
@@ -49,12 +54,13 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     tree, trees, tokens = inputs["rows"], inputs["answers"], inputs["tokens"]
     assert isinstance(tree, Path) and isinstance(trees, list) and isinstance(tokens, Path)
     real = {split: TokenFile(tokens / name) for split, name in token_file.FILES.items()}
-    ids = {split: digests(file.ids) for split, file in real.items()}
+    every = {split: [answer_id(id, k) for id in file.ids for k in range(config.n)] for split, file in real.items()}
+    ids = {split: digests(of) for split, of in every.items()}
     answers = Answers()
     with job.progress("gathering answers", sum(map(len, ids.values())), "answers") as bar:
         for given in trees:
             bar.advance(answers.add(given / "answers.jsonl" if given.is_dir() else given))
-    numbers = answers.demand(ids, {split: file.ids for split, file in real.items()})
+    numbers = answers.demand(ids, every)
     counts = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
     quality, cut, total, rejected = {}, 0, len(numpy.unique(numpy.concatenate(list(ids.values())))), 0
     logps_file, cut_file = job.out / sampled_logps.FILE, job.out / "truncated.jsonl"
@@ -64,9 +70,9 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         job.progress("writing pairs", total, "rows") as bar,
     ):
         for split, name in FILES.items():
-            made = _Pairs(split, config.gather.truncated)
+            made = _Pairs(split, config.gather, config.n)
             rows = _tokenized(iter_rows(tree / name), real[split].ids)
-            answered = zip(rows, answers.read(numbers[split]), strict=True)
+            answered = zip(rows, _by_row(answers.read(numbers[split]), config.n), strict=True)
             pairs, beside = made.of(answered, logps, truncated, bar), (has_sources(tree / name), has_tools(tree / name))
             write_pairs(job.out / name, pairs, *beside)
             if made.rows == made.dropped:
@@ -82,9 +88,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     if config.gather.truncated != "report":
         cut_file.unlink()
     else:
-        job.note(f"{cut} of {total} answers were cut at max_new_tokens; truncated.jsonl lists them.")
+        answered = sum(part["rows"] for part in quality.values())
+        job.note(f"{cut} of {answered} answers were cut at max_new_tokens; truncated.jsonl lists them.")
     if rejected:
-        job.note(f"{rejected} of {total} rows are no pairs: their prompts do not fit into the model's context.")
+        job.note(
+            f"{rejected} of {total // config.n} rows are no pairs: their prompts do not fit into the model's context."
+        )
     return {
         "train_pairs": quality["train"]["pairs"],
         "test_pairs": quality["test"]["pairs"],
@@ -104,6 +113,11 @@ def _tokenized(rows: Iterator[Row], ids: list[str]) -> Iterator[Row]:
             wanted = next(left, None)
 
 
+def _by_row(answers: Iterable[dict[str, Any]], n: int) -> Iterator[tuple[dict[str, Any], ...]]:
+    """The answers to each row together."""
+    return zip(*[iter(answers)] * n, strict=True)
+
+
 def _nothing_left(split: str, answered: int, rows: int) -> str:
     if not answered:
         return (
@@ -119,49 +133,81 @@ def _nothing_left(split: str, answered: int, rows: int) -> str:
 class _Pairs(PairQuality):
     """The pairs of a split as they are written, and what quality.json says of them."""
 
-    def __init__(self, split: str, truncated: str):
+    def __init__(self, split: str, how: Gather, n: int):
         super().__init__()
-        self.split, self.truncated, self.tokens = split, truncated, 0
+        self.split, self.truncated, self.pick, self.n, self.tokens = split, how.truncated, how.pick, n, 0
         self.rejected: list[str] = []
+        self.prompts = 0
+        """Rows that have answers."""
         self.kept = bytearray()
-        """1 for each answered row that is a pair, 0 for the others, in order."""
+        """1 for each answer that is in a pair, 0 for the others, in order."""
 
     def of(
-        self, answered: Iterable[tuple[Row, dict[str, Any]]], logps: TextIO, truncated: TextIO, bar: Bar
+        self, answered: Iterable[tuple[Row, Sequence[dict[str, Any]]]], logps: TextIO, truncated: TextIO, bar: Bar
     ) -> Iterator[Pair]:
         """Those to be written."""
-        for number, (row, answer) in enumerate(answered):
-            bar.advance()
-            self.kept.append(0)
-            if answer["finish"] == "rejected":
-                self.rejected.append(answer["id"])
+        for row, own in answered:
+            bar.advance(len(own))
+            first = len(self.kept)
+            self.kept += bytes(len(own))
+            if own[0]["finish"] == "rejected":
+                self.rejected.append(row.id)
                 continue
-            pair = Pair(row.id, row.prompt, row.answer, answer["text"], answer["finish"], row.source)
-            self.count(pair)
-            self.tokens += answer["tokens"]
-            if pair.finish != "stop":
-                if self.truncated == "report":
-                    line = {"id": pair.id, "split": self.split, "tokens": answer["tokens"]}
-                    truncated.write(json.dumps(line) + "\n")
-                elif self.truncated == "drop":
-                    self.drop(pair)
-                    continue
-            if "logps" in answer:
-                line = {"id": answer["id"], "split": self.split, "model": answer["model"]}
-                line |= {"token_ids": answer["token_ids"], "logps": answer["logps"]}
-                logps.write(json.dumps(line) + "\n")
-            self.kept[number] = 1
-            yield pair
+            self.prompts += 1
+            for number in picked(own, self.pick):
+                if pair := self._pair(row, number, own[number], logps, truncated):
+                    self.kept[first + number] = 1
+                    yield pair
+
+    def _pair(self, row: Row, number: int, answer: dict[str, Any], logps: TextIO, truncated: TextIO) -> Pair | None:
+        """A row with its n-th answer, counted; None where `truncated` drops it."""
+        id = answer_id(row.id, number) if self.pick == "all" else row.id
+        pair = Pair(id, row.prompt, row.answer, answer["text"], answer["finish"], row.source)
+        self.count(pair)
+        self.tokens += answer["tokens"]
+        if pair.finish != "stop":
+            if self.truncated == "report":
+                line = {"id": pair.id, "split": self.split, "tokens": answer["tokens"]}
+                truncated.write(json.dumps(line) + "\n")
+            elif self.truncated == "drop":
+                self.drop(pair)
+                return None
+        if "logps" in answer:
+            line = {"id": pair.id, "split": self.split, "model": answer["model"]}
+            line |= {"token_ids": answer["token_ids"], "logps": answer["logps"]}
+            logps.write(json.dumps(line) + "\n")
+        return pair
 
     def tokens_of(self, real: TokenFile, answers: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
         """The ids of the pairs that `of` gave: what was sampled is what is scored."""
-        for id, row, answer, kept in zip(real.ids, real, answers, self.kept, strict=True):
-            if kept:
-                yield id, row["prompt"], row["answer"], answer["token_ids"]
+        kept = iter(self.kept)
+        for id, row, own in zip(real.ids, real, _by_row(answers, self.n), strict=True):
+            for number, answer in enumerate(own):
+                if next(kept):
+                    of = answer_id(id, number) if self.pick == "all" else id
+                    yield of, row["prompt"], row["answer"], answer["token_ids"]
 
     def figures(self) -> dict[str, Any]:
         """Of the rows that have an answer, with their tokens, and the rows that were rejected."""
         figures = super().figures() | {"generated_tokens_mean": self.tokens / self.rows}
         # Where there are any: quality.json of a run without them stays as it was.
         some = {"rejected": len(self.rejected), "rejected_ids": sorted(self.rejected)[:MAX_IDS]}
-        return figures | (some if self.rejected else {})
+        several = {"prompts": self.prompts, "not_picked": self.prompts * self.n - self.rows}
+        return figures | (some if self.rejected else {}) | (several if self.n > 1 else {})
+
+
+def picked(answers: Sequence[dict[str, Any]], pick: Pick) -> list[int]:
+    """Which of a row's answers become pairs; of equal ones the first. Raises StageFailed where `hardest` has no
+    log-probs to go by."""
+    if pick == "all":
+        return list(range(len(answers)))
+    if pick == "first":
+        return [0]
+    if pick == "shortest":
+        return [min(range(len(answers)), key=lambda n: answers[n]["tokens"])]
+    if any("logps" not in one for one in answers):
+        raise StageFailed(
+            f"row {answers[0]['id']}: its answers have no log-probs, by which gather.pick: hardest goes; set "
+            "generate.logprobs: true, or pick otherwise."
+        )
+    return [max(range(len(answers)), key=lambda n: answers[n]["logps"] / max(answers[n]["tokens"], 1))]

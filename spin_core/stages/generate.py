@@ -4,11 +4,12 @@ Not done here: no filter and no retry of cut answers (gather counts them), no lo
 none, so that editing an answer regenerates nothing).
 
 inputs   `model`: a model directory (θ_t) · `prompts`: one shard of a tokens tree, JSON lines {id, prompt} with ids
-outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per prompt, sorted by id; `token_ids` are what is scored
-         and trained, `text` is for people and the hub; with `attempts` where there
-         were several, and where requested with `logps` (nats, of each token) under `model` (its content digest)
+outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per answer, sorted by id; `token_ids` are what is scored
+         and trained, `text` is for people and the hub; of `generate.n` answers to a row the first has the row's id, the
+         others `<id>#2` and on (`answer_id`); with `attempts` where there were several, and where requested with
+         `logps` (nats, of each token) under `model` (its content digest)
 rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
-Assumes that ids are unique in the shard. The draws of a row depend on (seed, row id) alone, so its answer depends
+Assumes that ids are unique in the shard. The draws of an answer depend on (seed, its id) alone, so it depends
 neither on its batch nor on its shard (what exactly holds: engines/transformers_engine.py), and a model that did not
 change answers as before.
 """
@@ -25,6 +26,7 @@ from spin_core.config.base import Section
 from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Generate
 from spin_core.config.runtime import Runtime
+from spin_core.data.rows import answer_id, row_of
 from spin_core.engines import Request, Sampling
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.engines.table import ENGINES
@@ -52,7 +54,8 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     lines = cast(Path, inputs["prompts"]).read_text(encoding="utf-8").split("\n")
     prompts = [json.loads(line) for line in lines if line]
     chat, limits = load_chat(model, config.chat), Limits.of(model)
-    requests = [request(row["id"], row["prompt"], config.seed) for row in prompts]
+    every = ((answer_id(row["id"], number), row["prompt"]) for row in prompts for number in range(part.n))
+    requests = [request(id, prompt, config.seed) for id, prompt in every]
     room = None if limits.context is None else limits.context - part.max_new_tokens
     rejected = [one for one in requests if room is not None and len(one.prompt) > room]
     fitting = [one for one in requests if room is None or len(one.prompt) <= room]
@@ -61,11 +64,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     for one in rejected:
         why = f"its prompt of {len(one.prompt)} tokens leaves no room for {part.max_new_tokens} new ones"
         out[one.id] = {"id": one.id, "text": "", "finish": "rejected", "tokens": 0, "token_ids": [], "why": why}
-    if rejected:
-        job.note(_of_rejected(rejected, limits, part.max_new_tokens))
+    without = [one for one in rejected if row_of(one.id) == one.id or part.n == 1]  # each prompt once
+    if without:
+        job.note(_of_rejected(without, limits, part.max_new_tokens))
     with (job.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(out[id], ensure_ascii=False) + "\n" for id in sorted(out))
-    return job.figures | counts | {"rejected": len(rejected), "engine": job.engine}
+    return job.figures | counts | {"rejected": len(without), "engine": job.engine}
 
 
 def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
@@ -79,7 +83,7 @@ def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
 def _draw(
     model: Path, requests: list[Request], chat: Chat, limits: Limits, config: Config, job: Job
 ) -> dict[str, dict[str, Any]]:
-    """Row id → its line of answers.jsonl: the last answer drawn; empty ones are drawn again while attempts are left."""
+    """Answer id → its line of answers.jsonl: the last one drawn; empty ones are drawn again while attempts are left."""
     part, lines, figures = config.generate, dict[str, dict[str, Any]](), dict[str, float]()
     how = replace(
         sampling(chat, part.temperature, part.top_p, part.max_new_tokens),

@@ -31,7 +31,19 @@ from spin_core.data import token_file
 from spin_core.data.column_mapping import Reject, examples, reasons
 from spin_core.data.pairs import PairQuality
 from spin_core.data.readers import file_names, read_parquet
-from spin_core.data.rows import FILES, Pair, beginning_id, of_tools, prompt_id, read_pairs, read_rows, write_pairs
+from spin_core.data.rows import (
+    FILES,
+    Pair,
+    answer_id,
+    beginning_id,
+    of_tools,
+    parts_of,
+    prompt_id,
+    read_pairs,
+    read_rows,
+    row_of,
+    write_pairs,
+)
 from spin_core.data.token_file import TokenFile
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -39,7 +51,7 @@ from spin_core.sources import folders
 from spin_core.stages import tokenize
 
 NAME = "import_pairs"
-VERSION = 5
+VERSION = 6
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")
@@ -82,7 +94,8 @@ class _PairSet:
     """What the files hold: pairs with the split they come from, and the rows that are none."""
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[str, dict[str, Any], Pair]] = []
+        self.pairs: list[tuple[str, dict[str, Any], Pair, int]] = []
+        """With the number that its id says (`answer_id`), 0 where it says none."""
         self.rejects: list[dict[str, Any]] = []
         self.total = 0
         self._given: dict[tuple[str, str], str] = {}
@@ -114,8 +127,9 @@ class _PairSet:
         if finish not in ("stop", "length"):
             return Reject("wrong finish", f"finish is {finish!r}; it must be stop or length")
         pair = Pair(prompt_id(prompt), prompt, real, generated, finish)
-        self.pairs.append((split, place, pair))
-        self._given.setdefault((pair.id, real), str(fields.get("id") or ""))
+        row, number = parts_of(str(fields.get("id") or ""))
+        self.pairs.append((split, place, pair, number))
+        self._given.setdefault((pair.id, real), row)
         return None
 
     def split(self, tree: Path | None) -> dict[str, list[Pair]]:
@@ -124,11 +138,11 @@ class _PairSet:
         ids = self._ids({(prompt_id(row.prompt), row.answer): row.id for part in rows.values() for row in part})
         held_out = {row.id for row in rows["test"]} if tree else set()
         sources = {row.id: row.source for part in rows.values() for row in part if row.source}
-        test = rows["test"] if tree else [pair for split, _, pair in self.pairs if split == "test"]
+        test = rows["test"] if tree else [pair for split, _, pair, _ in self.pairs if split == "test"]
         begun = {beginning_id(one.prompt) for one in test}
         kept: dict[str, list[Pair]] = {"train": [], "test": []}
-        taken: dict[tuple[str, str], str] = {}
-        for split, place, pair in self.pairs:
+        taken: dict[tuple[str, str], dict[int, str]] = {}
+        for split, place, pair, number in self.pairs:
             id = ids[pair.id, pair.real]
             held = beginning_id(pair.prompt) in begun
             now = "test" if (id in held_out if tree else held) else "train"
@@ -136,16 +150,18 @@ class _PairSet:
             why = None
             if also or (now, split) == ("train", "test"):
                 why = Reject("also held out" if also else "not held out", f"prompt {pair.id}")
-            elif (pair.id, pair.real) in taken:
-                other = f"prompt {pair.id} has another generated answer to the same real one"
-                same = pair.generated == taken[pair.id, pair.real]
-                why = Reject(TWICE, f"prompt {pair.id}") if same else Reject("answered twice", other)
+            own = taken.setdefault((pair.id, pair.real), {})
+            # Of a row's answers two may be the same text where their ids say that they were drawn apart.
+            apart = number and number not in own
+            if not why and not apart and pair.generated in own.values():
+                why = Reject(TWICE, f"prompt {pair.id}")
             if why:
                 self._reject(place, why)
             else:
-                taken[pair.id, pair.real] = pair.generated
-                kept[now].append(replace(pair, id=id, source=sources.get(id, "")))
-        return {split: sorted(part, key=lambda pair: pair.id) for split, part in kept.items()}
+                number = max(own) + 1 if number in own else number
+                own[number] = pair.generated
+                kept[now].append(replace(pair, id=answer_id(id, number), source=sources.get(id, "")))
+        return {split: sorted(part, key=lambda pair: parts_of(pair.id)) for split, part in kept.items()}
 
     def _reject(self, place: dict[str, Any], why: Reject) -> None:
         self.rejects.append({**place, "reason": why.reason, "detail": why.detail[:200]})
@@ -260,7 +276,8 @@ def _strange_ids(folder: Path, inputs: Inputs, pairs: dict[str, list[Pair]]) -> 
             return f"{name} is not of these pairs"
         place = {id: i for i, id in enumerate(ours.ids)}
         for pair, row in zip(pairs[split], theirs, strict=True):
-            own = ours.row(place[pair.id]) if pair.id in place else None
+            at = place.get(pair.id, place.get(row_of(pair.id)))
+            own = None if at is None else ours.row(at)
             if not own or not all(map(np.array_equal, (row["prompt"], row["real"]), (own["prompt"], own["answer"]))):
                 return f"pair {pair.id} has other ids under this run's tokenizer and chat template"
             ids = row["generated"].tolist()

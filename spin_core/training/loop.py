@@ -38,6 +38,8 @@ class TrainingPlan:
     part: Finetune | Sft
     seed: int
     examples: int
+    counts: np.ndarray | None = None
+    """Of each group of examples that are drawn together, how many there are, int64; None: each is drawn alone."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,10 +64,36 @@ class TrainingPlan:
         return self.part.lr * max(0.0, (self.schedule_steps - step) / max(1, self.schedule_steps - warmup))
 
     def examples_of(self, step: int) -> np.ndarray:
-        """Indices of the examples in step `step`: a slice of the epoch's permutation, drawn from (seed, epoch)."""
+        """Indices of the examples (with `counts`: of the groups) in step `step`: a slice of the epoch's permutation,
+        drawn from (seed, epoch).
+
+        A group is in one step whole. Where one does not fit, the next step begins with the group whose first example is
+        nearest to a multiple of `global_batch`: a step has up to half a group more or less on either side, none is
+        empty, and an epoch has as many steps as with single examples. Each step's loss is the mean over what it has.
+        """
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
-        return order[place * self.part.global_batch :][: self.part.global_batch]
+        counts = self.counts
+        if counts is None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+            return order[place * self.part.global_batch :][: self.part.global_batch]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(counts))
+        begins = self._begins(counts[order])
+        return order[begins[place] : begins[place + 1]]
+
+    def _begins(self, counts: np.ndarray) -> np.ndarray:
+        """Places of the first group of each step of an epoch whose groups have so many examples, and the end."""
+        steps = np.arange(self.steps_per_epoch)
+        ends = counts.cumsum()
+        first, wanted = ends - counts, steps * self.part.global_batch
+        after = np.searchsorted(first, wanted).clip(max=len(first) - 1)
+        before = (after - 1).clip(min=0)
+        nearest = np.where(wanted - first[before] < first[after] - wanted, before, after)
+        # As no group is larger than a step, only the last two can be nearest to the same group: one is kept for each.
+        return np.append(np.minimum(nearest, len(first) - len(steps) + steps), len(first))
+
+    def size_of(self, batch: np.ndarray) -> int:
+        """How many examples a step of these indices has."""
+        return len(batch) if self.counts is None else int(self.counts[batch].sum())
 
 
 def load_trainable(source: Path, job: Job) -> PreTrainedModel:
@@ -136,15 +164,7 @@ def train(
     bytes as one that was not. Raises BadInput for no examples or a schedule that never leaves 0, StageFailed (naming
     the step) when loss or gradient is not finite, Stopped after a checkpoint where `job.ending` is set.
     """
-    if plan.examples == 0:
-        raise BadInput(
-            f"{label}: there are no {objective.name} to train on; look at the dataset's train split and its rejects"
-        )
-    if not any(plan.lr_at(step) > 0 for step in range(plan.stop_step)):
-        raise BadInput(
-            f"{label}: its {plan.stop_step} optimiser step(s) all have the warm-up's learning rate 0, so nothing would "
-            "be trained; set warmup_ratio to 0, lower global_batch or raise the epochs"
-        )
+    _check(plan, objective, label)
     accelerator = make_accelerator(job)
     model.to(accelerator.device)
     if job.runtime.liger:
@@ -183,6 +203,24 @@ def train(
     return history, resumed_at, strategy
 
 
+def _check(plan: TrainingPlan, objective: Objective, label: str) -> None:
+    """Raises BadInput for a training that would move nothing, or whose groups no step can have."""
+    if plan.examples == 0:
+        raise BadInput(
+            f"{label}: there are no {objective.name} to train on; look at the dataset's train split and its rejects"
+        )
+    if not any(plan.lr_at(step) > 0 for step in range(plan.stop_step)):
+        raise BadInput(
+            f"{label}: its {plan.stop_step} optimiser step(s) all have the warm-up's learning rate 0, so nothing would "
+            "be trained; set warmup_ratio to 0, lower global_batch or raise the epochs"
+        )
+    if plan.counts is not None and (most := int(plan.counts.max())) > plan.part.global_batch:
+        raise BadInput(
+            f"{label}: a prompt has {most} {objective.name}, which one step of global_batch {plan.part.global_batch} "
+            f"cannot have together; raise global_batch to {most} at least, or set order: pairs"
+        )
+
+
 def write_results(model: PreTrainedModel, history: list[Metrics], source: Path, out: Path, strategy: Strategy) -> None:
     """The model directory and `metrics.jsonl`, one line per optimiser step; of several processes the first writes, the
     others give it their shards."""
@@ -208,9 +246,10 @@ def _step(strategy: Strategy, objective: Objective, plan: TrainingPlan, step: in
             f"{bar.label}: step {step + 1} of {plan.stop_step} ran out of GPU memory; lower runtime.micro_tokens or "
             "turn on runtime.gradient_checkpointing (both leave the result as it is)"
         ) from error
-    rate = len(batch) / max(time.monotonic() - begin, 1e-9)
+    size = plan.size_of(batch)
+    rate = size / max(time.monotonic() - begin, 1e-9)
     shown = {name.rpartition("/")[2]: metrics[name] for name in ("loss", "rewards/margins") if name in metrics}
     bar.advance(1, **shown, **{f"{objective.name}/s": rate})
     return {
-        "step": step + 1, "epoch": (step + 1) / plan.steps_per_epoch, "lr": lr, objective.name: len(batch), **metrics,
+        "step": step + 1, "epoch": (step + 1) / plan.steps_per_epoch, "lr": lr, objective.name: size, **metrics,
     }  # fmt: skip

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spin_core.config.choices import Loss
 from spin_core.config.finetune import Finetune
-from spin_core.modeling.collate import Tokens
+from spin_core.modeling.collate import Tokens, identical
+from spin_core.modeling.examples import Drawn, drawn, placed
 from spin_core.modeling.loss import (
     discriminative_loss,
     mixed,
@@ -29,11 +31,21 @@ from spin_core.modeling.loss import (
 
 Learned = tuple[Tensor, Tensor, Tensor]
 """Losses [B] with graph, rewards of the real and of the generated answers, [B] and detached."""
+CANCELS: tuple[Loss, ...] = ("sigmoid", "hinge", "alpha")
+"""Losses of the difference of the two log-ratios alone: where y′ is y in tokens it is 0, whatever the model, and so is
+the gradient. Not unpaired (each ratio has a term of its own), tpaw (y's ratio is lifted), tspin (its second term)."""
+OVER_ALL = ("loss", "rewards/accuracies", "rewards/margins")
+"""Figures that are known of a pair of identical answers without the model: means over all pairs."""
 
 
 @dataclass
 class SpinPairs:
     """Pairs, or a real answer and several generated ones, whose reference log-probs are known.
+
+    What is drawn and computed together is a group of examples with one prompt and one real answer: `members` of each,
+    or each alone. Its sequences are read once each, the real answer first, however many examples they are of.
+    Identical pairs (y′ = y in tokens) whose loss is a constant (CANCELS, without `sft_weight`) are not computed: they
+    count in OVER_ALL, while the other figures are means over the pairs that were computed.
 
     `reference`: float32 [N, models, answers], of each example's answers in order (0 beyond its last) under the models
     that `spin_core.config.finetune.scored` names; no model where the loss is reference-free. The mean is over examples.
@@ -46,29 +58,43 @@ class SpinPairs:
     examples: Sequence[tuple[Tokens, ...]]
     reference: Tensor
     part: Finetune
+    members: Sequence[np.ndarray] | None = None
+    """Of each group its examples, int64; None: each example is one."""
     name: str = "pairs"
     """What one example is called in metrics and figures."""
 
-    def group(self, index: int) -> Sequence[Tokens]:
-        """The example's token sequences, which share a prompt."""
-        return self.examples[index]
+    def __post_init__(self) -> None:
+        self.shares = self.part.collation == "exact"  # the published code computes every answer of every pair
+        constant = self.shares and self.part.loss in CANCELS and not self.part.sft_weight
+        self.identical = identical(self.examples) if constant else np.zeros(len(self.examples), bool)
+
+    def group(self, index: int, whole: bool = False) -> Sequence[Tokens]:
+        """The group's token sequences, which share a prompt; none where it costs nothing, unless the `whole` is
+        requested."""
+        return self._read(index, whole).sequences
 
     def size(self, index: int) -> int:
-        """How much the example counts in the mean over the global batch."""
-        return 1
+        """How many pairs the group is of: what it counts in the mean over the global batch."""
+        return 1 if self.members is None else len(self.members[index])
+
+    def _read(self, index: int, whole: bool) -> Drawn:
+        own = [index] if self.members is None else self.members[index].tolist()
+        return drawn(self.examples, [i for i in own if whole or not self.identical[i]], self.shares)
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the examples, each times its weight (1, or 0 for filling up), summed, with graph; and figures
-        likewise.
+        """Loss of the groups' pairs, each times its group's weight (1, or 0 for filling up), summed, with graph; and
+        figures likewise.
 
-        `logps` [S]: of the examples' sequences, in order. Figures are sums over examples (not over sizes), detached.
+        `logps` [S]: of the groups' sequences, in order. Figures are sums over pairs, detached; `computed`: how many.
         """
-        reference, width = self.reference[indices].to(logps.device), self.reference.shape[2]
-        groups = [self.examples[i] for i in indices]
-        counts = [len(group) for group in groups]
-        labels = logps.new_tensor([[one.targets for one in group] + [0] * (width - len(group)) for group in groups])
-        ours = torch.stack([F.pad(part, (0, width - len(part))) for part in logps.split(counts)])
-        there = torch.arange(width, device=logps.device) < torch.tensor(counts, device=logps.device)[:, None]
+        groups = [self._read(i, False) for i in indices]
+        groups = [group if group.examples else self._read(i, True) for group, i in zip(groups, indices, strict=True)]
+        reference = self.reference[[i for group in groups for i in group.examples]].to(logps.device)
+        places = torch.from_numpy(placed(groups, self.reference.shape[2])).to(logps.device)
+        targets = [one.targets for group in groups for one in group.sequences]
+        ours, labels = F.pad(logps, (0, 1))[places], logps.new_tensor([*targets, 0])[places]
+        there = places < len(logps)
+        weights = weights.repeat_interleave(torch.tensor([len(g.examples) for g in groups], device=weights.device))
         real, generated = ours[:, 0], ours[:, 1]
         nll = -per_label(real, labels[:, 0])
         if self.part.per_token:
@@ -81,11 +107,22 @@ class SpinPairs:
             "rewards/margins": real_rewards - generated_rewards,
             "logps/real": real.detach(),
             "logps/generated": generated.detach(),
+            "computed": torch.ones_like(real_rewards),
         }
         if self.part.sft_weight:
             losses = losses + self.part.sft_weight * nll
             figures["nll/real"] = nll.detach()
         return (losses * weights).sum(), {name: (values * weights).sum() for name, values in figures.items()}
+
+    def means(self, sums: dict[str, float], size: int) -> dict[str, float]:
+        """Of the sums over a step of `size` pairs."""
+        computed = sums.pop("computed")
+        rest = 0.0
+        if computed < size:  # the loss of a pair without a difference
+            nothing = torch.zeros(1, 2).double(), torch.zeros(1, 1, 2).double(), torch.ones(1, 2).bool()
+            rest = float(LOSSES[self.part.loss](self.part, *nothing)[0])
+        sums = {**sums, "loss": sums["loss"] + (size - computed) * rest}
+        return {name: value / (size if name in OVER_ALL else computed) for name, value in sums.items()}
 
 
 def _spin(part: Finetune, ours: Tensor, reference: Tensor, there: Tensor) -> Learned:
@@ -154,7 +191,7 @@ class AnswerRows:
     examples: Sequence[tuple[Tokens, ...]]
     name: str = "rows"
 
-    def group(self, index: int) -> Sequence[Tokens]:
+    def group(self, index: int, whole: bool = False) -> Sequence[Tokens]:
         return self.examples[index]
 
     def size(self, index: int) -> int:
@@ -162,6 +199,9 @@ class AnswerRows:
 
     def sums(self, logps: Tensor, indices: list[int], weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -(logps * weights).sum(), {}
+
+    def means(self, sums: dict[str, float], size: int) -> dict[str, float]:
+        return {name: value / size for name, value in sums.items()}
 
 
 Objective = SpinPairs | AnswerRows

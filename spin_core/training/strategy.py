@@ -48,8 +48,10 @@ class Strategy:
         before the weights are touched, when loss or gradient is not finite.
         """
         policy, processes = self.policy, process_group.world()
-        groups = {int(i): objective.group(int(i)) for i in batch}
-        size = sum(map(objective.size, groups))
+        size = sum(map(objective.size, batch.tolist()))
+        groups = {i: group for i in batch.tolist() if (group := objective.group(i))}
+        if not groups:  # the optimiser's state moves on also where all gradients are 0, so one pass is made
+            groups = {i: objective.group(i, True) for i in batch.tolist()[:1]}
         mine = policy.passes(groups, self.micro_tokens, processes, in_step=True)[process_group.rank()]
         totals: dict[str, Tensor] = {}
         with policy.autocast():
@@ -64,9 +66,7 @@ class Strategy:
                     totals[name] = totals.get(name, 0) + value.detach().double()
         sums = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
         everywhere = process_group.gather(sums)
-        metrics = {
-            name: sum(one[name] for one in everywhere) / (size if name == "loss" else len(batch)) for name in sums
-        }
+        metrics = objective.means({name: sum(one[name] for one in everywhere) for name in sums}, size)
         if not math.isfinite(metrics["loss"]):
             raise StageFailed(f"loss is {metrics['loss']}")
         metrics["grad_norm"] = self.move(lr)

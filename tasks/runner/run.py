@@ -118,6 +118,11 @@ class Run(Steps):
                 "generate.attempts: the model is deployed greedily (generation_config.json), and greedy decoding gives "
                 "the same answer again; leave attempts out."
             )
+        if said and said.temperature == 0 and any(self.config.at(t).generate.n > 1 for t in wanted):
+            raise BadInput(
+                "generate.n: the model is deployed greedily (generation_config.json), and greedy decoding gives the "
+                "same answer each time; leave n out, or take decoder: sampled."
+            )
         left = not_applied(folder) if folder and said else ""
         if self.planning:
             self.planning.notes += [left] * bool(left)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from tests.benchmarks import bench_groups
+
 NAMES = {
     "reference": "reference's way, float32",
     "trl": "TRL's DPOTrainer, float32",
@@ -76,7 +78,7 @@ def verdicts(lines: list[dict[str, Any]]) -> list[str]:
 def page(report: dict[str, Any]) -> str:
     """The full Markdown page."""
     sets = (_set_table(name, part, kept_of(report)) for name, part in report["sets"].items())
-    parts = [_head(report), *sets, _ratio_table(report)]
+    parts = [_head(report), *sets, _ratio_table(report), bench_groups.table(report.get("groups", []))]
     return "\n".join(part for part in parts if part)
 
 

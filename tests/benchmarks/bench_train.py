@@ -24,6 +24,7 @@ from tqdm import tqdm
 from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.sources.resolve import resolve
+from tests.benchmarks import bench_groups
 from tests.benchmarks.bench_tables import NAMES, page, ratios, spread, verdicts
 
 HERE = Path(__file__).parent
@@ -63,6 +64,8 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=os.cpu_count() or 1)
     add("--sets", type=listed, default=["short", "long"], help="of short,long")
     add("--ways", type=listed, default=["reference", "trl", "ours", "ours-bf16"], help=f"of {','.join(NAMES)}")
+    numbers = lambda text: [int(one) for one in text.split(",") if one]  # noqa: E731
+    add("--groups", type=numbers, default=[2, 4], help="generated answers to a prompt, by prompts and by pairs")
     add("--measure", type=listed, default=["speed", "memory"], help="of speed,memory")
     add("--peak-tflops", type=float, default=989.0, help="of the GPU in bfloat16, dense (default: H100)")
     add("--out", type=Path, default=HERE, help="folder of bench_train.md and .json")
@@ -89,8 +92,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 for way in args.ways:
                     bar.set_postfix_str(f"{name}, {way}, memory")
                     part["memory"][way] = child(way, small, True, bar)
+        if "speed" in args.measure and args.groups:
+            bar.set_postfix_str("groups of a prompt")
+            first = next(iter(works.values()))[0]
+            report["groups"] = bench_groups.measure(
+                first, make_groups(args, model, data), args.repeats, lambda work: child("ours", work, False, bar)
+            )
     report["ratios"] = ratios(report)
     return report
+
+
+def make_groups(args: argparse.Namespace, model: Path, data: Path) -> dict[int, Any]:
+    """Of each number of answers its pairs, as many as `--pairs` says, and which of them have one prompt."""
+    from spin_core.modeling.loading import load_chat
+    from tests.benchmarks.bench_data import MAX_PROMPT, read_rows
+
+    chat, rows = load_chat(model, ChatSection(max_prompt_length=MAX_PROMPT)), read_rows(data, args.pairs)
+    return {n: bench_groups.make_groups(rows, chat, max(1, args.pairs // n), n) for n in args.groups}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -212,7 +230,8 @@ def precision(way: str) -> str:
 def steps_of(args: argparse.Namespace, first: tuple[Any, Any]) -> int:
     """Optimiser steps of the full benchmark, for its bar."""
     speed_steps = first[0].plan.stop_step * args.repeats if "speed" in args.measure else 0
-    return len(args.sets) * len(args.ways) * (speed_steps + (2 if "memory" in args.measure else 0))
+    groups = 2 * len(args.groups) * args.epochs * args.repeats if "speed" in args.measure else 0
+    return groups + len(args.sets) * len(args.ways) * (speed_steps + (2 if "memory" in args.measure else 0))
 
 
 def describe(args: argparse.Namespace, model: Path) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Work:
     max_grad_norm: float = 1.0
     seed: int = 1
     scored: bool = True
+    together: list[list[int]] = field(default_factory=list)
+    """Of ours: numbers of the pairs that have one prompt and real answer and are one group; none: each pair alone."""
 
     @property
     def path(self) -> Path:
@@ -72,6 +74,13 @@ class Work:
         return sum(len(p) + len(r) + len(g) for p, r, g in self.rows)
 
     @property
+    def grouped_tokens(self) -> int:
+        """The same where each group has prompt and real answer once."""
+        return sum(
+            sum(map(len, self.rows[own[0]][:2])) + sum(len(self.rows[i][2]) for i in own) for own in self.together
+        )
+
+    @property
     def labels(self) -> int:
         """Answer tokens of all pairs."""
         return sum(len(r) + len(g) for _, r, g in self.rows)
@@ -83,12 +92,13 @@ class Work:
             lr=self.lr, warmup_ratio=0.0, schedule_epochs=self.epochs, global_batch=self.batch,
             max_grad_norm=self.max_grad_norm, precision=self.precision,
         )  # fmt: skip
-        return TrainingPlan(part, self.seed, len(self.rows))
+        counts = np.array([len(own) for own in self.together]) if self.together else None
+        return TrainingPlan(part, self.seed, len(self.rows), counts)
 
     def warm_up(self) -> Work:
         """One optimiser step on the shortest pair: what a process does only once is then behind it."""
         shortest = min(self.rows, key=lambda row: sum(map(len, row)))
-        return replace(self, rows=[shortest], batch=1, micro=1, epochs=1)
+        return replace(self, rows=[shortest], batch=1, micro=1, epochs=1, together=[])
 
 
 @dataclass

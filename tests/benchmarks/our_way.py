@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -28,7 +29,8 @@ def run(work: Work, watch: Watch, model: PreTrainedModel | None = None) -> list[
         release_opponent()
         model = model or load_model(work.path, work.device, train=True)
         watch.weights(model)
-        objective = SpinPairs(pairs, opponent[:, None], Finetune(beta=work.beta))
+        members = [np.array(own) for own in work.together] or None
+        objective = SpinPairs(pairs, opponent[:, None], Finetune(beta=work.beta), members)
         with watch.part("train"):
             history, *_ = train(model, work.pad_id, objective, work.plan, job, "train", lambda history: watch.step())
         return [metrics["loss"] for metrics in history]

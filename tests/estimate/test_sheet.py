@@ -229,3 +229,25 @@ def test_run_is_refused_where_the_drivers_gpu_is_too_small(monkeypatch, tmp_path
     assert gpus.visible() == ["0"]
     with pytest.raises(BadInput, match=r"needs about \d+ GiB per GPU, and Some GPU has 1.*`spinloop plan` shows"):
         check(config, str(tmp_path / "store"), tmp_path)
+
+
+def test_sheet_counts_every_answer_and_a_prompt_of_a_group_once() -> None:
+    """Catches a sheet of four answers to a row that is the sheet of one, answers that are not all gathered counted as
+    pairs, and groups that cost as much as their pairs apart, or nothing in memory."""
+
+    def of(*sets: str) -> dict[str, sheet.StageCost]:
+        setting, config = _setting("zephyr-7b", "generate.decoder=sampled", "generate.temperature=1", *sets)
+        return {line.stage: line for line in sheet.lines(setting, config, todo.everything(config, setting.data))}
+
+    one, four = of(), of("generate.n=4")
+    first = of("generate.n=4", "gather.pick=first")
+    grouped = of("generate.n=4", "finetune.order=prompts")
+    seconds = {name: line.seconds or 0.0 for name, line in one.items()}
+    assert four["generate"].store == pytest.approx(4 * one["generate"].store)
+    for stage in ("generate", "score", "finetune", "gather"):
+        assert four[stage].seconds == pytest.approx(4 * seconds[stage], rel=0.05), stage
+    assert first["generate"].seconds == four["generate"].seconds and first["finetune"].seconds == seconds["finetune"]
+    saved = (grouped["finetune"].seconds or 0.0) / (four["finetune"].seconds or 1.0)
+    assert 0.3 < saved < 0.75, "eight pairs of history 2: of prompt and real answer an eighth is left"
+    alone = [of("generate.n=4", "runtime.micro_tokens=256", f"finetune.order={by}") for by in ("pairs", "prompts")]
+    assert alone[0]["finetune"].need.gpu < alone[1]["finetune"].need.gpu, "a group is never divided over passes"

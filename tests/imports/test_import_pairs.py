@@ -99,24 +99,26 @@ def test_rows_that_are_no_pairs_are_counted_with_reasons(tmp_path, rows, take):
         {"real": None, "generated": chat("q", "b")},
         {"real": chat(" ", "a"), "generated": chat(" ", "b")},
         {"real": [*chat("q", "a"), *chat("q", "a")][1:], "generated": chat("q", "b")},
-        record(PROMPTS[7], generated="a second answer"),
     ]
+    second = record(PROMPTS[7], generated="a second answer")
     train = [record(text) for text in PROMPTS[6:]]
     empty = record("not of the rows")
     empty["generated"][-1]["content"] = ""  # an opponent may say nothing
-    out, pairs, summary = take(folder(tmp_path, train + train + bad + [empty], [record(HELD_OUT[0])]), rows)
+    out, pairs, summary = take(folder(tmp_path, train + train + bad + [second, empty], [record(HELD_OUT[0])]), rows)
     assert summary["rejected"] == {
         "another prompt": 1,
-        "answered twice": 1,
         "bad role order": 1,
         "empty prompt": 1,
         "no answer": 1,
         "no conversation": 2,
         "the same pair again": 18,
     }
-    assert len(pairs["train"]) == 19 and [p.generated for p in pairs["train"]].count("") == 1
+    row = prompt_id(question(PROMPTS[7]))
+    assert [p.generated for p in pairs["train"] if p.id.startswith(row)] == [f"made {PROMPTS[7]}", "a second answer"]
+    assert [p.id for p in pairs["train"] if p.id.startswith(row)] == [row, f"{row}#2"]
+    assert len(pairs["train"]) == 20 and [p.generated for p in pairs["train"]].count("") == 1
     lines = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
-    assert len(lines) == 25 and {"file", "row", "reason", "detail"} == set(lines[0])
+    assert len(lines) == 24 and {"file", "row", "reason", "detail"} == set(lines[0])
     assert {line["row"] for line in lines if line["reason"] == "no conversation"} == {39, 40}
     assert {line["row"] for line in lines if line["reason"] == "the same pair again"} == {*range(19, 37)}
 

@@ -1,6 +1,7 @@
 """One of several processes of a finetune, with the environment variables of a launcher (gloo).
 
-The last argument is a JSON list of settings: one finetune after another, in `0`, `1` … of the place.
+Arguments: the model, a place, and a JSON list of [pairs, logps, settings]: one finetune after another, in `0`, `1` … of
+the place.
 """
 
 import json
@@ -14,7 +15,7 @@ from training_data import DIGESTS, finetune_config, job_at
 from spin_core.modeling.logprobs import Policy
 from spin_core.stages import finetune
 
-model, pairs, logps, place = map(Path, sys.argv[1:5])
+model, place = map(Path, sys.argv[1:3])
 passes: list[tuple[int, bool]] = []
 """Sequences of every forward pass of this process, and whether they were packed."""
 torch.nn.modules.module.register_module_forward_pre_hook(
@@ -24,9 +25,9 @@ torch.nn.modules.module.register_module_forward_pre_hook(
         else None
     )
 )
-inputs = {"model": model, "pairs": [pairs], "logps": [logps]}
-for number, settings in enumerate(json.loads(sys.argv[5])):
+for number, (pairs, logps, settings) in enumerate(json.loads(sys.argv[3])):
     passes.clear()
+    inputs = {"model": model, "pairs": [Path(pairs)], "logps": [Path(logps)]}
     run = place / str(number)
     finetune.run(inputs, finetune_config(**settings), job_at(run, DIGESTS, micro_tokens=100, checkpoint_every=2))
     (run / f"passes-{os.environ['RANK']}.json").write_text(json.dumps(passes))

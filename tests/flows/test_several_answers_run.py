@@ -1,0 +1,80 @@
+"""Runs with several answers to a row: the true DAG over the true stages, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin_core.config.profile import Config, parse
+from spin_core.data.rows import parts_of
+from spin_core.data.token_file import TokenFile
+from spin_core.job import Entry
+from spin_core.store.store import Store
+from tests.flows.test_loss_steps import SMALL, computed, of, store
+
+__all__ = ["store"]  # a fixture
+N = 3
+CASES: dict[str, dict[str, Any]] = {
+    "sigmoid": {"order": "prompts", "engine_logps": True},
+    "tspin": {"loss": "tspin", "order": "prompts", "tspin": {"reference_free": False}},
+    "tpaw": {"loss": "tpaw", "order": "prompts"},
+    "dft": {"loss": "dft"},
+}
+
+
+def several(iterations: int = 2, pick: str = "all", **finetune: Any) -> Config:
+    """N answers to each row."""
+    part = {"lr": 1e-4, "schedule_epochs": 1, "global_batch": 16, "max_length": 80, "warmup_ratio": 0.0, **finetune}
+    generate = {**SMALL["generate"], "n": N, "logprobs": True}
+    changed = {"iterations": iterations, "finetune": part, "generate": generate, "gather": {"pick": pick}}
+    return parse({**SMALL, **changed}, "test")
+
+
+def summary_of(store: Store, entry: Entry) -> dict[str, Any]:
+    record = store.record(entry.stage, entry.key)
+    assert record is not None
+    return dict(record.facts["summary"])
+
+
+def tree_of(store: Store, ledger: list[Entry], stage: str, label: str) -> Path:
+    (digest,) = {entry.digest for entry in ledger if (entry.stage, entry.label) == (stage, label)}
+    return store.tree(digest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_learns_from_all_answers(name: str, store: Store) -> None:
+    """Catches a stage that takes one pair of a row for all (an evaluate that has no row for a pair, a dft with an
+    example for each answer, a third answer of none), pairs of a prompt that are not together, and a second run that
+    computes anything."""
+    config = several(**CASES[name])
+    ledger = computed(config, store)
+    finetunes = [summary_of(store, entry) for entry in ledger if entry.stage == "finetune"]
+    tokens = tree_of(store, ledger, "tokenize", "")
+    rows = {split: len(TokenFile(tokens / f"{split}_tokens.arrow")) for split in ("train", "test")}
+    gathered = TokenFile(tree_of(store, ledger, "gather", "iter 1") / "train_tokens.arrow")
+    assert len(gathered) == N * rows["train"] and len({parts_of(id)[0] for id in gathered.ids}) == rows["train"]
+    if name == "dft":
+        assert [one["pairs"] for one in finetunes] == [rows["train"]] * 2
+    else:
+        assert [one["pairs"] for one in finetunes] == [N * rows["train"], 2 * N * rows["train"]]
+        assert [one["groups"] for one in finetunes] == [rows["train"]] * 2
+        metrics = (tree_of(store, ledger, "finetune", "iter 1") / "metrics.jsonl").read_text().splitlines()
+        assert sum(json.loads(line)["pairs"] for line in metrics) == 2 * N * rows["train"]
+    if name == "sigmoid":
+        measured = tree_of(store, ledger, "evaluate", "θ_2")
+        margins = [json.loads(line)["margin"] for line in (measured / "rows.jsonl").read_text().splitlines()]
+        expected = json.loads((measured / "metrics.json").read_text())["spin/margin"]
+        assert len(margins) == rows["test"] and sum(margins) / len(margins) == pytest.approx(expected, abs=1e-9)
+    assert {entry.state for entry in computed(config, store)} == {"Cached"}
+
+
+def test_another_pick_draws_nothing_again(store: Store) -> None:
+    """Catches a pick that is part of the answers' key, and one that trains on all of them."""
+    computed(several(1), store)
+    ledger = computed(several(1, "hardest"), store)
+    assert not of(ledger, "generate") and of(ledger, "gather") == ["iter 0"]
+    (trained,) = [summary_of(store, entry) for entry in ledger if entry.stage == "finetune"]
+    assert trained["pairs"] == len(TokenFile(tree_of(store, ledger, "tokenize", "") / "train_tokens.arrow"))
