@@ -84,8 +84,8 @@ class Situation:
 TASKS = {"exact_match/greedy": "exact match, greedy", "exact_match/sampled": "exact match, T = 1"}
 SITUATIONS = {
     "under-trained": Situation(
-        "builtin:tasks, 4,000 rows; θ_0 of 300 steps still learns", "builtin:tasks", 4000,
-        {"lr": 2e-3, "epochs": 4.8}, steps=25,
+        "builtin:tasks, 2,000 rows; θ_0 of 300 steps still learns", "builtin:tasks", 2000,
+        {"lr": 2e-3, "epochs": 9.6}, steps=25,
     ),
     "small data": Situation(
         "builtin:tasks, 500 rows; θ_0 of 470 steps knows them by heart", "builtin:tasks", 500,
@@ -98,13 +98,13 @@ SITUATIONS = {
         figures={**TASKS, "other/greedy": "the three others, greedy", "own/greedy": "the one, greedy"},
     ),
     "plateau, real text": Situation(
-        "builtin:docstrings, 3,500 rows; θ_0 at its plateau loops greedily; good: ended, no loop, real words",
-        "builtin:docstrings", 3500, {"lr": 4e-3, "epochs": 18}, steps=20, beta=0.2, answer=72, exact_match="",
+        "builtin:docstrings, 2,200 rows; θ_0 at its plateau loops greedily; good: ended, no loop, real words",
+        "builtin:docstrings", 2200, {"lr": 4e-3, "epochs": 20}, steps=20, beta=0.2, answer=72, exact_match="",
         figures={"good/greedy": "good, greedy", "good/sampled": "good, T = 1", "good/t0.3": "good, T = 0.3"},
     ),
     "bland mode": Situation(
-        "builtin:bland, 6,000 rows: one in five gives up, which is the likeliest single answer", "builtin:bland", 6000,
-        {"lr": 3e-3, "epochs": 12}, steps=30, lr=5e-5, answer=20, exact_match=r"(\w+)\.$",
+        "builtin:bland, 3,000 rows: one in five gives up, which is the likeliest single answer", "builtin:bland", 3000,
+        {"lr": 3e-3, "epochs": 16}, steps=30, lr=5e-5, answer=20, exact_match=r"(\w+)\.$",
     ),
 }  # fmt: skip
 
