@@ -75,11 +75,12 @@ def _nearest(identical: float, preferred: float, part: Finetune, opponent: Decod
     if not rows:
         return []
     row = min(rows, key=lambda row: math.dist((row["identical"], row["preferred"]), (identical, preferred)))
-    mean, low, high = row["gain"]
+    mean, *between = row["gain"]
+    bounds = f" [{', '.join(f'{one:+.3f}' for one in between)}]" if between else ""
     return [
         f"Nearest of the situations measured with a model of 0.1 M weights (docs/regimes.md): {row['situation']!r}, "
         f"where {percent(row['identical'])} were identical and {percent(row['preferred'])} preferred; two iterations "
-        f"of {objective}, opponent {decoder}, changed {row['figure']} by {mean:+.3f} [{low:+.3f}, {high:+.3f}], tuned "
+        f"of {objective}, opponent {decoder}, changed {row['figure']} by {mean:+.3f}{bounds}, tuned "
         f"SFT by {row['sft']:+.3f}."
     ]
 

@@ -3,9 +3,9 @@
 `make regimes` trains a model of 0.1 M weights into five situations (`SITUATIONS`), runs two iterations of each
 objective against greedy and against sampled answers from there (of two of them against answers at temperature 0.3), on
 three seeds, and SFT for as many optimiser steps at three learning rates. The stages' own functions do it
-(tests/gpu/chain.py), without Prefect, so that an hour of two cores is enough. What is done is kept in the folder of
-`--work` and not computed again. `regimes_page` then writes docs/regimes.md and its picture, and what the forecast of a
-run says of its nearest situation.
+(tests/gpu/chain.py), without Prefect, so that an hour of two idle cores is enough. What is done is kept in the folder
+of `--work` (regimes/ beside this file) and not computed again. `regimes_page` then writes docs/regimes.md and its
+picture, and what the forecast of a run says of its nearest situation.
 
 Every objective has one setting in each situation (lr, batch and steps of the row in `SITUATIONS`, β or what the loss
 has for it as there), chosen for `sigmoid`; none was tuned. SFT is the best of six checkpoints by the very figure.
@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from spin_core.config.profile import Config, parse
@@ -111,7 +112,7 @@ SITUATIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--work", type=Path, default=HERE.parents[1] / ".regimes", help="what is done is kept here")
+    parser.add_argument("--work", type=Path, default=HERE / "regimes", help="what is done is kept here")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--only", nargs="+", default=list(SITUATIONS), choices=SITUATIONS)
     parser.add_argument("--workers", type=int, default=2)
@@ -132,17 +133,19 @@ def cells(name: str, seed: int, work: Path) -> tuple[str, int]:
     """All objectives and decoders of one situation and seed, and SFT; each is written when it is there."""
     kept = file_of(work, name, seed)
     done: dict[str, Figures] = json.loads(kept.read_text()) if kept.is_file() else {}
-    wanted = [*map(" | ".join, WAYS), *map("sft {:g}".format, RATES)]
-    if all(cell in done for cell in wanted):
+    if is_complete(done):
         return name, seed
-    folder = work / f"{kept.stem}-trees"
-    shutil.rmtree(folder, ignore_errors=True)
-    for cell, figures in computed(SITUATIONS[name], seed, folder, done):
-        done[cell] = figures
-        kept.write_text(json.dumps(done, indent=1) + "\n")
-        print(f"           {name}, seed {seed}, {cell}", flush=True)
-    shutil.rmtree(folder)
+    with TemporaryDirectory() as folder:
+        for cell, figures in computed(SITUATIONS[name], seed, Path(folder), done):
+            done[cell] = {figure: round(value, 5) for figure, value in figures.items()}
+            kept.write_text(json.dumps(done, indent=1) + "\n")
+            print(f"           {name}, seed {seed}, {cell}", flush=True)
     return name, seed
+
+
+def is_complete(done: dict[str, Figures]) -> bool:
+    """Whether all cells of one situation and seed are there."""
+    return all(cell in done for cell in (*map(" | ".join, WAYS), *map("sft {:g}".format, RATES)))
 
 
 def file_of(work: Path, name: str, seed: int) -> Path:

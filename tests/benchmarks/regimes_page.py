@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figures, Situation, file_of
+from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figures, Situation, file_of, is_complete
 
 PAGE, PICTURE = HERE.parents[1] / "docs" / "regimes.md", HERE.parents[1] / "docs" / "regimes.svg"
 MAP = HERE.parents[1] / "spin_core" / "analysis" / "regimes.json"
@@ -24,8 +24,7 @@ Seeds = list[dict[str, Figures]]
 
 def write(work: Path) -> None:
     """Page, picture and map of all that is done in `work`."""
-    done = {name: [json.loads(file.read_text()) for file in files(work, name)] for name in SITUATIONS}
-    done = {name: seeds for name, seeds in done.items() if seeds}
+    done = {name: seeds for name in SITUATIONS if (seeds := complete(work, name))}
     lines = [part for name, seeds in done.items() for part in (*table(name, SITUATIONS[name], seeds), "")]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
@@ -35,8 +34,10 @@ def write(work: Path) -> None:
     print("\n".join(lines))
 
 
-def files(work: Path, name: str) -> list[Path]:
-    return [file for seed in SEEDS if (file := file_of(work, name, seed)).is_file()]
+def complete(work: Path, name: str) -> Seeds:
+    """The figures of the seeds whose cells are all there."""
+    files = [file for seed in SEEDS if (file := file_of(work, name, seed)).is_file()]
+    return [done for file in files if is_complete(done := json.loads(file.read_text()))]
 
 
 def changes(seeds: Seeds, cell: str, figure: str) -> list[float]:
@@ -77,11 +78,10 @@ def table(name: str, case: Situation, seeds: Seeds) -> list[str]:
     ]  # fmt: skip
     for decoder, loss in WAYS:
         cell = f"{decoder} | {loss}"
-        if all(cell in seed for seed in seeds):
-            cells = [said(changes(seeds, cell, figure)) for figure in case.figures]
-            nll = f"{fmean(changes(seeds, cell, 'nll')):+.3f}"
-            alarms = sum(seed[cell]["alarms"] > 0 or seed[cell]["θ_1 alarms"] > 0 for seed in seeds)
-            lines.append(f"| {loss}, {decoder} | {' | '.join(cells)} | {nll} | {alarms} of {len(seeds)} |")
+        cells = [said(changes(seeds, cell, figure)) for figure in case.figures]
+        nll = f"{fmean(changes(seeds, cell, 'nll')):+.3f}"
+        alarms = sum(seed[cell]["alarms"] > 0 or seed[cell]["θ_1 alarms"] > 0 for seed in seeds)
+        lines.append(f"| {loss}, {decoder} | {' | '.join(cells)} | {nll} | {alarms} of {len(seeds)} |")
     return lines
 
 
@@ -91,12 +91,11 @@ def map_rows(name: str, case: Situation, seeds: Seeds) -> list[dict[str, Any]]:
     rows = []
     for decoder, loss in WAYS:
         cell, pairs = f"{decoder} | {loss}", [seed[f"forecast | {decoder}"] for seed in seeds]
-        if all(cell in seed for seed in seeds):
-            like = {key: round(fmean(one[key] for one in pairs), 4) for key in ("identical", "preferred", "entropy")}
-            gain = [round(value, 4) for value in interval(changes(seeds, cell, figure))]
-            sft = round(fmean(sft_changes(seeds, figure)), 4)
-            row = {"situation": name, "decoder": decoder, "objective": loss, **like}
-            rows.append({**row, "figure": label, "gain": gain, "sft": sft})
+        like = {key: round(fmean(one[key] for one in pairs), 4) for key in ("identical", "preferred", "entropy")}
+        gain = [round(value, 4) for value in interval(changes(seeds, cell, figure)) if math.isfinite(value)]
+        sft = round(fmean(sft_changes(seeds, figure)), 4)
+        row = {"situation": name, "decoder": decoder, "objective": loss, **like}
+        rows.append({**row, "figure": label, "gain": gain, "sft": sft})
     return rows
 
 
@@ -107,26 +106,27 @@ def draw(done: dict[str, Seeds]) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams.update({"svg.hashsalt": "regimes", "font.size": 9})
-    figure, panels = pyplot.subplots(1, len(done), figsize=(3.1 * len(done) + 1.2, 5.2), sharey=True, squeeze=False)
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "regimes", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    )
+    figure, panels = pyplot.subplots(1, len(done), figsize=(3.1 * len(done) + 1.2, 6.2), sharey=True, squeeze=False)
     for panel, (name, seeds) in zip(panels[0], done.items(), strict=True):
         for shift, colour, (key, label) in zip(
             (0.14, -0.14), ("#1f5fa8", "#d2691e"), list(SITUATIONS[name].figures.items())[:2], strict=True
         ):
             panel.axvline(fmean(sft_changes(seeds, key)), color=colour, linestyle=":", label=f"SFT, {label}")
             for place, (decoder, loss) in enumerate(WAYS):
-                cell = f"{decoder} | {loss}"
-                if all(cell in seed for seed in seeds):
-                    values = changes(seeds, cell, key)
-                    mean, low, high = fmean(values), min(values), max(values)
-                    panel.plot([low, high], [place + shift] * 2, color=colour, linewidth=1.4)
-                    panel.plot(mean, place + shift, "o", color=colour, markersize=4, label=label if not place else None)
+                values = changes(seeds, f"{decoder} | {loss}", key)
+                panel.plot([min(values), max(values)], [place + shift] * 2, color=colour, linewidth=1.4)
+                shown = label if not place else None
+                panel.plot(fmean(values), place + shift, "o", color=colour, markersize=4, label=shown)
         panel.axvline(0, color="#666666", linewidth=0.8)
         for place in (n for n in range(1, len(WAYS)) if WAYS[n][0] != WAYS[n - 1][0]):
             panel.axhline(place - 0.5, color="#bbbbbb", linewidth=0.8)
         panel.set_title(name)
         panel.set_xlabel("change against θ_0")
-        panel.legend(fontsize=6.5, loc="lower left")
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        panel.locator_params(axis="x", nbins=4)
         panel.set_ylim(len(WAYS) - 0.4, -0.6)
     panels[0][0].set_yticks(range(len(WAYS)), [f"{loss}, {decoder}" for decoder, loss in WAYS])
     figure.tight_layout()
