@@ -18,7 +18,7 @@ from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figur
 PAGE, PICTURE = HERE.parents[1] / "docs" / "regimes.md", HERE.parents[1] / "docs" / "regimes.svg"
 MAP = HERE.parents[1] / "spin_core" / "analysis" / "regimes.json"
 BEGIN, END = "<!-- make regimes writes what follows -->\n", "<!-- up to here -->\n"
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of n − 1 degrees of freedom, by n
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of n − 1 degrees of freedom, by n
 Seeds = list[dict[str, Figures]]
 
 
@@ -54,9 +54,9 @@ def sft_changes(seeds: Seeds, figure: str) -> list[float]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, low, high."""
+    """Mean, low, high; of fewer than three values no bounds, as chance alone makes two of them equal."""
     mean = fmean(values)
-    half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = STUDENT[len(values)] * stdev(values) / math.sqrt(len(values)) if len(values) > 2 else math.inf
     return mean, mean - half, mean + half
 
 
