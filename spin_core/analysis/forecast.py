@@ -21,8 +21,6 @@ from spin_core.config.generate import Decoding
 
 LEAST = 0.05
 """Share of pairs that must be able to teach for an iteration to be likely to pay."""
-
-
 MAP = Path(__file__).with_name("regimes.json")
 """Measured situations, which `make regimes` writes: decoder and objective, what the first pairs were like, what two
 iterations changed."""
@@ -69,7 +67,8 @@ def sentences(summary: Mapping[str, Any], part: Finetune | None = None, opponent
 
 def _nearest(identical: float, preferred: float, part: Finetune, opponent: Decoding) -> list[str]:
     """Of the situations measured with this objective and decoder the one whose pairs are most like these, by the two
-    shares; entropy is left out, as a token is a character there."""
+    shares; entropy is left out, as a token is a character there. Where decoder or anchor are not quite the run's, it
+    says so."""
     decoder, objective = decoder_of(opponent), objective_of(part)
     rows = [row for row in _regimes() if (row["decoder"], row["objective"]) == (decoder, objective)]
     if not rows:
@@ -77,11 +76,15 @@ def _nearest(identical: float, preferred: float, part: Finetune, opponent: Decod
     row = min(rows, key=lambda row: math.dist((row["identical"], row["preferred"]), (identical, preferred)))
     mean, *between = row["gain"]
     bounds = f" [{', '.join(f'{one:+.3f}' for one in between)}]" if between else ""
+    same = {"greedy": Decoding(temperature=0.0), "T = 0.3": Decoding(temperature=0.3), "T = 1": Decoding()}
+    others = [f"the opponent is {opponent}"] * (opponent != same[decoder])
+    others += [f"sft_weight is {part.sft_weight:g}"] * (part.sft_weight not in (0, 1))
+    here = f" Here {' and '.join(others)}." if others else ""
     return [
         f"Nearest of the situations measured with a model of 0.1 M weights (docs/regimes.md): {row['situation']!r}, "
         f"where {percent(row['identical'])} were identical and {percent(row['preferred'])} preferred; two iterations "
         f"of {objective}, opponent {decoder}, changed {row['figure']} by {mean:+.3f}{bounds}, tuned "
-        f"SFT by {row['sft']:+.3f}."
+        f"SFT by {row['sft']:+.3f}.{here}"
     ]
 
 

@@ -66,13 +66,13 @@ def unused(fields: dict[str, Any], columns: Columns) -> set[str]:
     """Columns, and fields of messages (`messages[].name`), of one record that hold text and that its rows have not."""
     used = columns or layout(fields) or {}
     names = set(used.values())
-    found = {str(name) for name, value in fields.items() if name not in names and _has_text(value)}
+    left = {str(name) for name, value in fields.items() if name not in names and _has_text(value)}
     if "messages" in used and "chosen" not in used and ends_with_user(fields.get(used["messages"])):
-        found.add(f"{used['messages']}[-1]")  # a turn that nobody answers
+        left.add(f"{used['messages']}[-1]")  # a turn that nobody answers
     for part in MESSAGES:
         for message in _messages(fields, used, part):
-            found |= {f"{used[part]}[].{name}" for name in _left_over(message)}
-    return found
+            left |= {f"{used[part]}[].{name}" for name in _left_over(message)}
+    return left
 
 
 def _messages(fields: dict[str, Any], used: Columns, part: str) -> list[dict[Any, Any]]:

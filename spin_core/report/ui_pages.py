@@ -143,9 +143,9 @@ def decision(figures: Figures, shown: Samples, t: int, total: int, forecast: Seq
     models = [row for row in figures["rows"] if row["kind"] != "control"]
     label = escape(models[-1]["label"], 48) if models else f"θ\\_{t}"
     question = (
-        f"**Is iteration {t} to be run (the last is {total - 1})?** *go on*: {label} plays against itself and "
-        f"becomes the next model. *stop here*: the run ends with {label} and its report; nothing computed is lost. "
-        "The choice is below this text; *Resume* without one means go on."
+        f"**Is iteration {t} to be run (the last is {total - 1})?** *go on*: {label} is trained against its own "
+        f"answers and becomes the next model. *stop here*: the run ends with {label} and its report; nothing computed "
+        "is lost. The choice is below this text; *Resume* without one means go on."
     )
     # The dialog has room for five columns.
     said = [escape(f"Iteration {t - 1}, before its training: {' '.join(forecast)}", 1000)] if forecast else []

@@ -130,22 +130,17 @@ def main() -> None:
 
 
 def cells(name: str, seed: int, work: Path) -> tuple[str, int]:
-    """All objectives and decoders of one situation and seed, and SFT; each is written when it is there."""
-    kept = file_of(work, name, seed)
-    done: dict[str, Figures] = json.loads(kept.read_text()) if kept.is_file() else {}
-    if is_complete(done):
+    """All objectives and decoders of one situation and seed, and SFT; written when all are there, as they share a θ_0
+    that another machine would not make to the bit."""
+    kept, done = file_of(work, name, seed), dict[str, Figures]()
+    if kept.is_file():
         return name, seed
     with TemporaryDirectory() as folder:
-        for cell, figures in computed(SITUATIONS[name], seed, Path(folder), done):
+        for cell, figures in computed(SITUATIONS[name], seed, Path(folder)):
             done[cell] = {figure: round(value, 5) for figure, value in figures.items()}
-            kept.write_text(json.dumps(done, indent=1) + "\n")
             print(f"           {name}, seed {seed}, {cell}", flush=True)
+    kept.write_text(json.dumps(done, indent=1) + "\n")
     return name, seed
-
-
-def is_complete(done: dict[str, Figures]) -> bool:
-    """Whether all cells of one situation and seed are there."""
-    return all(cell in done for cell in (*map(" | ".join, WAYS), *map("sft {:g}".format, RATES)))
 
 
 def file_of(work: Path, name: str, seed: int) -> Path:
@@ -153,8 +148,8 @@ def file_of(work: Path, name: str, seed: int) -> Path:
     return work / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
 
 
-def computed(case: Situation, seed: int, folder: Path, done: dict[str, Figures]) -> Iterator[tuple[str, Figures]]:
-    """Cell → its figures, one after the other; cells of `done` are left out."""
+def computed(case: Situation, seed: int, folder: Path) -> Iterator[tuple[str, Figures]]:
+    """Cell → its figures, one after the other."""
     start, measured = begin(case, seed, folder)
     yield "θ_0", measured(start, 0)
     for decoder in DECODERS:
@@ -164,8 +159,6 @@ def computed(case: Situation, seed: int, folder: Path, done: dict[str, Figures])
         score = asked.summaries["score 0, 0"]
         yield f"forecast | {decoder}", score["forecast"]
         for loss in (loss for kind, loss in WAYS if kind == decoder):
-            if (cell := f"{decoder} | {loss}") in done:
-                continue
             run = asked.branch(config_of(case, seed, decoder, OBJECTIVES[loss]), asked.folder / loss.replace(" ", "-"))
             if loss != "sigmoid":
                 del run.trees["model 1"]
@@ -175,18 +168,11 @@ def computed(case: Situation, seed: int, folder: Path, done: dict[str, Figures])
             run.answer(1)
             run.train(1)
             run.measure(2)
-            yield cell, figures | measured(run, 2)
+            yield f"{decoder} | {loss}", figures | measured(run, 2)
             shutil.rmtree(run.folder)
     for rate in RATES:
-        if f"sft {rate:g}" not in done:
-            yield (
-                f"sft {rate:g}",
-                {
-                    f"{n} {name}": value
-                    for n in (1, 2)
-                    for name, value in control(case, seed, rate, n, start, folder, measured).items()
-                },
-            )
+        runs = {n: control(case, seed, rate, n, start, folder, measured) for n in (1, 2)}
+        yield f"sft {rate:g}", {f"{n} {name}": value for n, one in runs.items() for name, value in one.items()}
 
 
 def begin(case: Situation, seed: int, folder: Path) -> tuple[Chain, Callable[[Chain, int], Figures]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figures, Situation, file_of, is_complete
+from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figures, Situation, file_of
 
 PAGE, PICTURE = HERE.parents[1] / "docs" / "regimes.md", HERE.parents[1] / "docs" / "regimes.svg"
 MAP = HERE.parents[1] / "spin_core" / "analysis" / "regimes.json"
@@ -24,7 +24,8 @@ Seeds = list[dict[str, Figures]]
 
 def write(work: Path) -> None:
     """Page, picture and map of all that is done in `work`."""
-    done = {name: seeds for name in SITUATIONS if (seeds := complete(work, name))}
+    done = {name: [json.loads(file.read_text()) for file in files(work, name)] for name in SITUATIONS}
+    done = {name: seeds for name, seeds in done.items() if seeds}
     lines = [part for name, seeds in done.items() for part in (*table(name, SITUATIONS[name], seeds), "")]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
@@ -34,10 +35,9 @@ def write(work: Path) -> None:
     print("\n".join(lines))
 
 
-def complete(work: Path, name: str) -> Seeds:
-    """The figures of the seeds whose cells are all there."""
-    files = [file for seed in SEEDS if (file := file_of(work, name, seed)).is_file()]
-    return [done for file in files if is_complete(done := json.loads(file.read_text()))]
+def files(work: Path, name: str) -> list[Path]:
+    """Of the seeds that are done."""
+    return [file for seed in SEEDS if (file := file_of(work, name, seed)).is_file()]
 
 
 def changes(seeds: Seeds, cell: str, figure: str) -> list[float]:

@@ -49,7 +49,7 @@ def test_forecast_names_the_nearest_situation_that_was_measured() -> None:
         own = {name: row[name] for name in ("identical", "preferred", "entropy")}
         said = sentences({"forecast": own}, part, DRAWS[row["decoder"]])[-1]
         assert said.startswith("Nearest of the situations") and repr(row["situation"]) in said
-        assert f"by {row['gain'][0]:+.3f}" in said and f"SFT by {row['sft']:+.3f}." in said
+        assert f"by {row['gain'][0]:+.3f}" in said and said.endswith(f"SFT by {row['sft']:+.3f}.")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,29 @@ def test_forecast_names_the_nearest_situation_that_was_measured() -> None:
 def test_decoder_of_the_map_that_is_most_like_the_runs(draws: Decoding, like: str) -> None:
     """Catches a nucleus that passes for the model's own distribution, and a high temperature for a low one."""
     assert decoder_of(draws) == like
+
+
+@pytest.mark.parametrize(("identical", "preferred"), [(0.05, 0.6), (0.3, 0.5), (0.1, 0.05), (0.9, 0.02)])
+@pytest.mark.parametrize("draws", DRAWS.values(), ids=DRAWS)
+def test_nearest_is_by_both_shares(draws: Decoding, identical: float, preferred: float) -> None:
+    """Catches a nearest situation by one share alone."""
+    own = {"identical": identical, "preferred": preferred, "entropy": 1.0}
+    rows = [row for row in json.loads(MAP.read_text(encoding="utf-8")) if row["objective"] == "sigmoid"]
+    away = {
+        row["situation"]: (row["identical"] - identical) ** 2 + (row["preferred"] - preferred) ** 2
+        for row in rows
+        if DRAWS[row["decoder"]] == draws
+    }
+    assert repr(min(away, key=away.__getitem__)) in sentences({"forecast": own}, Finetune(), draws)[-1]
+
+
+def test_case_of_the_map_that_is_not_the_runs_own_is_said() -> None:
+    """Catches a nucleus or an anchor of another weight that passes for what was measured."""
+    known = {"forecast": {"identical": 0.1, "preferred": 0.2, "entropy": 1.0}}
+    draws = Decoding(temperature=0.7, top_p=0.9)
+    said = sentences(known, Finetune(sft_weight=3), draws)[-1]
+    assert said.endswith(" Here the opponent is sampled at temperature 0.7, top-p 0.9 and sft_weight is 3.")
+    assert "Here" not in sentences(known, Finetune(sft_weight=1), Decoding())[-1]
 
 
 def test_no_situation_is_named_where_nothing_is_known_of_loss_or_decoder() -> None:

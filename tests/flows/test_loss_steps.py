@@ -16,7 +16,7 @@ from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, look_up
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Store
-from tasks.runner.planning import Planner
+from tasks.runner.planning import Planner, forecasts
 from tasks.runner.run import Run
 from tests.flows.fixtures import TINY
 
@@ -128,8 +128,9 @@ def test_two_iterations_compute_just_the_scores_that_the_loss_names(name: str, s
     ids=["unpaired", "tspin against θ_t", "tpaw", "alpha", "dft", "dft alone"],
 )
 def test_plan_of_three_iterations_is_what_the_sheet_counts(settings: dict, store: Store, tmp_path: Path) -> None:
-    """Catches a sheet of a run that cannot be planned with more or fewer scores than its DAG has, and a DAG in which
-    two steps have one name (a run's folder has a link for each)."""
+    """Catches a sheet of a run that cannot be planned with more or fewer scores than its DAG has, a DAG in which
+    two steps have one name (a run's folder has a link for each), and a forecast from the score of another model than
+    the opponent or of older pairs."""
     config = config_of(3, **settings)
     ledger, data = planned(config, str(store.root.parent), tmp_path).ledger, todo.Data(20, 4, 10, 10, "")
     rest = [entry for entry in ledger if entry.stage in ("score", "finetune")]
@@ -138,3 +139,5 @@ def test_plan_of_three_iterations_is_what_the_sheet_counts(settings: dict, store
     asked = [(entry.place.iteration, entry.place.pairs) for entry in rest if entry.stage == "score"]
     assert asked == counted.score
     assert [entry.place.iteration for entry in rest if entry.stage == "finetune"] == counted.finetune
+    own = [f"iter {t}, pairs {t}" for t in range(3)] if asked else []
+    assert [entry.label for entry in rest if forecasts(entry)] == own

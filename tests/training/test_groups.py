@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from loss_data import SETTINGS, part_of, played, trees
 from packing_data import forms_of, tiny_llama, tokens
 from torch import Tensor
-from training_data import finetune_config, job_at, metrics_of, pairs_tree
+from training_data import ended_and_resumed, finetune_config, job_at, metrics_of, pairs_tree
 
 from spin_core.config.finetune import Finetune
 from spin_core.data.rows import Pair, answer_id, row_of
-from spin_core.errors import BadInput, Stopped
+from spin_core.errors import BadInput
 from spin_core.modeling.collate import Tokens, read_groups
 from spin_core.modeling.examples import by_prompt, read_examples, reference_logps
 from spin_core.modeling.packing import Batch
@@ -218,14 +218,9 @@ def test_finetune_in_order_of_prompts(name: str, played: Callable, tmp_path: Pat
     assert sum(line["pairs"] for line in lines) == 19 and len(lines) == 5
     width = 3 if name == "tpaw" else 4
     assert sum(batch.sequences for batch in policy_calls) == 9 * width + width - 1
-    ended = job_at(tmp_path / "ended", digests, checkpoint_every=0)
-    ended.ending.set()
-    with pytest.raises(Stopped):
-        finetune.run(inputs, config, ended)
-    ended.ending.clear()
-    assert finetune.run(inputs, config, ended)["resumed_at"] == 1
+    ended = ended_and_resumed(tmp_path / "ended", inputs, digests, config)
     for out in ("model.safetensors", "metrics.jsonl"):
-        assert (ended.out / out).read_bytes() == (whole.out / out).read_bytes()
+        assert (ended / out).read_bytes() == (whole.out / out).read_bytes()
 
 
 def test_what_order_cannot_be_is_refused(played: Callable, tmp_path: Path) -> None:

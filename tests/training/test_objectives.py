@@ -9,11 +9,11 @@ import pytest
 import torch
 from loss_data import CASES, SETTINGS, part_of, played, trees
 from torch import Tensor
-from training_data import finetune_config, job_at, metrics_of
+from training_data import ended_and_resumed, finetune_config, job_at, metrics_of
 
 from spin_core.config.finetune import Finetune
 from spin_core.config.runtime import Runtime
-from spin_core.errors import BadInput, Stopped
+from spin_core.errors import BadInput
 from spin_core.modeling.collate import Tokens, further, read_groups
 from spin_core.modeling.examples import read_examples, reference_logps
 from spin_core.modeling.loading import load_model
@@ -292,13 +292,8 @@ def test_finetune_learns_by_each_loss_from_what_it_names(name: str, played: Call
     assert summary["steps"] == len(lines) > 2 and all(math.isfinite(line["loss"]) for line in lines)
     if name not in ("tpaw", "tspin against θ_t"):  # of one model, and of pairs alone: tests/training/test_resume.py
         return
-    ended = job_at(tmp_path / "ended", digests, checkpoint_every=0)
-    ended.ending.set()
-    with pytest.raises(Stopped):
-        finetune.run(inputs, config, ended)
-    ended.ending.clear()
-    assert finetune.run(inputs, config, ended)["resumed_at"] == 1
-    assert (ended.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+    ended = ended_and_resumed(tmp_path / "ended", inputs, digests, config)
+    assert (ended / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

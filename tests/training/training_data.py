@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import FILES, Pair, Row, write_pairs, write_rows
-from spin_core.job import Bar, Job
+from spin_core.errors import Stopped
+from spin_core.job import Bar, Inputs, Job
 from spin_core.modeling.collate import Groups, Tokens, read_groups
 from spin_core.modeling.loss import token_logps
 from spin_core.modeling.packing import pad_groups
@@ -138,6 +140,17 @@ def job_at(path: Path, digests: dict | None = None, events: list | None = None, 
     settings = Runtime(**{"device": "cpu", "threads": 1, **runtime})
     result = {"model": "m", "pairs": "p", "tokens": "t"} if digests is None else digests
     return LoudJob(path / "out", path / "scratch", settings, result, (events if events is not None else []).append)
+
+
+def ended_and_resumed(path: Path, inputs: Inputs, digests: dict, config: finetune.Config) -> Path:
+    """What a finetune writes that is ended after its first step and goes on from the checkpoint."""
+    job = job_at(path, digests, checkpoint_every=0)
+    job.ending.set()
+    with pytest.raises(Stopped):
+        finetune.run(inputs, config, job)
+    job.ending.clear()
+    assert finetune.run(inputs, config, job)["resumed_at"] == 1
+    return job.out
 
 
 CHAT = ChatSection(max_prompt_length=64)
