@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from spin_core.analysis.format import plural
 from tests.benchmarks.regimes import HERE, RATES, SEEDS, SITUATIONS, WAYS, Figures, Situation, file_of
 
 PAGE, PICTURE = HERE.parents[1] / "docs" / "regimes.md", HERE.parents[1] / "docs" / "regimes.svg"
@@ -72,7 +73,7 @@ def table(name: str, case: Situation, seeds: Seeds) -> list[str]:
     first = [f"{label} {fmean(seed['θ_0'][figure] for seed in seeds):.3f}" for figure, label in case.figures.items()]
     columns = [*case.figures.values(), "NLL", "alarms"]
     lines = [
-        f"### {name}", "", f"{case.about}. {len(seeds)} seeds; θ_0: {', '.join(first)}.", "",
+        f"### {name}", "", f"{case.about}. {plural(len(seeds), "seed")}; θ_0: {', '.join(first)}.", "",
         f"| change against θ_0 | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
         f"| SFT, best of six checkpoints | {' | '.join(said(sft_changes(seeds, one)) for one in case.figures)} | | |",
     ]  # fmt: skip
