@@ -73,7 +73,7 @@ def table(name: str, case: Situation, seeds: Seeds) -> list[str]:
     first = [f"{label} {fmean(seed['θ_0'][figure] for seed in seeds):.3f}" for figure, label in case.figures.items()]
     columns = [*case.figures.values(), "NLL", "alarms"]
     lines = [
-        f"### {name}", "", f"{case.about}. {plural(len(seeds), "seed")}; θ_0: {', '.join(first)}.", "",
+        f"### {name}", "", f"{case.about}. {plural(len(seeds), 'seed')}; θ_0: {', '.join(first)}.", "",
         f"| change against θ_0 | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
         f"| SFT, best of six checkpoints | {' | '.join(said(sft_changes(seeds, one)) for one in case.figures)} | | |",
     ]  # fmt: skip
