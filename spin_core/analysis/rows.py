@@ -31,7 +31,6 @@ class Delta(TypedDict):
     sampled: RateChange | None
     nll: float | None
     nll_interval: NotRequired[Estimate | None]
-    repetition: NotRequired[Estimate | None]
 
 
 class Opponents(TypedDict):
@@ -60,6 +59,8 @@ class AnswerStyle(TypedDict):
     empty: Estimate | None
     loops: Estimate | None
     repetition: Estimate | None
+    match_change: NotRequired[Estimate | None]
+    repetition_change: NotRequired[Estimate | None]
     distinct_runs: Estimate | None
     distinct_1: float | None
     distinct_2: float | None

@@ -78,7 +78,6 @@ def model_row(model: ModelResults, start: ModelResults | None) -> ModelRow:
             "sampled": _rate_change(before, model, "sampled"),
             "nll": None if nll is None or old is None else nll - old,
             "nll_interval": nll_change(before, model),
-            "repetition": mean([new - old for old, new in _both(before, model, "greedy_repetition")]),
         }
     return row
 
@@ -212,6 +211,10 @@ def _answer_style(model: ModelResults, start: ModelResults | None, kind: str) ->
         "empty": _share(model, kind, "empty", "empty"),
         "loops": _share(model, kind, "loops", "loops"),
         "repetition": _mean_of(model, f"repetition/{kind}", f"{kind}_repetition"),
+        "match_change": _rate_change(start, model, kind) if start else None,
+        "repetition_change": mean([new - old for old, new in _both(start, model, f"{kind}_repetition")])
+        if start
+        else None,
         "distinct_runs": _mean_of(model, f"distinct_runs/{kind}", f"{kind}_distinct", f"{kind}_runs"),
         "distinct_1": model.metrics.get(f"distinct_1/{kind}"),
         "distinct_2": model.metrics.get(f"distinct_2/{kind}"),

@@ -10,42 +10,34 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from spin_core.analysis import gate_metric
 from spin_core.analysis.format import bounds, percent, plural, show
 from spin_core.analysis.results import ModelResults, is_finite, number
-from spin_core.analysis.rows import Estimate, ModelRow, RunDecision
+from spin_core.analysis.rows import ModelRow, RunDecision
 from spin_core.analysis.statistics import Z95
 from spin_core.analysis.training_alarms import alarms
 from spin_core.config.finetune import Finetune
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-METRICS = ("greedy", "sampled", "nll")  # fields of a row: what evaluate measures of every model
-HEADLINES = {  # field of a row: its name in a sentence, whether more is better, the gate's name for it
-    "harness": ("The harness's average", True, "harness"),
-    "greedy": ("Exact match", True, "exact_match/greedy"),
-    "sampled": ("Exact match", True, "exact_match/sampled"),
-    "nll": ("The per-token NLL of held-out real answers", False, "nll/real"),
-    "repetition": ("The share of their 4-grams that greedy answers repeat", False, "repetition/greedy"),
-}
+METRICS = ("exact_match/greedy", "exact_match/sampled", "nll/real")  # what evaluate measures of every model
 
 
 def headlines(rows: Sequence[ModelRow]) -> list[str]:
-    """What a run is summed up by, in order: the gate's metric, then those that it takes by itself. How much answers
-    repeat themselves only where it is the gate's."""
-    own = gate_metric(rows)
-    return [own] * bool(own) + [name for name in HEADLINES if name not in (own, "repetition")]
+    """What a run is summed up by, in order: the gate's metric, then those that it takes by itself."""
+    own = judged_by(rows)
+    return [own] * bool(own) + [metric for metric in gate_metric.ORDER if metric != own]
 
 
-def gate_metric(rows: Sequence[ModelRow]) -> str:
-    """The field of the metric that the run's last decision went by; empty without a gate or a metric."""
+def judged_by(rows: Sequence[ModelRow]) -> str:
+    """The metric that the run's last decision went by; empty without a gate or a metric."""
     made = [row["decision"] for row in rows if row["kind"] != "control" and row.get("decision")]
-    known = {gate: name for name, (_, _, gate) in HEADLINES.items()}
-    return known.get(made[-1].get("metric", ""), "") if made else ""
+    return (made[-1].get("metric") or "") if made else ""
 
 
 def figure(row: ModelRow, metric: str) -> str:
     """`value_of` as people read it."""
     value = value_of(row, metric)
-    return percent(value) if metric == "repetition" else show(value)
+    return percent(value) if metric.startswith("repetition/") else show(value)
 
 
 def verdict(rows: list[ModelRow]) -> str:
@@ -54,17 +46,17 @@ def verdict(rows: list[ModelRow]) -> str:
     start = next((row for row in rows if row["kind"] == "start"), None)
     done = sorted((row for row in rows if row["kind"] == "iteration"), key=lambda row: row["iteration"])
     for metric in headlines(rows):
-        name, rising, _ = HEADLINES[metric]
+        name = _name(metric)
         seen = [row for row in done if value_of(row, metric) is not None]
         if start is None or value_of(start, metric) is None:
             continue
         if seen:
-            return _change(start, seen, metric) + _controls(rows, done, seen[-1], metric, rising) + "."
+            return _change(start, seen, metric) + _controls(rows, done, seen[-1], metric) + "."
         if not done:
             figures = f"{figure(start, metric)} ({_what(start, metric)})"
             return f"{name} of the start is {figures}; no iteration has been run."
     for metric in headlines(rows):
-        name, _, _ = HEADLINES[metric]
+        name = _name(metric)
         for row in [row for row in done if value_of(row, metric) is not None][-1:]:
             figures = f"{figure(row, metric)} after {row['label']} ({_what(row, metric)})"
             return f"{name} is {figures}; it was not measured on the start, so there is nothing to compare it with."
@@ -132,14 +124,22 @@ def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
     return [f"{row['label']}: {note}" for note in notes]
 
 
+def _name(metric: str) -> str:
+    """At the beginning of a sentence, which says in brackets how the answers were drawn."""
+    named = {"harness": "The harness's average", "nll/real": "The per-token NLL of held-out real answers"}
+    if metric.startswith("exact_match/"):
+        return "Exact match"
+    text = named.get(metric) or gate_metric.name(metric)
+    return text[0].upper() + text[1:]
+
+
 def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
-    last, (name, rising, _) = seen[-1], HEADLINES[metric]
+    last, rising = seen[-1], not gate_metric.is_less_better(metric)
     before, after = value_of(start, metric), value_of(last, metric)
     way = "; higher is better" if metric == "harness" else "" if rising else "; lower is better"
     scope = f"over {_count(len(seen))} ({_what(start, metric)}{way})"
-    text = f"{name} {_verb(start, last, metric)} {scope}"
-    changes: Mapping[str, Any] = last["delta"]
-    delta = None if metric == "harness" else changes.get("nll_interval" if metric == "nll" else metric)
+    text = f"{_name(metric)} {_verb(start, last, metric)} {scope}"
+    delta = gate_metric.change(last, metric)
     if metric == "harness" and (half := _harness_error(start, last)) is not None and abs(after - before) <= half:
         interval = bounds(after - before - half, after - before + half, signed=True)
         text += f", a change within the tasks' standard errors (95 % interval {interval}, items not paired)"
@@ -147,7 +147,7 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
     if low is not None and high is not None and low <= 0 <= high and before != after:
         interval = bounds(low, high, signed=True)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
-    best = _best(seen, metric, rising)
+    best = _best(seen, metric)
     if best is not last and figure(best, metric) != figure(last, metric):
         text += f"; it was best after {best['label']}, at {figure(best, metric)}"
     kept = next((row for row in (start, *seen) if row.get("best")), None)
@@ -156,7 +156,7 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
     return text
 
 
-def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric: str, rising: bool) -> str:
+def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric: str) -> str:
     """The fair comparison (a control with as many optimiser steps), and the best control where it is not worse than
     SPIN."""
     ran = [row["steps"] for row in done if row["iteration"] <= last["iteration"]]
@@ -164,19 +164,19 @@ def _controls(rows: list[ModelRow], done: list[ModelRow], last: ModelRow, metric
     measured = [row for row in rows if row["kind"] == "control" and value_of(row, metric) is not None]
     if not measured:
         return ""
-    best = _best(measured, metric, rising)
+    best = _best(measured, metric)
     fair = next((row for row in measured if total and row["steps"] == total), None)
     text = f"; the same number of SFT steps ({total:,}) reached {figure(fair, metric)}" if fair else ""
-    if fair is None or (best is not fair and _best([best, last], metric, rising) is best):
+    if fair is None or (best is not fair and _best([best, last], metric) is best):
         text += f"; the control “{best['label']}” reached {figure(best, metric)}"
         if best["steps"] and total and best["steps"] != total:
             text += f" in {best['steps']:,} steps against SPIN's {total:,}"
     return text
 
 
-def _best(rows: list[ModelRow], metric: str, rising: bool) -> ModelRow:
+def _best(rows: list[ModelRow], metric: str) -> ModelRow:
     """The row with the best figure, of equal ones the first."""
-    return (max if rising else min)(rows, key=lambda row: value_of(row, metric))
+    return (min if gate_metric.is_less_better(metric) else max)(rows, key=lambda row: value_of(row, metric))
 
 
 def _verb(start: ModelRow, last: ModelRow, metric: str) -> str:
@@ -202,10 +202,13 @@ def _harness_error(*rows: ModelRow) -> float | None:
 def _what(row: ModelRow, metric: str) -> str:
     if metric == "harness":
         return plural(len(row["harness"]["tasks"]), "task")
-    measured: Any = {"greedy": row["greedy"], "sampled": row["sampled"], "repetition": _repetition(row)}.get(metric)
-    rows = (measured and measured["rows"]) or row["rows"]
-    how = {"greedy": "greedy", "sampled": "sampled at temperature 1"}.get(metric, "")
-    count = "" if rows is None else f"{rows:,} held-out {'prompts' if metric != 'nll' else 'rows'}"
+    measured = gate_metric.measured(row, metric)
+    rows = (isinstance(measured, dict) and measured["rows"]) or row["rows"]
+    kind = gate_metric.kind_of(metric) if metric.startswith("exact_match/") else ""
+    how = {"": "", "greedy": "greedy", "sampled": "sampled at temperature 1", "deployed": "as deployed"}.get(
+        kind, f"sampled at temperature {kind[1:]}"
+    )
+    count = "" if rows is None else f"{rows:,} held-out {'prompts' if metric != 'nll/real' else 'rows'}"
     return ", ".join(part for part in (how, count) if part) or "held-out rows"
 
 
@@ -215,15 +218,6 @@ def _count(iterations: int) -> str:
 
 
 def value_of(row: ModelRow, metric: str) -> Any:  # a float, or None where it was not measured
-    """A row's figure by its field. A harness average over tasks of which less is better in some says nothing: None."""
-    known: Any = _repetition(row) if metric == "repetition" else row.get(metric)
-    if metric == "harness":
-        tasks = (known or {}).get("tasks") or {}
-        return known["average"] if tasks and all(task["higher_is_better"] for task in tasks.values()) else None
+    """A row's figure of a metric that a gate may go by."""
+    known = gate_metric.measured(row, metric)
     return known["value"] if isinstance(known, dict) else known
-
-
-def _repetition(row: ModelRow) -> Estimate | None:
-    """Of the greedy answers."""
-    answers = row["style"]["answers"] if "style" in row else {}
-    return answers["greedy"]["repetition"] if "greedy" in answers else None

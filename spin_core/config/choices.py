@@ -25,6 +25,5 @@ EngineName = Literal["transformers", "vllm"]
 Decoder = Literal["sampled", "greedy", "deployed"]
 """How the opponent's answers are drawn."""
 HarnessBackend = Literal["hf", "vllm"]
-GateMetric = Literal["harness", "exact_match/greedy", "exact_match/sampled", "nll/real", "repetition/greedy"]
 Reaction = Literal["stop", "go on"]
 """What a run does after an iteration that the gate has something to say of."""

@@ -117,10 +117,22 @@ class Config(Section):
             raise ValueError("gate.metric: harness needs a harness section; add one, or take auto")
         if metric.startswith("exact_match") and not all(part.exact_match for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.exact_match; set it, or take auto")
-        if metric == "repetition/greedy" and not all(part.answers for part in parts):
+        figure, _, kind = metric.partition("/")
+        if figure == "repetition" and not all(part.answers for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.answers: true; set it, or take auto")
-        if metric == "exact_match/sampled" and not all(part.sampled for part in parts):
+        if kind == "sampled" and not all(part.sampled for part in parts):
             raise ValueError(f"gate.metric: {metric} needs evaluate.sampled: true; set it, or take auto")
+        if kind == "deployed" and not all(part.deployed for part in parts):
+            raise ValueError(f"gate.metric: {metric} needs evaluate.deployed: true; set it, or take auto")
+        same = {"t0": "greedy", "t1": "sampled"}.get(kind)
+        if same:
+            raise ValueError(f"gate.metric: {metric} is measured as {figure}/{same}; take that")
+        drawn = kind[1:] if kind[:1] == "t" else ""
+        if drawn and not all(float(drawn) in part.temperatures for part in parts):
+            raise ValueError(
+                f"gate.metric: {metric} needs {drawn} among evaluate.temperatures (of every iteration); add it, or "
+                "take another metric"
+            )
 
     def _loss_knows_its_models(self, part: Finetune, where: str) -> None:
         """A run that begins behind θ_0 has neither θ_0 nor what it answered, and no earlier model than its first."""

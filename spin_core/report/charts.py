@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from spin_core.analysis import gate_metric
 from spin_core.analysis.format import plain
 from spin_core.analysis.results import ModelResults, number
 from spin_core.analysis.rows import ModelRow
+from spin_core.analysis.verdict import judged_by
 
 INK, RULE = "#a0b0c0", "#a0b0c1"  # stand-ins that `_finish` turns into CSS variables
 COLOURS = ("#a0b1d0", "#a0b1d1", "#a0b1d2", "#a0b1d3", "#a0b1d4", "#a0b1d5")
@@ -33,14 +35,14 @@ ANSWERS = ("greedy", "sampled")
 MODELS = (  # charts with a mark per model: caption, figures of a report row by their names in the legend
     ("Exact match on held-out prompts", {"greedy": "greedy", "sampled": "sampled"}),
     ("NLL per token of held-out real answers (lower is better)", {"nll": "NLL"}),
-    ("Harness: average of the tasks", {"harness.average": "average"}),
+    ("Harness: average of the tasks", {"harness/average": "average"}),
     (
         "Margin on held-out pairs",
-        {"opponents.margin": "against the previous model", "opponents.margin_start": "against the start"},
+        {"opponents/margin": "against the previous model", "opponents/margin_start": "against the start"},
     ),
-    ("Length of held-out answers in tokens", {f"style.answers.{kind}.tokens": kind for kind in ANSWERS}),
-    ("Held-out answers that never end", {f"style.answers.{kind}.truncated": kind for kind in ANSWERS}),
-    ("Held-out answers that loop", {f"style.answers.{kind}.loops": kind for kind in ANSWERS}),
+    ("Length of held-out answers in tokens", {f"style/answers/{kind}/tokens": kind for kind in ANSWERS}),
+    ("Held-out answers that never end", {f"style/answers/{kind}/truncated": kind for kind in ANSWERS}),
+    ("Held-out answers that loop", {f"style/answers/{kind}/loops": kind for kind in ANSWERS}),
 )
 STEPS = (  # charts over optimiser steps: caption, keys of metrics.jsonl
     ("Training loss", ("loss",)),
@@ -74,16 +76,28 @@ class Curve:
 
 def draw_all(models: list[ModelResults], rows: list[ModelRow]) -> list[Chart]:
     """Every chart there are figures for, in reading order."""
-    drawn = [models_chart(title, rows, series) for title, series in MODELS]
+    drawn = [models_chart(title, rows, series) for title, series in (*_of_gate(rows), *MODELS)]
     drawn += [steps_chart(title, curves(models, keys)) for title, keys in STEPS]
     return [chart for chart in drawn if chart is not None]
+
+
+def _of_gate(rows: list[ModelRow]) -> list[tuple[str, dict[str, str]]]:
+    """The chart of the metric that the run is judged by, first, where no other chart has it."""
+    metric = judged_by(rows)
+    if not gate_metric.column(metric):
+        return []
+    field = "repetition" if metric.startswith("repetition/") else "match"
+    name = gate_metric.name(metric)
+    way = " (lower is better)" if gate_metric.is_less_better(metric) else ""
+    path = f"style/answers/{gate_metric.kind_of(metric)}/{field}"
+    return [(f"What the gate goes by: {name}{way}", {path: gate_metric.column(metric)})]
 
 
 def models_chart(title: str, rows: list[ModelRow], series: dict[str, str]) -> Chart | None:
     """A mark per model: start and iterations joined by a line, controls as diamonds to the right; None without figures
     other than 0.
 
-    `series`: field of a report row (a path with dots) → its name in the legend.
+    `series`: field of a report row (a path with slashes) → its name in the legend.
     """
     columns = [row for kind in ("start", "iteration", "control") for row in rows if row["kind"] == kind]
     path = sum(row["kind"] != "control" for row in columns)
@@ -193,9 +207,9 @@ def _ends(ys: list[float]) -> str:
 
 
 def _point(row: ModelRow, name: str) -> tuple[float, float, float] | None:
-    """A model's figure with its interval (the figure itself where there is none); `name` may be a path with dots."""
+    """A model's figure with its interval (the figure itself where there is none); `name` may be a path with slashes."""
     raw: Any = row
-    for part in name.split("."):
+    for part in name.split("/"):
         raw = raw.get(part) if isinstance(raw, dict) else None
     figure = raw if isinstance(raw, dict) else {"value": raw, "low": None, "high": None}
     value = figure["value"]

@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spin_core.analysis import gate_metric
+from spin_core.analysis.decoders import name_of
 from spin_core.analysis.format import plain, setting_text
 from spin_core.analysis.rows import Figures, ModelRow
 from spin_core.analysis.verdict import figure, headlines, value_of
@@ -20,13 +22,7 @@ OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
 # The page's only script: it finds samples by their text and tag. Without it every sample is there, closed.
 SCRIPT = "\n" + Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-TILES = {
-    "harness": "harness average",
-    "greedy": "exact match, greedy",
-    "sampled": "exact match, sampled",
-    "nll": "NLL per token",
-    "repetition": "repeated 4-grams, greedy",
-}
+TILES = {"harness": "harness average", "nll/real": "NLL per token", "exact_match/sampled": "exact match, sampled"}
 
 
 def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Mapping, mark: str) -> str:
@@ -89,5 +85,11 @@ def _tiles(rows: list[ModelRow]) -> list[tuple[str, str, str]]:
     for metric in headlines(rows):
         known = [row for row in picked if value_of(row, metric) is not None]
         if known and known[0] is picked[0]:
-            made.append([(starred(row), figure(row, metric), TILES[metric]) for row in known[:4]])
+            made.append([(starred(row), figure(row, metric), _tile(metric)) for row in known[:4]])
     return next((tiles for tiles in made if len(tiles) > 1), made[0] if made else [])
+
+
+def _tile(metric: str) -> str:
+    """What stands below the figure."""
+    what = "exact match" if metric.startswith("exact_match/") else "repeated 4-grams"
+    return TILES.get(metric) or f"{what}, {name_of(gate_metric.kind_of(metric), {})}"

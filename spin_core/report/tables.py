@@ -10,16 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spin_core.analysis import gate_metric
 from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
 from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
-from spin_core.analysis.verdict import figure, gate_metric
+from spin_core.analysis.verdict import figure, judged_by
 
 Cell = tuple[str, str]  # figure, small print
 TITLES = (
     "EM greedy", "EM sampled", "Δ EM", "NLL", "Δ NLL", "margin", "accuracy", "identical", "truncated", "empty",
 )  # fmt: skip
-REPETITION = "repetition"
-"""The column of how much greedy answers repeat themselves, which the table of models has where the gate goes by it."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,19 @@ def figure_cells(row: ModelRow) -> list[Cell]:
 
 def text_table(rows: Sequence[ModelRow]) -> str:
     """The models as one Markdown table with padded columns, so that it reads in a terminal too."""
-    by_repetition = gate_metric(rows) == "repetition"
-    lines = [["model", *[REPETITION] * by_repetition, *TITLES]]
+    metric, own = own_column(rows)
+    lines = [["model", *own, *TITLES]]
     for row in rows:
         greedy, sampled, *others = figure_cells(row)
         figures = [with_small(greedy), with_small(sampled), *(shown for shown, _ in others)]
-        own = [figure(row, "repetition")] * by_repetition
-        lines.append([escape_markdown(starred(row), 80), *own, *figures])
+        lines.append([escape_markdown(starred(row), 80), *(figure(row, metric) for _ in own), *figures])
     return markdown_table(lines)
+
+
+def own_column(rows: Sequence[ModelRow]) -> tuple[str, list[str]]:
+    """The metric that the run is judged by, and the head of its column where no column of TITLES has it."""
+    metric = judged_by(rows)
+    return metric, [head for head in [gate_metric.column(metric)] if head]
 
 
 def starred(row: ModelRow) -> str:
@@ -117,7 +121,7 @@ def _bounds(figure: Estimate | None, digits: int = 3, signed: bool = False) -> s
 
 
 def _models(rows: Sequence[ModelRow]) -> ReportTable:
-    by_repetition = gate_metric(rows) == "repetition"
+    metric, own = own_column(rows)
 
     def line(row: ModelRow) -> dict[str, Cell]:
         delta, decision = row["delta"], row.get("decision") or {}
@@ -125,10 +129,10 @@ def _models(rows: Sequence[ModelRow]) -> ReportTable:
         small = "; ".join(part for part in (_moved(row), _bounds(change, signed=True)) if part)
         gate = _bounds(of_gate, signed=True)
         gate = f"change {show(of_gate['value'], signed=True)}; {gate}" if of_gate and gate else ""
-        answers = row["style"]["answers"] if by_repetition and "style" in row else {}
-        own = {REPETITION: _shared(answers["greedy"]["repetition"])} if "greedy" in answers else {}
+        known = gate_metric.measured(row, metric) if own else None
+        cell = _shared(known) if metric.startswith("repetition/") else _valued(known)
         return {
-            **(own or {REPETITION: (NONE, "")}),
+            **dict.fromkeys(own, cell),
             "EM greedy": _valued(row["greedy"]),
             "EM sampled": _valued(row["sampled"]),
             "Δ EM": (show(change["value"] if change else None, signed=True), small),
@@ -207,7 +211,7 @@ def _shared(figure: Estimate | None) -> Cell:
 
 def _distinct(part: AnswerStyle) -> str:
     values = (part["distinct_1"], part["distinct_2"])
-    return " · ".join(show(one, 2) for one in values) if any(one is not None for one in values) else NONE
+    return " · ".join(show(one, 3) for one in values) if any(one is not None for one in values) else NONE
 
 
 def _pairs(rows: Sequence[ModelRow]) -> ReportTable:

@@ -16,10 +16,10 @@ from pathlib import Path
 from spin_core.analysis.format import ALL_MARKUP, NONE, escape_markdown, plain_line
 from spin_core.analysis.results import ModelResults, read_model
 from spin_core.analysis.rows import Figures, ModelRow
-from spin_core.analysis.verdict import figure, gate_metric
+from spin_core.analysis.verdict import figure
 from spin_core.report.charts import Chart
 from spin_core.report.samples import Samples, ShownAnswer
-from spin_core.report.tables import REPETITION, TITLES, Cell, ReportTable, figure_cells, starred, tables
+from spin_core.report.tables import TITLES, Cell, ReportTable, figure_cells, own_column, starred, tables
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 
@@ -34,7 +34,7 @@ EMPTY = "(empty)"
 KEY = (
     "EM: exact match on held-out prompts, in brackets the 95 % interval; Δ: against the start, in brackets the rows "
     "that became right (+) and wrong (−); NLL: per token of the real answers; ★: the best model; –: not measured; "
-    "repetition, where the gate goes by it: the share of their 4-grams that greedy answers repeat."
+    "repetition, where the gate goes by it: the share of their 4-grams that answers repeat (greedy ones, or as said)."
 )
 # Mid-tones: the UI has a light and a dark scheme, and a picture in it cannot see which one is on.
 COLOURS = {"ink": "#7c8798", "rule": "#9aa4b3"} | {
@@ -81,10 +81,10 @@ def iterations(figures: Figures, report: str, run: str = "") -> str:
 
 def table(rows: Sequence[ModelRow], columns: int = 7) -> str:
     """A line for each model; figures that no model has are left out."""
-    own = [REPETITION] * (gate_metric(rows) == "repetition")
+    metric, own = own_column(rows)
     named = (*own, *TITLES)
     shown = [
-        (escape(starred(row), 50), [*((figure(row, one), "") for one in own), *figure_cells(row)])
+        (escape(starred(row), 50), [*((figure(row, metric), "") for _ in own), *figure_cells(row)])
         for row in _ends(rows)
     ]
     kept = [i for i in range(columns) if any(cells[i][0] != NONE for _, cells in shown)]

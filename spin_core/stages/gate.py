@@ -31,12 +31,12 @@ from typing import Any
 
 from pydantic import Field
 
+from spin_core.analysis import gate_metric
 from spin_core.analysis.collapse import measured_on_both, named, signs
 from spin_core.analysis.format import show
 from spin_core.analysis.results import ModelResults, paired, read_model, weights
 from spin_core.analysis.statistics import Interval, bootstrap
 from spin_core.config.base import Section
-from spin_core.config.choices import GateMetric
 from spin_core.config.gate import Gate
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
@@ -44,15 +44,6 @@ from spin_core.job import Inputs, Job
 NAME = "gate"
 VERSION = 4
 
-ORDER: tuple[GateMetric, ...] = ("harness", "exact_match/greedy", "exact_match/sampled", "nll/real")
-NAMES = {
-    "harness": "the harness's average",
-    "exact_match/greedy": "exact match (greedy)",
-    "exact_match/sampled": "exact match (sampled)",
-    "nll/real": "the NLL of real answers",
-    "repetition/greedy": "the share of their 4-grams that greedy answers repeat",
-}
-LESS_IS_BETTER = ("nll/real", "repetition/greedy")
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
 wide one that holds zero (−0.3 to 1.0 of 80 pairs was seen in a run that then learnt) only says that rows are few."""
@@ -135,7 +126,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
         "previous_best": previous,
         "models": len(players),
         "metric": metric,
-        "higher_is_better": metric not in LESS_IS_BETTER,
+        "higher_is_better": not gate_metric.is_less_better(metric),
         "go_on": not any(holds and policy == "stop" for holds, policy in policies),
         "change": asdict(_own(change, metric)) if change else None,
         "margin": asdict(margin) if margin else None,
@@ -168,15 +159,7 @@ def _evidence(now: Player, start: Player, collapse: list[str], how: Gate) -> str
 
 def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
     model = read_model(f"θ_{first + i}", "iteration" if i else "start", first + i - 1, evaluate, None, None)
-    nll, tokens = model.column("nll"), model.column("tokens")
-    mean = fmean(tokens.values()) if tokens else 1.0
-    values: dict[str, Mapping[str, float]] = {
-        "exact_match/greedy": model.column("greedy_match"),
-        "exact_match/sampled": model.column("sampled_match"),
-        # By tokens, as the metric of this name: long answers count more.
-        "nll/real": {key: -value * tokens.get(key, mean) / mean for key, value in nll.items()},
-        "repetition/greedy": {key: -value for key, value in model.column("greedy_repetition").items()},
-    }
+    values: dict[str, Mapping[str, float]] = {**gate_metric.values(model)}
     if harness:
         items = [json.loads(line) for line in (harness / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
         tasks = json.loads((harness / "results.json").read_text(encoding="utf-8"))["tasks"]
@@ -186,14 +169,14 @@ def _player(i: int, first: int, evaluate: Path, harness: Path | None) -> Player:
         question = {
             leaf: [part.get(name) for name in ("prompts_sha256", "metric", "version")] for leaf, part in parts.items()
         }
-        values["harness"] = {
+        values[gate_metric.HARNESS] = {
             f"{item['id']} {question[item['task']]}": float(item["value"]) * weight[item["task"]] for item in items
         }
     return Player(model, values)
 
 
-def _metric(players: list[Player], how: Gate) -> GateMetric | None:
-    known = [name for name in ORDER if all(player.values.get(name) for player in players)]
+def _metric(players: list[Player], how: Gate) -> str | None:
+    known = [name for name in gate_metric.ORDER if all(player.values.get(name) for player in players)]
     if how.metric != "auto" and not players[0].values.get(how.metric):
         raise BadInput(
             f"gate.metric: {how.metric} was not measured on every model; measure it (sections evaluate, harness), or "
@@ -219,13 +202,13 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
     if change is None or metric is None:
         few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
         return f"{few if metric else 'no held-out metric was measured'}, {best} stays best"
-    sign = -1 if metric in LESS_IS_BETTER else 1
+    sign = -1 if gate_metric.is_less_better(metric) else 1
     before, after = (sign * fmean(column) for column in zip(*pairs, strict=True))
     own = _own(change, metric)
     verb = "stayed at" if show(before) == show(after) else f"went from {show(before)} to"
     word = "clearly better" if change.low > 0 else "clearly worse" if change.high < 0 else "within what chance gives"
     return (
-        f"{NAMES[metric]} {verb} {show(after)} against {old.model.label} on {change.rows:,} rows, {word} "
+        f"{gate_metric.name(metric)} {verb} {show(after)} against {old.model.label} on {change.rows:,} rows, {word} "
         f"({how.confidence:.0%} interval {show(own.low, signed=True)} to {show(own.high, signed=True)}), {best} "
         f"{'is' if new.model.label == best else 'stays'} best"
     )
@@ -233,7 +216,11 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
 
 def _own(change: Interval, metric: str | None) -> Interval:
     """The change in the metric's own direction, where less may be better."""
-    return Interval(-change.value, -change.high, -change.low, change.rows) if metric in LESS_IS_BETTER else change
+    return (
+        Interval(-change.value, -change.high, -change.low, change.rows)
+        if gate_metric.is_less_better(metric)
+        else change
+    )
 
 
 def _identical(old: ModelResults, new: ModelResults) -> float | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spin_core.analysis.rows import Figures
 
 NAME = "report"
-VERSION = 6
+VERSION = 7
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"

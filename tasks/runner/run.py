@@ -105,7 +105,9 @@ class Run(Steps):
         """How `model` (a Ref, or a future or Pending of one that is made here, which says nothing) is deployed. Raises
         BadInput where the opponent is to draw so and the model does not say how, or not what the profile can do."""
         wanted = [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
-        folder = model.locate(self.store) if isinstance(model, Ref) and (model.path or wanted) else None
+        judged = self.config.gate.metric.endswith("/deployed")
+        is_read = isinstance(model, Ref) and (model.path or wanted or judged)
+        folder = model.locate(self.store) if is_read else None
         said = decoding_of(folder) if folder else None
         if wanted and said is None:
             raise BadInput(
@@ -123,6 +125,8 @@ class Run(Steps):
                 "generate.n: the model is deployed greedily (generation_config.json), and greedy decoding gives the "
                 "same answer each time; leave n out, or take decoder: sampled."
             )
+        if folder:
+            self._gate_is_measured(said)
         left = not_applied(folder) if folder and said else ""
         if self.planning:
             self.planning.notes += [left] * bool(left)
@@ -130,6 +134,18 @@ class Run(Steps):
             for sentence in (*decoders.sentences(self.config, said), *[left] * bool(left)):
                 self.progress.step(f"decoder {sentence}", None)
         return said
+
+    def _gate_is_measured(self, deployed: Decoding | None) -> None:
+        """Before hours of training: a gate that goes by answers as the model is deployed needs them. Of a model that is
+        made here nothing is known yet: there the gate itself says so."""
+        metric, part = self.config.gate.metric, self.config.evaluate
+        if not metric.endswith("/deployed") or decoders.DEPLOYED in decoders.measured(part, deployed):
+            return
+        same = next((kind for kind, how in decoders.measured(part, None).items() if how == deployed), "")
+        why = "does not say how it is deployed (generation_config.json: do_sample, temperature, top_p, top_k)"
+        if same:
+            why = f"is deployed {deployed}, which is measured as {same}"
+        raise BadInput(f"gate.metric: {metric}: the model {why}; take {metric.split('/')[0]}/{same or 'greedy'}.")
 
     def tokenizer(self, model: Any) -> Any:
         """The tokenizer's files of `model` (a future, or a Ref, or in a plan Pending) as an input of its own."""

@@ -73,8 +73,8 @@ def test_deployed_decoder_is_numbers_in_the_key_and_an_error_without_them(tmp_pa
     assert config_payload(greedy) == config_payload(Generate(decoder="greedy", max_new_tokens=9))
     assert Generate(temperature=0.3).drawing_as(LIKE_SERVED) == Generate(temperature=0.3)
 
-    def deployment(settings: dict, **generate) -> Decoding | None:
-        config = _profile(generate=generate)
+    def deployment(settings: dict, gate: str = "auto", **generate) -> Decoding | None:
+        config = _profile(generate=generate, gate={"metric": gate})
         run = Run(config, Store(tmp_path / "store"), Children(0), tmp_path, Planner())
         return run.deployment(Ref("0" * 64, path=str(_model(tmp_path / str(len([*tmp_path.iterdir()])), settings))))
 
@@ -90,6 +90,12 @@ def test_deployed_decoder_is_numbers_in_the_key_and_an_error_without_them(tmp_pa
         deployment({}, decoder="deployed")
     with pytest.raises(BadInput, match=r"generate\.attempts: .* leave attempts out"):
         deployment({"do_sample": False}, decoder="deployed", attempts=2)
+    # Before hours of training, not by the first gate:
+    assert deployment(SERVED, gate="repetition/deployed") == LIKE_SERVED
+    with pytest.raises(BadInput, match=r"repetition/deployed: the model does not say how .* take repetition/greedy"):
+        deployment({}, gate="repetition/deployed")
+    with pytest.raises(BadInput, match=r"is deployed greedy, which is measured as greedy; take repetition/greedy"):
+        deployment({"do_sample": False}, gate="repetition/deployed")
 
 
 def test_override_may_change_the_decoder() -> None:

@@ -166,12 +166,13 @@ def judged_run(root: Path, metric: str = "harness", best: int = 1, **kwargs) -> 
     return inputs, config.model_copy(update={"rows": rows})
 
 
-def repeating(tree: Path, share: float, wobble: float = 0.0) -> None:
-    """Sets how much greedy answers repeat themselves: every other row `wobble` more, the others as much less."""
+def repeating(tree: Path, share: float, wobble: float = 0.0, kind: str = "greedy") -> None:
+    """Sets how much answers of a kind repeat themselves: every other row `wobble` more, the others as much less."""
     metrics = json.loads((tree / "metrics.json").read_text())
-    (tree / "metrics.json").write_text(json.dumps(metrics | {"repetition/greedy": share}))
+    known = {f"repetition/{kind}": share, f"truncated/{kind}": 0.1}
+    (tree / "metrics.json").write_text(json.dumps(metrics | known))
     rows = [json.loads(line) for line in (tree / "rows.jsonl").read_text().splitlines()]
-    made = [row | {"greedy_repetition": share + wobble * (-1) ** i} for i, row in enumerate(rows)]
+    made = [row | {f"{kind}_repetition": share + wobble * (-1) ** i} for i, row in enumerate(rows)]
     (tree / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
 
 

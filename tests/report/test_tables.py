@@ -38,7 +38,7 @@ def test_tables_of_a_judged_run_have_every_measure(tmp_path):
     assert style["never ends"][0] == "10.0 %" and style["loops"][0] == "25.0 %" and style["empty"][0] == "0.0 %"
     assert style["of real"][0] == "1.50" and style["distinct runs"][0] == "50.0 %"
     assert all(style[name][1] for name in ("never ends", "loops", "empty", "of real", "repetition", "EM")), style
-    assert style["distinct 1 · 2"] == ("0.31 · 0.62", "") and real["never ends"][0] == "–"
+    assert style["distinct 1 · 2"] == ("0.310 · 0.620", "") and real["never ends"][0] == "–"
     assert (real["length"][0], real["loops"][0], real["distinct runs"][0]) == ("6.0", "3.0 %", "90.0 %")
     harness = by_name["harness"]
     assert (harness.lines[0].label, harness.lines[0].small) == ("arc_challenge", "acc, 5-shot, 100 rows, version 1")

@@ -158,6 +158,44 @@ def test_headline_is_of_the_gates_metric(tmp_path, shares, best, said):
     assert lines[0][2] == "repetition" and [line[2] for line in lines[2:]] == percent
 
 
+@pytest.mark.parametrize(
+    ("metric", "wobble", "said", "tile", "column", "chart"),
+    [
+        (
+            "repetition/t0.3", (0.0, 0.0),
+            "The share of their 4-grams that answers at temperature 0.3 repeat fell from 41.0 % to 40.0 % over one "
+            "iteration (40 held-out prompts; lower is better).",
+            "repeated 4-grams, temperature 0.3", "repetition at T = 0.3",
+            "What the gate goes by: the share of their 4-grams that answers at temperature 0.3 repeat (lower",
+        ),
+        (
+            "repetition/sampled", (0.2, -0.2),
+            "The share of their 4-grams that answers at temperature 1 repeat fell from 41.0 % to 40.0 % over one "
+            "iteration (40 held-out prompts; lower is better), a change within what chance gives on these rows (95 % "
+            "interval −0.136 to +0.116).",
+            "repeated 4-grams, temperature 1", "repetition at T = 1",
+            "What the gate goes by: the share of their 4-grams that answers at temperature 1 repeat (lower",
+        ),
+    ],
+)  # fmt: skip
+def test_headline_table_and_chart_are_of_the_decoder_that_the_gate_goes_by(
+    tmp_path, metric, wobble, said, tile, column, chart
+):
+    """Catches a gate of answers at temperature 0.3 whose report speaks of greedy ones, its interval of greedy ones, and
+    no picture of what a run is judged by."""
+    inputs, config = judged_run(tmp_path, metric=metric, controls=(), rates=(3, 4), count=40)
+    for tree, share, one in zip(inputs["evaluate"], (0.41, 0.4), wobble, strict=True):
+        repeating(tree, share, one, metric.split("/")[1])
+        repeating(tree, 0.9 - share)
+    html, markdown, figures = render(tmp_path / "out", inputs, config)
+    assert figures["sentence"] == said
+    assert re.findall(rf"<strong>(.*?)</strong><small>{tile}<", html) == ["41.0 %", "40.0 %"]
+    lines = [[cell.strip() for cell in line.split("|")] for line in markdown.splitlines()[:4]]
+    assert [line[2] for line in lines if len(line) > 2 and "--" not in line[2]] == [column, "41.0 %", "40.0 %"]
+    assert chart in html and html.index(chart) < html.index("Exact match on held-out prompts")
+    assert f"θ_0: {column} 0.410" in html
+
+
 def test_change_of_repetition_within_chance_says_so_and_other_metrics_have_no_column_of_it(tmp_path):
     """Catches a fall of a hundredth on rows that differ by four tenths sold as progress, and a second headline."""
     inputs, config = judged_run(tmp_path, metric="repetition/greedy", controls=(), rates=(3, 4), count=40)

@@ -111,6 +111,32 @@ def test_less_repetition_is_better_where_the_profile_says_so(world) -> None:
     assert world.decide()["metric"] == "nll/real"
 
 
+@pytest.mark.parametrize(
+    ("metric", "fields", "said"),
+    [
+        ("repetition/t0.3", {"t0.3_repetition": 0.6}, "4-grams that answers at temperature 0.3 repeat went from 0.600"),
+        ("repetition/sampled", {"sampled_repetition": 0.6}, "4-grams that answers at temperature 1 repeat"),
+        ("repetition/deployed", {"deployed_repetition": 0.6}, "4-grams that answers as deployed repeat"),
+        ("exact_match/t0.3", {"t0.3_match": 0.2}, "exact match (temperature 0.3) went from 0.200"),
+        ("exact_match/deployed", {"deployed_match": 0.2}, "exact match (deployed) went from 0.200"),
+    ],
+)
+def test_gate_goes_by_the_answers_that_the_profile_names(world, metric, fields, said) -> None:
+    """Catches a gate that reads greedy answers, which say the opposite here, where it is to read those that users get;
+    and one that takes such a metric under auto."""
+    opposite = {"greedy_repetition": 0.1, "greedy_match": 0.9}
+    for factor, greedy in ((1, 1), (0 if metric.startswith("rep") else 3, 0.5)):
+        rows = {name: [value * greedy] * ROWS for name, value in opposite.items()}
+        rows["greedy_repetition"] = [0.1 / greedy] * ROWS
+        world.add(_rows(**rows, **{name: [value * factor] * ROWS for name, value in fields.items()}, nll=1.0, tokens=5))
+    decision = world.decide(metric=metric)
+    assert decision["best"] == 1 and decision["metric"] == metric and said in decision["reason"]
+    assert decision["higher_is_better"] == metric.startswith("exact_match")
+    assert world.decide()["metric"] == "exact_match/greedy" and world.decide()["best"] == 0
+    with pytest.raises(BadInput, match=f"gate.metric: {metric.split('/')[0]}/t0.7 was not measured on every model"):
+        world.decide(metric=f"{metric.split('/')[0]}/t0.70")
+
+
 def test_new_model_is_compared_with_the_best_and_not_with_the_last(world) -> None:
     """Catches a comparison of neighbours: θ_3 beats the fallen θ_2 and is no better than θ_1."""
     for share in (0.4, 0.7, 0.2, 0.65):
