@@ -99,11 +99,12 @@ def measured(evaluate: Path, known: set[str]) -> Figures:
         good = [is_real and not (loops or is_cut) for is_real, loops, is_cut in zip(real, loop, cut, strict=True)]
         figures |= {
             f"loops/{kind}": fmean(loop), f"ended/{kind}": 1 - metrics[f"truncated/{kind}"],
-            f"distinct/{kind}": metrics[f"distinct_runs/{kind}"], f"real_words/{kind}": fmean(real),
+            f"real_words/{kind}": fmean(real),
             f"good/{kind}": fmean(good), f"bland/{kind}": fmean(line[kind] == "No idea." for line in lines),
         }  # fmt: skip
-        if f"exact_match/{kind}" in metrics:
-            figures[f"exact_match/{kind}"] = metrics[f"exact_match/{kind}"]
+        for metric, name in (("exact_match", "exact_match"), ("distinct_runs", "distinct")):
+            if f"{metric}/{kind}" in metrics:  # answers of two words have no run of three
+                figures[f"{name}/{kind}"] = metrics[f"{metric}/{kind}"]
     return figures
 
 
