@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from itertools import pairwise
 
@@ -28,12 +29,22 @@ def test_concurrent_runs_share_their_steps_within_the_pools_limit(workers, api, 
     counts = {stage: len(gpu_runs.runs(stage)) for stage in ("sft", "generate", "finetune")}
     assert counts == {"sft": 1, "generate": 1, "finetune": 2}
     ran = sum(int(run.state.message.split()[0]) for run in ended)
-    assert ran == len(list(Store(store).records())) - before, "the two runs do not count each step once"
+    new = len(list(Store(store).records())) - before
+    assert ran == new, f"the two runs do not count each step once: {ran} of {new}; both computed {both_ran(store)}"
     turns = sorted((run.start_time, run.end_time) for run in gpu_runs.runs())
     assert all(first[1] <= second[0] for first, second in pairwise(turns)), "two runs at once on a pool of limit 1"
     again = api.wait(api.start("spin/spin", file=str(one)))
     assert again.state.name == "Cached" and again.state.message.startswith("0 steps ran"), again.state.message
     assert len(gpu_runs.runs()) == 4
+
+
+def both_ran(store) -> list[str]:
+    """Titles of the steps that the two newest ledgers both have as computed."""
+    ledgers = sorted((Store(store).root / "runs").glob("*/steps.json"), key=lambda file: file.stat().st_mtime)[-2:]
+    keys = [
+        {one["key"]: one["stage"] for one in json.loads(file.read_text()) if one["state"] == "ran"} for file in ledgers
+    ]
+    return sorted(keys[0][key] for key in keys[0].keys() & keys[-1].keys())
 
 
 def seed(path) -> str:
