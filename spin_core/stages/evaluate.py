@@ -25,7 +25,6 @@ metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike)
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +41,7 @@ from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
 from spin_core.config.generate import Decoding
+from spin_core.config.right_answer import declared, is_right
 from spin_core.data import token_file
 from spin_core.data.rows import TEST_FILE, Row, read_rows, row_of
 from spin_core.data.token_file import TokenFile
@@ -196,15 +196,13 @@ def _words(texts: dict[str, str], name: str, lines: Lines) -> dict[str, float]:
 def _equal(rule: str, real: str, text: str) -> bool:
     """Whether the two say the same by the `exact_match` rule. A real answer that the expression does not find is bad
     input."""
-    if rule == "answer":
-        return text.strip() == real.strip()
-    expected, got = re.search(rule, real), re.search(rule, text)
-    if expected is None:
+    right = declared(rule, real)
+    if right is None:
         raise BadInput(
             f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; correct "
             "the expression, or leave it out for rows that have no one right answer."
         )
-    return got is not None and got.group(1).strip() == expected.group(1).strip()
+    return is_right(rule, right, text)
 
 
 def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lines: Lines) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Planner:
         self.tokens: Path | None = None
         """Of the last planned tokens: their tree, for as long as the plan's own store is there."""
         self.notes: list[str] = []
-        """What text of the dataset no row has, a sentence for each source."""
+        """What text of the dataset no row has, a sentence for each source; and what answers cached pairs leave out."""
         self.scores: dict[int, Mapping[str, Any]] = {}
         """Iteration → the summary of its opponent's score of its own pairs, where the store has it."""
         self._shard_rows: dict[str, int] = {}
@@ -78,11 +78,12 @@ class Planner:
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
             self.notes += entry.summary.get("unused", [])
             return ref
-        self.notes += record.facts.get("summary", {}).get("unused", [])
+        summary = record.facts.get("summary", {})
+        self.notes += summary.get("unused", []) + [f"{step.title}: {said}" for said in summary.get("left_out", [])]
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
         entry.seconds = record.facts.get("seconds")
         if step.place.iteration is not None and forecasts(step):
-            self.scores[step.place.iteration] = record.facts.get("summary", {})
+            self.scores[step.place.iteration] = summary
         return Ref(digest=record.digest)
 
     def holder(self, store: Store, tokens: Ref) -> Store:
