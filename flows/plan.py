@@ -70,8 +70,23 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
             for t, summary in planner.scores.items()
             if t in ahead and (said := run.forecast(t, summary))
         ]
-        notes = [*artifacts.notes, *planner.notes, *warnings, *forecasts]
+        notes = [*artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
         return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
+
+
+def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:
+    """Of iterations whose answers are still to be gathered: how many will be in no pair, a sentence for each number."""
+    ahead: dict[int, list[str]] = {}
+    for entry in ledger:
+        t = entry.place.iteration
+        if entry.stage == "gather" and entry.state != "cached" and t is not None:
+            at = config.at(t)
+            if at.gather.pick != "all":
+                ahead.setdefault(at.generate.n, []).append(str(t))
+    return [
+        f"gather.pick: of {n} answers to a prompt {n - 1} will be in no pair (iteration {', '.join(of)})."
+        for n, of in ahead.items()
+    ]
 
 
 def _rows(run: Run) -> todo.Data | None:

@@ -82,7 +82,11 @@ def _flow(module: ModuleType, description: str) -> Any:
 
 sft = _flow(sft_stage, "A base model to θ_0 (inputs: model, tokens).")
 generate = _flow(generate_stage, "Shards of prompts to the opponent's answers (inputs: model, prompts).")
-score = _flow(score_stage, "The reference log-probs of a pair set under one model (inputs: model, pairs).")
+score = _flow(
+    score_stage,
+    "The reference log-probs of a pair set under one model (inputs: model, pairs; to read real answers' log-probs from "
+    "another set's score also real_pairs, real_logps).",
+)
 finetune = _flow(finetune_stage, "θ_t to θ_{t+1} (inputs: model, pairs, logps; of loss tspin also first).")
 evaluate = _flow(
     evaluate_stage,

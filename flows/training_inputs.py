@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin_core.config.finetune import score_settings
+from spin_core.config.finetune import own_first, score_settings
 from tasks.runner.run import Run
 from tasks.score import score
 from tasks.tokenize import tokenize_pairs
@@ -25,27 +25,30 @@ class Rows:
 
 @dataclass
 class Iterations:
-    """By iteration: the models so far and their pair sets (these may be imported); and their scores, by model, pairs
-    and settings."""
+    """By iteration: the models so far and their pair sets (these may be imported); and by model, pairs and
+    settings what was scored so far: the pairs' tokens, and their score."""
 
     models: dict[int, Any]
     pairs: dict[int, Any]
-    scores: dict[Any, Any] = field(default_factory=dict)
+    scores: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def training_inputs(run: Run, t: int, rows: Rows, so_far: Iterations) -> tuple[list, list, Any]:
     """The tokens of the pair sets that iteration `t` trains on, oldest first; the scores that its loss names, each
-    computed once in a run; and where it reads θ_0's answers, the tokens of the pairs that have them."""
+    computed once in a run; and where it reads θ_0's answers, the tokens of the pairs that have them.
+
+    Of a model's scores that of its own pairs comes first; those of other sets take the real answers from it."""
     cfg = run.config.at(t)
     sets, reads_first = run.config.sets(t), cfg.finetune.wants_first and t > 0
     read = sets if 0 in sets or not reads_first else [0, *sets]
     tokens = {i: tokens_of(run, t, so_far.pairs[i], rows, of=i) for i in read}
-    logps = []
-    for by, of in run.config.scored(t):
-        known = (by, of, score_settings(cfg.finetune))
-        if known not in so_far.scores:
-            so_far.scores[known] = score(run, t, so_far.models[by], tokens[of], by=by, of=of)
-        logps.append(so_far.scores[known])
+    how, wanted = score_settings(cfg.finetune), run.config.scored(t)
+    for by, of in own_first(wanted):
+        if (by, of, how) not in so_far.scores:
+            newest = so_far.scores.get((by, by, how))
+            made = score(run, t, so_far.models[by], tokens[of], by=by, of=of, newest=newest)
+            so_far.scores[by, of, how] = (tokens[of], made)
+    logps = [so_far.scores[by, of, how][1] for by, of in wanted]
     return [tokens[i] for i in sets], logps, tokens[0] if reads_first else None
 
 

@@ -9,9 +9,13 @@ from tasks.runner.stage import stage
 
 
 @stage
-def score(run: Run, t: int, model, pairs, by: int, of: int):
+def score(run: Run, t: int, model, pairs, by: int, of: int, newest: tuple | None = None):
+    """`newest`: the model's own pairs and their score, which has the real answers of the same rows."""
     cfg = run.config.at(t)
     config = core.Config(score=score_settings(cfg.finetune), chat=cfg.chat)
     label = f"iter {t}, pairs {of}" + (f", θ_{by}" if by != t else "")
     place = Place("iteration", t, pairs=of, by=None if by == t else by)
-    return Step(core, label, config, place), {"model": model, "pairs": pairs}
+    reads = {"model": model, "pairs": pairs}
+    if newest:
+        reads |= dict(zip(core.SPARING, newest, strict=True))
+    return Step(core, label, config, place), reads

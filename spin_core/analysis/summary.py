@@ -35,8 +35,9 @@ TASKS = 200  # of a harness run that are shown; MMLU alone is 57
 SETS = 50  # of a mix that are shown
 REASON = 600
 QUALITY = (
-    "rows", "pairs", "rejected", "identical_to_real", "truncated", "empty", "duplicate_answers",
-    "real_characters_mean", "generated_characters_mean", "generated_tokens_mean",
+    "rows", "pairs", "prompts", "not_picked", "no_wrong_answer", "not_verified", "rejected", "identical_to_real",
+    "truncated", "empty", "duplicate_answers", "real_characters_mean", "generated_characters_mean",
+    "generated_tokens_mean",
 )  # fmt: skip
 
 

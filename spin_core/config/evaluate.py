@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field, field_validator, model_validator
 
 from spin_core.config.base import Section, added_field
+from spin_core.config.right_answer import RULE, checked_rule
 
 
 class Evaluate(Section):
@@ -14,8 +13,7 @@ class Evaluate(Section):
 
     exact_match: str = Field(
         "",
-        description="'answer': the whole answer must equal the real one. A regular expression: its first group must be "
-        "equal in both (GSM8K: '#### (.+)'). Empty: no exact match.",
+        description=f"{RULE} Empty: no exact match.",
     )
     answers: bool = Field(
         True, description="Answer the held-out prompts: for exact match, length, repetition, and to read them."
@@ -49,10 +47,4 @@ class Evaluate(Section):
     @field_validator("exact_match")
     @classmethod
     def _has_a_group(cls, value: str) -> str:
-        try:
-            groups = re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"is not a regular expression ({error})") from None
-        if value not in ("", "answer") and not groups:
-            raise ValueError("needs a group, as in '#### (.+)', or the word answer")
-        return value
+        return checked_rule(value)

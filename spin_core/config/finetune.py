@@ -204,6 +204,12 @@ def scored(part: Finetune, t: int, sets: Sequence[int], first: int) -> list[tupl
     return [(k, i) for k in players for i in every]
 
 
+def own_first(scores: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What `scored` gave in the order in which it is computed: of each model its own pairs first, as the other sets'
+    scores take the real answers' log-probs from there."""
+    return sorted(scores, key=lambda one: one[0] != one[1])
+
+
 def score_settings(part: Finetune) -> Score:
     """How the opponent's log-probs of this finetune are computed: as the policy's own."""
     shared = {name: getattr(part, name) for name in Score.model_fields if name != "quantize"}

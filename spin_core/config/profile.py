@@ -232,6 +232,13 @@ class Config(Section):
         """Whose log-probs of which pairs iteration `t` trains with; see `spin_core.config.finetune.scored`."""
         return scored(self.at(t).finetune, t, self.sets(t), self.start.iteration)
 
+    def real_known(self, t: int, of: int, by: int) -> bool:
+        """Whether the real answers of the pairs of iteration `of` are scored under θ_`by` when iteration `t` scores
+        them: with that model's own pairs."""
+        if of == by or by < self.start.iteration or (by, by) not in self.scored(by):
+            return False
+        return score_settings(self.at(by).finetune) == score_settings(self.at(t).finetune)
+
     def epochs(self, t: int) -> float:
         """Passes over its examples that iteration `t` makes."""
         part = self.at(t).finetune

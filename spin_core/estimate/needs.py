@@ -84,13 +84,25 @@ def together(config: Config, part: Finetune | Sft) -> int:
 
 
 def _passes(s: Setting, config: Config, part: Finetune | Sft, budget: int, scoring: bool = False) -> list[PassShape]:
-    """The passes that could be fullest: mean examples that fill `budget`, and the longest one that settings allow."""
+    """The passes that could be fullest: mean examples that fill `budget`, and the longest one that settings allow. Of
+    scoring these are the pairs of a row, as many as fit."""
     shown, answers = (lengths if scoring else example)(s, config, part)
+    if scoring:
+        answers = answers + answers[1:] * (max(map(config.pairs_a_row, range(max(config.iterations, 1)))) - 1)
     new, most = config.generate.max_new_tokens if isinstance(part, Finetune) else 0, part.max_length
-    count = max(1, budget // (shown + sum(answers)))
     least = max(1, min(config.chat.max_prompt_length, most - new))
     longest = [most - least] + [min(new, most - least)] * (len(answers) - 1)
+    if scoring:
+        answers, longest = _fitting(shown, answers, budget), _fitting(least, longest, budget)
+    count = max(1, budget // (shown + sum(answers)))
     return [PassShape([(shown, answers)] * count), PassShape([(least, longest)])]
+
+
+def _fitting(prompt: int, answers: list[int], budget: int) -> list[int]:
+    """The first answers that fit into a pass with their prompt, two at least, as score divides a row's."""
+    while len(answers) > 2 and prompt + sum(answers) > budget:
+        answers = answers[:-1]
+    return answers
 
 
 def finetune(s: Setting, config: Config) -> Need:

@@ -38,7 +38,8 @@ UNTIMED = Gpu("", 1.0, 1.0, 1.0, 1.0, 1.0)
 @dataclass
 class StageCost:
     """One stage: how many `steps`, on `gpus` at once, `seconds` of wall time (None: unknown), bytes on disk (`store`
-    for good, `scratch` while it runs) and of `need`; `gpu_seconds`: of all GPUs."""
+    for good, `scratch` while it runs) and of `need`; `gpu_seconds`: of all GPUs; of score `tokens` of its forward
+    passes, and how many it is `spared` beside scoring pair by pair."""
 
     stage: str
     steps: int
@@ -48,6 +49,8 @@ class StageCost:
     scratch: float = 0.0
     need: Need = NOTHING
     gpu_seconds: float | None = None
+    tokens: float = 0.0
+    spared: float = 0.0
 
 
 def lines(s: Setting, config: Config, todo: Todo) -> list[StageCost]:
@@ -170,10 +173,17 @@ def _gather(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
 
 
 def _score(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
-    count = sum(config.pairs_a_row(of) for _, of in todo.score) * s.data.rows
-    pair = PassShape([needs.lengths(s, config, config.finetune)])
+    """Of each set the rows, with all their pairs; without their real answers, which the model's own pairs have."""
+    shown, (real, new) = needs.lengths(s, config, config.finetune)
+    seconds = tokens = pairs = 0.0
+    for t, of, by in todo.score:
+        each = config.pairs_a_row(of)
+        row = PassShape([(shown, [real] * (not config.real_known(t, of, by)) + [new] * each)])
+        seconds += _reading(s, config, row, s.data.rows, gpu)
+        tokens, pairs = tokens + row.tokens * s.data.rows, pairs + each * s.data.rows
+    spared = pairs * PassShape([(shown, [real, new])]).tokens - tokens
     world = config.runtime.compute.world
-    return StageCost("score", len(todo.score), world, _reading(s, config, pair, count, gpu), 60.0 * count)
+    return StageCost("score", len(todo.score), world, seconds, 60.0 * pairs, tokens=tokens, spared=spared)
 
 
 def _reading(s: Setting, config: Config, group: PassShape, count: float, gpu: Gpu) -> float:

@@ -66,6 +66,11 @@ def basis(s: Setting, config: Config, costs: list[StageCost], nothing_cached: bo
             f"{work.BANDWIDTH:.0%} of its bandwidth in sampling."
         )
         lines.append("Memory: tensors at their fullest, 5% for the allocator, 1 GiB for CUDA. Host memory: a node's.")
+    lines += [
+        f"Scoring: {line.tokens:,.0f} tokens, {line.spared / (line.tokens + line.spared):.0%} fewer than pair by pair."
+        for line in costs
+        if line.spared
+    ]
     lines += _corrected(s, config, costs)
     if nothing_cached:
         lines.append("Counted is a run of which nothing is cached.")

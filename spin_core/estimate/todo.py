@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spin_core.config import yaml_reader
 from spin_core.config.dataset import Source
-from spin_core.config.finetune import score_settings
+from spin_core.config.finetune import own_first, score_settings
 from spin_core.config.profile import Config
 from spin_core.data.mixing import sizes
 from spin_core.data.token_file import FILES, TokenFile
@@ -41,16 +41,16 @@ class Data:
 
 @dataclass
 class Todo:
-    """Steps that would run. `tokenize`: how many; `generate`: rows by iteration; `score`: (iteration, whose pairs);
-    `finetune`, `gather`: iterations; `controls`: after how many iterations each; `evaluate`: models in all, `games` of
-    them with an opponent; `harness`: models."""
+    """Steps that would run. `tokenize`: how many; `generate`: rows by iteration; `score`: (iteration, whose
+    pairs, k of the θ_k); `finetune`, `gather`: iterations; `controls`: after how many iterations each; `evaluate`:
+    models in all, `games` of them with an opponent; `harness`: models."""
 
     reformat: bool = False
     tokenize: int = 0
     sft: bool = False
     generate: dict[int, int] = field(default_factory=dict)
     gather: list[int] = field(default_factory=list)
-    score: list[tuple[int, int]] = field(default_factory=list)
+    score: list[tuple[int, int, int]] = field(default_factory=list)
     finetune: list[int] = field(default_factory=list)
     controls: list[int] = field(default_factory=list)
     evaluate: int = 0
@@ -79,7 +79,7 @@ def of_ledger(entries: Iterable[Entry], data: Data) -> Todo:
         elif entry.stage == "gather":
             todo.gather.append(t)
         elif entry.stage == "score":
-            todo.score.append((t, t if place.pairs is None else place.pairs))
+            todo.score.append((t, t if place.pairs is None else place.pairs, t if place.by is None else place.by))
         elif entry.stage == "finetune":
             todo.finetune.append(t)
         elif entry.stage == "evaluate":
@@ -97,10 +97,12 @@ def everything(config: Config, data: Data) -> Todo:
     made = [t for t in trained if t not in config.start.pairs]
     controls = [t + 1 for t in trained] if config.control else []
     models = 1 + len(trained) + len(controls)
-    scores: dict[tuple[int, int, str], tuple[int, int]] = {}
+    scores: dict[tuple[int, int, str], tuple[int, int, int]] = {}
     for t in trained:
-        for k, of in config.scored(t):  # of what an earlier iteration has scored in the same way nothing is left
-            scores.setdefault((k, of, score_settings(config.at(t).finetune).model_dump_json()), (t, of))
+        for k, of in own_first(
+            config.scored(t)
+        ):  # of what an earlier iteration has scored in the same way nothing is left
+            scores.setdefault((k, of, score_settings(config.at(t).finetune).model_dump_json()), (t, of, k))
     return Todo(
         reformat=True, tokenize=1, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows),
         gather=made, score=list(scores.values()), finetune=list(trained), controls=controls, evaluate=models,

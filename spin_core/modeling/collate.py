@@ -138,6 +138,11 @@ class Groups(Sequence[tuple[Tokens, ...]]):
         lengths = self.lengths()
         return np.where(lengths > 0, lengths - self._of("prompt").clip(min=1)[:, None], 0)
 
+    def answer_lengths(self) -> np.ndarray:
+        """Answer tokens of each group's sequences as they are cut, int64 [N, answers]; 0 where it has none."""
+        lengths = self.lengths()
+        return np.where(lengths > 0, lengths - self._of("prompt")[:, None], 0)
+
     def packed(self) -> np.ndarray:
         """Tokens that each group takes packed, int64 [N], as `packing.tokens_of`."""
         return self.lengths().sum(axis=1) - (self.there().sum(axis=1) - 1) * self._of("prompt")

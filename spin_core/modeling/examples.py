@@ -57,6 +57,8 @@ def by_prompt(groups: Groups) -> list[np.ndarray]:
         real = groups[number][0]
         key = hashlib.sha256(f"{row_of(id)}\x1f{real.prompt}\x1f".encode("utf-8", "surrogatepass"))
         key.update(real.ids.tobytes())
+        if real.masked is not None:
+            key.update(real.masked.tobytes())
         members.setdefault(key.digest(), []).append(number)
     return [np.array(own, np.int64) for own in members.values()]
 

@@ -49,7 +49,8 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
         gpus=made["gpus"],
         tiles=_tiles(made),
         costs=_cost_table(made),
-        unused=_unused([one for step in steps if step.stage == "reformat" and (one := record(step))]),
+        unused=_said("unused", [record(step) for step in steps if step.stage == "reformat"]),
+        left_out=_said("left_out", [record(step) for step in steps if step.stage == "gather"]),
         nodes=_lineage(steps, record, sources),
         software=software,
         downloaded=downloaded,
@@ -153,11 +154,15 @@ def _software(records: Sequence[Record], sources: Sequence[Mapping]) -> tuple[li
     return lines, [plain(one, 240) for one in sorted(downloaded)]
 
 
-def _unused(reformats: Sequence[Record]) -> list[str]:
-    """What text of the dataset no row has."""
-    summaries = (one.facts.get("summary") for one in reformats)
-    listed = [one.get("unused") for one in summaries if isinstance(one, dict)]
-    return [plain(text, 1500) for texts in listed if isinstance(texts, list) for text in texts[:20]]
+def _said(name: str, records: Sequence[Record | None]) -> list[str]:
+    """The sentences of a summary: what text of the dataset no row has, or which answers are in no pair."""
+    made = []
+    for one in filter(None, records):
+        summary = one.facts.get("summary")
+        listed = summary.get(name) if isinstance(summary, dict) else None
+        label = f"{plain(str(one.facts.get('label') or ''), 60)}: " if name == "left_out" else ""
+        made += [f"{label}{plain(text, 1500)}" for text in (listed if isinstance(listed, list) else [])[:20]]
+    return made
 
 
 def _ledger(reports: Sequence[Record]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Text only: every figure comes from `summary.model_row`. A column without any fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,8 +226,9 @@ def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
             return show(of.get(f"{name}_mean"), 1), ""
 
         return {
-            "answers": (count(rows), ""),
+            "answers": (count(rows), f"{of['not_picked']:,.0f} more not picked" if of.get("not_picked") else ""),
             "pairs": (count(of.get("pairs")), ""),
+            "no wrong answer": _verified(of),
             "identical": share("identical_to_real"),
             "truncated": share("truncated"),
             "empty": (share("empty")[0], f"{of['rejected']:,.0f} rejected" if of.get("rejected") else ""),
@@ -239,6 +240,14 @@ def _pairs(rows: Sequence[ModelRow]) -> ReportTable:
 
     text = "The generated answers that each model learnt from (training rows)."
     return _made("pairs", "Pair quality", text, rows, line)
+
+
+def _verified(of: Mapping[str, float]) -> Cell:
+    """The share of prompts to which every answer is right by `gather.verifier`, and how many it cannot say that of."""
+    if "no_wrong_answer" not in of or not of.get("prompts"):
+        return NONE, ""
+    unknown = of.get("not_verified", 0)
+    return percent(of["no_wrong_answer"] / of["prompts"]), f"{unknown:,.0f} not verified" if unknown else ""
 
 
 def _sources(rows: Sequence[ModelRow]) -> ReportTable:

@@ -25,7 +25,6 @@ metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike)
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +41,7 @@ from spin_core.config.choices import Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
 from spin_core.config.generate import Decoding
+from spin_core.config.right_answer import declared, is_right
 from spin_core.data import token_file
 from spin_core.data.rows import TEST_FILE, Row, read_rows, row_of
 from spin_core.data.token_file import TokenFile
@@ -51,7 +51,7 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.stages.generate import request, sampling
-from spin_core.stages.score import logps_of, read_scores
+from spin_core.stages.score import logps_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ def _likelihood(model: Path, tree: Path, config: Config, job: Job, lines: Lines)
     groups = read_groups([tree], "test", config.score.max_length, ["answer"])
     note_cuts(groups, "test", "finetune.max_length", job)
     settings = config.score.model_copy(update={"quantize": "none"})  # of the model that is published
-    logps = logps_of(model, groups, settings, job, "likelihood")
+    logps = logps_of(model, groups, settings, job, "likelihood").values
     labels = [tokens.targets for (tokens,) in groups]
     for id, logp, count in zip(groups.ids, logps, labels, strict=True):
         lines[id] |= {"nll": -logp / max(count, 1), "tokens": count}
@@ -196,15 +196,13 @@ def _words(texts: dict[str, str], name: str, lines: Lines) -> dict[str, float]:
 def _equal(rule: str, real: str, text: str) -> bool:
     """Whether the two say the same by the `exact_match` rule. A real answer that the expression does not find is bad
     input."""
-    if rule == "answer":
-        return text.strip() == real.strip()
-    expected, got = re.search(rule, real), re.search(rule, text)
-    if expected is None:
+    right = declared(rule, real)
+    if right is None:
         raise BadInput(
             f"evaluate.exact_match: {rule!r} is not found in the real answer {real[:60]!r}; correct "
             "the expression, or leave it out for rows that have no one right answer."
         )
-    return got is not None and got.group(1).strip() == expected.group(1).strip()
+    return is_right(rule, right, text)
 
 
 def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lines: Lines) -> dict[str, float]:
@@ -217,12 +215,13 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
 
     from spin_core.modeling.collate import read_groups
     from spin_core.modeling.loss import per_label, spin_loss
+    from spin_core.modeling.scores import read_scores
 
     pairs = read_groups([cast(Path, inputs["pairs"])], "test", config.score.max_length)
     if not len(pairs):
         return {}
     theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", pairs.ids)).double()
-    ours = torch.tensor(logps_of(model, pairs, config.score, job, "margins")).double().view(-1, 2)
+    ours = torch.tensor(logps_of(model, pairs, config.score, job, "margins").values).double().view(-1, 2)
     labels = torch.tensor([[tokens.targets for tokens in pair] for pair in pairs])
     assert config.beta is not None and config.loss is not None
     beta, kind = config.beta, config.loss
@@ -239,7 +238,7 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
     losses, real, generated = game(theirs)
     margins = first = real - generated
     if "start" in inputs:
-        begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0")
+        begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0").values
         _, *rewards = game(torch.tensor(begun).double().view(-1, 2))
         first = rewards[0] - rewards[1]
     of_row: dict[str, list[tuple[float, float]]] = {}

@@ -15,7 +15,6 @@ assumes  `job.digests` has the inputs' digests, which the score trees must name
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +22,6 @@ from spin_core.config.base import Section
 from spin_core.config.finetune import Finetune, score_settings
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
-from spin_core.stages.score import read_scores
 from spin_core.store.keys import config_payload
 
 if TYPE_CHECKING:
@@ -133,6 +131,7 @@ def _scores(inputs: Inputs, part: Finetune, job: Job) -> list[list[Any]]:
     import numpy as np
 
     from spin_core.modeling.collate import read_groups
+    from spin_core.modeling.scores import read_scores, whose
 
     scores, sets = cast(list[Path], inputs["logps"]), list(cast(list[Path], inputs["pairs"]))
     digests = list(job.digests["pairs"])
@@ -156,24 +155,8 @@ def _scores(inputs: Inputs, part: Finetune, job: Job) -> list[list[Any]]:
         for i, (score, tree, digest) in enumerate(zip(of, sets, digests, strict=True)):
             own = part.loss == "dft" and i < len(sets) - 1  # under the model that these answers were sampled from
             expected = {"pairs": digest, "score": config_payload(score_settings(part))} | ({} if own else known)
-            content = _checked(score / "scores.json", expected)
+            content = whose(score, expected, NAME)
             known = known or {"model": content.get("model")}
             ids = read_groups([tree], "train", part.max_length).ids
             made[-1].append(np.array(read_scores(score, "train", ids), np.float64).reshape(-1, 2))
     return made
-
-
-def _checked(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: a JSON object is needed; run score on these pairs again")
-    for name, value in expected.items():
-        if content.get(name) != value:
-            raise BadInput(
-                f"{path}: `{name}` is {content.get(name)}, this finetune has {value}; these log-probs are of other "
-                "pairs, another model or other settings, so run score again with this profile"
-            )
-    return content

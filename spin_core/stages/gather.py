@@ -1,6 +1,7 @@
 """All shards of answers to one pair set: exactly one answer for each row (of `generate.n` as many), or an error that
 names the rows. Of several answers `gather.pick` says which become pairs: all, under the ids that they have (the first
-under the row's, the others under `<row>#2` and on), or one, under the row's.
+under the row's, the others under `<row>#2` and on), or one, under the row's. With `gather.verifier` the hardest of the
+wrong answers, and how many prompts had none is counted.
 
 Not a filter for quality: what is odd (empty, identical to the real answer, cut, repeated) is counted in quality.json,
 and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt generate rejected are no pairs (counted),
@@ -24,11 +25,12 @@ from typing import Any, TextIO
 from spin_core.config.base import Section, added_field
 from spin_core.config.choices import Pick
 from spin_core.config.gather import Gather
+from spin_core.config.right_answer import declared, is_right
 from spin_core.data import token_file
 from spin_core.data.pairs import Answers, PairQuality, digests
 from spin_core.data.rows import FILES, Pair, Row, answer_id, has_sources, has_tools, iter_rows, write_pairs
 from spin_core.data.token_file import TokenFile
-from spin_core.errors import StageFailed
+from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Bar, Inputs, Job
 from spin_core.modeling import sampled_logps
 
@@ -75,6 +77,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
             answered = zip(rows, _by_row(answers.read(numbers[split]), config.n), strict=True)
             pairs, beside = made.of(answered, logps, truncated, bar), (has_sources(tree / name), has_tools(tree / name))
             write_pairs(job.out / name, pairs, *beside)
+            made.check_verifier()
             if made.rows == made.dropped:
                 raise StageFailed(_nothing_left(split, made.rows, made.rows + len(made.rejected)))
             paired = made.tokens_of(real[split], answers.read(numbers[split]))
@@ -100,7 +103,33 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "identical_fraction": quality["train"]["identical_to_real_fraction"],
         "truncated_fraction": quality["train"]["truncated_fraction"],
         "rejected": rejected,
+        **{name: sum(part[name] for part in quality.values()) for name in COUNTED if name in quality["train"]},
+        **({"left_out": left_out} if (left_out := _left_out(quality)) else {}),
     }
+
+
+def console_note(summary: dict[str, Any]) -> str:
+    """What the console shows below the finished step: answers that are in no pair, and what was not verified."""
+    return "\n        ".join(summary.get("left_out", []))
+
+
+COUNTED = ("not_picked", "no_wrong_answer", "not_verified")
+"""Of quality.json, where there are several answers to a row, and a verifier."""
+
+
+def _left_out(quality: dict[str, dict[str, Any]]) -> list[str]:
+    """What is said of the answers that were left out, and of what the verifier did not decide."""
+    prompts, left, right, unknown = (
+        sum(part.get(name, 0) for part in quality.values()) for name in ("prompts", *COUNTED)
+    )
+    said = []
+    if left:
+        said.append(f"{left:,} answers to {prompts:,} prompts are in no pair: gather.pick takes one of each prompt's.")
+    if right:
+        said.append(f"{right:,} of {prompts:,} prompts had no wrong answer; their pairs have a right one.")
+    if unknown:
+        said.append(f"In {unknown:,} of {prompts:,} real answers gather.verifier finds no right answer; not verified.")
+    return said
 
 
 def _tokenized(rows: Iterator[Row], ids: list[str]) -> Iterator[Row]:
@@ -135,7 +164,8 @@ class _Pairs(PairQuality):
 
     def __init__(self, split: str, how: Gather, n: int):
         super().__init__()
-        self.split, self.truncated, self.pick, self.n, self.tokens = split, how.truncated, how.pick, n, 0
+        self.split, self.how, self.truncated, self.pick, self.n = split, how, how.truncated, how.pick, n
+        self.tokens = self.all_right = self.undeclared = 0
         self.rejected: list[str] = []
         self.prompts = 0
         """Rows that have answers."""
@@ -154,10 +184,30 @@ class _Pairs(PairQuality):
                 self.rejected.append(row.id)
                 continue
             self.prompts += 1
-            for number in picked(own, self.pick):
+            for number in picked(own, self.pick, self._wrong(row, own)):
                 if pair := self._pair(row, number, own[number], logps, truncated):
                     self.kept[first + number] = 1
                     yield pair
+
+    def _wrong(self, row: Row, own: Sequence[dict[str, Any]]) -> list[int]:
+        """The answers that the verifier calls wrong, counted; none where it cannot say, or there is no verifier."""
+        if not self.how.verifier:
+            return []
+        right = declared(self.how.verifier, row.answer)
+        if right is None:
+            self.undeclared += 1
+            return []
+        wrong = [n for n, one in enumerate(own) if not is_right(self.how.verifier, right, one["text"])]
+        self.all_right += not wrong
+        return wrong
+
+    def check_verifier(self) -> None:
+        """Raises BadInput where it found a right answer in no row at all."""
+        if self.prompts and self.undeclared == self.prompts:
+            raise BadInput(
+                f"gather.verifier: {self.how.verifier!r} is found in none of the {self.prompts} real answers of the "
+                f"{self.split} split; correct the expression, or leave it out for rows that have no one right answer."
+            )
 
     def _pair(self, row: Row, number: int, answer: dict[str, Any], logps: TextIO, truncated: TextIO) -> Pair | None:
         """A row with its n-th answer, counted; None where `truncated` drops it."""
@@ -193,12 +243,14 @@ class _Pairs(PairQuality):
         # Where there are any: quality.json of a run without them stays as it was.
         some = {"rejected": len(self.rejected), "rejected_ids": sorted(self.rejected)[:MAX_IDS]}
         several = {"prompts": self.prompts, "not_picked": self.prompts * self.n - self.rows}
+        if self.how.verifier:
+            several |= {"no_wrong_answer": self.all_right, "not_verified": self.undeclared}
         return figures | (some if self.rejected else {}) | (several if self.n > 1 else {})
 
 
-def picked(answers: Sequence[dict[str, Any]], pick: Pick) -> list[int]:
-    """Which of a row's answers become pairs; of equal ones the first. Raises StageFailed where `hardest` has no
-    log-probs to go by."""
+def picked(answers: Sequence[dict[str, Any]], pick: Pick, wrong: Sequence[int] = ()) -> list[int]:
+    """Which of a row's answers become pairs; of equal ones the first. `hardest` takes one of the `wrong` ones where
+    there are some. Raises StageFailed where it has no log-probs to go by."""
     if pick == "all":
         return list(range(len(answers)))
     if pick == "first":
@@ -210,4 +262,5 @@ def picked(answers: Sequence[dict[str, Any]], pick: Pick) -> list[int]:
             f"row {answers[0]['id']}: its answers have no log-probs, by which gather.pick: hardest goes; set "
             "generate.logprobs: true, or pick otherwise."
         )
-    return [max(range(len(answers)), key=lambda n: answers[n]["logps"] / max(answers[n]["tokens"], 1))]
+    among = wrong or range(len(answers))
+    return [max(among, key=lambda n: answers[n]["logps"] / max(answers[n]["tokens"], 1))]

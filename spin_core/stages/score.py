@@ -6,8 +6,12 @@ policy = opponent gives a log-ratio of 0 up to the rounding of another batch sha
 2.4e-4 nats at a log-prob of −2,778; bfloat16: 1.2e-2). With `engine_logps` the generated answers' are those that the
 engine computed while it sampled, where they are the same numbers (`spin_core/modeling/sampled_logps.py`).
 
+Nothing is computed twice: the pairs of one row are one group, with its prompt and real answer once
+(`spin_core/modeling/pair_logps.py`); and the real answers that another pair set of the same rows has under this model
+are read from that set's score, which is then an input, and so in the key.
+
 inputs   `model`: a model directory (θ_t, or an earlier one) · `pairs`: a tree with tokens of pairs (gather's or
-         tokenize's)
+         tokenize's) · where another set was scored first `real_pairs`: that one, and `real_logps`: its score tree
 outputs  `logps.parquet`: id, split, real, generated, real_tokens, generated_tokens; as the pairs, train before test
          · `scores.json` with digests of model and pairs and the score settings, which finetune checks, how many
          answers of each split and side are cut at max_length, and the pairs' tokens.json
@@ -19,7 +23,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from spin_core.analysis.forecast import forecast
 from spin_core.config.base import Section
@@ -36,9 +40,12 @@ if TYPE_CHECKING:
 
     from spin_core.modeling.collate import Groups
     from spin_core.modeling.packing import Group
+    from spin_core.modeling.pair_logps import PairLogps
 
 NAME = "score"
 VERSION = 2
+SPARING = ("real_pairs", "real_logps")
+"""Inputs that only spare work: what was computed without them is the same to rounding, and stands for this step."""
 
 
 class Config(Section):
@@ -48,9 +55,19 @@ class Config(Section):
     chat: ChatSection
 
 
+class Logps(NamedTuple):
+    """`values`: log p of each sequence in nats; `tokens`: of the forward passes that computed them, without padding
+    between groups; `packed`: whether these had each prompt of a group once."""
+
+    values: list[float]
+    tokens: int
+    packed: bool
+
+
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Write logps.parquet and scores.json; give counts and means. Raises StageFailed where a log-prob is not finite."""
     from spin_core.modeling.collate import Groups, note_cuts, read_groups
+    from spin_core.modeling.pair_logps import PairLogps
 
     model_path, tree = cast(Path, inputs["model"]), cast(Path, inputs["pairs"])
     parts = {split: read_groups([tree], split, config.score.max_length) for split in FILES}
@@ -59,10 +76,10 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         raise BadInput(f"{tree}: there are no pairs to score; look at the dataset and its rejects")
     cut = {split: note_cuts(part, split, "finetune.max_length", job) for split, part in parts.items()}
     groups = Groups([file for part in parts.values() for file in part.files], config.score.max_length)
-    if config.score.engine_logps:
-        logps, taken = _with_engines(inputs, pairs, groups, config, job)
-    else:
-        logps, taken = logps_of(model_path, groups, config.score, job, "score"), 0
+    made = PairLogps(groups)
+    shared = _take_real_logps(made, inputs, config, job)
+    taken, spent = _compute(made, pairs, inputs, config, job)
+    logps = made.values.ravel().tolist()
     for (_, id), real, generated in zip(pairs, logps[::2], logps[1::2], strict=True):
         if not (math.isfinite(real) and math.isfinite(generated)):
             raise StageFailed(f"pair {id}: log-probs {real} and {generated} under {model_path}; its weights are broken")
@@ -80,10 +97,28 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "logps/real": sum(logps[::2]) / len(pairs),
         "logps/generated": sum(logps[1::2]) / len(pairs),
         "tokens": counts,
+        "forward_tokens": sum(one.tokens for one in spent),
+        "forward_tokens_spared": made.tokens_apart(taken, spent[-1].packed) - sum(one.tokens for one in spent),
+        "real_logps": shared,
         "cut": sum(count for sides in cut.values() for count in sides.values()),
-        "engine_logps": taken,
+        "engine_logps": len(taken),
         "forecast": _forecast(len(parts["train"]), groups, logps),
     }
+
+
+def _take_real_logps(made: PairLogps, inputs: Inputs, config: Config, job: Job) -> int:
+    """Set those that the score of another pair set has; how many. Raises BadInput where it is of another model or other
+    settings."""
+    from spin_core.modeling.scores import real_logps, whose
+
+    if "real_logps" not in inputs:
+        return 0
+    tree, of = cast(Path, inputs["real_logps"]), cast(Path, inputs["real_pairs"])
+    expected = {"model": job.digests["model"], "pairs": job.digests["real_pairs"]}
+    whose(tree, {**expected, "score": config_payload(config.score)}, NAME)
+    found = real_logps(made.pairs, tree, of)
+    made.take(0, found)
+    return len(found)
 
 
 def _forecast(count: int, groups: Groups, logps: list[float]) -> dict[str, float]:
@@ -96,38 +131,51 @@ def _forecast(count: int, groups: Groups, logps: list[float]) -> dict[str, float
     return forecast(sides, same, int(groups.targets()[:count, 1].sum()))
 
 
-def _with_engines(
-    inputs: Inputs, pairs: list[tuple[str, str]], groups: Groups, config: Config, job: Job
-) -> tuple[list[float], int]:
-    """As `logps_of`, with the engine's log-probs where they can be taken and agree; and how many were taken.
+def _compute(
+    made: PairLogps, pairs: list[tuple[str, str]], inputs: Inputs, config: Config, job: Job
+) -> tuple[list[int], list[Logps]]:
+    """Set all that are not known: by the model, or the engine's where they can be taken and agree; which were taken,
+    and what the model's passes gave.
 
-    A sample of them is computed first, and stays so. If one of it disagrees, all are computed.
+    A sample of the engine's is computed first, and stays so. If one of it disagrees, all are computed.
     """
-    path, settings, sampled = cast(Path, inputs["model"]), config.score, {}
-    if why := engine_logps_unusable(settings, config.chat):
+    path, settings = cast(Path, inputs["model"]), config.score
+    budget, spent, taken = job.runtime.score_tokens, [], {}
+    if settings.engine_logps:
+        sampled = _sampled(made.pairs, pairs, inputs, config, job)
+        checked = sampled_logps.sample(pairs, list(sampled))
+        if checked:
+            missing = made.missing(budget, checked)
+            spent.append(logps_of(path, missing, settings, job, "score to compare"))
+            made.put(missing, spent[-1].values)
+        off = {i: abs(float(made.values[i, 1]) - sampled[i]) for i in checked}
+        worst = max(checked, key=off.__getitem__, default=0)
+        if checked and not off[worst] <= sampled_logps.TOLERANCE:
+            job.note(
+                f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1]} is {off[worst]:.2g} "
+                f"nats from the model's own (at most {sampled_logps.TOLERANCE:g} is allowed)."
+            )
+        else:
+            taken = {i: logps for i, logps in sampled.items() if not made.known[i, 1]}
+            made.take(1, taken)
+    if len(missing := made.missing(budget)):
+        spent.append(logps_of(path, missing, settings, job, "score"))
+        made.put(missing, spent[-1].values)
+    return list(taken), spent
+
+
+def _sampled(
+    groups: Groups, pairs: list[tuple[str, str]], inputs: Inputs, config: Config, job: Job
+) -> dict[int, float]:  # fmt: skip
+    """The engine's log-probs of generated answers, by the pair's number; none, and a note, where the settings are such
+    that they cannot be score's own."""
+    if why := engine_logps_unusable(config.score, config.chat):
         job.note(f"score: no log-prob is taken from the engine: {why}.")
-    else:
-        sampled = sampled_logps.usable(pairs, groups, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
-    checked = sampled_logps.sample(pairs, list(sampled))
-    own = logps_of(path, [groups[i] for i in checked], settings, job, "score to compare")
-    logps = dict(zip(checked, zip(own[::2], own[1::2], strict=True), strict=True))
-    off = {i: abs(logps[i][1] - sampled[i]) for i in checked}
-    worst = max(checked, key=off.__getitem__, default=0)
-    if checked and not off[worst] <= sampled_logps.TOLERANCE:
-        sampled = {}
-        job.note(
-            f"score: all log-probs are computed, as the engine's for pair {pairs[worst][1]} is {off[worst]:.2g} "
-            f"nats from the model's own (at most {sampled_logps.TOLERANCE:g} is allowed)."
-        )
-    rest = [i for i in range(len(pairs)) if i not in logps]
-    taken = [i for i in rest if i in sampled]
-    values = iter(logps_of(path, [groups[i][: 1 if i in sampled else 2] for i in rest], settings, job, "score"))
-    for i in rest:
-        logps[i] = (next(values), sampled[i] if i in sampled else next(values))
-    return [value for i in range(len(pairs)) for value in logps[i]], len(taken)
+        return {}
+    return sampled_logps.usable(pairs, groups, cast(Path, inputs["pairs"]), cast(str, job.digests["model"]))
 
 
-def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, label: str) -> list[float]:
+def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, label: str) -> Logps:
     """log p(answer | prompt) of every sequence under the model in `path`, in the order of the groups' sequences.
 
     A group is sequences that share a prompt; the longest are computed first. Several processes share the work, and all
@@ -137,16 +185,14 @@ def logps_of(path: Path, groups: Sequence[Group], settings: Score, job: Job, lab
     from spin_core.modeling.opponent import opponent
 
     if not groups:
-        return []
+        return Logps([], 0, packed=True)
     apply_threads(job.runtime)
     sharded = job.runtime.compute.in_parts
     model = opponent(path, pick_device(job.runtime), quantize=settings.quantize, sharded=sharded)
     return logps_under(model, groups, settings, job, label)
 
 
-def logps_under(
-    model: PreTrainedModel, groups: Sequence[Group], settings: Score, job: Job, label: str
-) -> list[float]:  # fmt: skip
+def logps_under(model: PreTrainedModel, groups: Sequence[Group], settings: Score, job: Job, label: str) -> Logps:
     """As `logps_of`, under a model that is in memory."""
     import torch
 
@@ -163,49 +209,21 @@ def logps_under(
     bar_of = job.progress(label, sum(len(batch) for batch, counts in mine if counts), "groups")
     with torch.inference_mode(not sharded), torch.no_grad(), policy.autocast(), bar_of as bar:
         for batch, counts in mine:
+            read = [groups[i] for i in batch]
             try:
-                values = policy(policy.batch([groups[i] for i in batch])).tolist()
+                values = policy(policy.batch(read)).tolist()
             except torch.OutOfMemoryError as error:
                 size = job.runtime.score_tokens
                 raise StageFailed(f"scoring ran out of GPU memory; lower runtime.score_tokens (now {size})") from error
             if not counts:
                 continue
-            for i in batch:
-                own_logps.append((i, values[: len(groups[i])]))
-                values = values[len(groups[i]) :]
+            for i, group in zip(batch, read, strict=True):
+                own_logps.append((i, values[: len(group)]))
+                values = values[len(group) :]
             bar.advance(len(batch))
     logps = dict(pair for process in process_group.gather(own_logps) for pair in process)
-    return [value for i in range(len(groups)) for value in logps[i]]
-
-
-def read_scores(tree: Path, split: str, ids: Sequence[str]) -> list[tuple[float, float]]:
-    """The reference log-probs (real, generated) of a split's pairs, in nats.
-
-    Raises BadInput naming the file where it is unreadable, has not just these ids in this order, or a log-prob that is
-    not finite.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = tree / "logps.parquet"
-    try:
-        rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == split]
-        scores = [(row["id"], row["real"], row["generated"]) for row in rows]
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(f"{path}: not readable ({error}); run score on these pairs again") from error
-    except KeyError as error:
-        raise BadInput(f"{path}: there is no column {error}; run score on these pairs again") from None
-    if [id for id, *_ in scores] != list(ids):
-        raise BadInput(
-            f"{path}: its {len(scores)} {split} ids are not the {len(ids)} of the pairs, in their order; "
-            "run score on these pairs again"
-        )
-    for id, *both in scores:
-        if not all(isinstance(value, float) and math.isfinite(value) for value in both):
-            raise BadInput(
-                f"{path}: the log-probs of pair {id} are {both[0]} and {both[1]}; run score on these pairs again"
-            )
-    return [(real, generated) for _, real, generated in scores]
+    every = [value for i in range(len(groups)) for value in logps[i]]
+    return Logps(every, sum(policy.costs(groups).values()), policy.packed)
 
 
 def _write(pairs: list[tuple[str, str]], groups: Groups, logps: list[float], path: Path) -> int:

@@ -29,6 +29,11 @@ class Pending:
     step: str
 
 
+def _waits(value: Any) -> Pending | None:
+    """The first step that an input (one reference, or a list of them) waits for."""
+    return next((one for one in listed(value) if isinstance(one, Pending)), None)
+
+
 def forecasts(step: Step | Entry) -> bool:
     """Whether the step scores the newest pairs of its iteration under the opponent, and so says what they can teach."""
     place = step.place
@@ -44,7 +49,7 @@ class Planner:
         self.tokens: Path | None = None
         """Of the last planned tokens: their tree, for as long as the plan's own store is there."""
         self.notes: list[str] = []
-        """What text of the dataset no row has, a sentence for each source."""
+        """What text of the dataset no row has, a sentence for each source; and what answers cached pairs leave out."""
         self.scores: dict[int, Mapping[str, Any]] = {}
         """Iteration → the summary of its opponent's score of its own pairs, where the store has it."""
         self._shard_rows: dict[str, int] = {}
@@ -57,9 +62,12 @@ class Planner:
         entry = Entry(step.stage, step.label, "", "would run", place=step.place)
         entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
-        waits = (one for value in inputs.values() for one in listed(value) if isinstance(one, Pending))
-        if first := next(waits, None):
-            entry.why = f"reads what {first.step} will write"
+        spared = getattr(step.module, "SPARING", ())
+        waits = {name: first for name, value in inputs.items() if (first := _waits(value))}
+        if waits.keys() <= {*spared}:  # it may be there as it was computed without them
+            inputs = {name: value for name, value in inputs.items() if name not in waits}
+        if waits.keys() - {*spared} or (waits and look_up(run.store, KeyedStep(step, inputs)) is None):
+            entry.why = f"reads what {next(iter(waits.values())).step} will write"
             return Pending(step.title)
         keyed = KeyedStep(step, inputs)
         record = look_up(run.store, keyed)
@@ -70,11 +78,12 @@ class Planner:
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
             self.notes += entry.summary.get("unused", [])
             return ref
-        self.notes += record.facts.get("summary", {}).get("unused", [])
+        summary = record.facts.get("summary", {})
+        self.notes += summary.get("unused", []) + [f"{step.title}: {said}" for said in summary.get("left_out", [])]
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
         entry.seconds = record.facts.get("seconds")
         if step.place.iteration is not None and forecasts(step):
-            self.scores[step.place.iteration] = record.facts.get("summary", {})
+            self.scores[step.place.iteration] = summary
         return Ref(digest=record.digest)
 
     def holder(self, store: Store, tokens: Ref) -> Store:

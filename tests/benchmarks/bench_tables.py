@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from tests.benchmarks import bench_groups
+from tests.benchmarks import bench_groups, bench_prefix
 
 NAMES = {
     "reference": "reference's way, float32",
@@ -121,6 +121,9 @@ def _set_table(name: str, part: dict[str, Any], kept: float) -> str:
     lines = [f"**{name}** (tokens: {text})\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for way in dict.fromkeys([*part["runs"], *part["memory"]]):
         lines.append(f"| {' | '.join(_cells(way, part, kept, gpu))} |")
+    if "common_prefix" in part:
+        found = bench_prefix.Prefix(**part["common_prefix"])
+        lines.append("\n" + bench_prefix.sentence("Common first tokens of both answers, computed twice", found) + ".")
     return "\n".join(lines) + "\n"
 
 

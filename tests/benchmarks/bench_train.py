@@ -24,7 +24,7 @@ from tqdm import tqdm
 from spin_core.config.chat import ChatSection
 from spin_core.errors import BadInput
 from spin_core.sources.resolve import resolve
-from tests.benchmarks import bench_groups
+from tests.benchmarks import bench_groups, bench_prefix
 from tests.benchmarks.bench_tables import NAMES, page, ratios, spread, verdicts
 
 HERE = Path(__file__).parent
@@ -82,7 +82,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     left = steps_of(args, next(iter(works.values())))
     with tqdm(total=left, unit="step", desc="bench-train", file=sys.stderr) as bar:
         for name, (work, sizes) in works.items():
+            common = bench_prefix.prefix_of((len(p), [r, g]) for p, r, g in work.rows)
             part = {"lengths": sizes, "useful_tokens": work.useful_tokens, "runs": {}, "memory": {}, "speed": {}}
+            part["common_prefix"] = common._asdict()
             report["sets"][name] = part
             if "speed" in args.measure:
                 part["runs"] = run_in_turn(args, name, work, bar)

@@ -59,4 +59,4 @@ def _score(work: Work, job: Job, watch: Watch, model: PreTrainedModel | None) ->
             logps = logps_of(work.path, groups, settings, job, "score")
         else:
             logps = logps_under(model, groups, settings, job, "score")
-    return torch.tensor(logps, dtype=torch.float32).view(-1, 2)
+    return torch.tensor(logps.values, dtype=torch.float32).view(-1, 2)

@@ -13,7 +13,7 @@ import pytest
 from flows.plan import check, costs, setting_of
 from spin_core.config.profile import Config, load_profile, parse
 from spin_core.errors import BadInput
-from spin_core.estimate import fit, hardware, sheet, todo
+from spin_core.estimate import fit, hardware, needs, sheet, text, todo
 from spin_core.estimate.needs import GIB, NEEDS, Setting
 from spin_core.runtime import gpus
 from tests.places import entry as ledger_entry
@@ -130,7 +130,7 @@ def test_losses_cost_what_they_read() -> None:
     rows counted once for each set of pairs."""
     plain, third = _setting("zephyr-7b"), _setting("zephyr-7b", "finetune.beta=", "overrides=", "finetune.loss=tspin")
     rows = _setting("zephyr-7b", "finetune.beta=", "overrides=", "finetune.loss=dft")
-    left = {"score": [(1, 0), (1, 1)], "finetune": [1]}
+    left = {"score": [(1, 1, 1), (1, 0, 1)], "finetune": [1]}
 
     def hours(of: tuple[Setting, Config], **todo_: list) -> dict[str, float]:
         lines = sheet.lines(*of, todo.Todo(**todo_))
@@ -231,6 +231,31 @@ def test_run_is_refused_where_the_drivers_gpu_is_too_small(monkeypatch, tmp_path
         check(config, str(tmp_path / "store"), tmp_path)
 
 
+def test_sheet_counts_a_scored_prompt_once_a_set_and_a_real_answer_once_a_model() -> None:
+    """Catches a sheet in which the older set's real answers are scored again, or those of a model whose own pairs the
+    run does not score are free; and four answers that cost as much as four pairs."""
+
+    def of(*sets: str) -> tuple[sheet.StageCost, tuple[float, ...], Config, Setting]:
+        setting, config = _setting("zephyr-7b", "generate.decoder=sampled", "generate.temperature=1", *sets)
+        left = todo.Todo(score=[(1, 1, 1), (1, 0, 1)])
+        (line,) = sheet.lines(setting, config, left)
+        prompt, (real, new) = needs.lengths(setting, config, config.finetune)
+        return line, (prompt, real, new), config, setting
+
+    line, (prompt, real, new), config, setting = of()
+    assert line.tokens == (2 * prompt + real + 2 * new) * setting.data.rows
+    assert line.spared == real * setting.data.rows
+    (said,) = [one for one in text.basis(setting, config, [line], False) if one.startswith("Scoring")]
+    share = real / (2 * (prompt + real + new))
+    assert said == f"Scoring: {line.tokens:,.0f} tokens, {share:.0%} fewer than pair by pair."
+    line, (prompt, real, new), config, setting = of("generate.n=4")
+    assert line.tokens == (2 * prompt + real + 8 * new) * setting.data.rows
+    assert line.spared == (6 * prompt + 7 * real) * setting.data.rows
+    assert config.real_known(1, 0, 1) and not config.real_known(1, 1, 1)
+    later, _ = load_profile("zephyr-7b", ["start.iteration=1", "history=1"])
+    assert not later.real_known(1, 1, 0), "θ_0's own pairs are not scored by a run that begins later"
+
+
 def test_sheet_counts_every_answer_and_a_prompt_of_a_group_once() -> None:
     """Catches a sheet of four answers to a row that is the sheet of one, answers that are not all gathered counted as
     pairs, and groups that cost as much as their pairs apart, or nothing in memory."""
@@ -244,7 +269,7 @@ def test_sheet_counts_every_answer_and_a_prompt_of_a_group_once() -> None:
     grouped = of("generate.n=4", "finetune.order=prompts")
     seconds = {name: line.seconds or 0.0 for name, line in one.items()}
     assert four["generate"].store == pytest.approx(4 * one["generate"].store)
-    for stage in ("generate", "score", "finetune", "gather"):
+    for stage in ("generate", "finetune", "gather"):
         assert four[stage].seconds == pytest.approx(4 * seconds[stage], rel=0.05), stage
     assert first["generate"].seconds == four["generate"].seconds and first["finetune"].seconds == seconds["finetune"]
     saved = (grouped["finetune"].seconds or 0.0) / (four["finetune"].seconds or 1.0)

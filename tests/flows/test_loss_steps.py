@@ -15,6 +15,7 @@ from spin_core.job import Entry, Job
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, look_up
 from spin_core.sources.resolve import Ref
+from spin_core.stages import score
 from spin_core.store.store import Store
 from tasks.runner.planning import Planner, forecasts
 from tasks.runner.run import Run
@@ -49,9 +50,9 @@ class Here(Planner):
         return Ref(digest=record.digest)
 
 
-def config_of(iterations: int = 2, **changes: Any) -> Config:
+def config_of(iterations: int = 2, history: int = 2, **changes: Any) -> Config:
     part = {"lr": 1e-4, "schedule_epochs": 1, "global_batch": 16, "max_length": 80, "warmup_ratio": 0.0}
-    return parse({**SMALL, "iterations": iterations, "finetune": {**part, **changes}}, "test")
+    return parse({**SMALL, "iterations": iterations, "history": history, "finetune": {**part, **changes}}, "test")
 
 
 def computed(config: Config, store: Store) -> list[Entry]:
@@ -84,7 +85,7 @@ LOSSES = {
     "tspin": ({"loss": "tspin"}, []),
     "tpaw": (
         {"loss": "tpaw", "beta": 1.0},
-        ["iter 0, pairs 0", "iter 1, pairs 0", "iter 1, pairs 1", "iter 1, pairs 1, θ_0"],
+        ["iter 0, pairs 0", "iter 1, pairs 1", "iter 1, pairs 0", "iter 1, pairs 1, θ_0"],
     ),
 }
 
@@ -136,8 +137,53 @@ def test_plan_of_three_iterations_is_what_the_sheet_counts(settings: dict, store
     rest = [entry for entry in ledger if entry.stage in ("score", "finetune")]
     assert len({entry.title for entry in ledger}) == len(ledger)
     counted = todo.everything(config, data)
-    asked = [(entry.place.iteration, entry.place.pairs) for entry in rest if entry.stage == "score"]
+    asked = []
+    for place in (entry.place for entry in rest if entry.stage == "score"):
+        asked.append((place.iteration, place.pairs, place.iteration if place.by is None else place.by))
     assert asked == counted.score
     assert [entry.place.iteration for entry in rest if entry.stage == "finetune"] == counted.finetune
     own = [f"iter {t}, pairs {t}" for t in range(3)] if asked else []
     assert [entry.label for entry in rest if forecasts(entry)] == own
+
+
+class Before(Here):
+    """Computes a score of older pairs as it was before it read the real answers of the newest: with all of its own."""
+
+    def step(self, run: Any, step: Step, inputs: dict[str, Any]) -> Ref:
+        """The step's output."""
+        return super().step(run, step, {name: value for name, value in inputs.items() if name not in score.SPARING})
+
+
+def test_older_pairs_read_the_real_answers_of_the_newest_and_their_key_says_so(store: Store, tmp_path: Path) -> None:
+    """Catches a score that reads what its key does not name, one that is made before what it reads, and the opponent's
+    score of its own pairs under another key than it had."""
+    config = config_of(history=2)
+    ledger = computed(config, store)
+    newest, older = (one for one in ledger if one.stage == "score" and one.place.iteration == 1)
+    assert (newest.label, older.label) == ("iter 1, pairs 1", "iter 1, pairs 0")
+    reads, pairs = run_inputs(store, older), run_inputs(store, newest)["pairs"]
+    assert run_inputs(store, newest).keys() == {"model", "pairs"}
+    assert (reads["real_pairs"], reads["real_logps"]) == (pairs, newest.digest)
+    record = store.record("score", older.key)
+    assert record and record.facts["summary"]["real_logps"] == 28, "all rows are there in both"
+    assert {entry.state for entry in planned(config, str(store.root.parent), tmp_path).ledger} == {"cached"}
+
+
+def test_score_of_an_old_store_is_cached(tmp_path: Path) -> None:
+    """Catches a store whose scores of older pairs, made without the newest's, are computed again; in a plan also where
+    the newest's is gone."""
+    config, old = config_of(history=2), Store(tmp_path / "old")
+    run = Run(config, old, Children(0), Path.cwd(), Before())
+    dag(run)
+    (older,) = (one for one in run.ledger if one.label == "iter 1, pairs 0" and one.stage == "score")
+    assert run_inputs(old, older).keys() == {"model", "pairs"}
+    again = computed(config, old)
+    assert {entry.state for entry in again} == {"Cached"}
+    (newest,) = (one for one in again if one.label == "iter 1, pairs 1" and one.stage == "score")
+    (file,) = (path for path in old.root.rglob("*") if path.is_file() and newest.key in str(path))
+    file.unlink()
+    plan = planned(config, str(old.root.parent), tmp_path).ledger
+    assert {e.label: e.state for e in plan if e.stage == "score" and e.place.iteration == 1} == {
+        "iter 1, pairs 1": "would run", "iter 1, pairs 0": "cached",
+    }  # fmt: skip
+    assert next(e for e in plan if e.label == "iter 1, pairs 0" and e.stage == "score").digest == older.digest

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.plan import planned
 from spin_core.config.profile import Config, parse
 from spin_core.data.rows import parts_of
 from spin_core.data.token_file import TokenFile
@@ -78,3 +79,17 @@ def test_another_pick_draws_nothing_again(store: Store) -> None:
     assert not of(ledger, "generate") and of(ledger, "gather") == ["iter 0"]
     (trained,) = [summary_of(store, entry) for entry in ledger if entry.stage == "finetune"]
     assert trained["pairs"] == len(TokenFile(tree_of(store, ledger, "tokenize", "") / "train_tokens.arrow"))
+
+
+def test_plan_says_what_is_in_no_pair_before_and_after(tmp_path: Path) -> None:
+    """Catches answers that are left out without a word in the plan: of a run that is ahead, and of pairs that are
+    there."""
+    config, own = several(1, "first"), Store(tmp_path / "own")
+    before = planned(config, str(tmp_path / "none"), tmp_path).notes
+    assert [note for note in before if "no pair" in note] == [
+        f"gather.pick: of {N} answers to a prompt {N - 1} will be in no pair (iteration 0)."
+    ]
+    computed(config, own)
+    after = [note for note in planned(config, str(own.root.parent), tmp_path).notes if "no pair" in note]
+    assert len(after) == 1 and after[0].startswith("gather[iter 0]: 56 answers to 28 prompts are in no pair")
+    assert not [note for note in planned(several(1), str(own.root.parent), tmp_path).notes if "no pair" in note]

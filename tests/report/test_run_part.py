@@ -159,6 +159,17 @@ def test_page_names_text_of_the_dataset_that_no_row_has() -> None:
     assert "Text that no row has" not in sections([entry], lambda entry: plain)
 
 
+def test_page_names_answers_that_are_in_no_pair() -> None:
+    """Catches a run page on which two of three sampled answers are nowhere."""
+    entry = ledger_entry("gather", "iter 0", "k", "Cached", 1.0, "d")
+    said = "6 answers to 3 prompts are in no pair: <b>one of each."
+    made = record("gather", "d", {}, summary={"train_pairs": 3, "left_out": [said]})
+    html = sections([entry], lambda entry: made)
+    assert "Answers that are in no pair" in html and said in Tags(html).text and "<b>one" not in html
+    plain = record("gather", "d", {}, summary={"train_pairs": 3})
+    assert "Answers that are in no pair" not in sections([entry], lambda entry: plain)
+
+
 # --- the reproduction ledger ------------------------------------------------------------
 
 

@@ -49,6 +49,22 @@ def test_tables_of_a_judged_run_have_every_measure(tmp_path):
         assert f"{table.title}:\n\n| {table.head} " in markdown
 
 
+def test_answers_that_were_not_picked_or_verified_are_in_the_table_of_pairs(tmp_path):
+    """Catches a report in which three of four sampled answers are nowhere, or prompts without a wrong answer."""
+    inputs, config = judged_run(tmp_path)
+    _, _, figures = render(tmp_path / "plain", inputs, config)
+    assert "no wrong answer" not in by_id(figures["rows"])["pairs"].columns
+    for tree in inputs["gather"]:
+        quality = json.loads((tree / "quality.json").read_text())
+        quality["train"] |= {"prompts": 200, "not_picked": 600, "no_wrong_answer": 50, "not_verified": 3}
+        (tree / "quality.json").write_text(json.dumps(quality))
+    html, markdown, figures = render(tmp_path / "out", inputs, config)
+    table = by_id(figures["rows"])["pairs"]
+    cells = dict(zip(table.columns, table.lines[0].cells, strict=True))
+    assert cells["answers"][1] == "600 more not picked" and cells["no wrong answer"] == ("25.0 %", "3 not verified")
+    assert all("600 more not picked" in page and "3 not verified" in page for page in (html, markdown))
+
+
 def test_sets_of_a_mix_have_a_line_each_with_intervals(tmp_path):
     """Catches a mix that is shown as one number, a set's figures in another's line, and figures without intervals."""
     inputs, config = judged_run(tmp_path)

@@ -38,7 +38,8 @@ def golden_step(policy: Path) -> dict[str, Any]:
 def golden_scores(opponent: Path, batch: dict, job: Job) -> Tensor:
     """The opponent's log-probs [4, 2] of a golden batch, as `score` makes them."""
     settings = Score(max_length=112, precision="float32", collation="reference")
-    return torch.tensor(logps_of(opponent, batch["pairs"], settings, job, "score"), dtype=torch.float32).view(4, 2)
+    logps = logps_of(opponent, batch["pairs"], settings, job, "score").values
+    return torch.tensor(logps, dtype=torch.float32).view(4, 2)
 
 
 def strategy_of(path: Path, job: Job, clip: float = 0.0) -> tuple[Strategy, PreTrainedModel]:
