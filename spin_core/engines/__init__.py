@@ -83,6 +83,9 @@ class Engine(Protocol):
     """Of one layer in one sampling step, however few rows: Python and kernel launches."""
     SPREADS: bool
     """Whether several GPUs can share one model of it (`runtime.tensor_parallel`)."""
+    KEPT: str
+    """The name of its module where its process may be kept for the next model, and rests meanwhile (`rest() -> bool`,
+    whether it may be kept so); else empty."""
 
     def sample(
         self, model_path: Path, requests: Sequence[Request], sampling: Sampling, job: Job, label: str

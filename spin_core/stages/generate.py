@@ -32,6 +32,7 @@ from spin_core.engines.answer_checks import Limits, check, text_and_finish
 from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
+from spin_core.runtime.part import Own
 
 NAME = "generate"
 VERSION = 2
@@ -72,12 +73,14 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     return job.figures | counts | {"rejected": len(without), "engine": job.engine}
 
 
-def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+def environment(config: Config, runtime: Runtime) -> Own | None:
     """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
     part, engine = config.generate, ENGINES[config.generate.engine]
     if not (python := engine.interpreter(runtime)):
         return None
-    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
+    return Own(
+        engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python, engine.KEPT
+    )
 
 
 def _draw(
