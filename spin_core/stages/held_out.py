@@ -85,16 +85,19 @@ def fitting(every: Sequence[Request], model: Path, max_new_tokens: int) -> list[
 def answers(
     model: Path, every: Sequence[Request], chat: Chat, config: Config, job: Job
 ) -> dict[str, list[Answer]]:  # fmt: skip
-    """Kind → the answers to those requests that fit. `job.figures` are of the first kind, but for what the engine had
-    to do before it could answer, which is of all. Raises StageFailed for an answer that no engine may give."""
+    """Kind → the answers to those requests that fit. `job.figures` are of the first kind, before which the engine
+    starts. Raises StageFailed for an answer that no engine may give."""
     asked, limits = fitting(every, model, config.max_new_tokens), Limits.of(model)
     vocab_size, drawn = limits.vocabulary or len(chat.tokenizer), dict[str, list[Answer]]()
+    figures = dict[str, float]()
     for kind, how in config.decoders.items():
         settings = sampling(chat, how.temperature, how.top_p, config.max_new_tokens)
         longest = settings.max_prompt if limits.context is None else limits.context - config.max_new_tokens
         settings = replace(settings, top_k=how.top_k, max_prompt=min(settings.max_prompt, longest))
         drawn[kind] = ENGINES[config.engine].sample(model, asked, settings, job, kind) if asked else []
         check(drawn[kind], asked, settings, chat, vocab_size, config.engine)
+        figures = figures or dict(job.figures)
+    job.figures |= figures
     return drawn
 
 
