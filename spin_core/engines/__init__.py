@@ -3,7 +3,7 @@
 An engine is a module with the members of `Engine` and one line of `table.ENGINES`. It runs in the stage's child
 process, under the interpreter that has it; at its top it imports nothing heavy, as plans and `doctor` read it too.
 lm-evaluation-harness is in `harness/`. Not here: prompts as text and what becomes of an answer (stages.generate).
-May import modeling, runtime, sources, config and job.
+May import modeling, runtime, sources, data, config and job.
 """
 
 from __future__ import annotations

@@ -46,13 +46,12 @@ from spin_core.config.runtime import Runtime
 from spin_core.data import token_file
 from spin_core.data.rows import TEST_FILE, Row, read_rows, row_of
 from spin_core.data.token_file import TokenFile
-from spin_core.engines import Answer
+from spin_core.engines import Answer, held_out
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.runtime.part import Part
-from spin_core.stages import held_out
 from spin_core.stages.score import logps_of, read_scores
 
 if TYPE_CHECKING:

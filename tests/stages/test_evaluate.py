@@ -16,12 +16,13 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Decoding
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
+from spin_core.engines import held_out
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.modeling.chat import Chat
 from spin_core.modeling.loading import load_chat, load_model
-from spin_core.stages import demo_model, evaluate, held_out, score, tokenize
+from spin_core.stages import demo_model, evaluate, score, tokenize
 from spin_core.store.keys import config_payload
 
 CHAT = ChatSection(max_prompt_length=48)

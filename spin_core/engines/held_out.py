@@ -26,11 +26,11 @@ from spin_core.data import token_file
 from spin_core.data.token_file import TokenFile
 from spin_core.engines import Answer, Request
 from spin_core.engines.answer_checks import Limits, check
+from spin_core.engines.requests import request, sampling
 from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
 from spin_core.runtime.part import Own
-from spin_core.stages.generate import request, sampling
 
 NAME = "held_out"
 FILE = "held_out.jsonl"
