@@ -159,6 +159,7 @@ class Shared:
 
 
 def params(request: Request, sampling: Sampling) -> Any:
+    """vLLM's SamplingParams of a request."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

@@ -22,10 +22,10 @@ from spin_core.errors import NotReloaded
 from spin_core.job import Job
 
 RUNTIME = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=16)
-REQUESTS = [Request(f"row{i}", [5 + i % 7, 9, 12, 30 + i], 1000 + i) for i in range(12)]
+REQUESTS = [Request(f"row{i}", [5 + i % 7, 9, 12, 30 + i], 1000 + i) for i in range(6)]
 LENGTH = 300
 """Of a sequence: a probe's prompt then fills a block of the prefix cache."""
-HOW = Sampling(1.0, 1.0, 12, frozenset(), 0, logprobs=True, max_prompt=LENGTH - 12)
+HOW = Sampling(1.0, 1.0, 4, frozenset(), 0, logprobs=True, max_prompt=LENGTH - 4)
 
 
 def answers(model: Path, digest: str) -> tuple[list[Answer], dict[str, float]]:
