@@ -119,7 +119,7 @@ class Piece:
         """A tensor of any dtype and device."""
         import torch
 
-        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         return cls(name, first, list(tensor.shape), part, digest)
 
