@@ -154,7 +154,8 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
             "runtime.approve: only a run of a deployment can wait for a person; start one (README: Run it on a "
             "server), or leave it out."
         )
-    if config.runtime.pools.of("generate", pool) == "here":
+    answering = ["generate", *["evaluate"] * config.evaluate.answers]
+    if any(config.runtime.pools.of(stage, pool) == "here" for stage in answering):
         for engine in sorted({config.at(t).generate.engine for t in range(config.iterations)}):
             ENGINES[engine].check(config.runtime)
     if config.harness and config.runtime.pools.of("harness", pool) == "here":

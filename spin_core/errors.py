@@ -51,6 +51,11 @@ class ChildDied(StageFailed):
     another try, in a new process."""
 
 
+class NotReloaded(ChildDied):
+    """An engine that was kept cannot answer for the next model, or would answer for another one. A fresh one does; the
+    process is ended and the work goes on at once."""
+
+
 class Stopped(StageFailed):
     """The run was asked to end (SIGTERM) and did so in order: what is finished is published, a training has a
     checkpoint. Exit code 75, that of sysexits.h for "try again later"."""

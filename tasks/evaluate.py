@@ -20,7 +20,10 @@ def evaluate(run: Run, label: str, place: Place, model, rows, tokens, t: int = 0
     how = score_settings(part) if pairs else score_settings(part).model_copy(update={"quantize": "none"})
     # Only where it is a kind of its own: what is measured already, or not wanted, has no place in the key.
     deployed = measured(cfg.evaluate, run.deployed if cfg.evaluate.deployed else None).get(DEPLOYED)
-    config = core.Config(evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, deployed=deployed, **rewards)
+    config = core.Config(
+        evaluate=cfg.evaluate, chat=cfg.chat, score=how, seed=cfg.seed, deployed=deployed, engine=cfg.generate.engine,
+        **rewards,
+    )  # fmt: skip
     against = {"pairs": pairs, "logps": logps, "start": start}
     there = {name: one for name, one in against.items() if one is not None}
     reads = {"model": model, "rows": rows, "tokens": tokens, **there}

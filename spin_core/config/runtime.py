@@ -84,6 +84,11 @@ class Runtime(Section):
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one vLLM engine; each worker has so many.")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="Part of a GPU's memory that vLLM takes.")
     vllm_kv_gib: int = Field(4, ge=1, description="GiB of memory for vLLM's keys and values on CPU.")
+    keep_engine: bool = Field(
+        True,
+        description="Keep a vLLM engine for the next model of the run, whose weights it then takes in place (checked: "
+        "README); asleep on a GPU while other stages compute there. false: a new engine for each model.",
+    )
     vllm_python: str = Field(
         "", description="Interpreter that has vLLM; empty: $SPINLOOP_VLLM_PYTHON, else .venv-vllm (`make vllm-env`)."
     )

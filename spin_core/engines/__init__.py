@@ -3,7 +3,7 @@
 An engine is a module with the members of `Engine` and one line of `table.ENGINES`. It runs in the stage's child
 process, under the interpreter that has it; at its top it imports nothing heavy, as plans and `doctor` read it too.
 lm-evaluation-harness is in `harness/`. Not here: prompts as text and what becomes of an answer (stages.generate).
-May import modeling, runtime, sources, config and job.
+May import modeling, runtime, sources, data, config and job.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class Engine(Protocol):
     """Of one layer in one sampling step, however few rows: Python and kernel launches."""
     SPREADS: bool
     """Whether several GPUs can share one model of it (`runtime.tensor_parallel`)."""
+    KEPT: str
+    """The name of its module where its process may be kept for the next model, and rests meanwhile (`rest() -> bool`,
+    whether it may be kept so); else empty."""
 
     def sample(
         self, model_path: Path, requests: Sequence[Request], sampling: Sampling, job: Job, label: str

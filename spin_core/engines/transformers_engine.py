@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PACKAGES: tuple[str, ...] = ("transformers", "torch")
 LAYER_SECONDS = 8e-4
 SPREADS = False
+KEPT = ""
 
 
 def interpreter(runtime: Runtime) -> str:

@@ -1,4 +1,5 @@
-"""The engine `vllm`: continuous batching, paged attention, one engine for all shards of its process.
+"""The engine `vllm`: continuous batching, paged attention, one engine for all shards of its process, kept for the next
+model where `runtime.keep_engine` says so (`kept`, `vllm_shared`).
 
 Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own (see
 `decoding`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
@@ -13,20 +14,23 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spin_core.config.harness import LM_EVAL
 from spin_core.config.runtime import Runtime
-from spin_core.engines import Answer, Footprint, Request, Sampling, versions
-from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed, one_line
+from spin_core.engines import Answer, Footprint, Request, Sampling, kept, versions
+from spin_core.engines.kept import Wanted
+from spin_core.engines.vllm_shared import Row, Shared
+from spin_core.errors import BadInput, ChildDied, SpinloopError, one_line
 from spin_core.job import Job
 from spin_core.runtime import gpus, vllm_env
 
 PACKAGES: tuple[str, ...] = ("vllm", "torch", "transformers")
 LAYER_SECONDS = 5e-5  # it replays CUDA graphs
 SPREADS = True
+KEPT = __name__
+STAYS = 0.05
 
 SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -74,12 +78,12 @@ def doctor() -> tuple[str, str]:
 def sample(
     model_path: Path, requests: Sequence[Request], sampling: Sampling, job: Job, label: str
 ) -> list[Answer]:  # fmt: skip
-    """See `Engine`. Raises BadInput for a model or setting that vLLM refuses, ChildDied when its engine died."""
-    key = (Path(model_path).resolve(), sampling.max_prompt + sampling.max_new_tokens, bool(sampling.stop))
+    """See `Engine`. Raises BadInput for a model or setting that vLLM refuses, ChildDied when its engine died, and its
+    NotReloaded when one that was kept cannot answer for this model."""
     began = time.monotonic()
-    shared, loaded = engine_of(key, lambda cpu: _Shared(_start(*key, job.runtime, cpu)), job.runtime)
+    shared, loaded = _serving(Path(model_path).resolve(), sampling, job)
     ready = time.monotonic()
-    mine = [_Row(request, sampling) for request in requests]
+    mine = [Row(request, sampling) for request in requests]
     shared.add(mine, sampling)
     flying: list[int] = []
 
@@ -96,104 +100,57 @@ def sample(
         "tokens_per_second": rate(),
         "in_flight_mean": sum(flying) / max(len(flying), 1),
         "load_seconds": ready - began if loaded else 0.0,
-    }
+    } | ({"reloaded": 1.0} if loaded == "reloaded" else {})
     return [row.answer() for row in mine]
 
 
-@dataclass
-class _Row:
-    """A request at work."""
+def _serving(model_path: Path, sampling: Sampling, job: Job) -> tuple[Shared, str]:
+    """The process's engine, which serves the model now; `started` or `reloaded` where it had to be for this call."""
+    length, digest = sampling.max_prompt + sampling.max_new_tokens, str(job.digests.get("model", ""))
 
-    request: Request
-    sampling: Sampling
-    tokens: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    finish: str = ""
+    def want(cpu: bool) -> Wanted:
+        dtype = arguments(model_path, job.runtime, cpu)["dtype"]
+        return kept.wanted(model_path, digest, length, bool(sampling.stop), job.runtime, dtype)
 
-    def take(self, output: Any) -> None:
-        """What one step added."""
-        self.tokens += output.token_ids
-        if self.sampling.logprobs:
-            self.logps += [each[token].logprob for token, each in zip(output.token_ids, output.logprobs, strict=True)]
-        self.finish = output.finish_reason or ""
+    def start(cpu: bool) -> Shared:
+        return Shared(_start(want(cpu), job.runtime, cpu), want(cpu), cpu)
 
-    def answer(self) -> Answer:
-        if self.finish not in ("stop", "length"):
-            raise StageFailed(f"row {self.request.id}: vLLM ended its answer with {self.finish!r}; run again.")
-        return Answer(self.request.id, self.tokens, self.finish, self.logps if self.sampling.logprobs else None)
+    shared, started = engine_of(model_path, SAMPLING, start, job.runtime)
+    if started:
+        return shared, "started"
+    with _taking:
+        return shared, "reloaded" if shared.take(want(shared.cpu)) else ""
 
 
-class _Shared:
-    """One vLLM engine, driven by one of the threads that wait for answers; the others sleep until theirs are there."""
+def rest() -> bool:
+    """Give back what the process's engine can give until the next `sample`; whether it may be kept so: no more than a
+    twentieth of a GPU's memory stays taken (by whom, the driver does not say). Main memory is the parent's matter."""
+    import torch
 
-    def __init__(self, engine: Any):
-        self.engine = engine
-        self.rows: dict[str, _Row] = {}
-        self.count = 0
-        self.flying = 0
-        self.turn = threading.Condition()
-        self.busy = False
-        self.entering = 0
-
-    def add(self, rows: list[_Row], sampling: Sampling) -> None:
-        """Hand in requests, before the next step: who drives would otherwise take step after step."""
-        with self.turn:
-            self.entering += 1
-            try:
-                self.turn.wait_for(lambda: not self.busy)
-                # Longest prompts first: what is left at the end is short.
-                for row in sorted(rows, key=lambda row: (-len(row.request.prompt), row.request.id)):
-                    name = str(self.count)
-                    self.count += 1
-                    prompt = {"prompt_token_ids": row.request.prompt}
-                    self.engine.add_request(name, prompt, _params(row.request, sampling))
-                    self.rows[name] = row
-            finally:
-                self.entering -= 1
-                self.turn.notify_all()
-
-    def step(self, mine: list[_Row]) -> int:
-        """Wait for a step of the engine, taken here or by another thread. The rows in flight."""
-
-        def ended() -> bool:
-            return all(row.finish for row in mine)
-
-        with self.turn:
-            self.turn.wait_for(lambda: ended() or not (self.busy or self.entering))
-            if ended():
-                return self.flying
-            self.busy = True
-        try:
-            outputs = self.engine.step()
-            with self.turn:
-                for output in outputs:
-                    row = self.rows[output.request_id]
-                    row.take(output.outputs[0])
-                    if row.finish:
-                        del self.rows[output.request_id]
-                self.flying = min(len(self.rows), self.engine.vllm_config.scheduler_config.max_num_seqs)
-        except Exception as error:  # of any kind: this process serves other jobs too, and they would wait forever
-            raise ChildDied(f"vLLM's engine died ({type(error).__name__}: {error})") from error
-        finally:
-            with self.turn:
-                self.busy = False
-                self.turn.notify_all()
-        return self.flying
+    shared = _engines.get(SAMPLING)
+    if not isinstance(shared, Shared):
+        return False
+    shared.sleep()
+    if shared.cpu:
+        return True
+    free, total = torch.cuda.mem_get_info()
+    return total - free <= total * STAYS
 
 
+SAMPLING = ("sampling",)
 _engines: dict[tuple, Any] = {}
-_starting = threading.Lock()
+_starting, _taking = threading.Lock(), threading.Lock()
 
 
-def engine_of(key: tuple, start: Callable[[bool], Any], runtime: Runtime) -> tuple[Any, bool]:
-    """The engine `key` (its first part is the model's path) of this process, and whether it was started for this call:
-    by `start`, which takes whether vLLM computes on CPU. A process has one: the parent sends it no other jobs, and
-    here they end it (ChildDied). Raises BadInput for a model that vLLM does not take."""
+def engine_of(path: Path, key: tuple, start: Callable[[bool], Any], runtime: Runtime) -> tuple[Any, bool]:
+    """The engine `key` of this process, and whether it was started for this call: by `start`, which takes whether vLLM
+    computes on CPU. A process has one: the parent sends it no other jobs, and here they end it (ChildDied). Raises
+    BadInput for a model, in `path`, that vLLM does not take."""
     with _starting:
         if key in _engines:
             return _engines[key], False
         if _engines:
-            raise ChildDied("vLLM: this process has an engine for another model or longer sequences")
+            raise ChildDied("vLLM: this process has an engine for something else")
         cpu = _prepare(runtime)
         import vllm
 
@@ -205,7 +162,7 @@ def engine_of(key: tuple, start: Callable[[bool], Any], runtime: Runtime) -> tup
                 raise ChildDied(
                     f"vLLM did not start ({message}); lower runtime.gpu_memory or runtime.workers"
                 ) from error
-            raise BadInput(f"{key[0]}: vLLM {vllm.__version__} does not take this model ({message})") from error
+            raise BadInput(f"{path}: vLLM {vllm.__version__} does not take this model ({message})") from error
         return _engines[key], True
 
 
@@ -247,18 +204,20 @@ def arguments(model_path: Path, runtime: Runtime, cpu: bool) -> dict[str, Any]:
     }
 
 
-def _start(model_path: Path, length: int, decodes: bool, runtime: Runtime, cpu: bool) -> Any:
-    """A vLLM engine."""
+def _start(want: Wanted, runtime: Runtime, cpu: bool) -> Any:
+    """A vLLM engine. One that is kept sleeps on a GPU, for which its memory must come from vLLM's own allocator."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from spin_core.engines.vllm_draws import RowDraws
 
     args = EngineArgs(
-        model=str(model_path),
-        **arguments(model_path, runtime, cpu),
-        max_model_len=length,
-        skip_tokenizer_init=not decodes,
+        model=str(want.model),
+        **arguments(want.model, runtime, cpu),
+        max_model_len=want.length,
+        skip_tokenizer_init=not want.decodes,
+        enable_sleep_mode=runtime.keep_engine and not cpu,
+        worker_extension_cls="spin_core.engines.vllm_weights.KeptWeights",
         async_scheduling=False,  # a row's number of tokens so far says which of its numbers is drawn with
         logits_processors=[RowDraws],
         seed=0,
@@ -276,24 +235,3 @@ def check_heads(size: int) -> None:
     sizes = CPUAttentionBackend.get_supported_head_sizes()
     if size not in sizes:
         raise ValueError(f"its heads have a size of {size}, and on CPU vLLM takes {', '.join(map(str, sizes))}")
-
-
-def _params(request: Request, sampling: Sampling) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    return SamplingParams(
-        temperature=0.0,  # RowDraws leaves one token
-        max_tokens=sampling.max_new_tokens,
-        min_tokens=sampling.min_new_tokens,
-        stop_token_ids=sorted(sampling.stop_ids),
-        stop=list(sampling.stop),
-        include_stop_str_in_output=True,
-        ignore_eos=True,  # `stop_ids` has it
-        logprobs=0 if sampling.logprobs else None,
-        detokenize=bool(sampling.stop),
-        skip_special_tokens=True,  # as the transformers engine looks for stop strings
-        output_kind=RequestOutputKind.DELTA,
-        extra_args={"seed": f"{request.seed:x}", **how},
-    )

@@ -90,7 +90,10 @@ def candidates(s: Setting, config: Config, stage: str) -> Iterator[Change]:
         yield from ({"harness.backend": name, "runtime.tensor_parallel": 2**n} for name in spread for n in range(0, 7))
         return
     else:
-        if stage == "evaluate":  # it also answers
+        if stage == "evaluate" and _engine(config, "generate").SPREADS:
+            sizes = [2**n for n in range(1, 7) if 2**n > runtime.tensor_parallel]
+            yield from ({"runtime.tensor_parallel": size} | change for size in sizes for change in ({}, least))
+        elif stage == "evaluate":  # it also answers
             yield from (least | one for one in _halves(config, "runtime.generate_batch"))
         if stage == "generate":
             spread = [name for name, engine in ENGINES.items() if engine.SPREADS]

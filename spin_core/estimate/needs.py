@@ -149,13 +149,15 @@ def score(s: Setting, config: Config) -> Need:
 
 def generate(s: Setting, config: Config) -> Need:
     """Of one sampling process."""
-    return _of_engine(s, config, ENGINES[config.generate.engine].footprint(config.runtime))
+    part = config.generate
+    return _of_engine(s, config, ENGINES[part.engine].footprint(config.runtime), part.max_new_tokens, part.logprobs)
 
 
-def _of_engine(s: Setting, config: Config, use: Footprint) -> Need:
-    """Of an engine that takes a share of each GPU: that, or more where its weights alone are more."""
+def _of_engine(s: Setting, config: Config, use: Footprint, new: int = 0, logprobs: bool = False) -> Need:
+    """Of an engine that takes a share of each GPU: that, or more where its weights alone are more. Of another: what
+    `new` tokens need."""
     if not (use.gpu_share and s.hardware.gpu):
-        return _sampling(s, config, config.generate.max_new_tokens, config.generate.logprobs)
+        return _sampling(s, config, new, logprobs)
     least = s.model.weights * s.model.bytes_on_disk / use.gpus + 3 * GIB
     taken = s.hardware.gpu.gib * GIB * use.gpu_share
     return Need(taken if least <= taken else least / use.gpu_share, use.processes * use.gpus * PROCESS["cuda"])
@@ -170,9 +172,9 @@ def _sampling(s: Setting, config: Config, new: int, logprobs: bool = False) -> N
 
 
 def evaluate(s: Setting, config: Config) -> Need:
-    """Likelihoods as score, answers as generate by transformers: one after the other."""
-    part = config.evaluate
-    return max([score(s, config)] + ([_sampling(s, config, part.max_new_tokens)] if part.answers else []))
+    """Likelihoods as score, answers as generate: one after the other."""
+    part, use = config.evaluate, ENGINES[config.generate.engine].footprint(config.runtime)
+    return max([score(s, config)] + ([_of_engine(s, config, use, part.max_new_tokens)] if part.answers else []))
 
 
 def harness(s: Setting, config: Config) -> Need:
@@ -201,7 +203,8 @@ def of(stage: str, s: Setting, config: Config) -> Need:
 
 def correction_of(stage: str, s: Setting, config: Config) -> Correction | None:
     """What was measured of a stage on this card; None for an engine that was not."""
-    engines = {config.at(t).generate.engine for t in range(config.iterations)} if stage == "generate" else set()
+    answering = stage == "generate" or (stage == "evaluate" and config.evaluate.answers)
+    engines = {config.at(t).generate.engine for t in range(config.iterations)} if answering else set()
     if s.hardware.gpu is None or not engines <= {"transformers"}:
         return None
     return measured.nearest(s.hardware.gpu.name, stage, s.model.weights)

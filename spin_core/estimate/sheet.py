@@ -12,7 +12,7 @@ from spin_core.config import yaml_reader
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
 from spin_core.config.sft import Sft
-from spin_core.engines import Engine, Footprint, transformers_engine
+from spin_core.engines import Engine, Footprint
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
 from spin_core.estimate import memory, needs, work
@@ -204,9 +204,11 @@ def _evaluate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     games *= config.pairs_a_row(max(config.iterations, 1) - 1)
     seconds += _reading(s, config, PassShape([(shown, answers)]), games, gpu)
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
-    use = replace(transformers_engine.footprint(config.runtime), processes=world)
+    engine = ENGINES[config.generate.engine]
+    use = engine.footprint(config.runtime)
+    use = replace(use, processes=1 if use.gpu_share else world)  # one step, so one engine
     answered = todo.evaluate * (part.answers + (part.answers and part.sampled)) * s.data.test
-    seconds += _sampling(s, config, transformers_engine, use, gpu, answered, prompt, new)
+    seconds += _sampling(s, config, engine, use, gpu, answered, prompt, new)
     return StageCost("evaluate", todo.evaluate, world, seconds, rows * (s.data.prompt + 3 * s.data.answer) * TEXT)
 
 

@@ -16,23 +16,24 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from spin_core import errors
 from spin_core.config.runtime import Runtime
 from spin_core.config.stage_table import TRAINING
-from spin_core.errors import BadInput, ChildDied, StageFailed, Stopped
-from spin_core.runtime import launch
-from spin_core.runtime.launch import RANKS, UTF8, python_path
+from spin_core.errors import BadInput, ChildDied, NotReloaded, StageFailed, Stopped
+from spin_core.runtime import launch, proc
+from spin_core.runtime.events import event_of
+from spin_core.runtime.launch import RANKS, UTF8, Launch, python_path
 from spin_core.runtime.leader import Leader
 from spin_core.runtime.meeting import RANK
 
 LAST_LINES = 20
-GROUP_SECONDS = 5.0
+REST_SECONDS = 60.0
+FRESH = 3  # engines that are started for one job at most
 ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
 RUBBISH = 100  # characters of it that are shown
 
@@ -52,18 +53,6 @@ def launched(runtime: dict, leader: Leader | None = None) -> Launch:
     port = launch.free_port(leader.address)
     own = launch.environment(how, port, 0, leader.address)
     return Launch(command, own, partial(leader.call, how.compute, how.device, port), leader.release)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Several processes in place of one: the launcher's command, and what it needs in its environment."""
-
-    command: list[str]
-    environment: dict[str, str]
-    call: Callable[[Callable[[str], None], Callable[[str], None]], None] | None = None
-    """Calls the other nodes, where there are some: what to show while it waits, and when one is lost."""
-    release: Callable[[], None] = lambda: None
-    """Lets them know that it is over."""
 
 
 class Child:
@@ -92,7 +81,7 @@ class Child:
         self._count = 0
         self._eof = False
         self._ended = self._stopped = self._training = False
-        self._rubbish = self._lost = ""
+        self._rubbish = self._lost = self._stale = ""
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._keep_last, self._deal)]
         for thread in self._threads:
@@ -107,7 +96,7 @@ class Child:
         """Hands each event to the job that it is of; None to all when the process ended or broke the protocol."""
         assert self.process.stdout
         for line in self.process.stdout:
-            event = _event(line)
+            event = event_of(line)
             if event is None:
                 self._rubbish = line[:RUBBISH]
                 break
@@ -142,6 +131,9 @@ class Child:
                     send(event["progress"])
                 elif "error" in event:
                     kind = getattr(errors, event["error"], StageFailed)
+                    if kind is NotReloaded:  # its other jobs were to be answered by the same engine
+                        self._stale = event["message"]
+                        break
                     if kind is ChildDied:  # an engine died in it: what is left is of no use
                         self.kill()
                         raise ChildDied(event["message"] + self._tail())
@@ -151,7 +143,7 @@ class Child:
                     answered = True
                     summary: dict = event["done"]
                     return summary
-            how = self._how_it_ended()
+            how = "" if self._stale else self._how_it_ended()
         except queue.Empty:
             expired = True
         finally:
@@ -162,9 +154,22 @@ class Child:
         stage = spec["stage"]
         if self._stopped:
             raise Stopped(f"{stage}: ended by SIGTERM; the same command goes on from what is in the store.")
+        if self._stale:
+            raise NotReloaded(self._stale)
         if expired:
             raise StageFailed(f"{stage}: ended after runtime.stage_timeout = {timeout:g} s.")
         raise ChildDied(f"{stage}: its process {how}.{self._tail()}")
+
+    def rest(self, engine: str) -> bool:
+        """Let its engine, of the module `engine`, give back what it can; whether it may be kept so. What stays of it in
+        main memory is at most a quarter of what is free then: a training holds four float32 numbers for each weight
+        that the engine may have one of."""
+        try:
+            rested = self.run({"stage": "rest", "rest": engine}, lambda event: None, REST_SECONDS)["kept"]
+        except StageFailed:
+            return False
+        free = proc.available()
+        return bool(rested) and (free is None or 4 * proc.held(proc.members(self.process.pid)) <= free)
 
     def stop(self) -> None:
         """A training writes a checkpoint and ends by itself; anything else is ended. Either raises Stopped."""
@@ -172,7 +177,7 @@ class Child:
         if not self._training:
             self.kill()
             return
-        for pid in list(_started_by(self.process.pid)) if self.together else [self.process.pid]:
+        for pid in list(proc.started_by(self.process.pid)) if self.together else [self.process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -212,7 +217,7 @@ class Child:
             if not self._ended:
                 self._ended = True
                 self._release()
-                others = list(_started_by(self.process.pid)) if self.together else []
+                others = list(proc.started_by(self.process.pid)) if self.together else []
                 with suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
                 for pid in others:  # in groups of their own; they would end by themselves, 0.2 s later
@@ -220,65 +225,73 @@ class Child:
                         os.kill(pid, signal.SIGKILL)
         self.process.wait()
         for leader in (self.process.pid, *others):
-            self._await_group(leader)
+            proc.await_end(leader)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=1)
 
-    def _await_group(self, leader: int) -> None:
-        """Until nothing of the group is at work: an engine's own worker holds its GPU's memory for a moment after its
-        SIGKILL, and the next engine asks what is free. Zombies have given theirs back (Linux; elsewhere no wait)."""
-        until = time.monotonic() + GROUP_SECONDS
-        while any(_members(leader)) and time.monotonic() < until:
-            time.sleep(0.02)
-
-
-def _event(line: str) -> dict | None:
-    """What one line of a child's output says; None for what no worker writes."""
-    with suppress(ValueError, RecursionError):
-        event = json.loads(line)
-        if not isinstance(event, dict) or type(event.get("job")) is not int:
-            return None
-        if isinstance(event.get("progress"), dict) or isinstance(event.get("done"), dict):
-            return event
-        if isinstance(event.get("error"), str) and isinstance(event.get("message"), str):
-            return event
-    return None
-
-
-def _members(group: int) -> Iterator[int]:
-    """Processes of the group that are no zombies."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, of, *_ = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if of == str(group) and state not in "ZX":
-                yield int(stat.parent.name)
-
-
-def _started_by(parent: int) -> Iterator[int]:
-    """Children of the process."""
-    with suppress(OSError):
-        for file in Path(f"/proc/{parent}/task").glob("*/children"):
-            yield from map(int, file.read_text(encoding="utf-8").split())
-
 
 @dataclass
 class _Slot:
-    """A place for one child; `process` says which jobs it can serve, `jobs` how many are in it now."""
+    """A place for one child at work; `process` says which jobs it can serve, `jobs` how many are in it now. `keep`: of
+    which engine's module it is kept for the next model. `resting`: one that is kept while another child is here, and
+    the engine that it is of."""
 
     gpus: str = ""
     child: Child | None = None
     process: str = ""
     jobs: int = 0
     together: bool = False
+    keep: str = ""
+    resting: Child | None = None
+    rests: str = ""
+
+    def has(self, process: str, keep: str) -> int:
+        """0: a child of the kind; 1: one of its engine; 2: no child; 3: another kind's."""
+        if self.child is not None and self.process == process:
+            return 0
+        if keep and keep in (self.keep, self.rests):
+            return 1
+        return 2 if self.child is None else 3
+
+    def leave(self) -> None:
+        """Set the idle child aside where it is kept, or end it, which gives its memory back; before another one
+        starts."""
+        child, self.child = self.child, None
+        if child is not None:
+            if self.keep and child.process.poll() is None and child.rest(self.keep):
+                if self.resting is not None:
+                    self.resting.kill()
+                self.resting, self.rests = child, self.keep
+            else:
+                child.kill()
+        self.process, self.together, self.keep = "", False, ""
+
+    def take(self, keep: str) -> Child | None:
+        """The child that is kept of this engine, at work again; None where none is, or it has died meanwhile."""
+        child = None
+        if keep and self.rests == keep:
+            child, self.resting, self.rests = self.resting, None, ""
+            if child is not None and child.process.poll() is not None:
+                child.kill()
+                child = None
+        return child
+
+    def end(self) -> None:
+        """End what is here."""
+        for child in (self.child, self.resting):
+            if child is not None:
+                child.kill()
 
 
 class Children:
-    """At most `count` children, started when first needed and kept for the next job. A context manager: none is left
-    at its end.
+    """At most `count` children at work, started when first needed and kept for the next job. A context manager: none is
+    left at its end.
 
     A job's `process` names the kind of child that it needs: "" for this interpreter, else one that serves this and
     nothing else (vLLM with one model), under the interpreter `python`; up to `share` such jobs are in one child.
+    With `keep`, a module of an engine, a child is not ended for another kind's, but rests (`Child.rest`), and serves
+    the next kind that has the same `keep`; what it cannot serve it refuses (NotReloaded), and a new one is started.
     A job with `together` (a `Runtime`) is done by several processes, which have the machine for themselves.
     `gpus`: CUDA_VISIBLE_DEVICES of each place. `leader`: of a run over several nodes.
     """
@@ -291,18 +304,29 @@ class Children:
 
     def run(self, spec: dict, send: Callable[[dict], None], timeout: float = 0) -> tuple[dict, float]:
         """Wait for a free place and run the job in its child: the summary, and the seconds it took, the wait not
-        counted."""
-        slot, child = self._enter(spec)
-        try:
+        counted. Its `engine_restarts`: how often a kept engine could not serve the model, and a new one was started,
+        which is noted."""
+        restarts, spent = 0, 0.0
+        while True:
+            slot, child = self._enter(spec)
             began = time.monotonic()
-            return child.run(spec, send, timeout), time.monotonic() - began
-        finally:
-            with self._free:
-                slot.jobs -= 1
-                self._free.notify_all()
+            try:
+                summary = child.run(spec, send, timeout)
+                again = {"engine_restarts": restarts} if restarts else {}
+                return summary | again, time.monotonic() - began + spent
+            except NotReloaded as error:
+                restarts, spent = restarts + 1, time.monotonic() - began + spent
+                if restarts == FRESH:
+                    raise
+                send({"note": str(error)})
+            finally:
+                with self._free:
+                    slot.jobs -= 1
+                    self._free.notify_all()
 
     def _enter(self, spec: dict) -> tuple[_Slot, Child]:
         process, share, together = spec.get("process", ""), spec.get("share", 1), spec.get("together")
+        keep = spec.get("keep", "")
         with self._free:
             while True:
                 if self._stopping:
@@ -315,16 +339,18 @@ class Children:
                     break
                 self._free.wait()
             if together or any(s.together for s in self._slots):
-                self._end_others(process)
-            # An idle child of the kind, then an empty place, then another kind's, and last one that is at work.
-            slot = min(open_to, key=lambda s: (s.jobs, s.child is not None and s.process != process, s.child is None))
-            if slot.child is None or slot.process != process or slot.child.process.poll() is not None:
-                if slot.child is not None:
-                    slot.child.kill()  # gives its memory back before the next one takes some
-                launch = launched(together, self._leader) if together else None
-                slot.child = Child(spec.get("python") or sys.executable, "" if together else slot.gpus, launch)
-                slot.process, slot.together = process, bool(together)
+                self._leave_others(process)
+            slot = min(open_to, key=lambda s: (s.jobs, s.has(process, keep)))  # last one that is at work
+            alive = slot.child is not None and slot.child.process.poll() is None
+            if not (alive and (slot.process == process or (keep and slot.keep == keep))):
+                slot.leave()
+                slot.child = slot.take(keep)
+                if slot.child is None:
+                    launch = launched(together, self._leader) if together else None
+                    slot.child = Child(spec.get("python") or sys.executable, "" if together else slot.gpus, launch)
+            slot.process, slot.together, slot.keep = process, bool(together), keep
             slot.jobs += 1
+            assert slot.child is not None
             return slot, slot.child
 
     def stop(self) -> None:
@@ -339,13 +365,12 @@ class Children:
             while any(slot.jobs for slot in self._slots):
                 self._free.wait()
 
-    def _end_others(self, process: str) -> None:
-        """Ends what is idle and of another kind: several processes on all GPUs, and one on each, have no room beside
+    def _leave_others(self, process: str) -> None:
+        """Of what is idle and of another kind: several processes on all GPUs, and one on each, have no room beside
         each other."""
         for slot in self._slots:
             if slot.child is not None and slot.process != process and slot.jobs == 0:
-                slot.child.kill()
-                slot.child, slot.process, slot.together = None, "", False
+                slot.leave()
 
     def __enter__(self) -> Children:
         return self
@@ -355,5 +380,4 @@ class Children:
             self._closed = True
             self._free.notify_all()
         for slot in self._slots:
-            if slot.child is not None:
-                slot.child.kill()
+            slot.end()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,6 +31,18 @@ LOOPBACK = "127.0.0.1"
 PORTS = range(20000, 32768)
 """Below those that Linux gives to whoever asks for any (32768 to 60999)."""
 TRIES = 100
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Several processes in place of one: the launcher's command, and what it needs in its environment."""
+
+    command: list[str]
+    environment: dict[str, str]
+    call: Callable[[Callable[[str], None], Callable[[str], None]], None] | None = None
+    """Calls the other nodes, where there are some: what to show while it waits, and when one is lost."""
+    release: Callable[[], None] = lambda: None
+    """Lets them know that it is over."""
 
 
 def wanted(stage: str, runtime: Runtime) -> bool:

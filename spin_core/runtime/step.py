@@ -139,15 +139,15 @@ def compute(
             "runtime": runtime.model_dump(),
             "out": str(out),
             "scratch": str(scratch),
-            **place,
         }
         # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.
         threading.Thread(target=facts, args=[step, {}, 0.0], daemon=True).start()
         try:
-            summary, seconds = children.run(spec, send, runtime.stage_timeout)
+            before, waited = _elsewhere(step, spec, runtime, children, send)
+            summary, seconds = children.run(spec | place, send, runtime.stage_timeout)
             _sources_unchanged(inputs)
-            made = facts(step, summary, round(seconds, 3)) | _downloaded(inputs)
-            made["device"] = gpus.held(step.stage, runtime, spec.get("share", 1), "together" in spec)
+            made = facts(step, summary | before, round(seconds + waited, 3)) | _downloaded(inputs)
+            made["device"] = gpus.held(step.stage, runtime, place.get("share", 1), "together" in place)
         except BaseException:
             store.discard(out)
             raise
@@ -156,10 +156,24 @@ def compute(
         return record, False
 
 
+def _elsewhere(
+    step: Step, spec: dict, runtime: Runtime, children: Children, send: Callable[[dict], None]
+) -> tuple[dict, float]:
+    """The part of a stage that a process of another kind computes first (a stage's `elsewhere(config, runtime)`), and
+    writes to the stage's scratch: its summary and seconds; nothing where the stage has none."""
+    choose = getattr(step.module, "elsewhere", None)
+    part = choose(step.config, runtime) if choose else None
+    if part is None:
+        return {}, 0.0
+    own = {"module": part.module.__name__, "config": part.config.model_dump(mode="json"), "out": spec["scratch"]}
+    place = environment(Step(part.module, step.label, part.config), runtime, spec["digests"])
+    return children.run(spec | own | place, send, runtime.stage_timeout)
+
+
 def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> dict:
     """Which child process the step needs (`child.Children`). A stage's `environment(config, runtime)` may give a kind
-    of process and another interpreter; a process of that is kept for one model. Raises BadInput where there is no such
-    interpreter."""
+    of process and another interpreter (`part.Own`); a process of that serves one model at a time. Raises BadInput where
+    there is no such interpreter."""
     choose = getattr(step.module, "environment", None)
     own = choose(step.config, runtime) if choose else None
     if own is None:
@@ -168,8 +182,8 @@ def environment(step: Step, runtime: Runtime, digests: Mapping[str, object]) -> 
         if not launch.wanted(step.stage, runtime):
             return {"process": f"alone{once}"} if once and runtime.compute.sharding != "none" else {}
         return {"process": f"together{once}", "together": runtime.model_dump()}
-    name, python = own
-    return {"process": f"{name} {digests['model']}", "python": python, "share": SHARE}
+    keep = {"keep": own.keep} if own.keep and runtime.keep_engine else {}
+    return {"process": f"{own.process} {digests['model']}", "python": own.python, "share": SHARE, **keep}
 
 
 def facts(step: Step, summary: dict, seconds: float) -> dict:

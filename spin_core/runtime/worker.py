@@ -185,8 +185,10 @@ def _sentence(spec: dict, error: BaseException) -> str:
 
 
 def run_spec(spec: dict, send) -> dict:
-    """Run one job's stage here and return its summary. Raises StageFailed where several processes are to run what they
-    do not share: it may have come over the network."""
+    """Run one job's stage here and return its summary, or let the engine of a kept process rest. Raises StageFailed
+    where several processes are to run what they do not share: it may have come over the network."""
+    if "rest" in spec:
+        return {"kept": importlib.import_module(spec["rest"]).rest()}
     if LAUNCHED and spec["module"] not in SHARED_MODULES:
         raise StageFailed(f"{spec['module']}: no stage that several processes share, so it is not run.")
     for name in HIDDEN:

@@ -1,8 +1,9 @@
 """Is the new model better? Its likelihood of held-out answers, its answers to held-out prompts, its margin over its
 opponent and over the start.
 
-Is not: a benchmark suite (`harness` is), nor a decision (`gate` is). Every figure comes with the rows that it is the
-mean of, so that two models can be compared row by row.
+Is not: a benchmark suite (`harness` is), nor a decision (`gate` is). The answers come from the engine that generate
+has (`held_out`), the likelihoods from score's own code, whatever the engine is. Every figure comes with the rows that
+it is the mean of, so that two models can be compared row by row.
 
 inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree and `tokens`: its tokens (their test sets
          are read) · for a model that came out of an iteration also `pairs` (the tokens of that iteration's, whose test
@@ -25,32 +26,32 @@ metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike)
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from spin_core.analysis import by_source
 from spin_core.analysis.answer_style import distinct_runs, loops, repetition, style, words
 from spin_core.analysis.decoders import measured
-from spin_core.config.base import Section
+from spin_core.config.base import Section, added_field
 from spin_core.config.chat import ChatSection
-from spin_core.config.choices import Loss
+from spin_core.config.choices import EngineName, Loss
 from spin_core.config.evaluate import Evaluate
 from spin_core.config.finetune import Score
 from spin_core.config.generate import Decoding
 from spin_core.config.right_answer import declared, is_right
+from spin_core.config.runtime import Runtime
 from spin_core.data import token_file
 from spin_core.data.rows import TEST_FILE, Row, read_rows, row_of
 from spin_core.data.token_file import TokenFile
-from spin_core.engines import Answer, transformers_engine
+from spin_core.engines import Answer, held_out
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
-from spin_core.stages.generate import request, sampling
+from spin_core.runtime.part import Part
 from spin_core.stages.score import logps_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Config(Section):
     """As in `finetune:`, so that rewards and loss are what the model was trained by."""
     deployed: Decoding | None = Field(None, json_schema_extra={"omit_default": True})
     """Of the model that all are made from, where it draws otherwise than `evaluate` does anyway."""
+    engine: EngineName = added_field("transformers")
+    """What answers the held-out prompts. Likelihoods are computed by score's own code whatever it is."""
     seed: int
 
     @field_validator("score")
@@ -83,6 +86,25 @@ class Config(Section):
     def _computes_its_own(cls, value: Score) -> Score:
         """Where the opponent's log-probs came from is score's matter: the same figures keep their key."""
         return value.model_copy(update={"engine_logps": False})
+
+    @field_validator("engine")
+    @classmethod
+    def _answers_with_it(cls, value: EngineName, info: ValidationInfo) -> EngineName:
+        """Without answers it computes nothing: the same figures keep their key."""
+        return value if "evaluate" not in info.data or info.data["evaluate"].answers else "transformers"
+
+
+def elsewhere(config: Config, runtime: Runtime) -> Part | None:
+    """The answers, where their engine has an interpreter of its own; `run` then reads them in its scratch."""
+    part = _answering(config)
+    return Part(held_out, part) if held_out.environment(part, runtime) and part.decoders else None
+
+
+def _answering(config: Config) -> held_out.Config:
+    return held_out.Config(
+        decoders=measured(config.evaluate, config.deployed), max_new_tokens=config.evaluate.max_new_tokens,
+        engine=config.engine, chat=config.chat, seed=config.seed,
+    )  # fmt: skip
 
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
@@ -101,9 +123,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     metrics: dict[str, float] = {"rows": len(rows)}
     metrics |= _likelihood(model, tree, config, job, lines)
     if config.evaluate.answers:
-        column = "generation_prompt" if "generation_prompt" in tokens.columns else "prompt"
-        prompts = {id: row[column].tolist() for id, row in zip(tokens.ids, tokens, strict=True)}
-        metrics |= _answers(model, rows, prompts, chat, config, job, lines)
+        metrics |= _answers(model, rows, tokens, chat, config, job, lines)
     if "pairs" in inputs:
         metrics |= _against_opponent(model, inputs, config, job, lines)
     metrics |= by_source.metrics(lines)
@@ -127,22 +147,23 @@ def _likelihood(model: Path, tree: Path, config: Config, job: Job, lines: Lines)
 
 
 def _answers(
-    model: Path, rows: list[Row], prompts: dict[str, list[int]], chat: Chat, config: Config, job: Job, lines: Lines
+    model: Path, rows: list[Row], tokens: TokenFile, chat: Chat, config: Config, job: Job, lines: Lines
 ) -> dict[str, float]:
     part, metrics = config.evaluate, dict[str, float]()
-    requests = [request(row.id, prompts[row.id], config.seed, "evaluate") for row in rows]
-    context = Limits.of(model).context
-    fitting = [one for one in requests if context is None or len(one.prompt) + part.max_new_tokens <= context]
-    if left_out := len(requests) - len(fitting):
+    requests = held_out.requests(tokens, config.seed)
+    if left_out := len(requests) - len(held_out.fitting(requests, model, part.max_new_tokens)):
         metrics["exact_match/too_long"] = left_out
         job.note(
             f"{left_out} held-out prompts leave no room for {part.max_new_tokens} new tokens in the model's context of "
-            f"{context} and count as not matched; lower chat.max_prompt_length or evaluate.max_new_tokens."
+            f"{Limits.of(model).context} and count as not matched; lower chat.max_prompt_length or "
+            "evaluate.max_new_tokens."
         )
-    for name, decoding in measured(part, config.deployed).items():
-        how = replace(sampling(chat, decoding.temperature, decoding.top_p, part.max_new_tokens), top_k=decoding.top_k)
-        given = transformers_engine.sample(model, fitting, how, job, name)
-        metrics |= _read({answer.id: answer for answer in given}, name, rows, chat, part.exact_match, lines)
+    if elsewhere(config, job.runtime):
+        given = held_out.read(job.scratch, [*measured(part, config.deployed)])
+    else:
+        given = held_out.answers(model, requests, chat, _answering(config), job)
+    for kind, drawn in given.items():
+        metrics |= _read({answer.id: answer for answer in drawn}, kind, rows, chat, part.exact_match, lines)
     if config.deployed:
         metrics |= {f"deployed/{field}": value for field, value in config.deployed}
     return metrics | _real(rows, lines)

@@ -16,7 +16,6 @@ change answers as before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,13 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Generate
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import answer_id, row_of
-from spin_core.engines import Request, Sampling
+from spin_core.engines import Request
 from spin_core.engines.answer_checks import Limits, check, text_and_finish
+from spin_core.engines.requests import request, row_seed, sampling
 from spin_core.engines.table import ENGINES
 from spin_core.job import Inputs, Job
 from spin_core.modeling.chat import Chat
+from spin_core.runtime.part import Own
 
 NAME = "generate"
 VERSION = 2
@@ -72,12 +73,14 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     return job.figures | counts | {"rejected": len(without), "engine": job.engine}
 
 
-def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+def environment(config: Config, runtime: Runtime) -> Own | None:
     """The kind of process that the stage needs and its interpreter, where the engine has one of its own."""
     part, engine = config.generate, ENGINES[config.generate.engine]
     if not (python := engine.interpreter(runtime)):
         return None
-    return engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python
+    return Own(
+        engine.process(config.chat.max_prompt_length + part.max_new_tokens, bool(part.stop)), python, engine.KEPT
+    )
 
 
 def _draw(
@@ -131,19 +134,3 @@ def _of_rejected(rejected: list[Request], limits: Limits, new: int) -> str:
         f"{many} not fit into the model's context of {limits.context} tokens with {new} new ones and are left out; "
         f"first: row {first.id} with {len(first.prompt)}; lower chat.max_prompt_length or generate.max_new_tokens."
     )
-
-
-def request(row_id: str, prompt: list[int], seed: int, stream: str = "generate") -> Request:
-    """The prompt as the engine gets it."""
-    return Request(row_id, prompt, row_seed(seed, row_id, stream))
-
-
-def row_seed(seed: int, row_id: str, stream: str) -> int:
-    """128 bits from (run seed, row id); `stream` keeps evaluation's draws apart from generation's."""
-    return int.from_bytes(hashlib.sha256(f"{stream}\x1f{seed}\x1f{row_id}".encode()).digest()[:16], "big")
-
-
-def sampling(chat: Chat, temperature: float, top_p: float, max_new_tokens: int) -> Sampling:
-    """The engine's settings: stop at any token that ends an answer of this model."""
-    stop_ids, longest = frozenset(chat.end_ids), chat.section.max_prompt_length
-    return Sampling(temperature, top_p, max_new_tokens, stop_ids, chat.tokenizer.pad_token_id, max_prompt=longest)

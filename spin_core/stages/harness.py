@@ -26,6 +26,7 @@ from spin_core.config.harness import Harness, HarnessTask
 from spin_core.config.runtime import Runtime
 from spin_core.engines.harness.backends import BACKENDS, load
 from spin_core.job import Inputs, Job
+from spin_core.runtime.part import Own
 from spin_core.store.keys import canonical, config_payload
 
 NAME = "harness"
@@ -87,12 +88,12 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     }
 
 
-def environment(config: Config, runtime: Runtime) -> tuple[str, str] | None:
+def environment(config: Config, runtime: Runtime) -> Own | None:
     """A process for each list of tasks and its interpreter, where the back end has one of its own."""
     backend = config.harness.backend
     if not (python := BACKENDS[backend].engine.interpreter(runtime)):
         return None
-    return f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python
+    return Own(f"{backend} harness {sha256(canonical(config_payload(config))).hexdigest()[:12]}", python)
 
 
 def _shots(line: dict[str, Any]) -> object:

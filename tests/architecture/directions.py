@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"config", "job", "sources", "store"},
     "modeling": {"config", "data", "job", "runtime", "sources"},
     "training": {"config", "job", "modeling", "runtime"},
-    "engines": {"config", "job", "modeling", "runtime", "sources"},
+    "engines": {"config", "data", "job", "modeling", "runtime", "sources"},
     "report": {"analysis", "config", "data", "job", "sources", "store"},
     "stages": {
         "analysis", "config", "data", "engines", "job", "modeling", "report", "runtime", "sources", "store", "training",

@@ -15,8 +15,8 @@ import torch
 
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Request, Sampling
+from spin_core.engines.requests import row_seed
 from spin_core.job import Job
-from spin_core.stages.generate import row_seed
 
 Tick = Callable[[int], None]
 

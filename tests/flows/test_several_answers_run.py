@@ -1,4 +1,4 @@
-"""Runs with several answers to a row: the true DAG over the true stages, in this process."""
+"""Runs with several answers to a row: the true DAG over the true stages, in this process and as a user starts it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows.plan import planned
@@ -13,6 +14,7 @@ from spin_core.config.profile import Config, parse
 from spin_core.data.rows import parts_of
 from spin_core.data.token_file import TokenFile
 from spin_core.job import Entry
+from spin_core.modeling.sampled_logps import CHECKED, TOLERANCE
 from spin_core.store.store import Store
 from tests.flows.test_loss_steps import SMALL, computed, of, store
 
@@ -93,3 +95,31 @@ def test_plan_says_what_is_in_no_pair_before_and_after(tmp_path: Path) -> None:
     after = [note for note in planned(config, str(own.root.parent), tmp_path).notes if "no pair" in note]
     assert len(after) == 1 and after[0].startswith("gather[iter 0]: 56 answers to 28 prompts are in no pair")
     assert not [note for note in planned(several(1), str(own.root.parent), tmp_path).notes if "no pair" in note]
+
+
+def test_log_probs_of_several_answers_come_from_the_engine(run, tmp_path: Path) -> None:
+    """Catches a run in which score computes what the engine gave (for all answers, or for all but a row's first), a
+    row's second answer with the log-prob of its first, and log-probs that are not those that score computes: through
+    the real flow, its processes and the store."""
+    few = ("iterations=1", "sft=", "finetune.order=prompts", "evaluate.answers=false", "dataset.limit=40")
+    several = (*few, f"generate.n={N}", "generate.logprobs=true")
+    store = tmp_path / "store"
+    taking, computing = (run(store, *several, f"finetune.engine_logps={on}") for on in ("true", "false"))
+    trees = store / "spinloop-store-v1" / "trees"
+    (ours,), (theirs,) = ([one for one in steps if one["stage"] == "score"] for steps in (taking, computing))
+    (pairs,) = {one["digest"] for one in taking if one["stage"] == "gather"}
+    assert {one["state"] for one in computing if one["stage"] in ("generate", "gather")} == {"Cached"}
+    drawn = {
+        (line["split"], line["id"]): line["logps"]
+        for line in map(json.loads, (trees / pairs / "engine_logps.jsonl").read_text().splitlines())
+    }
+    scored = [pq.read_table(trees / one["digest"] / "logps.parquet").to_pylist() for one in (ours, theirs)]
+    by_id = [{(line["split"], line["id"]): line["generated"] for line in lines} for lines in scored]
+    assert by_id[0].keys() == by_id[1].keys() == drawn.keys() and len({parts_of(id)[1] for _, id in drawn}) == N
+    same = {key for key, logp in by_id[0].items() if logp == drawn[key]}
+    assert ours["summary"]["engine_logps"] == len(drawn) - CHECKED > 0 == theirs["summary"]["engine_logps"]
+    assert len(same) >= len(drawn) - CHECKED and any(parts_of(id)[1] == N - 1 for _, id in same)
+    assert max(abs(by_id[0][key] - by_id[1][key]) for key in drawn) < TOLERANCE
+    assert len(set(drawn.values())) > len(drawn) / 2
+    trained = [one["summary"] for steps in (taking, computing) for one in steps if one["stage"] == "finetune"]
+    assert trained[0]["pairs"] == trained[1]["pairs"] == N * trained[0]["groups"]

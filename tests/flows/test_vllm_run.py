@@ -49,6 +49,25 @@ def test_demo_runs_with_vllm_and_its_answers_are_the_transformers_engines(server
     assert same >= 0.99 * len(ours) and ours.keys() == theirs.keys()
 
 
+def test_engine_lives_through_all_iterations_and_changes_nothing(server, tmp_path) -> None:
+    """Catches an engine that is started in each iteration though it is kept, answers (also evaluate's) that depend on
+    whether it is, and evaluate's figures or answers that come from another engine than generate's."""
+    small = ("iterations=2", "dataset.limit=200", "dataset.test_limit=20", "dataset.shard_rows=100", "control=")
+    small = (*small, "runtime.workers=1", "evaluate.max_new_tokens=32", "generate.max_new_tokens=32")
+    kept, _ = _run("demo-tasks", tmp_path / "kept", *small)
+    new, _ = _run("demo-tasks", tmp_path / "new", *small, "runtime.keep_engine=false")
+    assert [step["key"] for step in kept] == [step["key"] for step in new]
+    assert _answers(tmp_path / "kept", kept) == _answers(tmp_path / "new", new)
+    of = {(step["stage"], step["label"]): step["digest"] for step in kept}
+    assert all(of[step["stage"], step["label"]] == step["digest"] for step in new if step["stage"] == "generate")
+    asked = [step["summary"] for step in kept if step["stage"] in ("generate", "evaluate")]
+    assert sum(one.get("reloaded", 0) > 0 for one in asked) >= 2 and not any("engine_restarts" in one for one in asked)
+    assert {one["engine"].split()[0] for one in asked} == {"vllm"}
+    seconds = [one["load_seconds"] for one in asked if one["load_seconds"]]
+    print(f"started in {seconds[0]:.1f} s, then took weights in {seconds[1:]}")
+    assert not any("reloaded" in step["summary"] for step in new)
+
+
 def _answers(store: Path, steps: list[dict]) -> dict[str, list[int]]:
     """Token ids of each row's answer in a run."""
     answers = {}

@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Answer, Request, Sampling, slots
 from spin_core.engines.decoding import draw, uniforms
+from spin_core.engines.requests import row_seed
 from spin_core.engines.transformers_engine import sample
 from spin_core.job import Job
 from spin_core.modeling.loading import load_model
 from spin_core.modeling.opponent import opponent
-from spin_core.stages.generate import row_seed
 
 WORDS, NEW = 60, 12
 COMMON = {

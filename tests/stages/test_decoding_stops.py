@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTr
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Request, Sampling
 from spin_core.engines.decoding import Sampler
+from spin_core.engines.requests import row_seed
 from spin_core.engines.transformers_engine import sample
 from spin_core.job import Job
 from spin_core.modeling.loading import load_tokenizer
 from spin_core.stages import demo_model
-from spin_core.stages.generate import row_seed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 

@@ -11,13 +11,13 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Request, Sampling
 from spin_core.engines.decoding import Sampler
+from spin_core.engines.requests import request, row_seed, sampling
 from spin_core.engines.transformers_engine import sample
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.modeling.encoding import Conversation, Encoded, encode
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import demo_model
-from spin_core.stages.generate import request, row_seed, sampling
 
 PROMPTS = [[{"role": "user", "content": "x" * n + " 12"}] for n in (1, 2, 3, 5, 8, 13, 21, 34, 4, 6)]
 

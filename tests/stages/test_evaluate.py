@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Decoding
 from spin_core.config.runtime import Runtime
 from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
+from spin_core.engines import held_out
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
 from spin_core.job import Job
 from spin_core.modeling.chat import Chat
 from spin_core.modeling.loading import load_chat, load_model
 from spin_core.stages import demo_model, evaluate, score, tokenize
+from spin_core.store.keys import config_payload
 
 CHAT = ChatSection(max_prompt_length=48)
 SCORE = score.Score(max_length=80, precision="float32", collation="exact")
@@ -255,3 +258,37 @@ def test_prompt_over_the_context_is_no_match_and_counted(world, tmp_path) -> Non
     assert len(out) >= metrics["exact_match/too_long"]
     plain, _ = _evaluate(world, tmp_path / "plain", 0, exact_match="answer", max_new_tokens=2)
     assert "exact_match/too_long" not in plain
+
+
+def test_answers_drawn_in_another_process_give_the_same_figures(world, tmp_path) -> None:
+    """Catches a part that draws with other seeds, prompts or decoders than evaluate does by itself, answers that lose
+    their end or their kind on the way, and a part that runs where nothing has an interpreter of its own."""
+    section = evaluate.Evaluate(exact_match=r"#### (\d+)", max_new_tokens=6, temperatures=[0.3])
+    common = {"evaluate": section, "chat": CHAT, "score": SCORE, "beta": 0.5, "loss": "sigmoid", "seed": 1}
+    inputs = {"model": world / "model0", "rows": world / "rows", "tokens": world / "tokens"}
+    runtime = Runtime(device="cpu", threads=1, vllm_python=sys.executable)
+    places = [tmp_path / name for name in ("here", "apart", "scratch")]
+    for place in places:
+        place.mkdir()
+    here, apart, scratch = places
+    ours, theirs = (evaluate.Config(**common, engine=name) for name in ("transformers", "vllm"))
+    assert evaluate.elsewhere(ours, runtime) is None
+    part = evaluate.elsewhere(theirs, runtime)
+    assert part is not None and part.module is held_out
+    drawing = part.config.model_copy(update={"engine": "transformers"})  # any engine draws the same
+    assert held_out.run(inputs, drawing, Job(scratch, scratch, runtime))["engine"].startswith("transformers")
+    assert evaluate.run(inputs, theirs, Job(apart, scratch, runtime)) == evaluate.run(inputs, ours, Job(here, here))
+    assert (apart / "rows.jsonl").read_bytes() == (here / "rows.jsonl").read_bytes()
+
+
+def test_engine_is_part_of_the_key_only_where_it_answers() -> None:
+    """Catches a field that makes every evaluation stale, and vLLM's answers under the key of transformers'."""
+    asked = [(engine, on) for engine in ("transformers", "vllm") for on in (True, False)]
+    payloads = [
+        config_payload(
+            evaluate.Config(evaluate=evaluate.Evaluate(answers=on), chat=CHAT, score=SCORE, engine=engine, seed=1)
+        )
+        for engine, on in asked
+    ]
+    assert [one.pop("engine", None) for one in payloads] == [None, None, "vllm", None]
+    assert payloads[0] == payloads[2] and payloads[1] == payloads[3]

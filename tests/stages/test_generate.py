@@ -212,7 +212,7 @@ def test_new_settings_leave_old_keys_and_name_the_interpreter() -> None:
     assert config_payload(Generate(decoder="sampled")) == old and Generate(temperature=0).decoder == "greedy"
     configs = [generate.Config(generate=Generate(engine=name), chat=CHAT, seed=1) for name in ("transformers", "vllm")]
     runtime = Runtime(vllm_python=sys.executable)
-    own = f"vllm {CHAT.max_prompt_length + 256}", sys.executable
+    own = f"vllm {CHAT.max_prompt_length + 256}", sys.executable, "spin_core.engines.vllm_engine"
     assert [environment(config, runtime) for config in configs] == [None, own]
 
 

@@ -46,7 +46,9 @@ class World:
         self.model = _model(folder / "model")
         self.count = 0
 
-    def record(self, engine: str, ids: list[str], model: Path | None = None, **settings) -> Record:
+    def record(
+        self, engine: str, ids: list[str], model: Path | None = None, keep: bool = True, seed: int = 3, **settings
+    ) -> Record:
         """Generate the answers of these prompts as a shard."""
         self.count += 1
         file = self.folder / f"{self.count}-{ids[0]}-{ids[-1]}.jsonl"
@@ -55,12 +57,12 @@ class World:
         rows = [{"id": id, "prompt": one.prompt} for id, one in zip(ids, made, strict=True)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         part = generate.Generate(engine=engine, **{"max_new_tokens": 24, **settings})
-        config = generate.Config(generate=part, chat=CHAT, seed=3)
+        config = generate.Config(generate=part, chat=CHAT, seed=seed)
         inputs = {
             "model": resolve(str(model or self.model), "model", "", Path(), ""),
             "prompts": resolve(str(file), "dataset", "", Path(), ""),
         }
-        runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=16)
+        runtime = Runtime(device="cpu", threads=1, vllm_kv_gib=1, requests_in_flight=16, keep_engine=keep)
         return compute(
             self.store, KeyedStep(Step(generate, "", config), inputs), runtime, self.children, lambda event: None
         )[0]
@@ -143,11 +145,22 @@ def test_model_that_vllm_does_not_take_is_bad_input_in_one_sentence(world, tmp_p
     assert len(str(refused.value)) < 600
 
 
-def test_another_model_gets_an_engine_of_its_own(world, tmp_path) -> None:
-    """Catches the answers of θ_t given for θ_{t+1}: the engine of the first model is still there."""
+def test_another_model_is_answered_for_by_the_same_engine(world, tmp_path) -> None:
+    """Catches the answers of θ_t given for θ_{t+1}, whose weights the first model's engine takes in place; other
+    answers with a kept engine than with a new one, also for the first model again; and a kept engine where the setting
+    says no."""
     folder = tmp_path / "model"
     folder.mkdir()
     demo_model.run({}, demo_model.Config(seed=6), Job(out=folder, scratch=folder))
     ids = list(PROMPTS)[:12]
-    assert world.answers("vllm", ids) != (other := world.lines(world.record("vllm", ids, model=folder)))
+    before = world.answers("vllm", ids)
+    reloaded = world.record("vllm", ids, model=folder)
+    other = world.lines(reloaded)
+    assert reloaded.facts["summary"]["reloaded"] == 1.0 and other != before
     assert other == world.lines(world.record("transformers", ids, model=folder))
+    back = world.record("vllm", ids, seed=4)
+    assert back.facts["summary"]["reloaded"] == 1.0
+    fresh = world.record("vllm", ids, model=folder, keep=False, seed=4)
+    kept = world.record("vllm", ids, model=folder, seed=4, max_new_tokens=23)
+    assert "reloaded" not in fresh.facts["summary"] and "engine_restarts" not in kept.facts["summary"]
+    assert world.lines(world.record("transformers", ids, model=folder, seed=4)) == world.lines(fresh)

@@ -51,7 +51,7 @@ def _vllm(path: Path, max_length: int | None, job: Job) -> Any:
         return vllm_causallms.VLLM(pretrained=str(path), batch_size=batch, max_length=max_length, **how)
 
     # The process serves one model (`harness.environment`), whose steps may follow each other.
-    engine, _ = vllm_engine.engine_of((path.resolve(), max_length), start, job.runtime)
+    engine, _ = vllm_engine.engine_of(path, (path.resolve(), max_length), start, job.runtime)
     return engine
 
 
