@@ -28,7 +28,8 @@ from spin_core.trackers.boards import BOARDS, QUIET, Board, Identity, Point
 
 RETRY_SECONDS = 30.0
 Say = Callable[[dict[str, str]], None]
-INSTALL = "(in a checkout `.venv/bin/pip install -c constraints.txt -e '.[trackers]'`)"
+PACKAGES = {"mlflow": "mlflow-skinny"}  # where it has another name than the tracker
+IN_A_CHECKOUT = "(in a checkout `.venv/bin/pip install -c constraints.txt -e '.[trackers]'`)"
 
 
 class Items:
@@ -102,7 +103,7 @@ class Sink:
                 with locked(self._folder / "locks" / self._name):
                     return self._send()
             except ImportError as error:
-                return self._warn(f"{missing(self._tracker) or one_line(error)}; install it {INSTALL}, or leave it out")
+                return self._warn(missing(self._tracker) or one_line(error, 300, kind=True))
             except Exception as error:
                 if not warned:
                     self._warn(one_line(error, 300, kind=True))
@@ -147,8 +148,12 @@ class Sink:
 
 
 def missing(tracker: str) -> str:
-    """That its package is not installed; empty where it is."""
-    return "" if importlib.util.find_spec(tracker) else f"the package {tracker} is not installed"
+    """That its package is not installed, and how it is; empty where it is there."""
+    if importlib.util.find_spec(tracker):
+        return ""
+    package = PACKAGES.get(tracker, tracker)
+    checkout = "" if tracker == "trackio" else f" {IN_A_CHECKOUT}"
+    return f"the package {tracker} is not installed; `pip install {package}`{checkout}, or leave {tracker} out"
 
 
 @contextmanager
