@@ -140,6 +140,9 @@ class Sink:
                 board.close()
 
     def _open(self, number: int) -> Board:
+        from accelerate import PartialState
+
+        PartialState(cpu=True)  # accelerate's trackers ask it whether they may log
         run = self._head["run"] if number == 1 else f"{self._head['run']}-{number}"
         return BOARDS[self._tracker](Identity(self._head["project"], run, self._folder, self._head["config"]))
 

@@ -20,7 +20,8 @@ SPEED = "generate/tokens_per_second"
 """Another one each time that answers are generated."""
 
 
-def test_boards_of_a_run_of_its_rerun_and_of_a_killed_run_are_equal(run, server, tiny, tmp_path, monkeypatch):
+@pytest.mark.full
+def test_boards_of_a_run_of_its_rerun_and_of_a_killed_run_are_equal(run, server, tiny, tmp_path):
     """Catches steps that are sent again after `kill -9`, or never; cached steps without curves; curves that are not
     those of metrics.jsonl; a tracker in a key; and a sink that outlives the run that it is of."""
     pytest.importorskip("tensorboard")
