@@ -57,6 +57,9 @@ class Board:
     place: str
     """Where a person finds it."""
 
+    def __init__(self, of: Identity) -> None:
+        raise NotImplementedError
+
     def log(self, values: dict[str, float], step: int) -> None:
         """Append figures at a place of the axis."""
         self.tracker.log(values, step=step)

@@ -85,8 +85,8 @@ class SinkProcess:
 
     def _write(self, process: subprocess.Popen[str]) -> None:
         item: dict[str, Any] | None = self._head
+        assert process.stdin
         with suppress(OSError):  # it ended: it has said why
-            assert process.stdin
             while item is not None:
                 process.stdin.write(json.dumps(item) + "\n")
                 process.stdin.flush()
