@@ -8,7 +8,7 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 
 "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip --disable-pip-version-check install --quiet --editable '.[dev,browser]'
+"$venv/bin/python" -m pip --disable-pip-version-check install --quiet --editable '.[dev,browser,trackers]'
 
 # Names and versions only. A local version (2.13.0+cpu) is of one kind of machine, and so are CUDA's own packages: torch names those itself.
 frozen=$("$venv/bin/python" -m pip --disable-pip-version-check freeze --all --exclude-editable)

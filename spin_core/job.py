@@ -139,6 +139,12 @@ class Job:
             self._noted.add(text)
             self.send({"note": text})
 
+    def metrics(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl while a training is at work, for the run's trackers. Of several processes the first
+        speaks."""
+        if self.runtime.trackers and os.environ.get("RANK", "0") == "0":
+            self.send({"metrics": line})
+
     @contextmanager
     def progress(self, label: str, total: int, unit: str) -> Iterator[Bar]:
         """A bar over `total` units (`tokens`, `steps`, `pairs`, `rows`; `groups` are either of the two)."""

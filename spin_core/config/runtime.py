@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from spin_core.config.base import Section
 from spin_core.config.choices import Kernel
 
+Tracker = Literal["tensorboard", "mlflow", "trackio", "wandb"]
+
 
 class Pools(Section):
     """Where a stage that is missing in the store runs: the name of a work pool that has a deployment of it
@@ -115,6 +117,9 @@ class Runtime(Section):
         100, ge=0, description="Optimiser steps between resumable checkpoints in the store's scratch; 0 keeps none."
     )
     compute: Compute = Field(Compute(), description="Processes that share one model.")
+    trackers: list[Tracker] = Field(
+        [], description="Where the run's curves are shown: tensorboard, mlflow, trackio, wandb (docs/trackers.md)."
+    )
     stage_timeout: int = Field(0, ge=0, description="Seconds after which a stage's process is ended; 0 is no limit.")
     pools: Pools = Field(Pools(), description="Work pools of the stages that need a GPU.")
     generate_runs: int = Field(

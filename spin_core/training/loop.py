@@ -183,10 +183,13 @@ def train(
         raise StageFailed(
             f"{job.scratch}: a checkpoint of {resumed_at} steps cannot be of this run of {plan.stop_step}; delete it"
         )
+    for line in history:  # the run that was to send them on may have been killed before it did
+        job.metrics(line)
     with job.progress(label, plan.stop_step, "steps") as bar:
         bar.advance(len(history))
         for step in range(len(history), plan.stop_step):
             history.append(_step(strategy, objective, plan, step, bar))
+            job.metrics(history[-1])
             watch(history)
             every, done = job.runtime.checkpoint_every, len(history)
             if done == plan.stop_step:

@@ -167,7 +167,7 @@ class PoolRun:
         parameters = {
             "config": one.step.config.model_dump(mode="json"),
             "work": work,
-            "runtime": self.runtime.model_dump(mode="json", exclude={"pools", "approve", "generate_runs"}),
+            "runtime": self.runtime.model_dump(mode="json", exclude={"pools", "approve", "generate_runs", "trackers"}),
             "store": self.store.identity(),
         }
         try:

@@ -28,9 +28,13 @@ from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages.report import STEPS_MARK
 from spin_core.store import keys, runs
 from spin_core.store.store import Record, Store
+from spin_core.trackers.redact import settings
 from tasks.runner.planning import Pending, Planner, forecasts
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
+from tasks.runner.trackers import Trackers
+
+TRACKER_SECONDS = (60.0, 5.0)  # that the end of a run waits for a tracker; of one that failed
 
 
 class Run(Steps):
@@ -57,6 +61,10 @@ class Run(Steps):
         self.report = Path()  # of a finished run: the tree of its report
         self.sources: list[tuple[str, Ref, str]] = []
         self.progress.meters.profile = config.name
+        if config.runtime.trackers and not planning:
+            profile = settings(config.model_dump(mode="json"), base_dir)
+            head = {"project": config.name, "run": run_name(config), "config": profile}
+            self.trackers = Trackers(config.runtime.trackers, store, head, self.progress)
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         if kind := EVENTS.get(step.stage):
@@ -168,6 +176,17 @@ class Run(Steps):
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
     def finish(self, outcome: Callable[[], Ref]) -> dict:
+        """As `_finish`; the trackers then have what was sent to them, or a warning says that they have not."""
+        wait = TRACKER_SECONDS[1]
+        try:
+            done = self._finish(outcome)
+            wait = TRACKER_SECONDS[0]
+            return done
+        finally:
+            if self.trackers:
+                self.trackers.close(wait)
+
+    def _finish(self, outcome: Callable[[], Ref]) -> dict:
         """Wait for the last step (`outcome` gives its Ref) and lay out `runs/<name>/` for people; after a failure too,
         for what did finish.
 

@@ -97,7 +97,14 @@ def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record,
     if run.failures:
         raise StageFailed(f"{step.title}: not begun, because another step failed.")
 
-    send = partial(run.progress, run.grouped.get(step.title, step.title))
+    show = partial(run.progress, run.grouped.get(step.title, step.title))
+
+    def send(event: dict) -> None:
+        if "metrics" in event:
+            run.live(keyed, event["metrics"])
+        else:
+            show(event)
+
     if run.pools and run.pools.of(step.stage):
         return run.pools.compute(keyed, batch, send)
     if step.title not in run.grouped:

@@ -17,6 +17,7 @@ from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.progress import Progress
 from tasks.runner.throughput import Throughput
+from tasks.runner.trackers import Trackers
 
 if TYPE_CHECKING:
     from tasks.runner.pools import Batch, Pools
@@ -35,6 +36,7 @@ class Steps:
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
         self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which reports on them
         self.progress = Progress()
+        self.trackers: Trackers | None = None
         store.report = self.progress  # a store on object storage shows what it sends and fetches
         self._ledger_lock = threading.Lock()
         self._keyed: dict[str, KeyedStep] = {}
@@ -54,6 +56,11 @@ class Steps:
         same = self._keyed.setdefault(step.title, keyed)
         return same if same == keyed else keyed
 
+    def live(self, keyed: KeyedStep, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl of a training that is at work, for the trackers."""
+        if self.trackers:
+            self.trackers.live(keyed, line)
+
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         """Enter a finished step into the ledger; its output as a Ref."""
         seconds, summary = record.facts.get("seconds"), record.facts.get("summary", {})
@@ -66,6 +73,8 @@ class Steps:
         if step.title not in self.grouped:
             self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
         self.throughput.add(step, record, cached)
+        if self.trackers:
+            self.trackers.ended(step, record)
         if step.stage == "gather" and (line := self.throughput.line(step.place.iteration)):
             self.progress.step(line, None)
         console_note = getattr(step.module, "console_note", None)

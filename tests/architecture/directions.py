@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analysis", "config", "data", "engines", "job", "modeling", "report", "runtime", "sources", "store", "training",
     },
     "preview": {"analysis", "config", "data", "job", "modeling", "sources", "stages"},
+    "trackers": {"config", "job", "runtime"},
     "estimate": {"config", "data", "engines", "job", "runtime", "stages"},
 }  # fmt: skip
 """Package (or module) at the top of spin_core → what else of spin_core it may import. All may import errors and

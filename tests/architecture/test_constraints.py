@@ -47,7 +47,10 @@ def test_every_direct_dependency_is_constrained():
     """Catches a dependency that was added without `make lock`: a fresh machine would take whatever is newest."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(one for name in ("dev", "s3", "eval", "browser") for one in extras[name])]
+    wanted = [
+        *project["dependencies"],
+        *(one for name in ("dev", "s3", "eval", "browser", "trackers") for one in extras[name]),
+    ]
     have = {canonical(line) for line in constraints().splitlines() if not line.startswith("#")}
     missing = {canonical(one) for one in wanted} - have - {"spinloop"}
     assert not missing, f"constraints.txt lacks {sorted(missing)}; run `make lock`"
