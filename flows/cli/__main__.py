@@ -1,4 +1,4 @@
-"""The command line `spinloop`: init, run, plan, data, import, report, push, deploy, doctor, and the store's own commands.
+"""The command line `spinloop`: init, run, plan, data, import, report, push, deploy, doctor, and the store's own.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 75 a run that SIGTERM ended in order, 130 interrupted.

@@ -29,7 +29,7 @@ def distributions(module: str) -> set[str]:
 
 
 def imported(top: bool) -> dict[str, str]:
-    """Third-party top-level module → the first line that imports it. `top`: only what runs when a module is imported."""
+    """Third-party top-level module → the first line that imports it. `top`: only what runs when the module is."""
     lines: dict[str, str] = {}
     for file in python_files(*PRODUCT):
         source, name = file.read_text(encoding="utf-8"), module_name(file)
