@@ -15,7 +15,8 @@ LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 .PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
-	$(BIN)/spinloop run demo
+	@# A server that .env names is not needed; one that the environment names is meant.
+	PREFECT_API_URL="$${PREFECT_API_URL-}" $(BIN)/spinloop run demo
 
 test: .venv/dev              ## what CI runs: lint, types, architecture, and every promise tested once (11 to 13 minutes on 2 cores)
 	$(MAKE) -j 2 check tests

@@ -1,4 +1,4 @@
-"""The command line `spinloop`: run, plan, data, import, report, push, deploy, doctor, and the store's own commands.
+"""The command line `spinloop`: init, run, plan, data, import, report, push, deploy, doctor, and the store's own.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 75 a run that SIGTERM ended in order, 130 interrupted.
@@ -125,9 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
-    from flows.cli import data, imports, push, report, store
+    from flows.cli import data, imports, init, push, report, store
 
-    for module in (data, imports, report, push):
+    for module in (init, data, imports, report, push):
         module.add_command(commands, add)
     add(commands, "join", _join, JOIN)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")

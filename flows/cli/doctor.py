@@ -19,7 +19,7 @@ from spin_core.store.opening import exists, is_remote, open_store
 
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 """In a checkout only: pip needs it before anything is installed, and a wheel does not have it."""
-NEEDED = ("prefect", "fastapi", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
+NEEDED = ("prefect", "torch", "transformers", "accelerate", "datasets", "pyarrow", "huggingface_hub", "peft")
 OPTIONAL = {
     "flash_attn": "runtime.attn_implementation: flash_attention_2",
     "bitsandbytes": "finetune.lora.quantize: nf4",
@@ -49,7 +49,7 @@ def _packages() -> list[Line]:
         try:
             lines.append(("ok", name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            lines.append(("missing", name, "`pip install -e .` in the checkout (or `make setup`)"))
+            lines.append(("missing", name, "`make setup` in the checkout, or install the wheel again"))
     for name, use in OPTIONAL.items():
         if find_spec(name):
             lines.append(("ok", name, f"for {use}"))

@@ -30,13 +30,14 @@ from flows.server.automations import automate, differing, notification_block, st
 from flows.server.embedded import answers
 from flows.server.errors import older, refused
 from flows.server.settings import configured_server
-from spin_core.config.profile import PROFILES
+from spin_core.config.profile import DEPLOYMENTS
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.runtime import gpus
+from spin_core.runtime.launch import python_path
 from spin_core.store.opening import is_remote
 from tasks.runner.pool_run import CPU_POOL, GPU_POOL
 
-FILES = PROFILES.parent
+FILES = DEPLOYMENTS
 CPU_LIMIT = 10
 CPU_DEFAULTS: dict[str, Any] = {"gpus": 0, "device_requests": []}  # of the templates' variables; as written: a GPU pool
 
@@ -47,8 +48,6 @@ def deploy(store: str, kind: str, count: int | None, image: str, notify: str) ->
     url = configured_server()
     if not url:
         raise BadInput("PREFECT_API_URL: not set; start `prefect server start` and name its API here.")
-    if not (FILES / "prefect.yaml").is_file():
-        raise BadInput(f"{FILES / 'prefect.yaml'}: not there; run `spinloop deploy` from a checkout of spinloop.")
     if not answers(url):
         raise SpinloopError(
             f"PREFECT_API_URL {url}: no Prefect server answers there; start it, or correct the address."
@@ -165,14 +164,15 @@ def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
 
 
 def _prefect_deploy() -> None:
-    """Prefect's own command, in the checkout, on the server that this process talks to."""
+    """Prefect's own command, on the server that this process talks to."""
     file = str(FILES / "prefect.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file],
-        cwd=FILES.parent,
-        # None of the checkout's `.env`: this process may have been started elsewhere, for another server.
+        cwd=FILES,
+        # No login of a file, such as a `.env` there: this process may have been started elsewhere, for another server.
         env={
             **os.environ,
+            "PYTHONPATH": python_path(),
             **login.NONE,
             **get_current_settings().to_environment_variables(exclude_unset=True),
         },

@@ -25,7 +25,9 @@ from spin_core.config.sft import Sft
 from spin_core.config.start import Start
 from spin_core.errors import BadInput
 
-PROFILES = Path(__file__).resolve().parents[2] / "deployments" / "profiles"
+DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
+"""In a checkout a link to the folder deployments/; in a wheel a folder with what commands read of it."""
+PROFILES = DEPLOYMENTS / "profiles"
 PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
 LONGEST_QUOTE = 120  # characters of what a message quotes from a profile
 

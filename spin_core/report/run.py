@@ -15,7 +15,6 @@ from spin_core.analysis.costs import Costs, StageCosts, costs
 from spin_core.analysis.format import NONE, count_text, hours_text, plain, plural, short, time_text
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
 from spin_core.config.stage_table import DRAWN
-from spin_core.errors import BadInput
 from spin_core.job import Entry
 from spin_core.report.html import rendered
 from spin_core.report.lineage import graph
@@ -168,13 +167,9 @@ def _said(name: str, records: Sequence[Record | None]) -> list[str]:
 def _ledger(reports: Sequence[Record]) -> dict[str, Any]:
     """What differs from the paper's preset, the first setting first."""
     profile = reports[-1].payload.get("config", {}).get("profile") if reports else None
-    try:
-        other = preset(DEFAULT)
-    except BadInput:  # an installation without deployments/profiles
-        other = None
-    if not isinstance(profile, dict) or other is None:
+    if not isinstance(profile, dict):
         return {"ledger": None}
-    differing = differences(profile, other)
+    differing = differences(profile, preset(DEFAULT))
     lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in differing]
     columns = ["this run", f"preset {DEFAULT}"]
     table = ReportTable("ledger", "Reproduction ledger", "", "setting", columns, lines)

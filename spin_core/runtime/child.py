@@ -73,7 +73,13 @@ class Child:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**inherited, **UTF8, "PYTHONPATH": python_path(), **shown, **(launch.environment if launch else {})},
+            env={
+                **inherited,
+                **UTF8,
+                "PYTHONPATH": python_path(python),
+                **shown,
+                **(launch.environment if launch else {}),
+            },
         )
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # not the lock above: a child that does not read must still be killable

@@ -63,7 +63,7 @@ def _take_part(ours: Meeting, order: Order, say: Callable[[str], None], python: 
     inherited = {name: value for name, value in os.environ.items() if name not in launch.RANKS}
     process = subprocess.Popen(
         launch.command(python, how.compute),
-        env={**inherited, "PYTHONPATH": launch.python_path(), **own},
+        env={**inherited, "PYTHONPATH": launch.python_path(python), **own},
         stdin=subprocess.PIPE,  # ends with this process, however that ends: the workers see it
         start_new_session=True,
     )

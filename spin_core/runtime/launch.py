@@ -6,11 +6,16 @@ loads no torch. Not here: the meeting of nodes (`meeting`), what the processes d
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -111,6 +116,17 @@ def family_of(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
 
 
-def python_path() -> str:
+def python_path(python: str = sys.executable) -> str:
     """PYTHONPATH for a child started with -P, which keeps the current folder (a user's queue.py) out of its imports."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own = ROOT if python == sys.executable or (ROOT / "pyproject.toml").is_file() else _alone()
+    return os.pathsep.join(filter(None, [str(own), os.environ.get("PYTHONPATH")]))
+
+
+@cache
+def _alone() -> Path:
+    """A folder with nothing but a link to spin_core, there while this process is. A wheel lies among the packages of
+    this interpreter, and with their folder on its path another interpreter (vLLM's) would import those."""
+    folder = tempfile.mkdtemp(prefix="spinloop-path-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Path(folder, "spin_core").symlink_to(ROOT / "spin_core")
+    return Path(folder)

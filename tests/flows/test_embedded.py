@@ -159,3 +159,30 @@ def test_busy_server_is_there_and_an_absent_one_is_not() -> None:
     began = time.monotonic()
     assert not answers(url, 30)
     assert time.monotonic() - began < 10  # nobody listens: no reason to wait
+
+
+DEMO = """#!/bin/sh
+exec {python} -c 'from flows.server import settings; print(repr(settings.configured_server()))'
+"""
+
+
+def test_make_demo_needs_no_server_that_a_file_names(tmp_path: Path) -> None:
+    """Catches a demo that ends in a checkout whose `.env` names a server that is down; one that leaves out a server
+    which the person's own environment names."""
+    (tmp_path / ".env").write_text("PREFECT_API_URL=http://127.0.0.1:9/api\n")
+    (tmp_path / "spinloop").write_text(
+        DEMO.format(python=sys.executable)
+    )  # the run's first question, in place of a run
+    (tmp_path / "spinloop").chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env = {**kept, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = ["make", "-s", "-f", ROOT / "Makefile", "--old-file", ".venv/ready", f"BIN={tmp_path}", "demo"]
+
+    def asked(**more: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=env | more, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert asked() == "''"
+    assert asked(PREFECT_API_URL="http://127.0.0.1:8/api") == "'http://127.0.0.1:8/api'"
+    direct = subprocess.run([tmp_path / "spinloop"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert direct.stdout.strip() == "'http://127.0.0.1:9/api'"  # which every other command asks

@@ -170,14 +170,14 @@ def test_headers_of_a_file_are_a_login_too(commands, elsewhere, tmp_path, monkey
 
 @pytest.mark.full
 def test_prefects_own_deploy_reads_no_login_of_the_checkout(elsewhere, tmp_path, monkeypatch) -> None:
-    """Catches a deploy that is started elsewhere, where there is no `.env`, and runs Prefect's command in the checkout,
-    whose `.env` Prefect then reads."""
+    """Catches a deploy that is started elsewhere, where there is no `.env`, and runs Prefect's command in a folder that
+    has one, which Prefect then reads."""
     (tmp_path / "deployments").mkdir()
     one = "{name: x, entrypoint: flows.server.deployed.dataset, work_pool: {name: spin-cpu}}"
     (tmp_path / "deployments/prefect.yaml").write_text(f"name: x\npull: []\ndeployments: [{one}]\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(deploying, "FILES", tmp_path / "deployments")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "deployments")
     write(".env", URL=OURS, AUTH_STRING=PASSWORD)
     monkeypatch.chdir(tmp_path / "elsewhere")
     with settings(elsewhere.url), pytest.raises(SpinloopError, match="prefect deploy"):
