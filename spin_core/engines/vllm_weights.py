@@ -42,7 +42,7 @@ class KeptWeights(_Worker):
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         for layer in self.model_runner.get_model().modules():
             # vLLM 0.32 packs an output layer that is tied to the embedding once, and would go on with the old weights.
-            if getattr(layer, "cpu_linear", None) is _nothing and layer.weight.numel():
+            if isinstance(getattr(layer, "cpu_linear", None), _Unloaded) and layer.weight.numel():
                 layer.quant_method.process_weights_after_loading(layer)
 
     def unload(self) -> None:
@@ -54,7 +54,8 @@ class KeptWeights(_Worker):
                     weight.data.fill_(torch.nan)
         for layer in net.modules():
             if hasattr(layer, "cpu_linear"):
-                layer.cpu_linear = _nothing
+                width = getattr(layer, "output_size_per_partition", None) or layer.num_embeddings_per_partition
+                layer.cpu_linear = _Unloaded(width)
 
     def pieces(self) -> list[tuple]:
         """The fields of each Piece (vLLM sends plain values only) that it holds under a name of its own, at most
@@ -74,6 +75,11 @@ class KeptWeights(_Worker):
         return shown
 
 
-def _nothing(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-    """In the place of a linear layer whose weights are gone."""
-    raise FloatingPointError("a layer's weights were not loaded")
+class _Unloaded:
+    """In the place of a linear layer's kernel whose weights are gone: NaN of its `width`."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        return x.new_full((*x.shape[:-1], self.width), torch.nan)
