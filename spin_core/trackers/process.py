@@ -98,7 +98,7 @@ class SinkProcess:
         assert process.stdout
         for line in process.stdout:
             event = json.loads(line)
-            self._failed = self._failed or "warning" in event
+            self._failed = "warning" in event  # until it says again where its board is
             self._say(event)
 
     def _warn(self, why: str) -> None:

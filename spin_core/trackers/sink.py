@@ -65,16 +65,17 @@ class Keys:
     """Which steps the run's newest board has, by their keys: a small file, replaced at once."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self.number, self._keys = file, 1, dict[str, str]()
+        self._file, self.number, self._keys, self._begun = file, 1, dict[str, str](), False
         with suppress(OSError, ValueError, TypeError, KeyError):
             held = json.loads(file.read_text(encoding="utf-8"))
             self.number, self._keys = int(held["board"]), dict(held["keys"])
 
     def other(self, step: str, key: str) -> bool:
-        """Whether the board has this step of another key; then the next board is begun."""
-        if self._keys.get(step, key) == key:
+        """Whether the board has this step of another key; then the next board is begun, once: what comes in one run
+        is of one board."""
+        if self._begun or self._keys.get(step, key) == key:
             return False
-        self.number, self._keys = self.number + 1, {}
+        self.number, self._keys, self._begun = self.number + 1, {}, True
         return True
 
     def add(self, step: str, key: str) -> None:

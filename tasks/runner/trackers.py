@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ FOLDER = "trackers"  # beside the store's own: boards are of no use to it, and g
 class Trackers:
     """One process for each tracker. What goes wrong in one is a warning of the run."""
 
-    def __init__(self, names: list[str], store: Store, head: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, names: Sequence[str], store: Store, head: dict[str, Any], progress: Progress) -> None:
         """`head`: project, run and config of the boards."""
         folder = store.root.parent / FOLDER
         self._curves, self._store, self._progress = Curves(), store, progress

@@ -5,9 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from training_data import sft_config
-
 from spin_core.config.runtime import Runtime
+from spin_core.config.sft import Sft
 from spin_core.job import Place
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, compute, look_up
@@ -26,13 +25,20 @@ inputs = {
     "tokens": Ref("b" * 64, path=str(tokens), stamp=resolve.stamp(tokens)),
 }
 runtime = Runtime(device="cpu", threads=1, checkpoint_every=20, trackers=["tensorboard"])
+
+
+def config(epochs: float) -> sft.Config:
+    part = Sft(lr=1e-3, epochs=epochs, global_batch=4, max_length=128, warmup_ratio=0.0)
+    return sft.Config(sft=part, seed=7)
+
+
 trackers = Trackers(runtime.trackers, store, {"project": "demo", "run": "demo-1", "config": {}}, Progress())
 with store.using(), Children(1) as children:
     for label, where, epochs in (
         ("θ_0", Place("start", model=0), 2.0),
         ("instead of 1 iter", Place("control", 0), 80.0),
     ):
-        keyed = KeyedStep(Step(sft, label, sft_config(epochs=epochs), where), inputs)
+        keyed = KeyedStep(Step(sft, label, config(epochs), where), inputs)
 
         def send(event: dict, keyed: KeyedStep = keyed) -> None:
             if "metrics" in event:
