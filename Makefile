@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	@# A server that .env names is not needed; one that the environment names is meant.
@@ -30,6 +30,14 @@ store-faults: .venv/dev
 test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
+
+SUITE = -m 'not full' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),$(LONGEST_FIRST))
+
+test-newest: .venv-newest/ready  ## the suite on the newest of everything that pyproject.toml allows (TESTS="tests/stages": a part)
+	.venv-newest/bin/pytest $(SUITE)
+
+test-oldest: .venv-oldest/ready  ## the suite on the oldest that pyproject.toml allows (TESTS="tests/stages": a part)
+	.venv-oldest/bin/pytest $(SUITE)
 
 regimes: .venv/ready       ## the regime map: objectives × opponents × situations beside tuned SFT, into docs/regimes.md (an hour)
 	$(BIN)/python -m tests.benchmarks.regimes $(REGIMES)
@@ -122,9 +130,20 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@ .venv/ready
 
+.venv-newest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[dev]'
+	touch $@
+
+.venv-oldest/ready: pyproject.toml deployments/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) deployments/oldest.py >.venv-oldest/oldest.txt
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable '.[dev]'
+	touch $@
+
 .venv-vllm/ready: deployments/vllm-env.sh
 	PYTHON="$(PYTHON)" deployments/vllm-env.sh .venv-vllm
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .spinloop
+	rm -rf .venv .venv-vllm .venv-newest .venv-oldest .spinloop

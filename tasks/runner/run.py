@@ -64,7 +64,7 @@ class Run(Steps):
         if config.runtime.trackers and not planning:
             profile = settings(config.model_dump(mode="json"), base_dir)
             head = {"project": config.name, "run": run_name(config), "config": profile}
-            self.trackers = Trackers(config.runtime.trackers, store, head, self.progress)
+            self.trackers = Trackers([*config.runtime.trackers], store, head, self.progress)
 
     def note(self, step: Step, record: Record, cached: bool) -> Ref:
         if kind := EVENTS.get(step.stage):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from packing_data import WORDS, apart, gradients, padded, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.gptj import modeling_gptj
 
 from spin_core.config.runtime import Runtime
 from spin_core.modeling.loading import load_model, no_dropout
@@ -43,6 +44,9 @@ class Kind(NamedTuple):
 
 
 WINDOW = "its sliding window of 16 is shorter than a sequence of 30"
+OFF = r"its log-probs are off by [\d.]+ nats"
+# Until transformers 5.22 its attention was in its own file alone, which saw nothing of the layout of packed pairs.
+OLD_GPTJ = not hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS")
 KINDS = {
     "llama": Kind("llama", COMMON),
     "llama tied": Kind("llama", {**COMMON, "tie_word_embeddings": True}),
@@ -80,9 +84,9 @@ KINDS = {
     "glm4": Kind("glm4", {**HEADS, "pad_token_id": 0}),
     "gpt_oss": Kind("gpt_oss", {**HEADS, **EXPERTS, "sliding_window": 64}, "its attention takes s_aux"),
     "bloom": Kind("bloom", {**GPT, "hidden_size": 32}, "it fails with ValueError"),
-    "falcon": Kind("falcon", {**FULL_HEADS, "alibi": False}, r"its log-probs are off by [\d.]+ nats"),
-    "stablelm": Kind("stablelm", COMMON, r"its log-probs are off by [\d.]+ nats"),
-    "gptj": Kind("gptj", {**GPT, "rotary_dim": 8}, r"its log-probs are off by [\d.]+ nats"),
+    "falcon": Kind("falcon", {**FULL_HEADS, "alibi": False}, OFF),
+    "stablelm": Kind("stablelm", COMMON, OFF),
+    "gptj": Kind("gptj", {**GPT, "rotary_dim": 8}, OFF if OLD_GPTJ else ""),
     "lfm2 (convolutions)": Kind(
         "lfm2", {**COMMON, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, "its log-probs are off by"
     ),
