@@ -115,8 +115,8 @@ def main() -> None:
         for model in (new, old)
     ]
     done = {
-        "first": [one.token_ids for one in first],
-        "second": [one.token_ids for one in second],
+        "first": [one.logps for one in first],
+        "second": [one.logps for one in second],
         "reloaded": figures.get("reloaded"),
         "gap": gaps[0],
         "gap_stale": gaps[1],
