@@ -19,6 +19,7 @@ ENDS = {"match": "exact_match", "repetition": "repetition"}  # end of a field of
 
 
 def is_less_better(metric: str | None) -> bool:
+    """Whether a model is better where the figure is lower: NLL and repetition."""
     return metric == NLL or bool(metric and metric.startswith("repetition/"))
 
 

@@ -179,7 +179,7 @@ def verdict(gap: float, dtype: str, held: Sequence[Piece], own: Sequence[Piece],
         return f"gives log-probs {gap:.3g} nats from this model's own (tolerance {TOLERANCE[dtype]:g})"
     known = {(piece.name, piece.first, piece.digest) for piece in before or ()}
     if before is not None and not {(piece.name, piece.first, piece.digest) for piece in own} - known:
-        return "holds no weight by which this model can be told from the one before"
+        return "holds no weight by which this model differs from the one before"
     return ""
 
 

@@ -24,7 +24,8 @@ def test_nothing_imports_in_a_circle(edges):
 
 def test_top_of_spin_core_is_the_table():
     """Catches a module that was put at the top again, and a package without a line in the table."""
-    there = {path.stem for path in (ROOT / "spin_core").iterdir() if path.name[0] not in "_."}
+    # `deployments` is no package: a link to the folder of that name, so that a wheel has its files.
+    there = {path.stem for path in (ROOT / "spin_core").iterdir() if path.name[0] not in "_." and not path.is_symlink()}
     assert there == set(MAY_IMPORT)
 
 
