@@ -101,8 +101,8 @@ def test_log_probs_of_several_answers_come_from_the_engine(run, tmp_path: Path) 
     """Catches a run in which score computes what the engine gave (for all answers, or for all but a row's first), a
     row's second answer with the log-prob of its first, and log-probs that are not those that score computes: through
     the real flow, its processes and the store."""
-    few = ("iterations=1", "sft=", "finetune.order=prompts", "evaluate.answers=false", "dataset.limit=40")
-    several = (*few, f"generate.n={N}", "generate.logprobs=true")
+    few = ("iterations=1", "sft=", "finetune.order=prompts", "evaluate.answers=false", "evaluate.exact_match=")
+    several = (*few, "dataset.limit=40", f"generate.n={N}", "generate.logprobs=true")
     store = tmp_path / "store"
     taking, computing = (run(store, *several, f"finetune.engine_logps={on}") for on in ("true", "false"))
     trees = store / "spinloop-store-v1" / "trees"
