@@ -135,9 +135,9 @@ setup: .venv/ready
 	.venv-newest/bin/pip install --quiet --upgrade --editable '.[dev]'
 	touch $@
 
-.venv-oldest/ready: pyproject.toml deployments/oldest.py
+.venv-oldest/ready: pyproject.toml tests/oldest.py
 	$(PYTHON) -m venv .venv-oldest
-	$(PYTHON) deployments/oldest.py >.venv-oldest/oldest.txt
+	$(PYTHON) tests/oldest.py >.venv-oldest/oldest.txt
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable '.[dev]'
 	touch $@
 

@@ -158,7 +158,7 @@ def estimated(case: Case, stage: str) -> Cost:
     """What the sheet says without any correction: of a card without a name, nothing was measured."""
     nameless = replace(sizes.card(case.proof), name="")
     setting = sizes.setting(nameless, case.of.shape, case.rows, case.test)
-    todo = Todo(generate={0: setting.data.rows}, score=[(0, 0)], finetune=[0], evaluate=1)
+    todo = Todo(generate={0: setting.data.rows}, score=[(0, 0, 0)], finetune=[0], evaluate=1)
     line = next(line for line in sheet.lines(setting, case.config, todo) if line.stage == stage)
     if line.seconds is None:
         raise Skip(f"{sizes.card(case.proof).name} is not in spin_core/estimate/gpus.yaml; give it a line there")

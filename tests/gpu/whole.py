@@ -88,7 +88,7 @@ def costs(proof: Proof) -> Figures:
     data = todo.measured(chain.trees["tokens"])
     setting = Setting(_architecture(game.model), data, Hardware(replace(sizes.card(proof), name=""), 1, True, ""))
     # Two models are evaluated, the second against its opponent.
-    work = todo.Todo(generate={0: data.rows}, score=[(0, 0)], finetune=[0], evaluate=2, games=1)
+    work = todo.Todo(generate={0: data.rows}, score=[(0, 0, 0)], finetune=[0], evaluate=2, games=1)
     lines = {line.stage: line for line in sheet.lines(setting, config, work)}
     names = {"generate": ["generate 0"], "score": ["score 0"], "finetune": ["model 1"],
              "evaluate": ["evaluate 0", "evaluate 1"]}  # fmt: skip
