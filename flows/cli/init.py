@@ -140,7 +140,8 @@ def _guess(model: str, data: str) -> Guess:
     from spin_core.preview.look import look
     from tasks.runner.progress import Progress
 
-    said, columns = [], dict[str, str]()
+    said: list[str] = []
+    columns: dict[str, str] = {}
     progress = Progress()
 
     def seen() -> Any:
