@@ -15,7 +15,7 @@ import pytest
 from tests.trackers import reading
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("iterations=1", "sft.epochs=4", "evaluate.answers=false", "evaluate.exact_match=")
+SETTINGS = ("iterations=1", "sft.epochs=40", "evaluate.answers=false", "evaluate.exact_match=")
 SPEED = "generate/tokens_per_second"
 """Another one each time that answers are generated."""
 
