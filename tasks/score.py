@@ -17,5 +17,5 @@ def score(run: Run, t: int, model, pairs, by: int, of: int, newest: tuple | None
     place = Place("iteration", t, pairs=of, by=None if by == t else by)
     reads = {"model": model, "pairs": pairs}
     if newest:
-        reads |= dict(zip(core.SPARING, newest, strict=True))
+        reads |= dict(zip(core.WORK_SAVING, newest, strict=True))
     return Step(core, label, config, place), reads

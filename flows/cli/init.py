@@ -171,6 +171,8 @@ def _guess(model: str, data: str) -> Guess:
     kept = f"which {SHARE} of the rows keep to (the longest: {longest})"
     said.append(f"Lengths: {prompt:,} tokens of prompt and {answer:,} of answer, {kept}.")
     held_out = HELD_OUT if made.test > HELD_OUT else 0
+    if held_out:
+        said.append(f"Of the {made.test:,} held-out rows {held_out:,} are used (dataset.test_limit).")
     return Guess(columns, prompt, answer, both, held_out, said)
 
 
@@ -217,7 +219,7 @@ def _profile(args: argparse.Namespace, out: Path, model: str, data: str, guess: 
     base = model == STANDING_IN[0]
     columns = ", ".join(f"{part}: {json.dumps(name)}" for part, name in guess.columns.items())
     name = "".join(c if c.isalnum() and c.isascii() else "-" for c in out.stem.lower()).strip("-")[:40] or "run"
-    held_out = f"  test_limit: {guess.held_out}               # answers to more would cost more than they tell\n"
+    held_out = f"  test_limit: {guess.held_out}               # more would cost much and say little more\n"
     return PROFILE.substitute(
         file=out.name,
         name=name,

@@ -82,9 +82,7 @@ def fitting(every: Sequence[Request], model: Path, max_new_tokens: int) -> list[
     return [one for one in every if context is None or len(one.prompt) + max_new_tokens <= context]
 
 
-def answers(
-    model: Path, every: Sequence[Request], chat: Chat, config: Config, job: Job
-) -> dict[str, list[Answer]]:  # fmt: skip
+def answers(model: Path, every: Sequence[Request], chat: Chat, config: Config, job: Job) -> dict[str, list[Answer]]:
     """Kind → the answers to those requests that fit. `job.figures` are of the first kind, before which the engine
     starts. Raises StageFailed for an answer that no engine may give."""
     asked, limits = fitting(every, model, config.max_new_tokens), Limits.of(model)

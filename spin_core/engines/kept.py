@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 """Nats by which one token's log-prob may differ between an engine and transformers, by the engine's dtype. Float32 on
-CPU: 2e-5 at most were measured (tests/stages/test_kept_engine.py prints it). The other two are eight of the dtype's
-roundings of a logit near 16, as a GPU's kernels round in another order than transformers on CPU."""
+CPU: 2e-5 at most were measured (tests/stages/test_kept_engine.py prints it). The other two are not measured but
+reckoned: eight of the dtype's roundings of a logit near 16, as a GPU's kernels round in another order."""
 PROBES, NEW, LONGEST = 4, 8, 160
 """Prompts of the probe, tokens drawn to each, and the length of a prompt: more than a block of vLLM's prefix cache (128
 on CPU) where the engine's sequences have room for it."""
@@ -166,8 +166,8 @@ def verdict(gap: float, dtype: str, held: Sequence[Piece], own: Sequence[Piece],
     """Why an engine must not answer for the model it was given; empty where it may.
 
     `gap`: see `distance`; `held`: what it holds under the checkpoint's names, `own` the same of the checkpoint,
-    `before` that of the model it served last, None where that was the same one. Where no piece tells the two models
-    apart, equal bits prove nothing, and neither do log-probs that are close.
+    `before` that of the model it served last, None where that was the same one. Where no piece differs between the
+    two models, equal bits prove nothing, and neither do log-probs that are close.
     """
     if not math.isfinite(gap):
         return "has weights that were not loaded (its log-probs are no numbers)"

@@ -140,7 +140,7 @@ class Shared:
             self.engine.wake_up(tags=["kv_cache"])
             self.asleep = False
         if not self.engine.reset_prefix_cache():
-            return "could not forget keys and values of the model before"
+            return "could not drop keys and values of the model before"
         held = self._held()
         own = kept.own_pieces(want.model, held, dtype)
         requests, sampling = kept.probe(want.model, self.serves.length)

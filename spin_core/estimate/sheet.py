@@ -39,7 +39,7 @@ UNTIMED = Gpu("", 1.0, 1.0, 1.0, 1.0, 1.0)
 class StageCost:
     """One stage: how many `steps`, on `gpus` at once, `seconds` of wall time (None: unknown), bytes on disk (`store`
     for good, `scratch` while it runs) and of `need`; `gpu_seconds`: of all GPUs; of score `tokens` of its forward
-    passes, and how many it is `spared` beside scoring pair by pair."""
+    passes, and how many it is `saved` beside scoring pair by pair."""
 
     stage: str
     steps: int
@@ -50,7 +50,7 @@ class StageCost:
     need: Need = NOTHING
     gpu_seconds: float | None = None
     tokens: float = 0.0
-    spared: float = 0.0
+    saved: float = 0.0
 
 
 def lines(s: Setting, config: Config, todo: Todo) -> list[StageCost]:
@@ -181,9 +181,9 @@ def _score(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
         row = PassShape([(shown, [real] * (not config.real_known(t, of, by)) + [new] * each)])
         seconds += _reading(s, config, row, s.data.rows, gpu)
         tokens, pairs = tokens + row.tokens * s.data.rows, pairs + each * s.data.rows
-    spared = pairs * PassShape([(shown, [real, new])]).tokens - tokens
+    saved = pairs * PassShape([(shown, [real, new])]).tokens - tokens
     world = config.runtime.compute.world
-    return StageCost("score", len(todo.score), world, seconds, 60.0 * pairs, tokens=tokens, spared=spared)
+    return StageCost("score", len(todo.score), world, seconds, 60.0 * pairs, tokens=tokens, saved=saved)
 
 
 def _reading(s: Setting, config: Config, group: PassShape, count: float, gpu: Gpu) -> float:
@@ -200,9 +200,9 @@ def _evaluate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     shown, answers = needs.lengths(s, config, config.finetune)
     seconds = _reading(s, config, PassShape([(shown, answers[:1])]), rows, gpu)
     # Against the opponent, and from the second game on against the start; of a loss without an opponent no game.
-    games = 0 if config.finetune.reference_free else max(0, 2 * todo.games - 1) * s.data.test
-    games *= config.pairs_a_row(max(config.iterations, 1) - 1)
-    seconds += _reading(s, config, PassShape([(shown, answers)]), games, gpu)
+    pairs = 0 if config.finetune.reference_free else max(0, 2 * todo.opposed - 1) * s.data.test
+    pairs *= config.pairs_a_row(max(config.iterations, 1) - 1)
+    seconds += _reading(s, config, PassShape([(shown, answers)]), pairs, gpu)
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
     engine = ENGINES[config.generate.engine]
     use = engine.footprint(config.runtime)

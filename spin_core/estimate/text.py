@@ -67,9 +67,9 @@ def basis(s: Setting, config: Config, costs: list[StageCost], nothing_cached: bo
         )
         lines.append("Memory: tensors at their fullest, 5% for the allocator, 1 GiB for CUDA. Host memory: a node's.")
     lines += [
-        f"Scoring: {line.tokens:,.0f} tokens, {line.spared / (line.tokens + line.spared):.0%} fewer than pair by pair."
+        f"Scoring: {line.tokens:,.0f} tokens, {line.saved / (line.tokens + line.saved):.0%} fewer than pair by pair."
         for line in costs
-        if line.spared
+        if line.saved
     ]
     lines += _corrected(s, config, costs)
     if nothing_cached:

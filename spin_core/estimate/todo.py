@@ -43,7 +43,7 @@ class Data:
 class Todo:
     """Steps that would run. `tokenize`: how many; `generate`: rows by iteration; `score`: (iteration, whose
     pairs, k of the θ_k); `finetune`, `gather`: iterations; `controls`: after how many iterations each; `evaluate`:
-    models in all, `games` of them with an opponent; `harness`: models."""
+    models in all, `opposed` of them with an opponent; `harness`: models."""
 
     reformat: bool = False
     tokenize: int = 0
@@ -54,7 +54,7 @@ class Todo:
     finetune: list[int] = field(default_factory=list)
     controls: list[int] = field(default_factory=list)
     evaluate: int = 0
-    games: int = 0
+    opposed: int = 0
     harness: int = 0
 
 
@@ -84,7 +84,7 @@ def of_ledger(entries: Iterable[Entry], data: Data) -> Todo:
             todo.finetune.append(t)
         elif entry.stage == "evaluate":
             todo.evaluate += 1
-            todo.games += place.role == "iteration"
+            todo.opposed += place.role == "iteration"
         elif entry.stage == "harness":
             todo.harness += 1
     return todo
@@ -99,14 +99,13 @@ def everything(config: Config, data: Data) -> Todo:
     models = 1 + len(trained) + len(controls)
     scores: dict[tuple[int, int, str], tuple[int, int, int]] = {}
     for t in trained:
-        for k, of in own_first(
-            config.scored(t)
-        ):  # of what an earlier iteration has scored in the same way nothing is left
+        # Of what an earlier iteration has scored in the same way nothing is left.
+        for k, of in own_first(config.scored(t)):
             scores.setdefault((k, of, score_settings(config.at(t).finetune).model_dump_json()), (t, of, k))
     return Todo(
         reformat=True, tokenize=1, sft=bool(config.sft) and not first, generate=dict.fromkeys(made, data.rows),
         gather=made, score=list(scores.values()), finetune=list(trained), controls=controls, evaluate=models,
-        games=len(trained), harness=models if config.harness else 0,
+        opposed=len(trained), harness=models if config.harness else 0,
     )  # fmt: skip
 
 

@@ -88,10 +88,10 @@ class KeyedStep:
         return keys.key_of(self.payload)
 
     @cached_property
-    def unspared(self) -> KeyedStep | None:
-        """The same step without the inputs that only spare it work (the stage's SPARING); None where it has none."""
-        spared = getattr(self.step.module, "SPARING", ())
-        reads = {name: value for name, value in self.inputs.items() if name not in spared}
+    def bare(self) -> KeyedStep | None:
+        """The same step without the inputs that only save it work (the stage's WORK_SAVING); None where it has none."""
+        saved = getattr(self.step.module, "WORK_SAVING", ())
+        reads = {name: value for name, value in self.inputs.items() if name not in saved}
         return KeyedStep(self.step, reads) if len(reads) < len(self.inputs) else None
 
 
@@ -103,12 +103,12 @@ def in_words(summary: Mapping[str, object]) -> str:
 
 
 def look_up(store: Store, keyed: KeyedStep) -> Record | None:
-    """The verified record of the step, or None; where it has inputs that only spare it work, also one that was computed
+    """The verified record of the step, or None; where it has inputs that only save it work, also one that was computed
     without them. If other code computed it, a line is left in `store.notes`."""
     step = keyed.step
     record = store.lookup(step.stage, keyed.key)
-    if record is None and keyed.unspared:
-        return look_up(store, keyed.unspared)
+    if record is None and keyed.bare:
+        return look_up(store, keyed.bare)
     if record and record.facts.get("code") not in (None, _code(step.module.__name__)):
         store.note_once(
             f"{step.stage}: results that other code than today's computed, of the same VERSION {step.module.VERSION}, "

@@ -247,7 +247,7 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
     assert config.beta is not None and config.loss is not None
     beta, kind = config.beta, config.loss
 
-    def game(against: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def rewarded(against: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Losses, rewards of real and of generated answers."""
         if config.length_normalised:
             ratios = per_label(ours, labels), per_label(against, labels)
@@ -256,11 +256,11 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
         (real, generated), (real_then, generated_then) = (side.unbind(1) for side in ratios)
         return spin_loss(real, generated, real_then, generated_then, beta, kind)
 
-    losses, real, generated = game(theirs)
+    losses, real, generated = rewarded(theirs)
     margins = first = real - generated
     if "start" in inputs:
         begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0").values
-        _, *rewards = game(torch.tensor(begun).double().view(-1, 2))
+        _, *rewards = rewarded(torch.tensor(begun).double().view(-1, 2))
         first = rewards[0] - rewards[1]
     of_row: dict[str, list[tuple[float, float]]] = {}
     for id, *both in zip(pairs.ids, margins.tolist(), first.tolist(), strict=True):

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 NAME = "score"
 VERSION = 2
-SPARING = ("real_pairs", "real_logps")
-"""Inputs that only spare work: what was computed without them is the same to rounding, and stands for this step."""
+WORK_SAVING = ("real_pairs", "real_logps")
+"""Inputs that only save work: what was computed without them is the same to rounding, and stands for this step."""
 
 
 class Config(Section):
@@ -98,7 +98,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
         "logps/generated": sum(logps[1::2]) / len(pairs),
         "tokens": counts,
         "forward_tokens": sum(one.tokens for one in spent),
-        "forward_tokens_spared": made.tokens_apart(taken, spent[-1].packed) - sum(one.tokens for one in spent),
+        "forward_tokens_saved": made.tokens_apart(taken, spent[-1].packed) - sum(one.tokens for one in spent),
         "real_logps": shared,
         "cut": sum(count for sides in cut.values() for count in sides.values()),
         "engine_logps": len(taken),

@@ -98,7 +98,7 @@ class TensorBoard(Board):
 
 
 class MLflow(Board):
-    """A run of the experiment that is named as the profile, found again by its tag; on the server of
+    """A run of the experiment that is named as the profile, recognised by its tag; on the server of
     $MLFLOW_TRACKING_URI, or in a database of the store."""
 
     TAG = "spinloop.run"

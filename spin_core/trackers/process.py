@@ -62,7 +62,7 @@ class SinkProcess:
             code = self._process.wait()
             listening.join()
             if code > 0 and not self._failed:
-                self._warn(f"its process ended with exit code {code}; {self._log} has its last words")
+                self._warn(f"its process ended with exit code {code}; {self._log} has its last lines")
         except OSError as error:
             self._warn(f"its process cannot be started: {error}")
         finally:

@@ -62,11 +62,11 @@ class Planner:
         entry = Entry(step.stage, step.label, "", "would run", place=step.place)
         entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
-        spared = getattr(step.module, "SPARING", ())
+        saved = getattr(step.module, "WORK_SAVING", ())
         waits = {name: first for name, value in inputs.items() if (first := _waits(value))}
-        if waits.keys() <= {*spared}:  # it may be there as it was computed without them
+        if waits.keys() <= {*saved}:  # it may be there as it was computed without them
             inputs = {name: value for name, value in inputs.items() if name not in waits}
-        if waits.keys() - {*spared} or (waits and look_up(run.store, KeyedStep(step, inputs)) is None):
+        if waits.keys() - {*saved} or (waits and look_up(run.store, KeyedStep(step, inputs)) is None):
             entry.why = f"reads what {next(iter(waits.values())).step} will write"
             return Pending(step.title)
         keyed = KeyedStep(step, inputs)

@@ -6,18 +6,19 @@ table. A delta is bit-exact: `new = old xor delta`, or the difference of the bit
 to the next number of its sign is ±1 there), one tensor at a time; both also with the bytes of each weight apart (first
 all low bytes, then all high ones), which compressors like better. Compressed by zstd, level 3, as is the whole model.
 
-Is not: a way to store models. docs/benchmarks.md says what was measured, and what follows.
+Is not: a way to store models. Of models after real steps nothing has been measured with it yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from spin_core.engines.checkpoint import Checkpoint
 
 Bits = np.ndarray  # unsigned integers of a weight's width, one for each weight
 LEVEL = 3
@@ -83,15 +84,13 @@ def tensors(old: Path, new: Path) -> Iterator[tuple[Bits, Bits]]:
 
 
 def bits_of(folder: Path) -> Iterator[tuple[str, Bits]]:
-    """The tensors of all safetensors files, mapped: a header of JSON behind its length, then the bytes."""
-    for file in sorted(folder.glob("*.safetensors")):
-        content = np.memmap(file, mode="r")
-        end = 8 + int(content[:8].view(np.uint64)[0])
-        for name, part in json.loads(bytes(content[8:end])).items():
-            if name != "__metadata__":
-                first, last = part["data_offsets"]
-                width = (last - first) // max(1, int(np.prod(part["shape"])))
-                yield name, np.frombuffer(bytes(content[end + first : end + last]), np.dtype(f"u{width}"))
+    """The tensors of a model's directory. Raises BadInput for one without weights."""
+    import torch
+
+    with Checkpoint(folder) as checkpoint:
+        for name, tensor in checkpoint.tensors():
+            raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            yield name, raw.view(np.dtype(f"u{tensor.element_size()}")).reshape(tensor.shape)
 
 
 def table(made: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What sharing the common first tokens of a prompt's answers would spare of packed training, which computes each prompt
+"""What sharing the common first tokens of a prompt's answers would save of packed training, which computes each prompt
 once and each answer in full: `python -m tests.benchmarks.bench_prefix TREE…` of pairs trees.
 
 Counts tokens and computes nothing. Pairs of identical answers are left out, as training computes none of them where
@@ -21,7 +21,7 @@ Answers = tuple[int, list[Ids]]
 
 
 class Prefix(NamedTuple):
-    """`tokens` of the passes as they are; `common` of them would be spared; of `groups`, of which `identical` pairs
+    """`tokens` of the passes as they are; `common` of them would be saved; of `groups`, of which `identical` pairs
     were left out."""
 
     groups: int

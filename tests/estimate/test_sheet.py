@@ -155,7 +155,7 @@ def test_cached_steps_cost_nothing() -> None:
         ledger_entry("evaluate", "θ_1", "", "would run"),
     ]
     left = todo.of_ledger(entries, setting.data)
-    assert left.generate == {0: 10} and not left.finetune and (left.evaluate, left.games) == (1, 1)
+    assert left.generate == {0: 10} and not left.finetune and (left.evaluate, left.opposed) == (1, 1)
     assert [line.stage for line in sheet.lines(setting, config, left)] == ["generate", "evaluate"]
     assert not costs(config, Path(), [ledger_entry("finetune", "iter 0", "k", "cached")], None, "h100-80gb", 8).lines
 
@@ -244,13 +244,13 @@ def test_sheet_counts_a_scored_prompt_once_a_set_and_a_real_answer_once_a_model(
 
     line, (prompt, real, new), config, setting = of()
     assert line.tokens == (2 * prompt + real + 2 * new) * setting.data.rows
-    assert line.spared == real * setting.data.rows
+    assert line.saved == real * setting.data.rows
     (said,) = [one for one in text.basis(setting, config, [line], False) if one.startswith("Scoring")]
     share = real / (2 * (prompt + real + new))
     assert said == f"Scoring: {line.tokens:,.0f} tokens, {share:.0%} fewer than pair by pair."
     line, (prompt, real, new), config, setting = of("generate.n=4")
     assert line.tokens == (2 * prompt + real + 8 * new) * setting.data.rows
-    assert line.spared == (6 * prompt + 7 * real) * setting.data.rows
+    assert line.saved == (6 * prompt + 7 * real) * setting.data.rows
     assert config.real_known(1, 0, 1) and not config.real_known(1, 1, 1)
     later, _ = load_profile("zephyr-7b", ["start.iteration=1", "history=1"])
     assert not later.real_known(1, 1, 0), "θ_0's own pairs are not scored by a run that begins later"

@@ -151,7 +151,7 @@ class Before(Here):
 
     def step(self, run: Any, step: Step, inputs: dict[str, Any]) -> Ref:
         """The step's output."""
-        return super().step(run, step, {name: value for name, value in inputs.items() if name not in score.SPARING})
+        return super().step(run, step, {name: value for name, value in inputs.items() if name not in score.WORK_SAVING})
 
 
 def test_older_pairs_read_the_real_answers_of_the_newest_and_their_key_says_so(store: Store, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tests.gpu.proof import Figures, Proof, Skip
 
 
 @dataclass
-class Game:
+class Made:
     """What the checks of this part hand on. `said`: of which model and which rows."""
 
     chain: Chain
@@ -44,21 +44,21 @@ class Game:
     said: Figures
 
 
-_game: dict[Path, Game] = {}
+_models: dict[Path, Made] = {}
 """Of this process, by the proof's folder: a check that comes after one whose process died finds none."""
 
 
 def begin(proof: Proof) -> Figures:
     """Rows, tokens and θ_0."""
-    game = _game[proof.work] = _made(proof)
-    game.chain.start(game.sources, game.model)
-    rows = game.chain.summaries["rows"]
+    made = _models[proof.work] = _made(proof)
+    made.chain.start(made.sources, made.model)
+    rows = made.chain.summaries["rows"]
     sizes_of = {"training rows": rows["train_rows"], "held-out rows": rows["test_rows"]}
-    if "model 0" not in game.chain.summaries:
-        return {**game.said, **sizes_of}
-    trained = game.chain.summaries["model 0"]
+    if "model 0" not in made.chain.summaries:
+        return {**made.said, **sizes_of}
+    trained = made.chain.summaries["model 0"]
     losses = {"sft loss, first step": trained["loss/first"], "sft loss, last": trained["loss/last"]}
-    return {**game.said, **sizes_of, **losses, "sft, s": game.chain.seconds["model 0"]}
+    return {**made.said, **sizes_of, **losses, "sft, s": made.chain.seconds["model 0"]}
 
 
 def before(proof: Proof) -> Figures:
@@ -73,7 +73,7 @@ def answers(proof: Proof) -> Figures:
 
 def training(proof: Proof) -> Figures:
     """The opponent's log-probs, and θ_1."""
-    return _played(_begun(proof, "pairs 0"), 0)
+    return _trained(_begun(proof, "pairs 0"), 0)
 
 
 def after(proof: Proof) -> Figures:
@@ -83,12 +83,12 @@ def after(proof: Proof) -> Figures:
 
 def costs(proof: Proof) -> Figures:
     """Seconds and GiB of the iteration's stages, and what the cost sheet says of them."""
-    game = _begun(proof, "evaluate 1")
-    chain, config = game.chain, game.chain.config
+    made = _begun(proof, "evaluate 1")
+    chain, config = made.chain, made.chain.config
     data = todo.measured(chain.trees["tokens"])
-    setting = Setting(_architecture(game.model), data, Hardware(replace(sizes.card(proof), name=""), 1, True, ""))
+    setting = Setting(_architecture(made.model), data, Hardware(replace(sizes.card(proof), name=""), 1, True, ""))
     # Two models are evaluated, the second against its opponent.
-    work = todo.Todo(generate={0: data.rows}, score=[(0, 0, 0)], finetune=[0], evaluate=2, games=1)
+    work = todo.Todo(generate={0: data.rows}, score=[(0, 0, 0)], finetune=[0], evaluate=2, opposed=1)
     lines = {line.stage: line for line in sheet.lines(setting, config, work)}
     names = {"generate": ["generate 0"], "score": ["score 0"], "finetune": ["model 1"],
              "evaluate": ["evaluate 0", "evaluate 1"]}  # fmt: skip
@@ -107,22 +107,22 @@ def costs(proof: Proof) -> Figures:
 
 def again(proof: Proof) -> Figures:
     """The second iteration, where twice the first one's time is left."""
-    game = _begun(proof, "evaluate 1")
-    needed = 2 * sum(seconds for name, seconds in game.chain.seconds.items() if name not in ("rows", "tokens"))
+    made = _begun(proof, "evaluate 1")
+    needed = 2 * sum(seconds for name, seconds in made.chain.seconds.items() if name not in ("rows", "tokens"))
     if not proof.tiny and proof.left() < needed:
         raise Skip(f"{proof.left():.0f} s are left, and a second iteration wants {needed:.0f}")
-    return _answered(game, 1) | _played(game, 1) | _measured(game, 2)
+    return _answered(made, 1) | _trained(made, 1) | _measured(made, 2)
 
 
-def _begun(proof: Proof, name: str) -> Game:
-    game = _game.get(proof.work)
-    if game is None or name not in game.chain.trees:
+def _begun(proof: Proof, name: str) -> Made:
+    made = _models.get(proof.work)
+    if made is None or name not in made.chain.trees:
         raise Skip(f"{name} is not there, as an earlier check did not come to its end")
-    return game
+    return made
 
 
-def _answered(game: Game, t: int) -> Figures:
-    chain = game.chain
+def _answered(made: Made, t: int) -> Figures:
+    chain = made.chain
     chain.answer(t)
     quality = chain.summaries[f"pairs {t}"]
     of = [summary for name, summary in chain.summaries.items() if name.startswith(f"generate {t},")]
@@ -135,8 +135,8 @@ def _answered(game: Game, t: int) -> Figures:
     }  # fmt: skip
 
 
-def _played(game: Game, t: int) -> Figures:
-    chain = game.chain
+def _trained(made: Made, t: int) -> Figures:
+    chain = made.chain
     chain.train(t)
     scored, trained = chain.summaries[f"score {t}, {t}"], chain.summaries[f"model {t + 1}"]
     first = trained["loss/first"]
@@ -149,8 +149,8 @@ def _played(game: Game, t: int) -> Figures:
     }  # fmt: skip
 
 
-def _measured(game: Game, t: int) -> Figures:
-    chain = game.chain
+def _measured(made: Made, t: int) -> Figures:
+    chain = made.chain
     chain.measure(t)
     model = read_model(f"θ_{t}", "iteration" if t else "start", t - 1, chain.trees[f"evaluate {t}"])
     nll, tokens = model.column("nll"), model.column("tokens")
@@ -177,7 +177,7 @@ def _architecture(model: Path) -> Architecture:
     return shape
 
 
-def _made(proof: Proof) -> Game:
+def _made(proof: Proof) -> Made:
     """The kit's model, tokenizer and rows, or made ones; and the profile."""
     kit = proof.kit or proof.work
     train, test, words = kit / "gsm8k" / "train.jsonl", kit / "gsm8k" / "test.jsonl", kit / "model"
@@ -194,7 +194,7 @@ def _made(proof: Proof) -> Game:
         "rows": "GSM8K" if gsm8k else "made by the project (spin_core/stages/demo_rows.py)",
     }
     longest = (60, 16) if proof.tiny or not gsm8k else (256, 128) if tokenizer else (1000, 256)
-    return Game(Chain(_profile(proof, real, gsm8k, *longest), proof.folder("chain")), model, sources, said)
+    return Made(Chain(_profile(proof, real, gsm8k, *longest), proof.folder("chain")), model, sources, said)
 
 
 def _counts(proof: Proof) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def test_each_step_once_of_a_sink_that_was_killed(tmp_path):
 
 
 def test_tracker_that_cannot_work_is_one_warning_and_holds_up_nobody(tmp_path):
-    """Catches a failure that is said for each step, one that nobody is told of, and one that the end waits for."""
+    """Catches a failure that is said for each step, one that nobody sees, and one that the end waits for."""
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     said: list[dict] = []
     broken = sink(tmp_path, "tensorboard", said)

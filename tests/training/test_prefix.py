@@ -1,4 +1,4 @@
-"""What sharing the common first tokens of answers would spare: the count that decides whether it is worth building."""
+"""What sharing the common first tokens of answers would save: the count that decides whether it is worth building."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_of_two_answers_it_is_their_common_beginning(one: list[int], other: list
 
 @settings(max_examples=100, derandomize=True)
 @given(st.lists(ids, max_size=5))
-def test_of_several_it_is_what_a_tree_spares(answers: list[list[int]]) -> None:
+def test_of_several_it_is_what_a_tree_saves(answers: list[list[int]]) -> None:
     """Catches a beginning of three answers that is counted once, or thrice."""
     beginnings = {tuple(one[: n + 1]) for one in answers for n in range(len(one))}
     assert shared(answers) == sum(map(len, answers)) - len(beginnings)
