@@ -69,10 +69,12 @@ def test_command_killed_in_the_middle_keeps_its_rows_and_leaves_no_process(tmp_p
     with subprocess.Popen(
         [*COMMAND, "--parts", "stand_in", "--out", tmp_path], cwd=ROOT, start_new_session=True
     ) as proof:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not any(row["name"] == "raises" for row in _rows(tmp_path)) and time.monotonic() < until:
             time.sleep(0.05)
-        children = _children(proof.pid)
+        # The part's process of the next check starts after the row is written: 0.1 s quiet, seconds under load.
+        while not (children := _children(proof.pid)) and time.monotonic() < until:
+            time.sleep(0.05)
         proof.send_signal(signal.SIGKILL)
     rows = _rows(tmp_path)
     assert [row["name"] for row in rows][:4] == ["passes", "is_not_here", "is_wrong", "raises"]
