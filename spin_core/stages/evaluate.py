@@ -55,7 +55,10 @@ from spin_core.runtime.part import Part
 from spin_core.stages.score import logps_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from spin_core.modeling.collate import Groups
 
 NAME = "evaluate"
 VERSION = 4
@@ -242,7 +245,7 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
     if not len(pairs):
         return {}
     theirs = torch.tensor(read_scores(cast(Path, inputs["logps"]), "test", pairs.ids)).double()
-    ours = torch.tensor(logps_of(model, pairs, config.score, job, "margins").values).double().view(-1, 2)
+    ours = torch.from_numpy(_pair_logps(model, pairs, config, job, "margins"))
     labels = torch.tensor([[tokens.targets for tokens in pair] for pair in pairs])
     assert config.beta is not None and config.loss is not None
     beta, kind = config.beta, config.loss
@@ -259,8 +262,8 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
     losses, real, generated = rewarded(theirs)
     margins = first = real - generated
     if "start" in inputs:
-        begun = logps_of(cast(Path, inputs["start"]), pairs, config.score, job, "margins against θ_0").values
-        _, *rewards = rewarded(torch.tensor(begun).double().view(-1, 2))
+        begun = _pair_logps(cast(Path, inputs["start"]), pairs, config, job, "margins against θ_0")
+        _, *rewards = rewarded(torch.from_numpy(begun))
         first = rewards[0] - rewards[1]
     of_row: dict[str, list[tuple[float, float]]] = {}
     for id, *both in zip(pairs.ids, margins.tolist(), first.tolist(), strict=True):
@@ -278,6 +281,17 @@ def _against_opponent(model: Path, inputs: Inputs, config: Config, job: Job, lin
         "rewards/real": real.mean().item(),
         "rewards/generated": generated.mean().item(),
     }
+
+
+def _pair_logps(model: Path, pairs: Groups, config: Config, job: Job, label: str) -> np.ndarray:
+    """log p of (real, generated) of each pair in nats, float64 [N, 2]; the pairs of a row are one group, so its prompt
+    and real answer are computed once, however many answers were generated."""
+    from spin_core.modeling.pair_logps import PairLogps
+
+    made = PairLogps(pairs)
+    missing = made.missing(job.runtime.score_tokens)
+    made.put(missing, logps_of(model, missing, config.score, job, label).values)
+    return made.values
 
 
 def _accuracy(margins: Tensor) -> float:

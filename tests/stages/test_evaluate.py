@@ -15,7 +15,7 @@ from spin_core.analysis.decoders import kinds
 from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Decoding
 from spin_core.config.runtime import Runtime
-from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, write_pairs, write_rows
+from spin_core.data.rows import TEST_FILE, TRAIN_FILE, Pair, Row, answer_id, write_pairs, write_rows
 from spin_core.engines import held_out
 from spin_core.engines.answer_checks import Limits
 from spin_core.errors import BadInput
@@ -149,22 +149,56 @@ def test_unchanged_model_has_no_margin_and_half_accuracy(world, tmp_path) -> Non
     assert all(abs(row["margin"]) < 1e-3 for row in rows)
 
 
+def _gain(nets: list, chat: Chat, row: Row, text: str) -> float:
+    """log p of an answer under the second of two models less that under the first, in nats, token by token."""
+    prompt, answer = _ids(chat, row, text)
+    with torch.no_grad():
+        before, after = (net(torch.tensor([prompt + answer])).logits[0].log_softmax(-1) for net in nets)
+    return sum((after - before)[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
 def test_margin_is_beta_times_the_difference_of_log_ratios(world, tmp_path) -> None:
     """Catches swapped models, swapped answers and a forgotten beta."""
     metrics, rows = _evaluate(world, tmp_path / "out", 1, paired=True, exact_match="")
     nets = [load_model(world / f"model{i}", "cpu") for i in (0, 1)]
     chat = load_chat(world / "model0", CHAT)
-
-    def logp(net: torch.nn.Module, row: Row, text: str) -> float:
-        prompt, answer = _ids(chat, row, text)
-        with torch.no_grad():
-            logps = net(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-        return sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
-
     for i, (row, line) in enumerate(zip(ROWS, rows, strict=True)):
-        real, generated = (logp(nets[1], row, t) - logp(nets[0], row, t) for t in (row.answer, f"it is not {i}"))
+        real, generated = (_gain(nets, chat, row, text) for text in (row.answer, f"it is not {i}"))
         assert line["margin"] == pytest.approx(0.5 * (real - generated), abs=2e-4)
     assert metrics["spin/accuracy"] == sum(row["margin"] > 0 for row in rows) / len(rows)
+
+
+def test_margins_of_several_answers_read_the_real_one_once(world, tmp_path, monkeypatch) -> None:
+    """Catches a prompt and real answer that each of a row's pairs computes again, and a row's margin that is not the
+    mean of those that its pairs have alone."""
+    several, passes = tmp_path / "world", []
+    several.mkdir()
+    for name in ("model0", "model1", "tokens", "rows"):
+        (several / name).symlink_to(world / name)
+    texts = ("it is not {}", "or {}", "no {}")
+    pairs = [
+        Pair(answer_id(row.id, k), row.prompt, row.answer, text.format(i), "")
+        for i, row in enumerate(ROWS) for k, text in enumerate(texts)
+    ]  # fmt: skip
+    _pairs(world / "model0", several / "pairs", pairs)
+    (several / "logps").mkdir()
+    job = Job(several / "logps", tmp_path, Runtime(device="cpu"), {"model": "0" * 64, "pairs": "1" * 64})
+    score.run({"model": world / "model0", "pairs": several / "pairs"}, score.Config(score=SCORE, chat=CHAT), job)
+    computed = evaluate.logps_of
+    monkeypatch.setattr(
+        evaluate, "logps_of", lambda path, groups, *rest: passes.append(groups) or computed(path, groups, *rest)
+    )
+    _, rows = _evaluate(several, tmp_path / "out", 1, paired=True, exact_match="")
+    assert [sorted(map(len, groups)) for groups in passes[1:]] == [[4] * len(ROWS)]  # a real answer and three
+    monkeypatch.undo()
+    nets = [load_model(world / f"model{i}", "cpu") for i in (0, 1)]
+    chat = load_chat(world / "model0", CHAT)
+    for i, (row, line) in enumerate(zip(ROWS, rows, strict=True)):
+        margins = []
+        for text in texts:
+            real, generated = (_gain(nets, chat, row, each) for each in (row.answer, text.format(i)))
+            margins.append(0.5 * (real - generated))
+        assert line["margin"] == pytest.approx(sum(margins) / 3, abs=2e-4)
 
 
 def test_margin_since_the_start_is_against_theta_0(world, tmp_path) -> None:
