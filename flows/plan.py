@@ -5,7 +5,8 @@ Is not: the estimate itself; what is known of model, rows and GPUs here is hande
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +43,9 @@ class Plan:
     data: todo.Data | None = None
     decoders: str = ""
     """How the opponent and the held-out answers are decoded."""
+    identities: Sequence[str] = ()
+    """Of each entry of the ledger; steps of two plans with the same one are the same step, also where what it reads is
+    still to be made."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,46 @@ class Costs:
     certain: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where plans look steps up, and where the rows and tokens go that they cannot do without."""
+
+    artifacts: Store
+    drafts: Store
+    children: Children
+
+
+@contextmanager
+def looking_up(store: str) -> Iterator[Place]:
+    """Inside, plans look at `store` and write nothing to it; where there is none yet nothing is cached."""
+    with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
+        drafts = Store(Path(folder))
+        there = exists(store)
+        artifacts = open_store(store, create=False, read_only=True, runs=False) if there else drafts
+        yield Place(artifacts, drafts, children)
+
+
 def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
     """What a run would do; of its rows something is known where they are to be measured. Computes nothing but rows and
     tokens, where dataset or tokenizer are others than before; nothing is written to the store."""
-    with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
-        drafts = Store(Path(folder))
-        artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
-        planner = Planner(drafts)
-        run = Run(config, artifacts, children, base_dir, planner)
-        dag(run)
-        decoders, *warnings = sentences(config, run.deployed)
-        ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
-        forecasts = [
-            f"iteration {t}: {' '.join(said)}"
-            for t, summary in planner.scores.items()
-            if t in ahead and (said := run.forecast(t, summary))
-        ]
-        notes = [*artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
-        return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
+    with looking_up(store) as place:
+        return planned_in(place, config, base_dir, measure)
+
+
+def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = False) -> Plan:
+    """As `planned`, beside other plans."""
+    planner = Planner(place.drafts)
+    run = Run(config, place.artifacts, place.children, base_dir, planner)
+    dag(run)
+    decoders, *warnings = sentences(config, run.deployed)
+    ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
+    forecasts = [
+        f"iteration {t}: {' '.join(said)}"
+        for t, summary in planner.scores.items()
+        if t in ahead and (said := run.forecast(t, summary))
+    ]
+    notes = [*place.artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
+    return Plan(run.ledger, notes, _rows(run) if measure else None, decoders, planner.identities)
 
 
 def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:
@@ -124,6 +150,18 @@ def costs(
     lines = [*text.table(shown), *text.basis(setting, config, shown, ledger is None)]
     misfit = fit.misfit(setting, config, [line.stage for line in shown])
     return Costs(lines, misfit, setting.hardware.certain)
+
+
+def sheet_of(
+    config: Config, base_dir: Path, ledger: Sequence[Entry], data: todo.Data | None, gpu: str = "", gpus: int = 0
+) -> tuple[list[sheet.StageCost], list[str]]:
+    """The lines of the sheet for the steps of `ledger` that would run, and what they rest on; without lines where the
+    model's size is not known, and then that says why. Raises BadInput for an unknown `gpu`."""
+    setting = setting_of(config, base_dir, data, gpu, gpus)
+    if isinstance(setting, str):
+        return [], [setting]
+    shown = sheet.lines(setting, config, todo.of_ledger(ledger, setting.data))
+    return shown, text.basis(setting, config, shown, False)
 
 
 def setting_of(config: Config, base_dir: Path, data: todo.Data | None, gpu: str = "", gpus: int = 0) -> Setting | str:

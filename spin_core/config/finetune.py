@@ -84,6 +84,9 @@ class Finetune(Section):
         "iterations, or of `generate.n` answers) together, computed with prompt and real answer once; the loss of each "
         "pair is the same, a step has about `global_batch` pairs.",
     )
+    seed: int | None = added_field(
+        None, ge=0, description="Seed of this training's order (and of a new adapter); leave out for the run's seed."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by norm; 0 is none.")
     max_length: int = Field(1024, ge=2, description="Tokens of prompt and answer together.")
     precision: Precision = Field("float32", description="bfloat16: autocast; weights, log-probs and loss stay float32.")

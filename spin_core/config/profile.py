@@ -23,12 +23,15 @@ from spin_core.config.harness import Harness
 from spin_core.config.runtime import Runtime
 from spin_core.config.sft import Sft
 from spin_core.config.start import Start
+from spin_core.config.sweep import Sweep
 from spin_core.errors import BadInput
 
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
 """In a checkout a link to the folder deployments/; in a wheel a folder with what commands read of it."""
 PROFILES = DEPLOYMENTS / "profiles"
 PER_ITERATION = ("generate", "gather", "finetune", "evaluate")
+DEFAULT: Any = object()
+"""In place of a value: the field's default."""
 LONGEST_QUOTE = 120  # characters of what a message quotes from a profile
 
 
@@ -71,6 +74,10 @@ class Config(Section):
     control: Sft | None = Field(
         None,
         description="Also train θ_0 by SFT for as many steps as SPIN took, to compare (epochs and batch are SPIN's).",
+    )
+    sweep: Sweep | None = added_field(
+        None,
+        description="Variants of this profile, for `spinloop sweep`; each is a run that has no such section.",
     )
     runtime: Runtime = Field(Runtime(), description="How the machine is used; changes no result's key.")
 
@@ -258,7 +265,7 @@ class Config(Section):
 
 
 def load_profile(
-    name: str, settings: list[str] | None = None, changes: dict[str, Any] | None = None
+    name: str, settings: Sequence[str] | None = None, changes: dict[str, Any] | None = None
 ) -> tuple[Config, Path]:
     """The config of a profile (a path, or the name of one in deployments/profiles) and the folder its relative paths
     start from.
@@ -266,6 +273,14 @@ def load_profile(
     `settings` are `field.path=value` strings, values in YAML; `changes` are fields as a profile nests them. Raises
     BadInput naming file and field.
     """
+    data, path = read_profile(name, settings, changes)
+    return parse(data, str(path)), path.resolve().parent
+
+
+def read_profile(
+    name: str, settings: Sequence[str] | None = None, changes: dict[str, Any] | None = None
+) -> tuple[Any, Path]:
+    """The data of a profile's file with the changes of `load_profile`, not yet validated, and the file."""
     try:
         path = Path(name) if name.endswith((".yaml", ".yml")) or Path(name).is_file() else PROFILES / f"{name}.yaml"
         there = path.is_file()
@@ -278,7 +293,7 @@ def load_profile(
     changed(data, settings or [])
     if changes and isinstance(data, dict):
         _lay_over(data, changes)
-    return parse(data, str(path)), path.resolve().parent
+    return data, path
 
 
 def changed(data: Any, settings: Sequence[str]) -> Any:
@@ -306,18 +321,24 @@ def _apply(data: Any, setting: str) -> None:
     if not equals or not path.strip():
         raise BadInput(f"--set {setting}: write it as field.path=value, for example finetune.beta=0.5.")
     parsed = yaml_reader.read(value.encode("utf-8", "surrogateescape"), f"--set {path}")
+    put(data, path, parsed if value.strip() else DEFAULT, f"--set {setting}")
+
+
+def put(data: Any, path: str, value: Any, where: str) -> None:
+    """Set the field `a.b` of a profile's data, in place; DEFAULT takes it out. Raises BadInput, beginning with `where`,
+    for a path through what has no fields."""
     keys = [int(k) if k.isdecimal() else k for k in path.strip().split(".")]
     for depth, key in enumerate(keys, 1):
         within = isinstance(data, list) and isinstance(key, int) and key < len(data)  # dataset.sets.0.weight
         if not isinstance(data, dict) and not within:
             above = ".".join(map(str, keys[: depth - 1]))
             what = f"a list of {len(data)}, counted from 0" if isinstance(data, list) else "not a section"
-            raise BadInput(f"--set {setting}: {above} is {what}.")
+            raise BadInput(f"{where}: {above} is {what}.")
         if depth < len(keys):
             data[key] = {} if not within and data.get(key) is None else data[key]
             data = data[key]
-        elif value.strip():
-            data[key] = parsed
+        elif value is not DEFAULT:
+            data[key] = value
         elif within:
             del data[key]
         else:

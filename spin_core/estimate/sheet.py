@@ -6,12 +6,14 @@ where `runtime.workers` lets some run side by side the wall time is less.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spin_core.config import yaml_reader
 from spin_core.config.finetune import Finetune
 from spin_core.config.profile import Config
 from spin_core.config.sft import Sft
+from spin_core.config.stage_table import ORDER
 from spin_core.engines import Engine, Footprint
 from spin_core.engines.harness.backends import BACKENDS
 from spin_core.engines.table import ENGINES
@@ -85,6 +87,21 @@ def total(costs: list[StageCost]) -> StageCost:
         Need(max(line.need.gpu for line in costs), max(line.need.host for line in costs)),
         _sum([line.gpu_seconds for line in costs]),
     )  # fmt: skip
+
+
+def together(sheets: Sequence[list[StageCost]]) -> list[StageCost]:
+    """The sheets of several runs as one, a line for each stage in the order of the DAG: sums of steps,
+    time and store; the most of memory and scratch."""
+    lines: dict[str, list[StageCost]] = {}
+    for line in (line for one in sheets for line in one):
+        lines.setdefault(line.stage, []).append(line)
+    return [
+        replace(
+            total(of), stage=stage, gpus=max(line.gpus for line in of), tokens=sum(line.tokens for line in of),
+            saved=sum(line.saved for line in of),
+        )
+        for stage, of in sorted(lines.items(), key=lambda one: ORDER.index(one[0]))
+    ]  # fmt: skip
 
 
 def _sum(parts: list[float | None]) -> float | None:

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +199,41 @@ def histogram(title: str, counts: list[int], width: int, unit: str, marks: dict[
         fullest = max(range(len(counts)), key=counts.__getitem__)
         said = f"The fullest bar is {fullest * width:,} to {(fullest + 1) * width - 1:,} {unit}: {counts[fullest]:,}"
         return Chart(title, _finish(axes.figure), plain(said, 200))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line of `variants_chart`: a figure with the bounds of its interval, and the same figure of each seed."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    each: Sequence[float] = ()
+    best: bool = False
+
+
+def variants_chart(title: str, marks: Sequence[Mark], start: float | None) -> Chart:
+    """A figure of each variant of a sweep, one below the other: a mark with its interval over rows, small dots for its
+    seeds. `start`: the figure of θ_0, a line through all."""
+    with _axes() as axes:
+        axes.figure.set_size_inches(SIZE[0], 0.7 + 0.24 * len(marks))
+        axes.grid(True, axis="x")
+        axes.grid(False, axis="y")
+        for y, mark in enumerate(marks):
+            look: dict[str, Any] = {"color": COLOURS[1], "fmt": "D"} if mark.best else {"color": COLOURS[0], "fmt": "o"}
+            bars = [[max(0, mark.value - mark.low)], [max(0, mark.high - mark.value)]]
+            axes.errorbar(mark.value, y, xerr=bars, lw=1.0, capsize=2, ms=4.5, **look)
+            if len(mark.each) > 1:
+                axes.plot(mark.each, [y] * len(mark.each), ls="", marker=".", ms=3.5, color=INK)
+        if start is not None:
+            axes.axvline(start, color=RULE, lw=1.0, ls="--", label="θ_0")
+            axes.figure.legend(loc="outside upper left")
+        names = [textwrap.shorten(mark.label, 40, placeholder="…") + (" ★" if mark.best else "") for mark in marks]
+        axes.set_yticks(range(len(marks)), names)
+        axes.set_ylim(len(marks) - 0.5, -0.5)
+        said = "; ".join(f"{mark.label}: {mark.value:.3f} ({mark.low:.3f} to {mark.high:.3f})" for mark in marks)
+        return Chart(title, _finish(axes.figure), plain(said, 1200))
 
 
 def _ends(ys: list[float]) -> str:

@@ -40,6 +40,11 @@ class Config(Section):
     finetune: Finetune
     seed: int
 
+    @property
+    def drawn_by(self) -> int:
+        """The seed of this training alone."""
+        return self.seed if self.finetune.seed is None else self.finetune.seed
+
 
 def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     """Train on the train pairs; give headline figures. Raises BadInput where pairs and scores do not fit together."""
@@ -62,7 +67,7 @@ def run(inputs: Inputs, config: Config, job: Job) -> dict[str, Any]:
     model = _trainable(source, config, job)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     counts = None if objective.members is None else np.array([len(own) for own in objective.members])
-    plan = TrainingPlan(part, config.seed, len(pairs), counts)
+    plan = TrainingPlan(part, config.drawn_by, len(pairs), counts)
     watching = watch(plan.stop_step, part, job.note)
     history, resumed_at, strategy = train(model, PADDING, objective, plan, job, "finetune", watching)
     write_results(_merged(model, source, part), history, source, job.out, strategy)
@@ -97,7 +102,7 @@ def _trainable(source: Path, config: Config, job: Job) -> PreTrainedModel:
 
     device = "cpu" if part.quantize == "none" else make_accelerator(job).device  # quantised where it is used
     model = load_model(source, device, train=True, quantize=part.quantize)
-    add_adapter(model, part, seed_of(config.seed, cast(str, job.digests["model"])))
+    add_adapter(model, part, seed_of(config.drawn_by, cast(str, job.digests["model"])))
     return model
 
 

@@ -24,14 +24,27 @@ from tasks.runner.steps import Steps, listed
 
 @dataclass(frozen=True)
 class Pending:
-    """In a plan: what a step will write once it has run. `step` says which."""
+    """In a plan: what a step will write once it has run. `step` says which, `identity` to other plans."""
 
     step: str
+    identity: str = ""
 
 
 def _waits(value: Any) -> Pending | None:
     """The first step that an input (one reference, or a list of them) waits for."""
     return next((one for one in listed(value) if isinstance(one, Pending)), None)
+
+
+def identity_of(step: Step, inputs: Mapping[str, Any]) -> str:
+    """The same for the same step of two plans, also where its inputs are still to be made; not its key."""
+    saved = getattr(step.module, "WORK_SAVING", ())
+    digests: dict[str, str | list[str]] = {
+        name: [one.identity if isinstance(one, Pending) else one.digest for one in listed(value)]
+        for name, value in inputs.items()
+        if name not in saved
+    }
+    config = keys.config_payload(step.config)
+    return keys.key_of(keys.payload(step.stage, step.module.VERSION, config, digests))
 
 
 def forecasts(step: Step | Entry) -> bool:
@@ -52,6 +65,8 @@ class Planner:
         """What text of the dataset no row has, a sentence for each source; and what answers cached pairs leave out."""
         self.scores: dict[int, Mapping[str, Any]] = {}
         """Iteration → the summary of its opponent's score of its own pairs, where the store has it."""
+        self.identities: list[str] = []
+        """Of each entry of the ledger."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -62,19 +77,20 @@ class Planner:
         entry = Entry(step.stage, step.label, "", "would run", place=step.place)
         entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
+        self.identities.append(identity := identity_of(step, inputs))
         saved = getattr(step.module, "WORK_SAVING", ())
         waits = {name: first for name, value in inputs.items() if (first := _waits(value))}
         if waits.keys() <= {*saved}:  # it may be there as it was computed without them
             inputs = {name: value for name, value in inputs.items() if name not in waits}
         if waits.keys() - {*saved} or (waits and look_up(run.store, KeyedStep(step, inputs)) is None):
             entry.why = f"reads what {next(iter(waits.values())).step} will write"
-            return Pending(step.title)
+            return Pending(step.title, identity)
         keyed = KeyedStep(step, inputs)
         record = look_up(run.store, keyed)
         if record is None:
             entry.why = self._why(run.store, keyed.payload)
             if step.module not in (reformat, tokenize) or self.drafts is None:
-                return Pending(step.title)
+                return Pending(step.title, identity)
             ref, entry.summary = self._draft(run, self.drafts, step, inputs)
             self.notes += entry.summary.get("unused", [])
             return ref

@@ -1,0 +1,127 @@
+"""A sweep as one HTML page, and as text for a terminal: every variant's figures, a picture per metric, what each
+setting did, and what the runs shared."""
+
+from __future__ import annotations
+
+from spin_core.analysis import gate_metric
+from spin_core.analysis.format import bounds, escape_markdown, markdown_table, percent, plain, plural, show
+from spin_core.analysis.sweep import Figure, Swept, verdict
+from spin_core.report.charts import Chart, Mark, variants_chart
+from spin_core.report.html import rendered
+from spin_core.report.tables import Cell, ReportTable, TableLine, with_small
+
+
+def page(made: Swept, name: str, counts: tuple[int, int]) -> str:
+    """The file's text: self-contained, no script. `counts`: steps of all runs that ran, and that were cached."""
+    tables = [_against(made), _effects(made)]
+    texts = {"name": plain(name, 80), "sentence": plain(verdict(made), 2000), "shared": _shared(made, counts)}
+    parts = {"figures": _figures(made), "others": [one for one in tables if one.lines], "charts": _charts(made)}
+    return rendered("sweep_page.html.j2", kind="sweep", failed=_failed(made), **texts, **parts)
+
+
+def text(made: Swept, counts: tuple[int, int]) -> str:
+    """Verdict and tables as Markdown with padded columns."""
+    parts = [escape_markdown(verdict(made), 2000), *(escape_markdown(one, 1000) for one in _failed(made))]
+    for table in (_figures(made), _effects(made)):
+        if table.lines:
+            lines = [[table.head, *table.columns]]
+            for one in table.lines:
+                lines.append([one.label + " ★" * one.best, *map(with_small, one.cells)])
+            drawn = markdown_table([[escape_markdown(cell, 160) for cell in line] for line in lines])
+            parts.append(f"{escape_markdown(table.title, 160)}:\n\n{drawn}")
+    return "\n\n".join([*parts, _shared(made, counts)])
+
+
+def _shared(made: Swept, counts: tuple[int, int]) -> str:
+    ran, cached = counts
+    runs = sum(len(one.trainings) + len(one.failed) for one in made.variants)
+    return (
+        f"{plural(len(made.variants), 'variant')}, {plural(runs, 'run')}: {plural(ran, 'step')} ran, {cached:,} were "
+        "cached (of another variant, or there before)."
+    )
+
+
+def _failed(made: Swept) -> list[str]:
+    return [f"{one.label}: {said}" for one in made.variants for said in one.failed]
+
+
+def _figures(made: Swept) -> ReportTable:
+    metrics = list(made.figures)
+    beaten = made.beaten()
+    columns = [_column(metric) for metric in metrics]
+    lines = []
+    if made.start:
+        lines.append(TableLine("θ_0", [(_shown(m, made.start.get(m)), "") for m in metrics] + [("", "")], "start"))
+    for i, one in enumerate(made.variants):
+        cells: list[Cell] = [_cell(metric, made.figures[metric].get(i)) for metric in metrics]
+        against = {a.second: a for a in made.against if a.first == made.best}
+        gap = against.get(i)
+        word = "" if gap is None else f"{show(-gap.change.value, signed=True)}"
+        small = "" if gap is None else "clearly worse" if i in beaten else "within chance"
+        models = ", ".join(dict.fromkeys(run.model.label for run in one.trainings))
+        lines.append(TableLine(one.label, [*cells, (word, small)], "iteration", i == made.best, models))
+    text = "Of each variant the model that its gate kept. ★ the best by the first metric."
+    return ReportTable("sweep", "Variants", text, "variant", [*columns, "to the best"], lines)
+
+
+def _column(metric: str) -> str:
+    known = {gate_metric.HARNESS: "harness", gate_metric.NLL: "NLL", "exact_match/greedy": "EM greedy"}
+    return known.get(metric) or gate_metric.column(metric) or ("EM sampled" if "match" in metric else metric)
+
+
+def _shown(metric: str, value: float | None) -> str:
+    return percent(value) if metric.startswith("repetition/") else show(value)
+
+
+def _cell(metric: str, figure: Figure | None) -> Cell:
+    if figure is None:
+        return "–", ""
+    parts = []
+    if figure.rows:
+        parts.append(f"rows {bounds(figure.rows.low, figure.rows.high)}")
+    if figure.seeds:
+        parts.append(f"seeds {bounds(*figure.seeds)}")
+    return _shown(metric, figure.value), "; ".join(parts)
+
+
+def _against(made: Swept) -> ReportTable:
+    """Every pair, the better one first."""
+    labels = [one.label for one in made.variants]
+    lines = [
+        TableLine(
+            f"{labels[one.first]} and {labels[one.second]}",
+            [
+                (show(one.change.value, signed=True), bounds(one.change.low, one.change.high, signed=True)),
+                (f"{one.agree} of {one.seeds}", ""),
+                ("clearly" if one.is_clear else "within chance", ""),
+            ],
+        )
+        for one in sorted(made.against, key=lambda one: -one.change.value)
+    ]
+    note = (
+        f"The first less the second, more is better, over the same held-out rows. Each interval is at "
+        f"{made.corrected:.2%} (Bonferroni), so that all hold together at {made.confidence:.0%}."
+    )
+    return ReportTable("pair-all", "Pairs", note, "variants", ["difference", "seeds that agree", "better"], lines)
+
+
+def _effects(made: Swept) -> ReportTable:
+    lines = [
+        TableLine(f"{one.setting} = {one.value}", [(_shown(made.metric, one.figure), plural(one.variants, "variant"))])
+        for one in made.effects
+    ]
+    title = f"What each setting does to {gate_metric.name(made.metric)}" if made.metric else "Settings"
+    return ReportTable("effects", title, "The mean over all variants with that value.", "setting", ["mean"], lines)
+
+
+def _charts(made: Swept) -> list[Chart]:
+    drawn = []
+    for metric, figures in made.figures.items():
+        marks = []
+        for i, figure in figures.items():
+            low, high = (figure.rows.low, figure.rows.high) if figure.rows else (figure.value, figure.value)
+            marks.append(Mark(made.variants[i].label, figure.value, low, high, figure.each, i == made.best))
+        name = gate_metric.name(metric)
+        way = " (lower is better)" if gate_metric.is_less_better(metric) else ""
+        drawn.append(variants_chart(f"{name[0].upper()}{name[1:]}{way}", marks, made.start.get(metric)))
+    return drawn
