@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from flows import live
 from flows.spin import dag, sources
 from spin_core.analysis.decoders import sentences
 from spin_core.config.profile import Config
@@ -62,6 +63,7 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
         artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
         planner = Planner(drafts)
         run = Run(config, artifacts, children, base_dir, planner)
+        run.progress.view = live.view()
         dag(run)
         decoders, *warnings = sentences(config, run.deployed)
         ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
