@@ -10,10 +10,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.progress import Progress, Task, TaskID
@@ -54,7 +55,16 @@ def console_of(stream: TextIO) -> Console:
 
 
 class _Console(Console):
-    """Does not hide the cursor: a process that is killed could not show it again."""
+    """As large as the terminal that it writes to. Does not hide the cursor: a process that is killed could not show it
+    again."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        with suppress(OSError, ValueError):
+            there = os.get_terminal_size(self.file.fileno())
+            if all(there):
+                return ConsoleDimensions(*there)
+        return super().size
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
