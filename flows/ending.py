@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from flows.live import put_away
 from spin_core.errors import Stopped, one_line
 from spin_core.runtime.child import Children
 
@@ -59,6 +60,7 @@ class _Watch:
             return
         code = 1
         try:
+            put_away()
             code = self.report(self.outcome, f"did not take the end of this run in {SECONDS:.0f} s")
             sys.stdout.flush()
             sys.stderr.flush()
@@ -100,12 +102,14 @@ def heeding_sigterm(children: Children) -> Iterator[None]:
     nothing."""
 
     def end() -> None:
+        said = "SIGTERM: a training writes its checkpoint, then the run ends; nothing new begins."
+        sys.stderr.write(f"spinloop: {said}\n")
+        sys.stderr.flush()
         children.stop()
         if _watches and _watches[-1].outcome is None:
             outcome_known(Stopped("ended by SIGTERM; finished steps are in the store, so start it again."))
 
     def asked(*_: object) -> None:
-        os.write(2, b"spinloop: SIGTERM: a training writes its checkpoint, then the run ends; nothing new begins.\n")
         threading.Thread(target=end, daemon=True).start()  # not here, in the midst of whatever holds locks
 
     if threading.current_thread() is not threading.main_thread():

@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows import live
 from flows.ending import heeding_sigterm, outcome_known
 from flows.spin import dag, sources
 from flows.stages import OPTIONS, failed
@@ -49,7 +50,11 @@ def run_dag(
         heeding_sigterm(children) if pool == "here" else nullcontext(),
     ):
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
-        outcome = run.finish(lambda: dag(run).result())
+        run.progress.view = live.view(run.ahead)
+        try:
+            outcome = run.finish(lambda: dag(run).result())
+        finally:
+            run.progress.close()  # Ctrl-C too
         outcome_known(outcome)
         artifacts.show(run, run.report, Path(outcome["folder"]))
         return outcome

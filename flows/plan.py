@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from flows import live
 from flows.spin import dag, sources
 from spin_core.analysis.decoders import sentences
 from spin_core.config.profile import Config
@@ -80,6 +81,7 @@ def looking_up(store: str) -> Iterator[Place]:
 def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
     """What a run would do; of its rows something is known where they are to be measured. Computes nothing but rows and
     tokens, where dataset or tokenizer are others than before; nothing is written to the store."""
+<<<<<<< HEAD
     with looking_up(store) as place:
         return planned_in(place, config, base_dir, measure)
 
@@ -98,6 +100,24 @@ def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = Fal
     ]
     notes = [*place.artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
     return Plan(run.ledger, notes, _rows(run) if measure else None, decoders, planner.identities)
+=======
+    with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
+        drafts = Store(Path(folder))
+        artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
+        planner = Planner(drafts)
+        run = Run(config, artifacts, children, base_dir, planner)
+        run.progress.view = live.view()
+        dag(run)
+        decoders, *warnings = sentences(config, run.deployed)
+        ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
+        forecasts = [
+            f"iteration {t}: {' '.join(said)}"
+            for t, summary in planner.scores.items()
+            if t in ahead and (said := run.forecast(t, summary))
+        ]
+        notes = [*artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
+        return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
+>>>>>>> s35-cli
 
 
 def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:

@@ -16,23 +16,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from flows.cli import overview
+from flows.cli.terminal import print_markdown, print_states
+from flows.live import put_away
 from flows.proxies import keep_loopback_direct
 from flows.server import settings
 from flows.streams import keep_lines_whole, print_escaped, print_line
-from spin_core.config.base import listed_section, section_of
-from spin_core.config.profile import PROFILES, Config, load_profile
+from spin_core.config.profile import PROFILES, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
 from spin_core.runtime import meeting
 from spin_core.store.opening import named, open_store
-
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # The console only: the server still gets every log line of a run.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
-}
 
 PLAN = (
     "Show which steps would run, which are cached, and why. Computes nothing but reads and tokenizes a dataset that "
@@ -50,13 +44,15 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None:
         _use_utf8()
     keep_lines_whole()
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    settings.quiet()
     keep_loopback_direct()
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        overview.complete(parser)
+        args = parser.parse_args(argv)
         args.command(args)
     except KeyboardInterrupt:
+        put_away()
         text = "interrupted; finished steps are in the store, and the same command goes on from there."
         print(f"spinloop: {text}", file=sys.stderr)
         sys.exit(130)
@@ -95,14 +91,17 @@ def _in_a_sentence(error: Exception) -> SpinloopError | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="spinloop", description="SPIN as a workflow of cached steps.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = overview.Overview(prog="spinloop", description="SPIN as a workflow of cached steps.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
 
     def add(to, name: str, command, text: str) -> argparse.ArgumentParser:
+        fields = name in ("run", "plan")  # of a profile: `--help SECTION`
         sub = to.add_parser(
-            name, help=text, description=text, epilog=_fields() if name in ("run", "plan") else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=not fields,
         )  # fmt: skip
+        if fields:
+            overview.add_help(sub, name)
         sub.set_defaults(command=command)
         sub.add_argument(
             "--store", default=os.environ.get("SPINLOOP_STORE", ".spinloop"), type=named, metavar="DIR",
@@ -116,11 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(commands, name, command, text)
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        sub.add_argument("profile", help=f"path of a YAML file, or one of: {known}")
-        sub.add_argument(
+        profile = sub.add_argument("profile", help=f"path of a YAML file, or one of: {known}")
+        profile.completer = overview.profiles  # type: ignore[attr-defined]
+        setting = sub.add_argument(
             "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
             help="change a field of the profile, e.g. finetune.beta=0.5; an empty value takes its default (repeatable)",
         )  # fmt: skip
+        setting.completer = overview.assignments  # type: ignore[attr-defined]
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
@@ -155,36 +156,14 @@ def _deploy_options(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _fields() -> str:
-    """Every field of a profile with its default and meaning, from the config model itself."""
-    lines = ["fields of a profile (--set FIELD=VALUE):"]
-
-    def walk(model, prefix: str) -> None:
-        for name, field in model.model_fields.items():
-            if section := section_of(field.annotation):
-                walk(section, f"{prefix}{name}.")
-                continue
-            value = field.get_default(call_default_factory=True, validated_data={})
-            default = "required" if field.is_required() else json.dumps(value, default=str)
-            lines.append(f"  {prefix}{name} ({default})\n      {field.description or ''}")
-            if section := listed_section(field.annotation):
-                walk(section, f"{prefix}{name}.0.")
-
-    walk(Config, "")
-    return "\n".join(lines)
-
-
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     from flows.ending import watched
-    from flows.server.embedded import BUSY_SECONDS, EmbeddedServer, answers
+    from flows.server.embedded import EmbeddedServer, check_answers
 
     url = settings.configured_server()
-    if url and not answers(url, BUSY_SECONDS):
-        raise SpinloopError(
-            f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
-            "(it may be in .env)."
-        )
+    if url:
+        check_answers(url)
     # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
     server = None if url else EmbeddedServer()
     from flows.execute import spin
@@ -212,7 +191,7 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
         print_escaped(f"note: {note}", file=sys.stderr)
     table = Path(outcome["folder"], "report.md").read_text(encoding="utf-8")
-    print_escaped(table, file=sys.stderr if args.json else sys.stdout)
+    print_markdown(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print_line(json.dumps(outcome))
     else:
@@ -246,10 +225,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _print_ledger(ledger: list[Entry]) -> None:
-    lines = _plan_lines(ledger)
-    width = max(len(name) for _, name, _ in lines)
-    for state, name, text in lines:
-        print_escaped(f"{state:<9}  {name:<{width}}  {text}")
+    print_states(_plan_lines(ledger), 9, 0)
     cached = sum(entry.state == "cached" for entry in ledger)
     print(f"{cached} cached, {len(ledger) - cached} would run.")
 
@@ -300,8 +276,7 @@ def _doctor(args: argparse.Namespace) -> None:
     from flows.cli.doctor_server import diagnose_server
 
     lines = [*diagnose(args.store), *diagnose_server(args.store)]
-    for state, what, text in lines:
-        print(f"{state:<8} {what:<22} {text}")
+    print_states(lines, 8, 22, " ")
     if missing := [what for state, what, _ in lines if state == "missing"]:
         raise SpinloopError(f"{', '.join(missing)}: needed and not in order; the lines above say what to do.")
 

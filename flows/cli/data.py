@@ -45,10 +45,11 @@ def _data(args: argparse.Namespace) -> None:
         tree = open_store(args.store, create=False, read_only=True, runs=False).input_tree(config.model.path)
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(tree)})})
     from spin_core.preview import text
+    from flows import live
     from spin_core.preview.look import look
     from tasks.runner.progress import Progress
 
-    progress = Progress()
+    progress = Progress(live.view())
     files = {name: Path(given).expanduser() for name in ("rejects", "html") if (given := getattr(args, name))}
     try:
         made = look(config, base_dir, args.what, max(0, args.rows), progress, known, files.get("rejects"))

@@ -137,12 +137,13 @@ def _init(args: argparse.Namespace) -> None:
 
 def _guess(model: str, data: str) -> Guess:
     """Look at the data with the model's tokenizer. Raises BadInput where a run could not read it."""
+    from flows import live
     from spin_core.preview.look import look
     from tasks.runner.progress import Progress
 
     said: list[str] = []
     columns: dict[str, str] = {}
-    progress = Progress()
+    progress = Progress(live.view())
 
     def seen() -> Any:
         config = _config(model, data, columns)

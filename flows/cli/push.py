@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from flows import live
 from flows.streams import print_escaped
 from spin_core.data.rows import FILES
 from spin_core.errors import BadInput
@@ -50,7 +51,7 @@ def add_command(within: Any, add: Callable) -> None:
 
 def _push(args: argparse.Namespace) -> None:
     store = open_store(args.store, create=False, read_only=True)
-    store.report = Progress()
+    store.report = Progress(live.view())
     to = Target(args.to, "model", args.revision, args.private)
     hub_push.check(to, "--to")
     if args.pairs:

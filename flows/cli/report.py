@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.cli.terminal import print_markdown
 from flows.streams import print_escaped
 from spin_core.analysis.format import escape_markdown, markdown_table
 from spin_core.analysis.profile_diff import differences, preset, sentence
@@ -40,16 +41,16 @@ def _report(args: argparse.Namespace) -> None:
         if args.run or args.preset:
             raise BadInput("--compare takes two runs and neither a third one nor --preset; leave that out.")
         text, place = _compared(store, args.compare, args.out)
-        print_escaped(text)
+        print_markdown(text)
         print_escaped(f"\nComparison: {place}")
         return
     if args.out:
         raise BadInput("--out names the page of --compare RUN_A RUN_B; give that too, or leave --out out.")
     folder = find(store, args.run)
     if args.preset:
-        print_escaped(_ledger(store, folder, args.preset))
+        print_markdown(_ledger(store, folder, args.preset))
         return
-    print_escaped((folder / "report.md").read_text(encoding="utf-8"))
+    print_markdown((folder / "report.md").read_text(encoding="utf-8"))
     print_escaped(f"Report: {folder / 'report.html'}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flows import live
 from flows.streams import print_escaped
 from spin_core.errors import BadInput, StoreError, printable
 from spin_core.store.explain import compare
@@ -94,7 +95,7 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _fetch(args: argparse.Namespace) -> None:
     store = _open(args)
-    store.report = Progress()
+    store.report = Progress(live.view())
     run, _, label = args.what.partition("/")
     link = store.root / "runs" / run / label
     if label and not (RUN.fullmatch(run) and LABEL.fullmatch(label) and link.is_symlink()):

@@ -41,6 +41,15 @@ def answers(url: str, seconds: float = 5) -> bool:
     return True
 
 
+def check_answers(url: str) -> None:
+    """Raise SpinloopError where no server answers at `url`, which Prefect's settings name."""
+    if not answers(url, BUSY_SECONDS):
+        raise SpinloopError(
+            f"PREFECT_API_URL {url}: no Prefect server answers there; start it (`make server`), or unset the variable "
+            "(it may be in .env)."
+        )
+
+
 class EmbeddedServer:
     """Starts at once, is awaited later, and ends by itself with the process that made it, however that ends.
 

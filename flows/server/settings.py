@@ -25,6 +25,21 @@ from spin_core.errors import BadInput, one_line
 HERE = Path(__file__).parent
 """Where the run's own server is started: Prefect reads `.env`, prefect.toml and pyproject.toml of that folder."""
 
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The console only: the server still gets every log line of a run.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a dump of each event that a lost server did not get
+}
+
+
+def quiet() -> None:
+    """No telemetry, and nothing of Prefect's on the console; before Prefect is imported, and where the environment says
+    nothing else."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
 
 def read() -> None:
     """Import Prefect, which reads its settings. Raises BadInput naming what is wrong with them, FileNotFoundError where

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +292,7 @@ def read_profile(
     data = yaml_reader.read_file(path)
     changed(data, settings or [])
     if changes and isinstance(data, dict):
-        _lay_over(data, changes)
+        laid_over(data, changes)
     return data, path
 
 
@@ -345,12 +345,14 @@ def put(data: Any, path: str, value: Any, where: str) -> None:
             data.pop(key, None)
 
 
-def _lay_over(data: dict[str, Any], changes: dict[str, Any]) -> None:
+def laid_over(data: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile's data, changed in place by fields as a profile nests them."""
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(data.get(name), dict):
-            _lay_over(data[name], value)
+            laid_over(data[name], value)
         else:
             data[name] = value
+    return data
 
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:
@@ -360,8 +362,9 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part)[:LONGEST_QUOTE] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), n=1)
+        section = " " * (len(first["loc"]) > 1) + ".".join(p for p in first["loc"][:-1] if isinstance(p, str))
         return f"{path}: unknown field" + (
-            f"; did you mean {near[0]}?" if near else "; see `spinloop run --help` for the fields."
+            f"; did you mean {near[0]}?" if near else f"; see `spinloop run --help{section}` for the fields."
         )
     if first["type"] == "missing":
         return f"{path}: is required."

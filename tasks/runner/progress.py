@@ -1,4 +1,5 @@
-"""Shows the progress of running steps: a bar on a terminal, else a line in the task run's log now and then.
+"""Shows the progress of running steps: on a terminal in a view (flows/live.py), else by a line in the task run's log now
+and then.
 
 Commands that run no flow use it too, so nothing here imports Prefect (1.3 s), unless it is there already.
 """
@@ -10,10 +11,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tasks.runner.meters import Meters
@@ -21,15 +22,25 @@ if TYPE_CHECKING:
 LOG_SECONDS = 15
 
 
-class Progress:
-    """Called with a step's title and an event of `Job.progress` or `Job.note`, from the thread of the step's task."""
+class View(Protocol):
+    """What a terminal shows; called from the threads of the steps."""
 
-    def __init__(self) -> None:
-        self._bars: dict[str, tqdm] = {}
+    def begin(self, title: str, where: str = "") -> None: ...
+    def draw(self, title: str, event: dict) -> None: ...
+    def end(self, title: str) -> None: ...
+    def line(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Progress:
+    """Called with a step's title and an event of `Job.progress` or `Job.note`, from the thread of the step's task.
+    `view`: of a terminal, if there is one."""
+
+    def __init__(self, view: View | None = None) -> None:
+        self.view = view
         self._logged: dict[str, float] = {}
         self._noted: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
-        self._terminal = sys.stderr.isatty()
 
     @cached_property
     def meters(self) -> Meters:
@@ -49,8 +60,10 @@ class Progress:
         elif "waiting" in event:
             waited = f"{event['holder']} computes the same step; waiting for it since {event['waiting']:.0f} s"
             self._log(title, f"{title}: {waited}")
-        elif self._terminal:
-            self._draw(f"{title} {event['label']}", event)
+            if self.view:
+                self.view.draw(title, event)
+        elif self.view:
+            self.view.draw(title, event)
         else:
             self._log(title, where(title, event))
 
@@ -58,23 +71,26 @@ class Progress:
         """One line for a finished step; where a Prefect worker runs the flow, its log has that already."""
         self._write(line + (f"  {seconds:.1f} s" if seconds is not None else ""))
 
-    def _write(self, line: str) -> None:
-        if "PREFECT__FLOW_RUN_ID" not in os.environ:
-            with self._lock:
-                tqdm.write(line, file=sys.stderr)
+    @contextmanager
+    def at_work(self, title: str, where: str) -> Iterator[None]:
+        """Inside, a view has the step among those at work; on the pool `where`, if it names one."""
+        if self.view:
+            self.view.begin(title, where)
+        try:
+            yield
+        finally:
+            if self.view:
+                self.view.end(title)
 
-    def _draw(self, name: str, event: dict) -> None:
+    def _write(self, line: str) -> None:
+        if "PREFECT__FLOW_RUN_ID" in os.environ:
+            return
+        if self.view:
+            self.view.line(line)
+            return
         with self._lock:
-            bar = self._bars.get(name)
-            if bar is None:
-                bar = self._bars[name] = tqdm(
-                    total=event["total"] or None, desc=name, unit=" " + event["unit"], leave=False, dynamic_ncols=True
-                )
-            bar.set_postfix({k: f"{v:.4g}" for k, v in event["figures"].items()}, refresh=False)
-            bar.update(event["done"] - bar.n)
-            if event.get("closed"):
-                bar.close()
-                del self._bars[name]
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
 
     def _note(self, title: str, text: str) -> None:
         """At once, whatever else was written lately: to the task run's log, and to whoever watches the command; but
@@ -95,10 +111,8 @@ class Progress:
         _logger().info(message)
 
     def close(self) -> None:
-        with self._lock:
-            for bar in self._bars.values():
-                bar.close()
-            self._bars.clear()
+        if self.view:
+            self.view.close()
         if "meters" in vars(self):
             self.meters.close()
 

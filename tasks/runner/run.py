@@ -75,6 +75,12 @@ class Run(Steps):
             self.progress.step(f"        {' '.join(said)}", None)
         return ref
 
+    def ahead(self) -> list[str]:
+        """Also the next iteration, which is submitted when the gate has let it begin."""
+        decided = sum(title.startswith("gate[") for title in self.titles) + self.config.start.iteration
+        more = decided < self.config.iterations and not self.stopped
+        return super().ahead() + [f"iter {decided}"] * (more and any(t.startswith("gate[") for t in self.titles))
+
     def forecast(self, t: int, summary: Mapping[str, Any]) -> list[str]:
         """What the training of iteration `t` can at best do, by the summary of its opponent's score of its pairs."""
         config = self.config.at(t)

@@ -97,7 +97,8 @@ def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record,
     if run.failures:
         raise StageFailed(f"{step.title}: not begun, because another step failed.")
 
-    show = partial(run.progress, run.grouped.get(step.title, step.title))
+    title = run.grouped.get(step.title, step.title)
+    show = partial(run.progress, title)
 
     def send(event: dict) -> None:
         if "metrics" in event:
@@ -105,8 +106,10 @@ def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record,
         else:
             show(event)
 
-    if run.pools and run.pools.of(step.stage):
-        return run.pools.compute(keyed, batch, send)
-    if step.title not in run.grouped:
-        get_run_logger().info("%s runs", step.title)
-    return compute(run.store, keyed, run.runtime, run.children, send)
+    pool = (run.pools and run.pools.of(step.stage)) or ""
+    with run.progress.at_work(title, pool):
+        if run.pools and pool:
+            return run.pools.compute(keyed, batch, send)
+        if step.title not in run.grouped:
+            get_run_logger().info("%s runs", step.title)
+        return compute(run.store, keyed, run.runtime, run.children, send)

@@ -34,6 +34,7 @@ class Steps:
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
         self.titles: list[str] = []  # of every step submitted so far, in the order of the DAG
+        self.finished: set[str] = set()  # titles of those that are in the ledger
         self.grouped: dict[str, str] = {}  # of those that share a task: title → the task's, which reports on them
         self.progress = Progress()
         self.trackers: Trackers | None = None
@@ -70,6 +71,7 @@ class Steps:
         )
         with self._ledger_lock:
             self.ledger.append(entry)
+            self.finished.add(step.title)
         if step.title not in self.grouped:
             self.progress.step(f"{state:<6}  {step.title} {record.key[:6]}", None if cached else seconds)
         self.throughput.add(step, record, cached)
@@ -81,6 +83,10 @@ class Steps:
         if console_note and (text := console_note(summary)):
             self.progress.step(f"        {text}", None)
         return Ref(digest=record.digest)
+
+    def ahead(self) -> list[str]:
+        """Titles of the steps that were submitted and have not ended, in the order of the DAG."""
+        return [title for title in self.titles if title not in self.finished]
 
     def settle(self) -> None:
         """Wait until every step that was submitted has ended, however it did."""
