@@ -81,7 +81,7 @@ def looking_up(store: str) -> Iterator[Place]:
 def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -> Plan:
     """What a run would do; of its rows something is known where they are to be measured. Computes nothing but rows and
     tokens, where dataset or tokenizer are others than before; nothing is written to the store."""
-<<<<<<< HEAD
+    _check_alone(config)
     with looking_up(store) as place:
         return planned_in(place, config, base_dir, measure)
 
@@ -90,6 +90,7 @@ def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = Fal
     """As `planned`, beside other plans."""
     planner = Planner(place.drafts)
     run = Run(config, place.artifacts, place.children, base_dir, planner)
+    run.progress.view = live.view()
     dag(run)
     decoders, *warnings = sentences(config, run.deployed)
     ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
@@ -100,24 +101,6 @@ def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = Fal
     ]
     notes = [*place.artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
     return Plan(run.ledger, notes, _rows(run) if measure else None, decoders, planner.identities)
-=======
-    with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
-        drafts = Store(Path(folder))
-        artifacts = open_store(store, create=False, read_only=True, runs=False) if exists(store) else drafts
-        planner = Planner(drafts)
-        run = Run(config, artifacts, children, base_dir, planner)
-        run.progress.view = live.view()
-        dag(run)
-        decoders, *warnings = sentences(config, run.deployed)
-        ahead = {e.place.iteration for e in run.ledger if e.stage == "finetune" and e.state != "cached"}
-        forecasts = [
-            f"iteration {t}: {' '.join(said)}"
-            for t, summary in planner.scores.items()
-            if t in ahead and (said := run.forecast(t, summary))
-        ]
-        notes = [*artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
-        return Plan(run.ledger, notes, _rows(run) if measure else None, decoders)
->>>>>>> s35-cli
 
 
 def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:
@@ -207,6 +190,7 @@ def next_iteration(config: Config, store: str, base_dir: Path) -> int:
 def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> None:
     """Raise what is wrong with the store, the sources or this machine's engines before anything is waited for. `pool`:
     of the stages that `runtime.pools` does not name."""
+    _check_alone(config)
     if config.runtime.approve and pool == "here":
         raise BadInput(
             "runtime.approve: only a run of a deployment can wait for a person; start one (README: Run it on a "
@@ -224,6 +208,15 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
         gpus.groups(config.runtime, gpus.visible())
     sources(Run(config, open_store(store, runs=False), Children(0), base_dir, Planner()))
     _check_memory(config, store, base_dir, pool)
+
+
+def _check_alone(config: Config) -> None:
+    """Raise BadInput for a profile of several runs."""
+    if config.sweep:
+        raise BadInput(
+            "sweep: this profile is of several runs; `spinloop sweep` runs them, and `--set sweep=` leaves the section "
+            "out."
+        )
 
 
 def _check_memory(config: Config, store: str, base_dir: Path, pool: str) -> None:

@@ -57,11 +57,6 @@ class Trainings:
     all: list[Training]
     base_dir: Path
 
-    @property
-    def confidence(self) -> float:
-        """Of the gate, for the comparison of variants."""
-        return self.all[0].config.gate.confidence
-
 
 def trainings(
     profile: str, settings: Sequence[str] = (), over: dict[str, list[Any]] | None = None, seeds: int = 0,
@@ -219,7 +214,8 @@ def report(sweep: Trainings, store: str, results: Sequence[dict | SpinloopError]
     if len(errors) == len(results):
         raise errors[0]
     counts = [sum(one[name] for one in results if isinstance(one, dict)) for name in ("ran", "cached")]
-    made = analysis.compare(variants, start, sweep.confidence)
+    gate = sweep.all[0].config.gate
+    made = analysis.compare(variants, start, gate.confidence, gate.alarmed_best)
     both = (counts[0], counts[1])
     page = artifacts.root / "runs" / f"{sweep.name}.html"
     facts = {"sweep": sweep.name, "ran": counts[0], "cached": counts[1]}
@@ -234,9 +230,10 @@ def report(sweep: Trainings, store: str, results: Sequence[dict | SpinloopError]
 
 
 def _training(store: Store, one: Training, run: str) -> tuple[ModelResults | None, analysis.Training]:
-    """θ_0 of a run, and the model that its gate kept."""
+    """θ_0 of a run, and its last model with what the gate said of it."""
     side = side_of(store, find(store, run))
-    kept = next(model for model in side.models if model.label == side.best)
-    metric = next((m.decision["metric"] for m in reversed(side.models) if m.decision.get("metric")), "")
+    last = [model for model in side.models if model.kind != "control"][-1]
+    said = last.decision
     start = next((model for model in side.models if model.kind == "start"), None)
-    return start, analysis.Training(run, one.seed, kept, metric)
+    alarm = str((said.get("alarms") or [""])[0])
+    return start, analysis.Training(run, one.seed, last, str(said.get("metric") or ""), side.best, alarm)

@@ -1,28 +1,36 @@
-"""The flows that people start from the UI, the command line, a schedule or an event: a full run, one iteration, and
-the dataset alone. deployments/prefect.yaml deploys them.
+"""The flows that people start from the UI, the command line, a schedule or an event: a full run, one iteration, a
+sweep, and the dataset alone. deployments/prefect.yaml deploys them.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
+from pydantic import WithJsonSchema
 
+from flows import sweep as sweeps
 from flows.execute import rows_only, run_dag
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
 from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
 from flows.streams import keep_lines_whole
+from spin_core.analysis.sweep import verdict
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput
 from tasks.runner.pool_run import GPU_POOL
 
 AS_IT_IS: dict[str, Any] = {}
+Axes = Annotated[
+    dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": {"type": "array", "items": {}}})
+]
 
 
 def _name() -> str:
@@ -100,6 +108,59 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
         config, base_dir = _config(profile, settings, file)
         counts = rows_only(config, store_folder(), base_dir, _origin())
         return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="variant", flow_run_name="{title}", **OPTIONS)
+def variant(config: Config, title: str, base_dir: str) -> dict | State:
+    """One run of a sweep."""
+    try:
+        return run_dag(config, store_folder(), Path(base_dir), GPU_POOL)
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="sweep", flow_run_name=_name, **OPTIONS)
+def sweep(
+    profile: Profile = "demo",  # type: ignore[valid-type]
+    over: Axes = AS_IT_IS,
+    seeds: int = 0,
+    at_once: int = 1,
+    file: str = "",
+    settings: Settings = AS_IT_IS,
+) -> State:
+    """Every variant of a profile, each as a run of its own below this one, and one report of them all. What variants
+    have in common is computed once.
+
+    Args:
+        profile: A profile that comes with spinloop.
+        over: Setting and values, as JSON: {"finetune.beta": [0.05, 0.1]}. Each combination is a variant; with the sweep
+            section of the profile where it has one.
+        seeds: Trainings of each variant, which differ in finetune.seed; 0 is as the profile has it.
+        at_once: Runs side by side. Their stages wait for places on the work pools.
+        file: A profile of your own instead: the path of a YAML file that the worker sees.
+        settings: What is to be different from the profile, for all variants.
+    """
+    try:
+        keep_lines_whole()
+        keep_loopback_direct()
+        made = sweeps.trainings(file or profile, (), over, seeds, given(settings))
+        if at_once < 1:
+            raise BadInput("at_once: give a number from 1 on.")
+        check(made.all[0].config, store_folder(), made.base_dir, GPU_POOL)
+
+        def run(one: sweeps.Training) -> dict:
+            return cast(dict, variant(one.config, one.title, str(made.base_dir)))
+
+        results = sweeps.run_all(made, run, get_run_logger().info, at_once)
+        outcome = sweeps.report(made, store_folder(), results)
+        name = re.sub("[^a-z0-9]+", "-", made.all[0].config.name).strip("-")
+        create_markdown_artifact(outcome.text, key=f"{name}-sweep", description=f"Page: {outcome.page}")
+        said = f"{verdict(outcome.made)} {outcome.ran} steps ran, {outcome.cached} were cached. Report: {outcome.page}"
+        if outcome.failed:
+            return Failed(message=f"{len(outcome.failed)} runs failed: {'; '.join(outcome.failed)} {said}")
+        return Completed(message=said)
     except Exception as error:
         return failed(error)
 

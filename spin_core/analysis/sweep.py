@@ -1,11 +1,12 @@
-"""The runs of a sweep side by side: what each variant's best model did on the held-out rows, over rows and over seeds,
-and which variant is clearly better than which.
+"""The runs of a sweep side by side: what each variant's last model did on the held-out rows, over rows and over seeds,
+and which variant is clearly better than which, and than θ_0.
 
 Two kinds of chance. The interval over rows is of the held-out rows: for each row the mean over the variant's seeds. The
 interval over seeds (Student's t) is of the training: for each seed the mean over rows. Many comparisons make a lucky
-winner: with k variants the best of k(k − 1)/2 differences is looked at, so each is tested at the gate's confidence
-raised to 1 − (1 − c) / (k(k − 1)/2) (Bonferroni): all hold together with confidence c. A variant is clearly better than
-another where the gate's own test of the paired rows says so at that confidence, and every seed agrees.
+winner: k variants and θ_0 make k(k + 1)/2 differences, so each is tested at the gate's confidence c raised to
+1 − (1 − c) / (k(k + 1)/2) (Bonferroni): all hold together with confidence c. One is clearly better than another where
+the gate's own test of the paired rows says so at that confidence, and every seed agrees. As in the gate a variant that
+raised an alarm is not the best, whatever its figure.
 
 Is not: a search, nor a claim about other data: all variants are judged by the same held-out rows.
 """
@@ -15,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
 from spin_core.analysis import gate_metric
+from spin_core.analysis.format import percent, show
 from spin_core.analysis.results import ModelResults, paired
 from spin_core.analysis.statistics import Interval, bootstrap, mean, student_t
 
@@ -28,12 +29,15 @@ RESAMPLES, SEED = 20_000, 0
 
 @dataclass(frozen=True)
 class Training:
-    """One run of a variant: its seed, the model that its gate kept (or its last), and the metric its gate went by."""
+    """One run of a variant: its seed, its last model, the metric that its gate went by, the label of the model that the
+    gate kept, and the first of the alarms that it raised."""
 
     run: str
     seed: int
     model: ModelResults
     metric: str
+    kept: str = ""
+    alarm: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Variant:
     changes: Mapping[str, str]
     trainings: list[Training]
     failed: list[str] = field(default_factory=list)
+
+    @property
+    def alarms(self) -> list[str]:
+        """Of each seed that raised one."""
+        return [run.alarm for run in self.trainings if run.alarm]
+
+
+START = -1
+"""In place of a variant's number: θ_0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,8 @@ class Effect:
 @dataclass(frozen=True)
 class Swept:
     """`figures`: metric → variant's number → Figure; the first metric is the one that `best` goes by. `start`: metric →
-    θ_0's figure. `confidence`: of all comparisons together; `corrected`: of each."""
+    θ_0's figure. `against`: the best beside each other variant, and θ_0. `confidence`: of all differences together;
+    `corrected`: of each."""
 
     variants: list[Variant]
     figures: dict[str, dict[int, Figure]]
@@ -103,36 +117,65 @@ class Swept:
         return next(iter(self.figures), "")
 
     def beaten(self) -> list[int]:
-        """The variants that the best one is clearly better than."""
+        """The variants that the best one is clearly better than; with START where θ_0 is one of them."""
         return [one.second for one in self.against if one.first == self.best and one.is_clear]
 
+    def label(self, number: int) -> str:
+        """Of a variant, or of θ_0."""
+        return "θ_0" if number == START else self.variants[number].label
 
-def compare(variants: Sequence[Variant], start: ModelResults | None, confidence: float) -> Swept:
-    """`start`: θ_0 of the runs; `confidence`: of the gate. Variants without a run have no figure."""
+
+def compare(
+    variants: Sequence[Variant], start: ModelResults | None, confidence: float, alarmed_best: bool = False
+) -> Swept:
+    """`start`: θ_0 of the runs; `confidence`, `alarmed_best`: of the gate. Variants without a run have no figure."""
     there = {i: one for i, one in enumerate(variants) if one.trainings}
     rows = {i: [gate_metric.values(run.model) for run in one.trainings] for i, one in there.items()}
-    shared = [set.intersection(*(set(made) for made in of)) for of in rows.values()]
-    known = set.intersection(*shared) if shared else set()
-    judged = [run.metric for one in there.values() for run in one.trainings if run.metric in known]
-    order = [*judged[:1], *(name for name in (*gate_metric.ORDER, *sorted(known)) if name in known)]
-    metrics = [name for name in dict.fromkeys(order) if all(made[name] for of in rows.values() for made in of)]
-    figures = {name: {i: _figure(name, [made[name] for made in of]) for i, of in rows.items()} for name in metrics}
-    pairs = max(1, len(there) * (len(there) - 1) // 2)
+    metrics = _metrics(there, rows)
+    began = gate_metric.values(start) if start else {}
+    compared = len(there) + bool(began)
+    pairs = max(1, compared * (compared - 1) // 2)
     corrected = 1 - (1 - confidence) / pairs
-    best, against = None, []
-    if metrics:
-        name = metrics[0]
-        sign = -1 if gate_metric.is_less_better(name) else 1
-        best = max(there, key=lambda i: sign * figures[name][i].value)
-        columns = {i: [made[name] for made in of] for i, of in rows.items()}
-        for i, j in combinations(there, 2):
-            first, second = (i, j) if sign * figures[name][i].value >= sign * figures[name][j].value else (j, i)
-            made = _against(first, second, there, columns, corrected)
-            against += [made] if made else []
-    values = gate_metric.values(start) if start else {}
-    began = {name: _figure(name, [values[name]]).value for name in metrics if values.get(name)}
-    effects = _effects(there, figures[metrics[0]]) if metrics else []
-    return Swept(list(variants), figures, began, best, against, effects, confidence, corrected)
+    figures = {name: {i: _figure(name, [made[name] for made in of]) for i, of in rows.items()} for name in metrics}
+    started = {name: _figure(name, [began[name]]).value for name in metrics if began.get(name)}
+    if not metrics:
+        return Swept(list(variants), {}, {}, None, [], [], confidence, corrected)
+    name = metrics[0]
+    sign = -1 if gate_metric.is_less_better(name) else 1
+    value = {i: sign * figure.value for i, figure in figures[name].items()}
+    columns = {i: _by_seed(one, [made[name] for made in rows[i]]) for i, one in there.items()}
+    if name in started:
+        value[START] = sign * started[name]
+        columns[START] = {seed: began[name] for of in columns.values() for seed in of}
+    sound = [i for i, one in there.items() if alarmed_best or not one.alarms]
+    best = max(sound, key=value.__getitem__, default=None)
+    against = []
+    for other in value:
+        if best is None or other == best:
+            continue
+        first, second = (best, other) if value[best] >= value[other] else (other, best)
+        change = _against(first, second, columns[first], columns[second], corrected)
+        against += [change] if change else []
+    return Swept(list(variants), figures, started, best, against, _effects(there, figures[name]), confidence, corrected)
+
+
+def _metrics(
+    there: Mapping[int, Variant], rows: Mapping[int, Sequence[Mapping[str, Mapping[str, float]]]]
+) -> list[str]:
+    """What every run was measured by, the gate's own first."""
+    every = [set(made) for of in rows.values() for made in of]
+    known = set.intersection(*every) if every else set()
+    judged = [run.metric for one in there.values() for run in one.trainings]
+    order = [*judged[:1], *gate_metric.ORDER, *sorted(known)]
+    return [
+        name
+        for name in dict.fromkeys(order)
+        if name in known and all(made[name] for of in rows.values() for made in of)
+    ]
+
+
+def _by_seed(one: Variant, columns: Sequence[Mapping[str, float]]) -> dict[int, Mapping[str, float]]:
+    return {run.seed: column for run, column in zip(one.trainings, columns, strict=True)}
 
 
 def _figure(metric: str, seeds: Sequence[Mapping[str, float]]) -> Figure:
@@ -156,18 +199,14 @@ def _over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _against(
-    first: int, second: int, variants: Mapping[int, Variant], columns: Mapping[int, Sequence[Mapping[str, float]]],
+    first: int, second: int, new: Mapping[int, Mapping[str, float]], old: Mapping[int, Mapping[str, float]],
     confidence: float,
 ) -> Against | None:  # fmt: skip
-    """None where the two share no row."""
-    rows = paired(_over_seeds(columns[second]), _over_seeds(columns[first]))
+    """Of two variants, each seed → row → value; None where they share no row."""
+    rows = paired(_over_seeds([*old.values()]), _over_seeds([*new.values()]))
     change = bootstrap([after - before for before, after in rows], confidence, RESAMPLES, SEED)
     if change is None:
         return None
-    new, old = (
-        {run.seed: column for run, column in zip(variants[i].trainings, columns[i], strict=True)}
-        for i in (first, second)
-    )
     both = sorted(new.keys() & old.keys())
     gains = [math.fsum(after - before for before, after in paired(old[seed], new[seed])) for seed in both]
     return Against(first, second, change, sum(gain > 0 for gain in gains), len(both))
@@ -187,27 +226,37 @@ def _effects(variants: Mapping[int, Variant], figures: Mapping[int, Figure]) -> 
 
 
 def verdict(made: Swept) -> str:
-    """One sentence: the best variant by its metric, what it is clearly better than, and how that is corrected."""
+    """The best variant by its metric, what it is clearly better than, and how that is corrected."""
+    if not made.figures:
+        return "No figure was measured on all variants, so they cannot be compared."
+    name = gate_metric.name(made.metric)
     if made.best is None:
-        return "No variant was measured by a metric that all have."
-    from spin_core.analysis.format import show
+        return f"Every variant raised an alarm, so none is the best; the figures by {name} are below."
+    figures = made.figures[made.metric]
+    text = f"{made.label(made.best)} is the best by {name}, {_shown(made.metric, figures[made.best].value)}"
+    if made.metric in made.start:
+        clear = "clearly better than" if START in made.beaten() else "not clearly better than"
+        text += f", {clear} θ_0 ({_shown(made.metric, made.start[made.metric])})"
+    others = len(figures) - 1
+    if others and len({figure.value for figure in figures.values()}) == 1:
+        text = f"All variants have the same figure by {name}, {_shown(made.metric, figures[made.best].value)}"
+    elif others:
+        beaten = len([one for one in made.beaten() if one != START])
+        some = (
+            f"all {others:,}" if beaten == others else f"{beaten:,} of {others:,}" if beaten else f"none of {others:,}"
+        )
+        text += f", and clearly better than {some} other variant{'s' * (others > 1)}"
+    alarmed = sum(bool(one.alarms) for one in made.variants)
+    text += f"; {alarmed:,} raised an alarm" if alarmed else ""
+    count = (compared := len(figures) + (made.metric in made.start)) * (compared - 1) // 2
+    how = f"each of {count:,} differences at {made.corrected:.2%}, so that all hold at {made.confidence:.0%}"
+    seeds = max((one.seeds for one in made.against), default=1)
+    agree = f"and {seeds:,} of {seeds:,} seeds" if seeds > 1 else "one seed: how far trainings vary is not known"
+    return f"{text} ({how}{' ' if seeds > 1 else '; '}{agree})." if made.against else f"{text}."
 
-    metric, figure = made.metric, made.figures[made.metric][made.best]
-    others = len(made.figures[metric]) - 1
-    beaten = len(made.beaten())
-    text = f"{made.variants[made.best].label} has the best figure by {gate_metric.name(metric)}, {show(figure.value)}"
-    if metric in made.start:
-        text += f" (θ_0 {show(made.start[metric])})"
-    if not others:
-        return text + "."
-    pairs = others * (others + 1) // 2
-    how = f"each of {pairs:,} pairs tested at {made.corrected:.2%}" if pairs > 1 else f"tested at {made.corrected:.0%}"
-    seeds = max(one.seeds for one in made.against) if made.against else 1
-    agree = f" and {seeds:,} of {seeds:,} seeds" if seeds > 1 else "; one seed, so how far training varies is not known"
-    if not beaten:
-        return f"{text}; it is not clearly better than any of the {others:,} others ({how}{agree})."
-    rest = f"all {others:,} others" if beaten == others else f"{beaten:,} of {others:,} others"
-    return f"{text}; it is clearly better than {rest} ({how}{agree})."
+
+def _shown(metric: str, value: float) -> str:
+    return percent(value) if metric.startswith("repetition/") else show(value)
 
 
 def as_json(made: Swept, runs: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +273,10 @@ def as_json(made: Swept, runs: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "label": one.label,
                 "settings": dict(one.changes),
-                "runs": [{"run": run.run, "seed": run.seed, "model": run.model.label} for run in one.trainings],
+                "runs": [
+                    {"run": run.run, "seed": run.seed, "model": run.model.label, "kept": run.kept, "alarm": run.alarm}
+                    for run in one.trainings
+                ],
                 "failed": one.failed,
                 "figures": {
                     name: {

@@ -3,9 +3,11 @@ setting did, and what the runs shared."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spin_core.analysis import gate_metric
 from spin_core.analysis.format import bounds, escape_markdown, markdown_table, percent, plain, plural, show
-from spin_core.analysis.sweep import Figure, Swept, verdict
+from spin_core.analysis.sweep import START, Figure, Swept, verdict
 from spin_core.report.charts import Chart, Mark, variants_chart
 from spin_core.report.html import rendered
 from spin_core.report.tables import Cell, ReportTable, TableLine, with_small
@@ -16,17 +18,18 @@ def page(made: Swept, name: str, counts: tuple[int, int]) -> str:
     tables = [_against(made), _effects(made)]
     texts = {"name": plain(name, 80), "sentence": plain(verdict(made), 2000), "shared": _shared(made, counts)}
     parts = {"figures": _figures(made), "others": [one for one in tables if one.lines], "charts": _charts(made)}
-    return rendered("sweep_page.html.j2", kind="sweep", failed=_failed(made), **texts, **parts)
+    return rendered("sweep_page.html.j2", kind="sweep", notes=_notes(made), **texts, **parts)
 
 
 def text(made: Swept, counts: tuple[int, int]) -> str:
     """Verdict and tables as Markdown with padded columns."""
-    parts = [escape_markdown(verdict(made), 2000), *(escape_markdown(one, 1000) for one in _failed(made))]
+    parts = [escape_markdown(verdict(made), 2000), *(escape_markdown(one, 1000) for one in _notes(made))]
     for table in (_figures(made), _effects(made)):
         if table.lines:
             lines = [[table.head, *table.columns]]
             for one in table.lines:
-                lines.append([one.label + " ★" * one.best, *map(with_small, one.cells)])
+                cells = [(figure, small.partition("; ")[0].removeprefix("rows ")) for figure, small in one.cells]
+                lines.append([one.label + " ★" * one.best, *map(with_small, cells)])
             drawn = markdown_table([[escape_markdown(cell, 160) for cell in line] for line in lines])
             parts.append(f"{escape_markdown(table.title, 160)}:\n\n{drawn}")
     return "\n\n".join([*parts, _shared(made, counts)])
@@ -41,27 +44,38 @@ def _shared(made: Swept, counts: tuple[int, int]) -> str:
     )
 
 
-def _failed(made: Swept) -> list[str]:
-    return [f"{one.label}: {said}" for one in made.variants for said in one.failed]
+def _notes(made: Swept) -> list[str]:
+    """What a reader must not miss: runs that failed, and alarms."""
+    failed = [f"{one.label}, {said}" for one in made.variants for said in one.failed]
+    return failed + [f"{one.label}, alarm: {one.alarms[0]}" for one in made.variants if one.alarms]
 
 
 def _figures(made: Swept) -> ReportTable:
     metrics = list(made.figures)
-    beaten = made.beaten()
-    columns = [_column(metric) for metric in metrics]
+    best = [one for one in made.against if made.best in (one.first, one.second)]
+    gaps = {one.second: one for one in best if one.first == made.best} | {
+        one.first: replace(one, first=one.second, second=one.first) for one in best if one.second == made.best
+    }
     lines = []
-    if made.start:
-        lines.append(TableLine("θ_0", [(_shown(m, made.start.get(m)), "") for m in metrics] + [("", "")], "start"))
-    for i, one in enumerate(made.variants):
-        cells: list[Cell] = [_cell(metric, made.figures[metric].get(i)) for metric in metrics]
-        against = {a.second: a for a in made.against if a.first == made.best}
-        gap = against.get(i)
-        word = "" if gap is None else f"{show(-gap.change.value, signed=True)}"
-        small = "" if gap is None else "clearly worse" if i in beaten else "within chance"
+    for i in ([START] if made.start else []) + list(range(len(made.variants))):
+        gap = gaps.get(i)
+        is_above = gap is not None and gap.second == made.best
+        word = "" if gap is None else show(gap.change.value if is_above else -gap.change.value, signed=True)
+        small = (
+            "" if gap is None else f"clearly {'better' if is_above else 'worse'}" if gap.is_clear else "within chance"
+        )
+        if i == START:
+            shown = [(_shown(metric, made.start.get(metric)), "") for metric in metrics]
+            lines.append(TableLine("θ_0", [*shown, (word, small), ("", "")], "start"))
+            continue
+        one = made.variants[i]
+        cells = [_cell(metric, made.figures[metric].get(i)) for metric in metrics]
+        alarms = f"{len(one.alarms)} of {len(one.trainings)}" if one.alarms else "none" if one.trainings else ""
         models = ", ".join(dict.fromkeys(run.model.label for run in one.trainings))
-        lines.append(TableLine(one.label, [*cells, (word, small)], "iteration", i == made.best, models))
-    text = "Of each variant the model that its gate kept. ★ the best by the first metric."
-    return ReportTable("sweep", "Variants", text, "variant", [*columns, "to the best"], lines)
+        lines.append(TableLine(one.label, [*cells, (word, small), (alarms, "")], "iteration", i == made.best, models))
+    text = "Of each variant its last model. ★ the best by the first metric of those that raised no alarm."
+    columns = [*map(_column, metrics), "to the best", "alarms"]
+    return ReportTable("sweep", "Variants", text, "variant", columns, lines)
 
 
 def _column(metric: str) -> str:
@@ -85,11 +99,10 @@ def _cell(metric: str, figure: Figure | None) -> Cell:
 
 
 def _against(made: Swept) -> ReportTable:
-    """Every pair, the better one first."""
-    labels = [one.label for one in made.variants]
+    """The best and each other, the better one first."""
     lines = [
         TableLine(
-            f"{labels[one.first]} and {labels[one.second]}",
+            f"{made.label(one.first)} and {made.label(one.second)}",
             [
                 (show(one.change.value, signed=True), bounds(one.change.low, one.change.high, signed=True)),
                 (f"{one.agree} of {one.seeds}", ""),
@@ -102,7 +115,8 @@ def _against(made: Swept) -> ReportTable:
         f"The first less the second, more is better, over the same held-out rows. Each interval is at "
         f"{made.corrected:.2%} (Bonferroni), so that all hold together at {made.confidence:.0%}."
     )
-    return ReportTable("pair-all", "Pairs", note, "variants", ["difference", "seeds that agree", "better"], lines)
+    columns = ["difference", "seeds that agree", "better"]
+    return ReportTable("pair-all", "The best beside each other variant", note, "variants", columns, lines)
 
 
 def _effects(made: Swept) -> ReportTable:

@@ -1,0 +1,110 @@
+"""A sweep's comparison: what chance alone gives is not called better, and what is better is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spin_core.analysis.results import ModelResults
+from spin_core.analysis.sweep import START, Training, Variant, as_json, compare, verdict
+from spin_core.report import sweep_page
+
+EM = "exact_match/greedy"
+
+
+def model(right: Any, nll: float = 1.0, label: str = "θ_1") -> ModelResults:
+    """A model that is right on the rows where `right` is 1."""
+    answers = {f"r{i:04}": {"greedy_match": float(one), "nll": nll, "tokens": 3} for i, one in enumerate(right)}
+    return ModelResults(label, "iteration", 0, {}, answers)
+
+
+def variant(label: str, seeds: Any, alarm: str = "", **changes: str) -> Variant:
+    """`seeds`: of each training its rows."""
+    runs = [Training(f"run-{label}-{s}", s, model(rows), EM, "θ_1", alarm) for s, rows in enumerate(seeds)]
+    return Variant(label, changes or {"finetune.beta": label}, runs)
+
+
+def drawn(seed: int, share: float, rows: int = 200) -> np.ndarray:
+    return np.random.default_rng(seed).random(rows) < share
+
+
+def test_chance_alone_has_no_winner() -> None:
+    """Catches many comparisons without a correction: of 20 sweeps with 8 equal variants one may have a winner (95 %
+    hold), uncorrected nine have one."""
+    winners = 0
+    for n in range(20):
+        made = compare([variant(f"{k}", [drawn(100 * n + k, 0.5, rows=60)]) for k in range(8)], None, 0.95)
+        winners += bool(made.beaten())
+    assert winners <= 3
+    assert made.corrected == pytest.approx(1 - 0.05 / 28)
+
+
+def test_better_variant_is_clearly_better_on_every_seed_only() -> None:
+    """Catches a winner by one lucky seed, seeds that are not paired, and a best that is not the highest mean."""
+    weak = [drawn(s, 0.3) for s in (1, 2, 3)]
+    strong = [drawn(s, 0.6) for s in (4, 5, 6)]
+    lucky = [drawn(7, 0.9), drawn(8, 0.31), drawn(2, 0.3)]
+    made = compare(
+        [variant("weak", weak), variant("strong", strong), variant("lucky", lucky)], model(drawn(9, 0.3)), 0.95
+    )
+    assert made.best == 1 and set(made.beaten()) == {0, START}, "lucky has one seed that is better than strong's"
+    of = {(one.first, one.second): one for one in made.against}
+    assert (of[1, 2].agree, of[1, 2].seeds) == (2, 3) and not of[1, 2].is_clear
+    assert made.corrected == pytest.approx(1 - 0.05 / 6), "θ_0 counts"
+    figure = made.figures[EM][1]
+    assert figure.each == pytest.approx([float(rows.mean()) for rows in strong])
+    assert figure.seeds and figure.seeds[0] < figure.value < figure.seeds[1]
+    assert "strong is the best by exact match (greedy)" in verdict(made) and "1 of 2 other variants" in verdict(made)
+
+
+def test_variant_with_an_alarm_is_not_the_best_unless_asked() -> None:
+    """Catches a best that the gate of its own run does not trust."""
+    variants = [variant("sound", [drawn(1, 0.3)]), variant("loops", [drawn(2, 0.9)], alarm="θ_1: never ends")]
+    assert compare(variants, None, 0.95).best == 0
+    assert compare(variants, None, 0.95, alarmed_best=True).best == 1
+    alone = compare(variants[1:], None, 0.95)
+    assert alone.best is None and verdict(alone).startswith("Every variant raised an alarm")
+    assert "loops, alarm: θ_1: never ends" in sweep_page.text(compare(variants, None, 0.95), (3, 4))
+
+
+def test_less_is_better_by_nll() -> None:
+    """Catches the highest NLL as the best, and figures with their sign turned."""
+    rows = drawn(1, 0.5)
+    low, high = ([Training("r", 0, model(rows, nll), "nll/real")] for nll in (1.0, 2.0))
+    made = compare([Variant("high", {"a": "1"}, high), Variant("low", {"a": "2"}, low)], None, 0.95)
+    assert made.metric == "nll/real" and made.best == 1 and made.figures["nll/real"][1].value == 1.0
+
+
+def test_effect_of_a_setting_is_the_mean_over_the_others() -> None:
+    """Catches effects of one variant each, and an effect where there is one setting only."""
+    made = compare([variant(f"{a}{b}", [drawn(3, share)], **{"x.a": a, "x.b": b}) for a, b, share in AXES], None, 0.95)
+    effects = {(one.setting, one.value): (one.figure, one.variants) for one in made.effects}
+    values = {
+        label: figure.value for label, figure in zip(("11", "12", "21", "22"), made.figures[EM].values(), strict=True)
+    }
+    assert effects["x.a", "1"] == (pytest.approx((values["11"] + values["12"]) / 2), 2)
+    assert effects["x.b", "2"] == (pytest.approx((values["12"] + values["22"]) / 2), 2)
+    assert not compare([variant("1", [drawn(1, 0.5)]), variant("2", [drawn(2, 0.5)])], None, 0.95).effects
+
+
+AXES = (("1", "1", 0.2), ("1", "2", 0.4), ("2", "1", 0.6), ("2", "2", 0.8))
+
+
+def test_failed_runs_stay_in_sight() -> None:
+    """Catches a variant whose runs failed and that is on no page, and a crash where all did."""
+    made = compare(
+        [variant("one", [drawn(1, 0.5)]), Variant("two", {"a": "2"}, [], ["seed 3: out of memory"])], None, 0.95
+    )
+    page = sweep_page.page(made, "t-sweep", (1, 2))
+    assert "two, seed 3: out of memory" in page and "two" in sweep_page.text(made, (1, 2))
+    assert as_json(made, {})["variants"][1]["failed"] == ["seed 3: out of memory"]
+    assert compare([Variant("two", {"a": "2"}, [], ["no"])], None, 0.95).best is None
+
+
+def test_page_holds_every_variant_and_no_markup_of_others() -> None:
+    """Catches a page without a variant, and a setting's text that becomes markup."""
+    made = compare([variant("<b>one</b>", [drawn(1, 0.5)]), variant("two", [drawn(2, 0.5)])], None, 0.95)
+    page = sweep_page.page(made, "t-sweep", (1, 2))
+    assert "<b>one</b>" not in page and "&lt;b&gt;one" in page and page.count("<svg") == len(made.figures)
