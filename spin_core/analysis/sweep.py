@@ -239,8 +239,8 @@ def verdict(made: Swept) -> str:
         text += f", {clear} θ_0 ({_shown(made.metric, made.start[made.metric])})"
     others = len(figures) - 1
     if others and len({figure.value for figure in figures.values()}) == 1:
-        text = f"All variants have the same figure by {name}, {_shown(made.metric, figures[made.best].value)}"
-    elif others:
+        return f"All variants have the same figure by {name}, {_shown(made.metric, figures[made.best].value)}."
+    if others:
         beaten = len([one for one in made.beaten() if one != START])
         some = (
             f"all {others:,}" if beaten == others else f"{beaten:,} of {others:,}" if beaten else f"none of {others:,}"

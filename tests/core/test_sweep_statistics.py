@@ -77,6 +77,13 @@ def test_less_is_better_by_nll() -> None:
     assert made.metric == "nll/real" and made.best == 1 and made.figures["nll/real"][1].value == 1.0
 
 
+def test_equal_variants_have_no_best_in_the_sentence() -> None:
+    """Catches a winner among variants that did exactly the same."""
+    rows = drawn(1, 0.5)
+    made = compare([variant("one", [rows]), variant("two", [rows])], None, 0.95)
+    assert verdict(made).startswith("All variants have the same figure by exact match (greedy), 0.")
+
+
 def test_effect_of_a_setting_is_the_mean_over_the_others() -> None:
     """Catches effects of one variant each, and an effect where there is one setting only."""
     made = compare([variant(f"{a}{b}", [drawn(3, share)], **{"x.a": a, "x.b": b}) for a, b, share in AXES], None, 0.95)

@@ -62,7 +62,9 @@ def test_step_at_work_is_shown_and_gone_when_it_ends(columns: int, monkeypatch) 
     with terminal(columns, monkeypatch) as (shown, made):
         progress = Progress(made(lambda: ["finetune[iter 0]", "evaluate[θ_1]", "gate[iter 0]"]))
         progress.step("ran     gather[iter 0] 2df1d7", 0.4)
-        progress.step("        Of the training pairs 0.0 % are identical, and in 71.7 % the opponent is preferred.", None)
+        progress.step(
+            "        Of the training pairs 0.0 % are identical, and in 71.7 % the opponent is preferred.", None
+        )
         with progress.at_work("finetune[iter 0]", ""):
             progress("finetune[iter 0]", event("training", 1, 40))
             seen(shown, "1 of 40 steps")

@@ -22,7 +22,7 @@ def test_sweep_on_pools_shares_its_steps_and_shows_its_report(workers, api, gpu_
     ended = api.wait(api.start("sweep/sweep", file=str(path), over=over, seeds=2, at_once=2), 800)
     assert ended.state.name == "Completed", ended.state.message
     assert [len(gpu_runs.runs(stage)) for stage in ("generate", "finetune")] == [1, 4]
-    assert "beta" in ended.state.message and "steps ran" in ended.state.message
+    assert "exact match" in ended.state.message and "steps ran" in ended.state.message
     (page,) = (Store(store).root / "runs").glob("pooled-sweep-*.html")
     figures = json.loads(Path(page).with_suffix(".json").read_text())
     assert [len(one["runs"]) for one in figures["variants"]] == [2, 2] and figures["ran"] > 8
