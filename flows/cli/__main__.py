@@ -126,9 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
-    from flows.cli import data, imports, init, push, report, store, sweep
+    from flows.cli import costs, data, imports, init, push, report, store, sweep
 
-    for module in (init, sweep, data, imports, report, push):
+    for module in (init, sweep, data, imports, report, costs, push):
         module.add_command(commands, add)
     add(commands, "join", _join, JOIN)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")

@@ -21,10 +21,12 @@ OVERVIEW = {
     "Run": {
         "plan": "show what would run, what is cached and why, and what it costs",
         "run": "run a profile; what the store has is not computed again",
+        "sweep": "run the variants of a profile, which share every common step",
         "join": "take part in a run of several nodes, on each further one",
     },
     "Results": {
         "report": "print a run's table, or set two runs side by side",
+        "costs": "sum up hours, tokens and disk of all runs, and what the cache saved",
         "push": "upload a run's model and pairs to the Hugging Face hub",
     },
     "Store": {"store": "look at and tend the artifact store (ls, show, du, gc)"},

@@ -22,9 +22,13 @@ from flows.proxies import keep_loopback_direct
 from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
 from flows.streams import keep_lines_whole
+from spin_core.analysis.account import account
 from spin_core.analysis.sweep import verdict
 from spin_core.config.profile import Config, load_profile
-from spin_core.errors import BadInput
+from spin_core.errors import BadInput, one_line
+from spin_core.report import costs_page
+from spin_core.report.stored_run import executions
+from spin_core.store.opening import open_store
 from tasks.runner.pool_run import GPU_POOL
 
 AS_IT_IS: dict[str, Any] = {}
@@ -55,7 +59,9 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
     try:
         config, base_dir = _config(profile, settings, file)
         check(config, store_folder(), base_dir, GPU_POOL)
-        return _final_state(run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin()))
+        outcome = run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin())
+        _show_costs()
+        return _final_state(outcome)
     except Exception as error:
         return failed(error)
 
@@ -170,6 +176,18 @@ def _config(profile: str, settings: Any, file: str) -> tuple[Config, Path]:
     keep_lines_whole()
     keep_loopback_direct()
     return load_profile(file or profile, changes=given(settings))
+
+
+def _show_costs() -> None:
+    """The page `store-costs`: what all runs of the store computed and what the cache saved. Whatever fails is a
+    warning: the run's work is done."""
+    try:
+        made = account(executions(open_store(store_folder(), create=False, read_only=True)))
+        create_markdown_artifact(
+            costs_page.text(made, {}), key="store-costs", description="`spinloop costs` has the disk."
+        )
+    except Exception as error:
+        get_run_logger().warning(f"The page store-costs could not be written ({one_line(error, 300, kind=True)}).")
 
 
 def _origin() -> dict:

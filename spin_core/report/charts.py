@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -234,6 +234,20 @@ def variants_chart(title: str, marks: Sequence[Mark], start: float | None) -> Ch
         axes.set_ylim(len(marks) - 0.5, -0.5)
         said = "; ".join(f"{mark.label}: {mark.value:.3f} ({mark.low:.3f} to {mark.high:.3f})" for mark in marks)
         return Chart(title, _finish(axes.figure), plain(said, 1200))
+
+
+def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Chart:
+    """Stacked bars, one for each name; of many the names of some. `series`: parts of a bar, the lowest first."""
+    with _axes() as axes:
+        below = [0.0] * len(names)
+        for i, (label, values) in enumerate(series.items()):
+            axes.bar(range(len(names)), values, 0.8, bottom=below, color=COLOURS[i], label=label)
+            below = [low + value for low, value in zip(below, values, strict=True)]
+        each = max(1, math.ceil(len(names) / 6))
+        axes.set_xticks(range(0, len(names), each), names[::each])
+        axes.figure.legend(loc="outside upper left", ncols=len(series))
+        said = "; ".join(f"{label} {sum(values):,.3g} in all" for label, values in series.items())
+        return Chart(title, _finish(axes.figure), plain(f"{len(names)} bars; {said}", 600))
 
 
 def _ends(ys: list[float]) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_core.analysis.costs import costs
+from spin_core.analysis import account
+from spin_core.analysis.account import Execution
+from spin_core.analysis.costs import Costs, costs
 from spin_core.analysis.results import read_model
 from spin_core.analysis.run_comparison import Side, harness_items
 from spin_core.analysis.verdict import best_of
@@ -19,6 +21,7 @@ from spin_core.store.keys import KeyPayload
 from spin_core.store.record import Record
 from spin_core.store.runs import RUN
 from spin_core.store.store import Store
+from spin_core.store.usage import profile_of
 
 TREES = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 
@@ -55,6 +58,20 @@ def side_of(store: Store, folder: Path) -> Side:
     best = players[-1 if k is None else k].label  # without a gate's decision the last one
     cost = costs(steps, lambda step: facts_of(store.record(step.stage, step.key) if step.key else None))
     return Side(folder.name, payload["config"]["profile"], models, best, cost, items)
+
+
+def executions(store: Store) -> list[Execution]:
+    """Every time that a run of the store was started, oldest first. Raises BadInput for a damaged file."""
+
+    def ledger(file: Path) -> tuple[str, Costs] | None:
+        try:
+            steps = read_steps(file)
+        except (OSError, ValueError, BadInput):
+            return None
+        facts = {id(step): facts_of(store.record(step.stage, step.key) if step.key else None) for step in steps}
+        return profile_of(file.parent.name), costs(steps, lambda step: facts[id(step)])
+
+    return account.read(store.root / "runs", ledger)
 
 
 def reports_of(store: Store, folder: Path, steps: list[Entry]) -> list[Record]:

@@ -30,7 +30,7 @@ def text(made: Swept, counts: tuple[int, int]) -> str:
             for one in table.lines:
                 cells = [(figure, small.partition("; ")[0].removeprefix("rows ")) for figure, small in one.cells]
                 lines.append([one.label + " ★" * one.best, *map(with_small, cells)])
-            drawn = markdown_table([[escape_markdown(cell, 160) for cell in line] for line in lines])
+            drawn = markdown_table([[escape_markdown(label, 160), *cells] for label, *cells in lines])
             parts.append(f"{escape_markdown(table.title, 160)}:\n\n{drawn}")
     return "\n\n".join([*parts, _shared(made, counts)])
 

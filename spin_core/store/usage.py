@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spin_core.store import fs
@@ -34,6 +35,8 @@ class Usage:
     other: list[UsageLine]
     total: int
     """Bytes of all files; one that several outputs share counts once, with the first of them."""
+    profiles: list[UsageLine] = field(default_factory=list)
+    """By the profile whose name runs have before the digest of their settings; `only`: that no other profile has."""
 
 
 def usage(store: Store, run: str | None = None) -> Usage:
@@ -64,14 +67,28 @@ def table(
     by_stage: dict[str, list[int]] = {}
     for digest in sorted(shown):
         by_stage.setdefault(stages.get(digest, "(no record)"), []).append(trees[digest])
-    runs = []
-    for name, own in sorted(linked.items()):
-        if run in (None, name):
-            others = set().union(*(there for one, there in linked.items() if one != name))
-            runs.append(UsageLine(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others)))
+    profiles: dict[str, set[str]] = {}
+    for name, own in linked.items():
+        profiles.setdefault(profile_of(name), set()).update(own)
+    runs = [line for line in _lines(linked, trees) if run in (None, line.name)]
     other = [] if run else other
     total = sum(trees[digest] for digest in shown) + sum(line.bytes for line in other)
-    return Usage([UsageLine(name, len(own), sum(own)) for name, own in sorted(by_stage.items())], runs, other, total)
+    made = [UsageLine(name, len(own), sum(own)) for name, own in sorted(by_stage.items())]
+    return Usage(made, runs, other, total, [] if run else _lines(profiles, trees))
+
+
+def profile_of(run: str) -> str:
+    """`demo` of `demo-3fa9c1`."""
+    return run.rpartition("-")[0] or run
+
+
+def _lines(linked: Mapping[str, set[str]], trees: Mapping[str, int]) -> list[UsageLine]:
+    """Of each name the outputs that it leads to, and what nothing else leads to."""
+    lines = []
+    for name, own in sorted(linked.items()):
+        others = set().union(*(there for one, there in linked.items() if one != name))
+        lines.append(UsageLine(name, len(own), sum(trees[d] for d in own), sum(trees[d] for d in own - others)))
+    return lines
 
 
 def _size(path: Path, seen: set[tuple[int, int]]) -> int:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from spin_core.analysis import decoders
+from spin_core.analysis import account, decoders
+from spin_core.analysis.costs import costs
 from spin_core.analysis.forecast import sentences
 from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
 from spin_core.errors import BadInput, SpinloopError, StoreError, one_line
 from spin_core.report import run_card, run_facts
-from spin_core.report.run import sections
+from spin_core.report.run import facts_of, sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
 from spin_core.sources import resolve
@@ -234,6 +237,7 @@ class Run(Steps):
         store.link_run(name, {labels[e.title]: e.digest for e in ledger if e.digest})
         steps = [entry.as_json() for entry in ledger]
         store.write_run_file(name, run_facts.STEPS, json.dumps(steps, indent=1).encode())
+        self._keep_costs(name)
         best = run_facts.best_tree(store, name)
         if best or report:
             store.link_run(name, {runs.BEST: best})
@@ -249,6 +253,12 @@ class Run(Steps):
         self.throughput.write(store, name)
         card(store, name)
         return folder
+
+    def _keep_costs(self, name: str) -> None:
+        """A file for this execution, beside those of others: what it computed, and what was cached."""
+        made = costs(self.ledger, lambda step: facts_of(self.store.record(step.stage, step.key) if step.key else None))
+        file = account.name_of(datetime.now(UTC), uuid.uuid4().hex[:6])
+        self.store.write_run_file(name, file, account.file_of(self.config.name, made))
 
 
 def run_name(config: Config) -> str:
