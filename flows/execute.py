@@ -21,22 +21,28 @@ from spin_core.store.opening import open_store
 from tasks.reformat import reformat
 from tasks.runner import artifacts
 from tasks.runner.pools import Pools
+from tasks.runner.redo import Redo, parse
 from tasks.runner.run import Run
 
 
+NOTHING: list[str] = []
+
+
 @flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **OPTIONS)
-def spin(config: Config, store: str = ".spinloop", base_dir: str = ".") -> dict | State:
-    """Run every iteration of a profile. What the store already has is not computed again."""
+def spin(config: Config, store: str = ".spinloop", base_dir: str = ".", redo: list[str] = NOTHING) -> dict | State:
+    """Run every iteration of a profile. What the store already has is not computed again, but for the steps `redo`
+    (`finetune:0`), which are compared."""
     try:
-        return run_dag(config, store, Path(base_dir), "here")
+        return run_dag(config, store, Path(base_dir), "here", redo=parse(redo))
     except Exception as error:
         outcome_known(error)
         return failed(error)
 
 
 def run_dag(
-    config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = ""
-) -> dict:
+    config: Config, store: str, base_dir: Path, pool: str, origin: dict | None = None, follow: str = "",
+    redo: Redo | None = None,
+) -> dict:  # fmt: skip
     """Inside a flow: run the DAG, lay out its results and show them in the UI. `pool`: of the stages that
     `runtime.pools` does not name; `origin`, `follow`: see Run."""
     opened = open_store(store)
@@ -52,7 +58,9 @@ def run_dag(
         run = Run(config, opened, children, base_dir, pools=pools, origin=origin, follow=follow)
         run.progress.view = live.view(run.ahead)
         try:
+            run.redo = redo or run.redo
             outcome = run.finish(lambda: dag(run).result())
+            outcome["notes"] = [*outcome["notes"], *run.redo.report()]
         finally:
             run.progress.close()  # Ctrl-C too
         outcome_known(outcome)

@@ -27,6 +27,7 @@ from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
 from spin_core.runtime import meeting
 from spin_core.store.opening import named, open_store
+from tasks.runner import redo
 
 PLAN = (
     "Show which steps would run, which are cached, and why. Computes nothing but reads and tokenizes a dataset that "
@@ -123,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         setting.completer = overview.assignments  # type: ignore[attr-defined]
         sub.add_argument("--json", action="store_true", help="one line of JSON on standard output")
+        if name == "run":
+            sub.add_argument(
+                "--redo", action="append", default=[], metavar="STAGE[:T]",
+                help="compute a step again that is cached, e.g. finetune:0, and compare its bytes (repeatable)",
+            )  # fmt: skip
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
@@ -158,6 +164,7 @@ def _deploy_options(sub: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
+    redo.parse(args.redo)
     from flows.ending import watched
     from flows.server.embedded import EmbeddedServer, check_answers
 
@@ -172,7 +179,8 @@ def _run(args: argparse.Namespace) -> None:
     check(config, args.store, base_dir)
 
     with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
-        outcome = cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
+        # A State only where it failed: then it raises.
+        outcome = cast(dict, spin(config, args.store, str(base_dir), args.redo))
     _show_outcome(args, outcome)
 
 

@@ -31,6 +31,7 @@ from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref, RefInputs
 from spin_core.store import keys
 from spin_core.store.code import code_digest
+from spin_core.store.digest import manifest
 from spin_core.store.store import Record, Store
 
 SHARE = 2  # jobs in one engine: while the last answers of one shard end, the next shard's are at work
@@ -122,38 +123,69 @@ def compute(
 ) -> tuple[Record, bool]:
     """Run the step and publish it; the record, and whether another process had published it while we waited for the
     lock."""
-    step, inputs, key = keyed.step, keyed.inputs, keyed.key
+    step, key = keyed.step, keyed.key
     store.check_writable()
     with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
         if record := look_up(store, keyed):
             return record, True
-        place = environment(step, runtime, _digests(inputs))
-        scratch = store.scratch(step.stage, key)
-        out = store.new_tree()
-        spec = {
-            "stage": step.stage,
-            "module": step.module.__name__,
-            "config": step.config.model_dump(mode="json"),
-            "inputs": {k: _each(v, lambda r: str(r.locate(store))) for k, v in inputs.items()},
-            "digests": _digests(inputs),
-            "runtime": runtime.model_dump(),
-            "out": str(out),
-            "scratch": str(scratch),
-        }
-        # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.
-        threading.Thread(target=facts, args=[step, {}, 0.0], daemon=True).start()
-        try:
-            before, waited = _elsewhere(step, spec, runtime, children, send)
-            summary, seconds = children.run(spec | place, send, runtime.stage_timeout)
-            _sources_unchanged(inputs)
-            made = facts(step, summary | before, round(seconds + waited, 3)) | _downloaded(inputs)
-            made["device"] = gpus.held(step.stage, runtime, place.get("share", 1), "together" in place)
-        except BaseException:
-            store.discard(out)
-            raise
+        out, made = _made(store, keyed, runtime, children, send)
         record = store.publish(keyed.payload, out, made, key)
         store.drop_scratch(step.stage, key)
         return record, False
+
+
+def recompute(
+    store: Store, keyed: KeyedStep, runtime: Runtime, children: Children, send: Callable[[dict], None]
+) -> tuple[Record, list[str]]:
+    """Run a step again whose output is there: the record, which stands, and which files came out otherwise. Such an
+    output is kept beside it (records/STAGE/KEY.nondeterministic-….json). Raises StageFailed where there is none."""
+    store.check_writable()
+    record = look_up(store, keyed)
+    if record is not None and keyed.bare and record.key == keyed.bare.key:
+        keyed = keyed.bare
+    step, key = keyed.step, keyed.key
+    with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
+        record = look_up(store, keyed)
+        if record is None:
+            raise StageFailed(f"{step.title}: there is no output to compare with; run without --redo first.")
+        store.drop_scratch(step.stage, key)  # nothing of another try
+        out, made = _made(store, keyed, runtime, children, send)
+        then, now = ({file["path"]: file["sha256"] for file in files} for files in (record.files, manifest(out)))
+        store.publish(keyed.payload, out, made, key)
+        store.drop_scratch(step.stage, key)
+        return record, sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def _made(
+    store: Store, keyed: KeyedStep, runtime: Runtime, children: Children, send: Callable[[dict], None]
+) -> tuple[Path, dict]:
+    """The folder that the stage wrote, to be published, and the facts of its making."""
+    step, inputs = keyed.step, keyed.inputs
+    place = environment(step, runtime, _digests(inputs))
+    scratch = store.scratch(step.stage, keyed.key)
+    out = store.new_tree()
+    spec = {
+        "stage": step.stage,
+        "module": step.module.__name__,
+        "config": step.config.model_dump(mode="json"),
+        "inputs": {k: _each(v, lambda r: str(r.locate(store))) for k, v in inputs.items()},
+        "digests": _digests(inputs),
+        "runtime": runtime.model_dump(),
+        "out": str(out),
+        "scratch": str(scratch),
+    }
+    # Meanwhile, in a thread: to read the stage's code and ask git is 0.2 s, once per process and stage.
+    threading.Thread(target=facts, args=[step, {}, 0.0], daemon=True).start()
+    try:
+        before, waited = _elsewhere(step, spec, runtime, children, send)
+        summary, seconds = children.run(spec | place, send, runtime.stage_timeout)
+        _sources_unchanged(inputs)
+        made = facts(step, summary | before, round(seconds + waited, 3)) | _downloaded(inputs)
+        made["device"] = gpus.held(step.stage, runtime, place.get("share", 1), "together" in place)
+    except BaseException:
+        store.discard(out)
+        raise
+    return out, made
 
 
 def _elsewhere(

@@ -17,8 +17,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from spin_core.errors import ChildDied, SpinloopError, StageFailed
-from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
+from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
+from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up, recompute
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
@@ -77,6 +77,11 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
     try:
         record = look_up(run.store, keyed)
         cached = record is not None
+        again = run.redo.takes(step)
+        if again and record is None:
+            run.redo.fresh.append(step.title)
+        elif again:
+            record, cached = _again(run, keyed), False
         if record is None:
             record, cached = _missing(run, keyed, batch)
             if step.title not in run.grouped:
@@ -89,6 +94,16 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
         run.failures.append(StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
         raise
     return run.note(step, record, cached), cached
+
+
+def _again(run: Steps, keyed: KeyedStep) -> Record:
+    """The record of a step that is computed again for `--redo`; what differs is kept in `run.redo`."""
+    step = keyed.step
+    if run.pools and run.pools.of(step.stage):
+        raise BadInput(f"--redo {step.stage}: this stage runs on a work pool; set runtime.pools.{step.stage}: here.")
+    record, differing = recompute(run.store, keyed, run.runtime, run.children, partial(run.progress, step.title))
+    run.redo.done[step.title] = differing
+    return record
 
 
 def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record, bool]:

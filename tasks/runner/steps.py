@@ -16,6 +16,7 @@ from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.progress import Progress
+from tasks.runner.redo import Redo
 from tasks.runner.throughput import Throughput
 from tasks.runner.trackers import Trackers
 
@@ -30,6 +31,7 @@ class Steps:
     def __init__(self, store: Store, children: Children, runtime: Runtime, pools: Pools | None = None):
         self.store, self.children, self.runtime, self.pools = store, children, runtime, pools
         self.throughput = Throughput()
+        self.redo = Redo()
         self.ledger: list[Entry] = []
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
