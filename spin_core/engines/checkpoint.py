@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +39,10 @@ class Checkpoint:
     def shape(self, name: str) -> list[int]:
         """Empty where there is no such tensor."""
         return list(self._files[name].get_slice(name).get_shape()) if name in self._files else []
+
+    def weights(self) -> int:
+        """How many numbers all tensors have together."""
+        return sum(math.prod(self.shape(name)) for name in self._files)
 
     def rows(self, name: str, first: int, stop: int) -> Tensor:
         """Some rows of a tensor, in its own dtype."""

@@ -20,6 +20,7 @@ from typing import Any
 from spin_core.config.harness import LM_EVAL
 from spin_core.config.runtime import Runtime
 from spin_core.engines import Answer, Footprint, Request, Sampling, kept, versions
+from spin_core.engines.checkpoint import Checkpoint
 from spin_core.engines.kept import Wanted
 from spin_core.engines.vllm_shared import Row, Shared
 from spin_core.errors import BadInput, ChildDied, SpinloopError, one_line
@@ -122,19 +123,22 @@ def _serving(model_path: Path, sampling: Sampling, job: Job) -> tuple[Shared, st
         return shared, "reloaded" if shared.take(want(shared.cpu)) else ""
 
 
-def rest() -> bool:
-    """Give back what the process's engine can give until the next `sample`; whether it may be kept so: no more than a
-    twentieth of a GPU's memory stays taken (by whom, the driver does not say). Main memory is the parent's matter."""
+def rest() -> int | None:
+    """Give back what the process's engine can give until the next `sample`; how many weights its model has, or None
+    where it is not to be kept so: where more than a twentieth of a GPU's memory stays taken (by whom, the driver does
+    not say). Main memory is the parent's matter."""
     import torch
 
     shared = _engines.get(SAMPLING)
     if not isinstance(shared, Shared):
-        return False
+        return None
     shared.sleep()
-    if shared.cpu:
-        return True
-    free, total = torch.cuda.mem_get_info()
-    return total - free <= total * STAYS
+    if not shared.cpu:
+        free, total = torch.cuda.mem_get_info()
+        if total - free > total * STAYS:
+            return None
+    with Checkpoint(shared.serves.model) as checkpoint:
+        return checkpoint.weights()
 
 
 SAMPLING = ("sampling",)

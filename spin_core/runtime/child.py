@@ -33,6 +33,8 @@ from spin_core.runtime.meeting import RANK
 
 LAST_LINES = 20
 REST_SECONDS = 60.0
+ROOM = 6  # a training holds four for each weight, its activations on CPU about as much as one model, a score another
+LIBRARY_BYTES = 2 << 30  # torch and the other libraries of two processes
 FRESH = 3  # engines that are started for one job at most
 ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
 RUBBISH = 100  # characters of it that are shown
@@ -167,15 +169,14 @@ class Child:
         raise ChildDied(f"{stage}: its process {how}.{self._tail()}")
 
     def rest(self, engine: str) -> bool:
-        """Let its engine, of the module `engine`, give back what it can; whether it may be kept so. What stays of it in
-        main memory is at most a quarter of what is free then: a training holds four float32 numbers for each weight
-        that the engine may have one of."""
+        """Let its engine, of the module `engine`, give back what it can; whether it may be kept so: where what is free
+        then holds ROOM float32 numbers for each of its model's weights, and LIBRARY_BYTES."""
         try:
-            rested = self.run({"stage": "rest", "rest": engine}, lambda event: None, REST_SECONDS)["kept"]
+            weights = self.run({"stage": "rest", "rest": engine}, lambda event: None, REST_SECONDS)["kept"]
         except StageFailed:
             return False
         free = proc.available()
-        return bool(rested) and (free is None or 4 * proc.held(proc.members(self.process.pid)) <= free)
+        return weights is not None and (free is None or 4 * ROOM * weights + LIBRARY_BYTES <= free)
 
     def stop(self) -> None:
         """A training writes a checkpoint and ends by itself; anything else is ended. Either raises Stopped."""

@@ -4,7 +4,7 @@ known)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,16 +22,6 @@ def available() -> int | None:
         limit, used = ((CGROUP / name).read_text(encoding="utf-8") for name in ("memory.max", "memory.current"))
         left.append(max(0, int(limit) - int(used)))  # "max" is no number: no limit
     return min(left, default=None)
-
-
-def held(processes: Iterable[int]) -> int:
-    """Bytes that the processes have in memory; shared pages count in each."""
-    total = 0
-    for pid in processes:
-        with suppress(OSError):
-            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-            total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
-    return total
 
 
 def members(group: int) -> Iterator[int]:

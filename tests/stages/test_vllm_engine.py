@@ -145,7 +145,15 @@ def test_model_that_vllm_does_not_take_is_bad_input_in_one_sentence(world, tmp_p
     assert len(str(refused.value)) < 600
 
 
-def test_another_model_is_answered_for_by_the_same_engine(world, tmp_path) -> None:
+@pytest.fixture
+def one_place(tmp_path: Path) -> Iterator[World]:
+    """As `world`, with one place for a process: which of two has an engine depends on the tests before."""
+    (tmp_path / "world").mkdir()
+    with Children(1) as children:
+        yield World(tmp_path / "world", children)
+
+
+def test_another_model_is_answered_for_by_the_same_engine(one_place, tmp_path) -> None:
     """Catches the answers of θ_t given for θ_{t+1}, whose weights the first model's engine takes in place; other
     answers with a kept engine than with a new one, also for the first model again; and a kept engine where the setting
     says no."""
@@ -153,14 +161,14 @@ def test_another_model_is_answered_for_by_the_same_engine(world, tmp_path) -> No
     folder.mkdir()
     demo_model.run({}, demo_model.Config(seed=6), Job(out=folder, scratch=folder))
     ids = list(PROMPTS)[:12]
-    before = world.answers("vllm", ids)
-    reloaded = world.record("vllm", ids, model=folder)
-    other = world.lines(reloaded)
+    before = one_place.answers("vllm", ids)
+    reloaded = one_place.record("vllm", ids, model=folder)
+    other = one_place.lines(reloaded)
     assert reloaded.facts["summary"]["reloaded"] == 1.0 and other != before
-    assert other == world.lines(world.record("transformers", ids, model=folder))
-    back = world.record("vllm", ids, seed=4)
+    assert other == one_place.lines(one_place.record("transformers", ids, model=folder))
+    back = one_place.record("vllm", ids, seed=4)
     assert back.facts["summary"]["reloaded"] == 1.0
-    fresh = world.record("vllm", ids, model=folder, keep=False, seed=4)
-    kept = world.record("vllm", ids, model=folder, seed=4, max_new_tokens=23)
+    fresh = one_place.record("vllm", ids, model=folder, keep=False, seed=4)
+    kept = one_place.record("vllm", ids, model=folder, seed=4, max_new_tokens=23)
     assert "reloaded" not in fresh.facts["summary"] and "engine_restarts" not in kept.facts["summary"]
-    assert world.lines(world.record("transformers", ids, model=folder, seed=4)) == world.lines(fresh)
+    assert one_place.lines(one_place.record("transformers", ids, model=folder, seed=4)) == one_place.lines(fresh)
