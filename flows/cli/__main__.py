@@ -193,7 +193,9 @@ def _run(args: argparse.Namespace) -> None:
     check(config, args.store, base_dir)
 
     with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
-        outcome = cast(dict, spin(config, args.store, str(base_dir)))  # a State only where it failed: then it raises
+        outcome = cast(
+            dict, spin(config, args.store, str(base_dir), tuple(args.settings or ()))
+        )  # a State only where it failed: then it raises
     _show_outcome(args, outcome)
 
 

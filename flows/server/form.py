@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
-from pydantic_core.core_schema import CoreSchema, definition_reference_schema, definitions_schema
 
 from spin_core.config.base import listed_section, section_of
 from spin_core.config.profile import PROFILES, Config, load_profile
@@ -168,9 +167,11 @@ class AsItIs(BaseModel):
 class Form:
     """The JSON schema of settings that may have anything in them: `form`, and what it refers to."""
 
-    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        definition = cast(CoreSchema, {**AsItIs.__pydantic_core_schema__, "ref": "AsItIs"})
-        place = handler(definitions_schema(definition_reference_schema("AsItIs"), [definition]))["$ref"]
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        # As pydantic_core's functions of these names make it; by no other way is a definition added.
+        definition = {**AsItIs.__pydantic_core_schema__, "ref": "AsItIs"}
+        added: Any = {"type": "definitions", "schema": {"type": "definition-ref", "schema_ref": "AsItIs"}}
+        place = handler(added | {"definitions": [definition]})["$ref"]
         schema: dict[str, Any] = json.loads(json.dumps(form()).replace(NOTHING, place))
         return {**schema, "additionalProperties": False}
 

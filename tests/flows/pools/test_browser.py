@@ -95,7 +95,7 @@ def test_quick_run_runs_the_demo(ui: Ui, client: SyncPrefectClient, workers):
     run = the_run(client, deployment)
     assert not run.parameters  # the page sends none, and the flow's own defaults are the demo
     completed(ui, client, run.id, seconds=1500)
-    assert client.read_flow_run(run.id).name == "demo"
+    assert client.read_flow_run(run.id).name == "demo, 2 iterations"
     look_at_artifacts(ui, client, run.id)
     assert not ui.errors
 
