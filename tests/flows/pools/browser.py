@@ -21,6 +21,8 @@ ARGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WAIT_MS = 60_000
+CREATE = re.compile("create_flow_run$")
+"""What the form requests of the server."""
 with_browser = pytest.mark.skipif(
     not CHROMIUM or importlib.util.find_spec("playwright") is None,
     reason="no Chromium (the system's package `chromium`), or no playwright (spinloop[dev]), to show the UI with",
@@ -64,15 +66,17 @@ class Ui:
         self.page.get_by_role("button", name=button, exact=True).last.click()
 
     def submit(self) -> None:
-        """Press Submit until the form is gone: under load the server may answer 503, and the form stays."""
+        """Press Submit until the form is gone. Under load the server may answer 503, and the form stays; while it
+        checks what was typed last, the page takes no press."""
         from playwright.sync_api import TimeoutError
 
-        for _ in range(3):
-            self.press("Submit")
+        for _ in range(6):
             with suppress(TimeoutError):
+                with self.page.expect_request(CREATE, timeout=WAIT_MS / 20):
+                    self.press("Submit")
                 self.page.wait_for_url(re.compile("tab=Runs"), timeout=WAIT_MS / 3)
                 return
-        raise AssertionError(f"the form is still there after three presses of Submit: {self.page.url}")
+        raise AssertionError(f"the form is still there after six presses of Submit: {self.page.url}")
 
     def box(self, field: str) -> Locator:
         """A field's box in the form, by the field's path. A list has another name for screen readers than its label,

@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from tests.flows.pools.browser import FirstUi, Ui, chromium, with_browser
+from tests.flows.pools.browser import CREATE, FirstUi, Ui, chromium, with_browser
 from tests.flows.pools.conftest import until
 
 pytestmark = with_browser
@@ -49,7 +49,9 @@ def test_a_profile_is_changed_in_plain_boxes(ui: Ui, deployed: str) -> None:
         ui.choose("finetune.loss", "hinge")
         ui.choose("evaluate.sampled", "false")
         ui.switch("control", "leave out")
-        ui.press("Submit")
+        with ui.page.expect_response(CREATE) as answer:
+            ui.press("Submit")
+        assert answer.value.status == 409
         ui.refuses("settings.finetune.beta", "-1 is less than or equal to the minimum of 0")
         ui.picture("form-refuses")
         assert not runs_of(client, deployment)
