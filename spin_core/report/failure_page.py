@@ -5,10 +5,15 @@ Is not: the state's message, which is the sentence alone.
 
 from __future__ import annotations
 
+from textwrap import wrap
+from typing import Any
+
 from spin_core.errors import BadInput, ChildDied, SpinloopError, Stopped, StoreError, Unreachable
 from spin_core.report.ui_pages import escape
 
-LINES, WIDTH = 40, 400  # of a message: it may have the last lines of a process
+LINES, LETTERS = 40, 2000  # of a message, and of one of its lines: it may have the last lines of a process
+WIDTH = 64  # letters in a line of the page, which folds none by itself
+WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}  # a path can be copied
 SMALLER = {  # what makes a stage take less memory, and is in no result's key
     "sft": "runtime.micro_tokens",
     "finetune": "runtime.micro_tokens",
@@ -52,7 +57,8 @@ def failure(title: str, stage: str, error: SpinloopError) -> str:
     lines = str(error).splitlines()
     cut = [f"… {len(lines) - LINES:,} lines before, in the log"] if len(lines) > LINES else []
     # Indented by four: text as it is, in which nothing is Markdown.
-    said = "\n".join(f"    {line[:WIDTH]}" for line in [*cut, *lines[-LINES:]])
+    folded = [part for line in [*cut, *lines[-LINES:]] for part in wrap(line[:LETTERS], WIDTH, **WHOLE) or [""]]
+    said = "\n".join(f"    {part}" for part in folded)
     return "\n\n".join(
         [
             f"**{escape(title, 100)} did not finish.**",

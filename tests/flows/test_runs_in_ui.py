@@ -98,7 +98,9 @@ def test_failed_step_leaves_a_page_that_says_what_to_do(server: str, spinloop: A
     assert page["description"] == "Why reformat failed, and what to do."
     assert page["data"].startswith("**reformat did not finish.**\n\n    ")
     sentence = err.strip().splitlines()[-1].removeprefix("spinloop: ")
-    assert sentence[:60] in page["data"] and REMEDIES[errors.BadInput] in page["data"]
+    said = page["data"].split("\n\n")[1]
+    assert len(said.splitlines()) > 3 and " ".join(said.split()) == sentence
+    assert REMEDIES[errors.BadInput] in page["data"]
 
 
 @pytest.mark.parametrize(
@@ -114,5 +116,5 @@ def test_page_of_a_failure_takes_no_syntax_from_its_message(kind: type[errors.Sp
     assert [token.type for token in tokens if token.nesting >= 0] == [
         "paragraph_open", "inline", "code_block", "paragraph_open", "inline", "paragraph_open", "inline",
     ]  # fmt: skip
-    assert re.search(r"\*\*What to do\.\*\* \w.{40}", page) and "{" not in page and len(page) < 20_000
+    assert re.search(r"\*\*What to do\.\*\* \w.{40}", page) and "{" not in page and len(page) < 40_000
     assert ("`runtime.micro_tokens`" in page) == (kind is errors.ChildDied)
