@@ -27,7 +27,7 @@ tests: store-faults          # beside `check`, which is over long before these a
 store-faults: .venv/dev
 	$(BIN)/pytest -m 'not full' $(STORE_FAULTS)
 
-test-all: check              ## everything but what needs a browser, Postgres or hours: pools, S3, repeated kills (half an hour)
+test-all: check              ## everything but what needs Postgres or hours: pools, S3, repeated kills (half an hour)
 	$(BIN)/pytest $(STORE_FAULTS)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=$(STORE_FAULTS) --ignore=tests/architecture $(LONGEST_FIRST)
 
@@ -65,7 +65,7 @@ worker: .venv/ready          ## a worker of one pool: make worker POOL=spin-gpu 
 	@$(BIN)/python -m flows.server.login
 	@DO_NOT_TRACK=1 exec $(BIN)/prefect worker start --pool $(POOL) $(if $(LIMIT),--limit $(LIMIT))
 
-test-server: .venv/browser   ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
+test-server: .venv/dev       ## a whole iteration on Postgres and two workers, and every other test of the server set-up and its UI
 	SPINLOOP_TEST_SERVER=1 $(BIN)/pytest -v tests/flows/pools
 
 bench-tokens: .venv/dev      ## speed of tokenize, and how soon score and finetune begin, with 50,000 rows (BENCH="--rows 2000" for less)
@@ -121,10 +121,6 @@ setup: .venv/ready
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ .venv/ready
-
-.venv/browser: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
-	touch $@ .venv/dev .venv/ready
 
 .venv/bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

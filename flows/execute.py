@@ -3,17 +3,25 @@ pools."""
 
 from __future__ import annotations
 
+import contextvars
+import threading
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 
 from flows import live
 from flows.ending import heeding_sigterm, outcome_known
 from flows.spin import dag, sources
 from flows.stages import OPTIONS, failed
+from spin_core.analysis.format import plural
 from spin_core.config.profile import Config
+from spin_core.errors import one_line, printable
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.runtime.leader import leading
@@ -24,14 +32,48 @@ from tasks.runner.pools import Pools
 from tasks.runner.redo import Redo, parse
 from tasks.runner.run import Run
 
+CHANGES = 3  # settings in a run's name
 
 NOTHING: list[str] = []
 
 
-@flow(name="spin", flow_run_name="{config.name}, {config.iterations} iterations, seed {config.seed}", **OPTIONS)
-def spin(config: Config, store: str = ".spinloop", base_dir: str = ".", redo: list[str] = NOTHING) -> dict | State:
+def title(name: str, iterations: int | None, changed: Iterable[str]) -> str:
+    """What a run is called in the UI: `demo, 2 iterations, finetune.beta=0.5`. `changed`: what is not as in the
+    profile, as `--set` takes it."""
+    parts = [name, *([plural(iterations, "iteration")] if iterations is not None else [])]
+    settings = [one_line(printable(one), 40) for one in changed if one.partition("=")[0] not in ("name", "iterations")]
+    more = [f"and {len(settings) - CHANGES} more"] if len(settings) > CHANGES else []
+    return ", ".join([*parts, *settings[:CHANGES], *more])
+
+
+def _name() -> str:
+    config = flow_run.parameters["config"]
+    return title(config.name, config.iterations, flow_run.parameters.get("changed", ()))
+
+
+def tag(profile: str) -> None:
+    """Give the run of the flow that calls the tag `profile:<name>`, from a thread: nothing waits for it. By a tag of
+    the flow's context all its tasks would have it, and each task with a tag takes a request for a concurrency slot."""
+    run, tags = UUID(flow_run.id), sorted({*flow_run.tags, f"profile:{profile}"})
+
+    def send() -> None:
+        try:
+            with get_client(sync_client=True, httpx_settings={"timeout": 30.0}) as client:
+                client.update_flow_run(run, tags=tags)
+        except Exception as error:  # the run is found by its name, too
+            get_run_logger().warning(f"This run has no tag of its profile ({one_line(error, kind=True)}).")
+
+    threading.Thread(target=contextvars.copy_context().run, args=[send], daemon=True).start()
+
+
+@flow(name="spin", flow_run_name=_name, **OPTIONS)
+def spin(
+    config: Config, store: str = ".spinloop", base_dir: str = ".", changed: tuple[str, ...] = (),
+    redo: list[str] = NOTHING,
+) -> dict | State:  # fmt: skip
     """Run every iteration of a profile. What the store already has is not computed again, but for the steps `redo`
-    (`finetune:0`), which are compared."""
+    (`finetune:0`), which are compared. `changed`: what of `config` is not as in its profile, for the run's name."""
+    tag(config.name)
     try:
         return run_dag(config, store, Path(base_dir), "here", redo=parse(redo))
     except Exception as error:

@@ -180,7 +180,7 @@ def _run(args: argparse.Namespace) -> None:
 
     with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
         # A State only where it failed: then it raises.
-        outcome = cast(dict, spin(config, args.store, str(base_dir), args.redo))
+        outcome = cast(dict, spin(config, args.store, str(base_dir), tuple(args.settings or ()), args.redo))
     _show_outcome(args, outcome)
 
 

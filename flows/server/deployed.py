@@ -4,7 +4,9 @@ sweep, and the dataset alone. deployments/prefect.yaml deploys them.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -16,7 +18,7 @@ from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
 from flows import sweep as sweeps
-from flows.execute import rows_only, run_dag
+from flows.execute import rows_only, run_dag, tag, title
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
 from flows.server.form import Profile, Settings, given
@@ -38,13 +40,34 @@ Axes = Annotated[
 
 
 def _name() -> str:
-    """`demo`, or `demo, iteration next`, from the parameters; the flow itself says what is wrong with them."""
+    """`demo, 2 iterations, finetune.beta=0.5`, or `demo, iteration next`, from the parameters; what is wrong with them
+    the flow itself says."""
     parameters = flow_run.parameters
-    named = (parameters.get("settings") or {}).get("name") or (
-        Path(parameters["file"]).stem if parameters.get("file") else ""
-    )
-    t = parameters.get("iteration")
-    return f"{named or parameters['profile']}" + (f", iteration {'next' if t == -1 else t}" if t is not None else "")
+    settings = parameters.get("settings") or {}
+    named = settings.get("name") or (Path(parameters["file"]).stem if parameters.get("file") else "")
+    named = str(named or parameters["profile"])
+    changed = [f"{path}={value}" for path, value in _flat(given(settings))]
+    if "iteration" in parameters:
+        t = parameters["iteration"]
+        return title(f"{named}, iteration {'next' if t == -1 else t}", None, changed)
+    return title(named, _iterations(parameters["file"] or parameters["profile"], settings), changed)
+
+
+def _iterations(profile: str, settings: dict[str, Any]) -> int | None:
+    """How many iterations the parameters ask for; None where they are wrong."""
+    try:
+        return load_profile(profile, changes=given(settings))[0].iterations
+    except BadInput:
+        return None
+
+
+def _flat(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting by its path, as `--set` takes it."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 @flow(name="spin", flow_run_name=_name, **OPTIONS)
@@ -58,6 +81,7 @@ def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_I
     """
     try:
         config, base_dir = _config(profile, settings, file)
+        tag(config.name)
         check(config, store_folder(), base_dir, GPU_POOL)
         outcome = run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin())
         _show_costs()
@@ -84,6 +108,7 @@ def iteration(
     """
     try:
         config, base_dir = _config(profile, settings, file)
+        tag(config.name)
         t = next_iteration(config, store_folder(), base_dir) if iteration == -1 else iteration
         if iteration == -1 and t == config.iterations:
             t -= 1  # all are there; the report may not be
@@ -112,6 +137,7 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
     """
     try:
         config, base_dir = _config(profile, settings, file)
+        tag(config.name)
         counts = rows_only(config, store_folder(), base_dir, _origin())
         return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
     except Exception as error:

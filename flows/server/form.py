@@ -1,5 +1,5 @@
-"""The run form of the Prefect UI, made from the config model: the same sections, help texts, choices and bounds, every
-field empty, which means: as the profile has it."""
+"""The run form of both Prefect UIs, made from the config model: its sections, help texts, choices and bounds; every
+field is empty, which means: as the profile has it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 
 from spin_core.config.base import listed_section, section_of
@@ -16,6 +16,7 @@ from spin_core.config.profile import PROFILES, Config, load_profile
 PROFILE_NAMES = tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
 Profile = Literal[PROFILE_NAMES]  # type: ignore[valid-type]
 AS_IT_IS = "as in the profile"
+NOTHING = "#/definitions/AsItIs"
 SWITCH = {"type": "string", "enum": ["true", "false"]}  # three positions: on, off, as the profile has it
 
 
@@ -56,19 +57,34 @@ def given(settings: dict[str, Any], model: type[BaseModel] | None = Config) -> d
 
 
 def _folded(model: type[BaseModel], field: FieldInfo, path: str) -> dict[str, Any]:
-    """A section, shut at first: with all of them open the form is 11 000 pixels high. `anyOf` is what the UI shows, a
-    switch between nothing and the section's boxes; its first option holds for every section. `allOf` is what the server
-    checks, so that it names the field that is wrong, and not the section."""
+    """A section, shut at first: with all of them open the form is 11 000 pixels high. `anyOf` is what both UIs show, a
+    switch between nothing and the section's boxes; its first option holds for every section. `then` is what the server
+    checks, so that it names the field that is wrong, and not the section. Neither UI reads it, which is why it stands
+    there: the first one lays what is in `allOf` or beside `anyOf` over the options, and shows a box of JSON.
+
+    That UI takes `{}` (boxes emptied, or a section in this one opened) for the first option of type object. So that
+    this is the one with the boxes, the option before it has its type beside a reference, where that UI does not look;
+    a section that can be left out shuts with its last box, because its type cannot stand beside `anyOf`."""
     boxes = form(model, f"{path}.")
     checked = {name: _accepted(box) for name, box in boxes["properties"].items()}
-    options = [{"type": "object", "title": AS_IT_IS, "properties": {}}, {**boxes, "title": "change"}]
+    nothing: dict[str, Any] = {"type": "object", "title": AS_IT_IS, "properties": {}}
+    shown: dict[str, Any] = {"anyOf": [nothing, {**boxes, "title": "change"}]}
     if field.default is None:
-        options.append({"type": "null", "title": "leave out", "description": "The run has no such section."})
+        leave_out = {"type": "null", "title": "leave out", "description": "The run has no such section."}
+        shown["anyOf"].append(leave_out)
+    else:
+        shown["type"] = "object"
+        nothing["$ref"] = NOTHING
     return {
         "title": path,
         "description": field.description or "",
-        "anyOf": options,
-        "allOf": [{"properties": checked, "additionalProperties": False}],
+        **shown,
+        "if": {},
+        "then": {
+            "type": ["object", "null"] if field.default is None else "object",
+            "properties": checked,
+            "additionalProperties": False,
+        },
     }
 
 
@@ -88,8 +104,20 @@ def _box(schema: dict[str, Any], field: FieldInfo, path: str) -> dict[str, Any]:
     if options:
         schema = options[0] if len(options) == 1 else {"anyOf": options}
     json_only = "As JSON, with every name in quotes." if schema.get("type") == "object" else ""
-    text = " ".join(part for part in (field.description, json_only, _in_profiles(field, path)) if part)
+    bounds = next(filter(None, map(_bounds, [schema, *schema.get("anyOf", [])])), "")
+    text = " ".join(part for part in (field.description, bounds, json_only, _in_profiles(field, path)) if part)
     return {**schema, "title": path, "description": text}
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    """What numbers a box takes; the UIs show it only once a number is refused."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}."
+    named = {"at least": low, "above": above, "at most": high, "below": below}
+    text = " and ".join(f"{word} {bound:g}" for word, bound in named.items() if bound is not None)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _choice(option: dict[str, Any]) -> dict[str, Any]:
@@ -124,5 +152,29 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=lambda one: one.model_dump(exclude_defaults=True))
 
 
+def _nothing(schema: dict[str, Any]) -> None:
+    """The JSON schema of AsItIs: without a type, see `_folded`."""
+    schema.clear()
+    schema.update(title=AS_IT_IS, properties={})
+
+
+class AsItIs(BaseModel):
+    """What `NOTHING` refers to, in the definitions of a flow's parameters."""
+
+    model_config = ConfigDict(json_schema_extra=_nothing)
+
+
+class Form:
+    """The JSON schema of settings that may have anything in them: `form`, and what it refers to."""
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        # As pydantic_core's functions of these names make it; by no other way is a definition added.
+        definition = {**AsItIs.__pydantic_core_schema__, "ref": "AsItIs"}
+        added: Any = {"type": "definitions", "schema": {"type": "definition-ref", "schema_ref": "AsItIs"}}
+        place = handler(added | {"definitions": [definition]})["$ref"]
+        schema: dict[str, Any] = json.loads(json.dumps(form()).replace(NOTHING, place))
+        return {**schema, "additionalProperties": False}
+
+
 CONFIGS = {name: load_profile(name)[0] for name in PROFILE_NAMES}
-Settings = Annotated[dict[str, Any], WithJsonSchema({**form(), "additionalProperties": False})]
+Settings = Annotated[dict[str, Any], Form()]

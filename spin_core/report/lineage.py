@@ -1,4 +1,5 @@
-"""The lineage of a run's models as a Mermaid diagram: dataset, rows, θ_0, answers, pairs, θ_1, and so on, by content.
+"""The lineage of a run's models as a picture and as a table: dataset, rows, θ_0, answers, pairs, θ_1, and so on, by
+content.
 
 Is not: the DAG as planned. An edge is an input's digest that another step has put out, as the records say. Left out are
 scores, evaluations and controls, which no model is made of; shards are one node, and tokens are the node of what they
@@ -14,14 +15,16 @@ from dataclasses import dataclass
 from spin_core.analysis.format import plural
 from spin_core.config.stage_table import DRAWN
 from spin_core.job import Entry
+from spin_core.report.graph_picture import Box, picture
+from spin_core.report.ui_pages import embedded, escape
 
 FIRST, LAST = 2, 3  # iterations that are drawn of a run with more
-STYLES = {
-    "ran": "fill:#dbeafe,stroke:#2563c9,color:#12305f",
-    "cached": "fill:#e2f4ea,stroke:#17804f,color:#0d3f28",
-    "outside": "fill:#eef0f3,stroke:#7c8798,color:#39424f,stroke-dasharray:4 3",
+STYLES = {  # fill, stroke, ink
+    "ran": ("#dbeafe", "#2563c9", "#12305f"),
+    "cached": ("#e2f4ea", "#17804f", "#0d3f28"),
+    "outside": ("#eef0f3", "#7c8798", "#39424f"),
 }
-
+LEGEND = "Green: Cached. Blue: ran. Dashed: from outside this run, or not drawn."
 
 Inputs = Callable[[Entry], Mapping[str, str | Sequence[str]]]
 
@@ -39,12 +42,14 @@ class Node:
 
 
 def lineage(steps: Sequence[Entry], inputs: Inputs) -> str:
-    """The fenced diagram and its legend. `steps` in the order of the DAG; `inputs`: the digests that a step read, by
-    the names of its inputs (asked of one shard only)."""
+    """The picture, its legend and the same as a table, from which a digest can be copied. `steps` in the order of the
+    DAG; `inputs`: the digests that a step read, by the names of its inputs (asked of one shard only)."""
     shown = [step for step in steps if step.stage in DRAWN and step.place.role != "control"]
     last = max((_iteration(step) for step in shown), default=-1)
     nodes, edges = graph(steps, shown, inputs, range(FIRST, last - LAST + 1))
-    return _drawn(nodes, edges)
+    if not nodes:
+        return "No model has been made yet."
+    return f"{_drawn(nodes, edges)}\n\n{LEGEND}\n\n{_table(nodes, edges)}"
 
 
 def graph(
@@ -120,12 +125,36 @@ def _count(summary: Mapping, name: str) -> str:
 
 
 def _drawn(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
-    lines = ["```mermaid", "flowchart TB"]
+    boxes = {}
+    for name in _forward(nodes, edges):
+        node = nodes[name]
+        title, small = _shown(node)
+        boxes[name] = Box(title, small, *STYLES[node.style], dashed=node.style == "outside")
+    return embedded("What each model was made of; the table below has the same.", picture(boxes, edges))
+
+
+def _forward(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> list[str]:
+    """The names in an order in which every edge goes forward. (A source is entered before the first that reads it, and
+    the node of the iterations that are not drawn where its first stands.)"""
+    left, order = list(nodes), []
+    while left:
+        ready = next((n for n in left if not any(end == n and start in left for start, end in edges)), left[0])
+        left.remove(ready)
+        order.append(ready)
+    return order
+
+
+def _table(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
+    lines = ["| what | content | made of |", "| :-- | :-- | :-- |"]
     for name, node in nodes.items():
-        small = f"{node.small} · {node.state}" if node.state else node.small
-        title, small, style = (re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in (node.title, small, node.style))
-        lines.append(f'  {name}["{title}<br/>{small}"]:::{style}')
-    lines += [f"  {start} --> {end}" for start, end in edges]
-    lines += ["  linkStyle default stroke:#8a95a6"] if edges else []  # the UI's own is all but invisible when dark
-    lines += [f"  classDef {name} {style}" for name, style in STYLES.items()]
-    return "\n".join([*lines, "```", "", "Green: Cached. Blue: ran. Dashed: from outside this run, or not drawn."])
+        read = [escape(_shown(nodes[start])[0], 60) for start, end in edges if end == name]
+        title, small = (escape(text, 60) for text in _shown(node))
+        lines.append(f"| {title} | {small} | {'<br>'.join(read)} |")
+    return "\n".join(lines)
+
+
+def _shown(node: Node) -> tuple[str, str]:
+    """A node's two lines."""
+    small = f"{node.small} · {node.state}" if node.state else node.small
+    title, small = (re.sub(r"[^\w .,:·…–-]", " ", part[:60]) for part in (node.title, small))
+    return title, small

@@ -8,6 +8,7 @@ text from outside goes through `escape`: it cannot become a link, an image, HTML
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -28,6 +29,8 @@ PICTURES = 180_000
 DECISION = 4_000
 """Characters of the form's text: a person reads it in a dialog."""
 LINES = 40  # of a table
+COLUMNS = 5  # of figures in a table of the report; the page is 640 pixels wide
+SHORT = 16  # characters that are kept on one line of a cell
 CELL = 160  # characters of a prompt or an answer
 SAMPLES = 8
 EMPTY = "(empty)"
@@ -126,15 +129,20 @@ def curves(charts: Sequence[Chart]) -> str:
     style = "".join(f"--{name}:{colour};" for name, colour in COLOURS.items())
     names = f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" style="{style}"'
     for chart in charts:
-        data = base64.b64encode(chart.svg.replace("<svg ", f"<svg {names} ", 1).encode()).decode()
         title = escape(chart.title)
-        part = f"### {title}\n\n![{escape(f'{chart.title}. {chart.text}', 300)}](data:image/svg+xml;base64,{data})"
+        drawn = embedded(f"{chart.title}. {chart.text}", chart.svg.replace("<svg ", f"<svg {names} ", 1))
+        part = f"### {title}\n\n{drawn}"
         left -= len(part)
         if left < 0:
             parts.append(f"### {title}\n\nToo large for this page; the report has it.")
             break
         parts.append(part)
     return "\n\n".join(parts)
+
+
+def embedded(text: str, svg: str) -> str:
+    """A picture as a part of the page; `text` says what it shows to who cannot see it."""
+    return f"![{escape(text, 300)}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def decision(figures: Figures, shown: Samples, t: int, total: int, forecast: Sequence[str] = ()) -> str:
@@ -177,8 +185,19 @@ def _further(rows: Sequence[ModelRow]) -> list[str]:
 
 
 def _report_table(table: ReportTable) -> str:
-    titles = [escape(title, 60) for title in (table.head, *table.columns)]
-    lines = [[escape(f"{line.label} {line.small}", 140), *map(_small, line.cells)] for line in _ends(table.lines)]
+    """In parts as wide as the page, one below the other: of a wider table one UI hides what is on the right, and the
+    other draws it over what stands beside the page."""
+    most = COLUMNS - any(cell[1] for line in table.lines for cell in line.cells)  # an interval is wide
+    parts = max(1, math.ceil(len(table.columns) / most))
+    wide = math.ceil(len(table.columns) / parts)
+    return "\n\n".join(_columns(table, slice(i * wide, (i + 1) * wide)) for i in range(parts))
+
+
+def _columns(table: ReportTable, columns: slice) -> str:
+    titles = [escape(title, 60) for title in (table.head, *table.columns[columns])]
+    lines = [
+        [escape(f"{line.label} {line.small}", 140), *map(_small, line.cells[columns])] for line in _ends(table.lines)
+    ]
     return _drawn(titles, lines)
 
 
@@ -202,6 +221,7 @@ def _figure(cell: Cell) -> str:
 
 def _small(cell: Cell) -> str:
     figure, small = cell
+    small = small.replace(" ", "\u00a0") if len(small) <= SHORT else small  # 0.722 to 1.377 on one line
     return f"{figure}<br>({small})" if small else figure
 
 

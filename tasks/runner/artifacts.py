@@ -58,8 +58,11 @@ def so_far(run: Run, tree: Path, t: int) -> str:
 def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name: str = "") -> None:
     figures = _figures(tree)
     charts = draw_all(models, figures["rows"])
-    pages = {
-        "iterations": (ui_pages.iterations(figures, report, name), "The models of the run on held-out rows."),
+    pages = {  # no order helps: Prefect shows a run's pages by their ids, which are random
+        "iterations": (
+            ui_pages.iterations(figures, report, name),
+            "Read first: the models of the run on held-out rows.",
+        ),
         "pairs": (ui_pages.pairs(figures["rows"]), "What the models learnt from."),
         "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
         "curves": (ui_pages.curves(charts), "Held-out metrics, and the course of training."),

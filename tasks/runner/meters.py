@@ -1,5 +1,5 @@
-"""Progress artifacts of steps that take long, for who watches the UI and not a terminal. Sent by a thread of their own,
-every 5 s for a step: a server that is slow or gone holds up no step and fails none."""
+"""Artifacts of steps, for who watches the UI and not a terminal: the progress of one that takes long, every 5 s, and a
+page of one that fails. Sent by a thread of their own: a server that is slow or gone holds up no step and fails none."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ class Meters:
                     self._put(meter)
                 meter.waiting = True
 
+    def page(self, kind: str, text: str, description: str) -> None:
+        """A Markdown page of the step whose task calls, under the key `<profile>-<kind>`."""
+        task = TaskRunContext.get()
+        if task is None:
+            return
+        key = re.sub("[^a-z0-9]+", "-", f"{self.profile} {kind}".strip())
+        made = ArtifactCreate(type="markdown", key=key, task_run_id=task.task_run.id)
+        made.flow_run_id, made.data, made.description = task.task_run.flow_run_id, text, description
+        with self._lock:
+            self._put(Meter(made, 0.0))
+
     def close(self) -> None:
         """Wait a moment for what is on its way."""
         with self._lock:
@@ -90,6 +101,8 @@ class Meters:
                         client.update_artifact(meter.id, ArtifactUpdate(data=now.data, description=now.description))
                 except Exception as error:  # the step goes on without, and the next one may come through
                     if not failed:
-                        get_run_logger().warning("The UI does not show all progress (%s).", one_line(error))
+                        get_run_logger().warning(
+                            "The UI does not show all progress, or what failed (%s).", one_line(error)
+                        )
                     failed = True
         meter.set()

@@ -88,10 +88,10 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
                 get_run_logger().info("%s: %s", step.title, in_words(record.facts["summary"]))
     except SpinloopError as error:
         if not isinstance(error, ChildDied) or last:
-            run.failures.append(error)
+            run.failed(step, error)
         raise
     except Exception as error:  # the steps after this one would hide it: they are only not ready
-        run.failures.append(StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
+        run.failed(step, StageFailed(f"{step.title}: {type(error).__name__}: {error}"))
         raise
     return run.note(step, record, cached), cached
 

@@ -11,6 +11,8 @@ from prefect.logging import get_run_logger
 from spin_core.config.runtime import Runtime
 from spin_core.errors import SpinloopError, StageFailed
 from spin_core.job import Entry
+from spin_core.report.failure_page import failure
+from spin_core.report.ui_pages import escape
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources.resolve import Ref
@@ -89,6 +91,13 @@ class Steps:
     def ahead(self) -> list[str]:
         """Titles of the steps that were submitted and have not ended, in the order of the DAG."""
         return [title for title in self.titles if title not in self.finished]
+
+    def failed(self, step: Step, error: SpinloopError) -> None:
+        """Enter the failure of a step; of the first one the UI gets a page. Others may only not have begun by it."""
+        if not self.failures:
+            text = failure(step.title, step.stage, error)
+            self.progress.meters.page("failed", text, f"Why {escape(step.title)} failed, and what to do.")
+        self.failures.append(error)
 
     def settle(self) -> None:
         """Wait until every step that was submitted has ended, however it did."""

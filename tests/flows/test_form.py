@@ -66,6 +66,9 @@ def test_choices_bounds_and_helps_are_those_of_the_config():
         kept = {name: value for name, value in schema.items() if name in ("enum", "pattern") or "imum" in name}
         assert kept.items() <= shown[path].items(), path
     assert shown["finetune.loss"]["enum"] == ["sigmoid", "hinge", "unpaired", "tspin", "tpaw", "alpha", "dft"]
+    assert "SPIN iterations. 0 to 100. In" in shown["iterations"]["description"]
+    assert " Above 0. In the profiles: 0.2 (demo)," in shown["finetune.beta"]["description"]
+    assert " At least 0 and below 1. " in shown["sft.warmup_ratio"]["description"]
     assert (shown["iterations"]["minimum"], shown["iterations"]["maximum"]) == (0, 100)
     assert shown["finetune.lora.target_modules"]["anyOf"][0]["enum"] == ["all-linear"]
 
@@ -127,6 +130,7 @@ def test_the_server_takes_what_the_form_sends(settings):
         ({"finetune": {"lora": {"rank": 0}}}, "settings.finetune.lora.rank"),
         ({"runtime": {"pools": {"score": 3}}}, "settings.runtime.pools.score"),
         ({"finetune": {"betta": 1}}, "'betta' was unexpected"),
+        ({"finetune": None}, "settings.finetune"),  # only some sections can be left out
         ({"dataset": {"sets": [{"path": "a", "weight": 0}]}}, "settings.dataset.sets[0].weight"),
         ({"dataset": {"sets": [{"path": "a", "wieght": 1}]}}, "'wieght' was unexpected"),
         ({"finetun": {}}, "'finetun' was unexpected"),

@@ -44,6 +44,7 @@ HOSTILE = [
     "| " * 50,
     "a" * 70 + "http://evil.example/" + "b" * 90,
 ]
+SVG = "{http://www.w3.org/2000/svg}"
 texts = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(alphabet=st.sampled_from(list("ab1 \n|`[]()<>!*_~#\\&;:/.@\"'-=+{}$^\u202e\x00wθ😀")), max_size=60),
@@ -136,12 +137,16 @@ def test_decision_of_the_gate_is_shown_as_text(outcome: str, best: str, reason: 
 
 
 def test_other_tables_are_on_the_page(tmp_path) -> None:
-    """Catches measures that the report shows and the UI does not, and a page too large for its server."""
+    """Catches measures that the report shows and the UI does not, a table wider than the page, and a page too large for
+    its server."""
     made = render(tmp_path / "out", *judged_run(tmp_path))[2]
     page = ui_pages.iterations(made, "r", "n")
     for title in ("Against the opponents", "Style of the answers", "Harness"):
         assert f"### {title}" in page
     assert "### Pair quality" not in page and len(page) < 20_000
+    tables = re.findall(r"^\| (.*) \|\n\| :--(.*) \|$", page.partition("### ")[2] + ui_pages.pairs(made["rows"]), re.M)
+    assert max(rule.count("|") for _, rule in tables) <= 5 < len(tables)
+    assert all(title in page for title in ("margin", "same answers", "length", "repetition", "distinct"))
     assert_text_only(page.replace("### ", ""))
 
 
@@ -251,10 +256,16 @@ def ledger(iterations: int, shards: int = 2, of_text: bool = False) -> tuple[lis
     return steps, reads
 
 
-def drawn(page: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
-    """Titles of the nodes, and the edges between titles."""
-    nodes = dict(re.findall(r'^  (\w+)\["(.*?)<br/>', page, re.MULTILINE))
-    return nodes, {(nodes[a], nodes[b]) for a, b in re.findall(r"^  (\w+) --> (\w+)$", page, re.MULTILINE)}
+def drawn(page: str) -> tuple[list[str], set[tuple[str, str]]]:
+    """Titles of the nodes, and the edges between titles, of the table below the picture."""
+    flat = cells(page)
+    rows = [flat[i : i + 3] for i in range(3, len(flat), 3)]
+    return [row[0] for row in rows], {(made_of, row[0]) for row in rows for made_of in row[2].split("\n") if made_of}
+
+
+def svg_of(page: str) -> ElementTree.Element:
+    (data,) = re.findall(r"\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", page)
+    return ElementTree.fromstring(base64.b64decode(data))
 
 
 @pytest.mark.parametrize("of_text", [False, True])
@@ -272,29 +283,77 @@ def test_lineage_has_the_edges_of_the_records(of_text: bool) -> None:
         ("pairs_1, 40", "θ_2"),
     }  # fmt: skip
     assert len(nodes) == 10
-    assert page.count(":::cached") == 2 and page.count(":::outside") == 2 and "2 shards · ran" in page
+    assert "| 2 shards · ran |" in page
+    picture = svg_of(page)
+    boxes = picture.findall(f"{SVG}rect")
+    fills = [box.attrib["fill"] for box in boxes]
+    assert (len(fills), fills.count("#e2f4ea"), sum("stroke-dasharray" in box.attrib for box in boxes)) == (10, 2, 2)
+    assert len(picture.findall(f"{SVG}path")) == len(edges)
+    assert {text.text for text in picture.findall(f"{SVG}text")} >= {*nodes, "2 shards · ran"}
+
+
+def corners(box: ElementTree.Element) -> tuple[float, float, float, float]:
+    x, y, width, height = (float(box.attrib[name]) for name in ("x", "y", "width", "height"))
+    return x, y, x + width, y + height
+
+
+def points(path: ElementTree.Element) -> list[tuple[float, float]]:
+    """Points of a curve, close to each other."""
+    numbers = [float(one) for one in re.findall(r"-?[\d.]+", path.attrib["d"])]
+    *_, (x, y) = [(0.0, 0.0), (numbers[0], numbers[1])]
+    curve, at = [(x, y)], 2
+    for letter in re.findall("[CL]", path.attrib["d"]):
+        given = numbers[at : at + (6 if letter == "C" else 2)]
+        at += len(given)
+        (x1, y1, x2, y2, x3, y3) = given if letter == "C" else (x, y, *given, *given)
+        for i in range(1, 21):
+            u, v = i / 20, 1 - i / 20
+            curve.append(tuple(  # type: ignore[arg-type]
+                v**3 * a + 3 * v * v * u * b + 3 * v * u * u * c + u**3 * d
+                for a, b, c, d in ((x, x1, x2, x3), (y, y1, y2, y3))
+            ))  # fmt: skip
+        x, y = x3, y3
+    return curve
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4, 100])
+def test_lineage_can_be_read(iterations: int) -> None:
+    """Catches boxes that lie over each other or outside of the picture, a line through a box, and one that goes up."""
+    steps, reads = ledger(iterations)
+    picture = svg_of(lineage(steps, lambda step: reads[step.key]))
+    width, height = (float(picture.attrib[name]) for name in ("width", "height"))
+    boxes = [corners(box) for box in picture.findall(f"{SVG}rect")]
+    assert all(left >= 0 and top >= 0 and right <= width and low <= height for left, top, right, low in boxes)
+    for i, (left, top, right, low) in enumerate(boxes):
+        assert not [b for b in boxes[:i] if left < b[2] and b[0] < right and top < b[3] and b[1] < low]
+    for path in picture.findall(f"{SVG}path"):
+        curve = points(path)
+        assert curve[0][1] < curve[-1][1]
+        for left, top, right, low in boxes:
+            assert not [p for p in curve if left < p[0] < right and top + 0.1 < p[1] < low - 0.1]
 
 
 def test_lineage_of_a_hundred_iterations_is_one_page() -> None:
-    """Catches a diagram that the UI cannot draw (Mermaid stops at 500 edges), and a gap that is not drawn."""
+    """Catches a diagram of a hundred rows, and a gap that is not drawn."""
     steps, reads = ledger(100, shards=30)
-    nodes, edges = drawn(lineage(steps, lambda step: reads[step.key]))
+    page = lineage(steps, lambda step: reads[step.key])
+    nodes, edges = drawn(page)
+    assert len(page) < 40_000 and float(svg_of(page).attrib["height"]) < 2500
     assert len(nodes) == 4 + 5 * 3 + 1 and len(edges) < 60
-    assert ("…", "answers of θ_97") in edges and ("pairs_1, 40", "…") in edges and "θ_100" in nodes.values()
+    assert ("…", "answers of θ_97") in edges and ("pairs_1, 40", "…") in edges and "θ_100" in nodes
 
 
 @given(texts)
 def test_lineage_takes_no_syntax_from_names(text: str) -> None:
-    """Catches a name or a figure that ends a node's text, a line or the diagram."""
+    """Catches a name or a figure that ends a node's text, a line or the picture."""
     entry = ledger_entry("reformat", text, "k", text, 1.0, text, summary={"train_rows": text})
-    lines = lineage([entry], lambda step: {text: text}).splitlines()
-    assert lines[:2] == ["```mermaid", "flowchart TB"] and lines.count("```") == 1
-    for line in lines[2 : lines.index("```")]:
-        assert re.fullmatch(
-            r'  (\w+\["[\w .,:·…–-]*<br/>[\w .,:·…–-]*"\]:::\w+|\w+ --> \w+|classDef [\w #,:-]+)', line
-        ), line
+    page = lineage([entry], lambda step: {text: text})
+    picture = svg_of(page)
+    assert {one.tag.removeprefix(SVG) for one in picture.iter()} == {"svg", "defs", "marker", "path", "rect", "text"}
+    assert not [name for one in picture.iter() for name in one.attrib if name.startswith("on") or "href" in name]
+    assert_text_only(page.partition(")\n")[2])
 
 
 def test_lineage_of_nothing() -> None:
     """Catches a failure of a run whose ledger has no model yet."""
-    assert "flowchart" in lineage([], lambda step: {})
+    assert lineage([], lambda step: {}) == "No model has been made yet."

@@ -84,20 +84,6 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     assert not ui.errors
 
 
-@pytest.mark.timeout(120)
-def test_a_wrong_value_is_refused_beside_its_box(ui: Ui, client: SyncPrefectClient):
-    """Catches a form that starts a run with a value that no run can have, or that refuses it without naming it."""
-    deployment = client.read_deployment_by_name("iteration/iteration").id
-    ui.custom_run(str(deployment))
-    ui.switch("finetune", "change")
-    ui.switch("finetune.lora", "change")
-    ui.fill("finetune.beta", -1)
-    ui.press("Submit")
-    ui.page.get_by_text("-1 is less than or equal to the minimum of 0", exact=True).wait_for()
-    ui.picture("form-refuses")
-    assert not of_deployment(client, deployment)
-
-
 @pytest.mark.skipif(not os.environ.get("SPINLOOP_TEST_FULL_DEMO"), reason="SPINLOOP_TEST_FULL_DEMO is not set")
 @pytest.mark.timeout(1800)
 def test_quick_run_runs_the_demo(ui: Ui, client: SyncPrefectClient, workers):
@@ -109,7 +95,7 @@ def test_quick_run_runs_the_demo(ui: Ui, client: SyncPrefectClient, workers):
     run = the_run(client, deployment)
     assert not run.parameters  # the page sends none, and the flow's own defaults are the demo
     completed(ui, client, run.id, seconds=1500)
-    assert client.read_flow_run(run.id).name == "demo"
+    assert client.read_flow_run(run.id).name == "demo, 2 iterations"
     look_at_artifacts(ui, client, run.id)
     assert not ui.errors
 
@@ -147,11 +133,9 @@ def look_at_artifacts(ui: Ui, client: SyncPrefectClient, run: UUID) -> None:
 def show_artifact(ui: Ui, kind: str, artifact: Artifact) -> None:
     ui.open(f"artifacts/artifact/{artifact.id}")
     ui.page.get_by_text(str(artifact.description)).first.wait_for()
-    if kind == "lineage":
-        ui.page.locator("svg[id^='mermaid'] g.node").first.wait_for()
-    if kind == "iterations":
+    if kind in ("iterations", "lineage"):
         ui.page.locator("table td").first.wait_for()
-    if kind == "curves":
+    if kind in ("curves", "lineage"):
         drawn = ui.page.locator("img[src^='data:image']").first
         drawn.wait_for()
         assert drawn.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
