@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.file_proxy import FileProxy
@@ -58,7 +58,7 @@ class _Console(Console):
     """As large as the terminal that it writes to. Does not hide the cursor: a process that is killed could not show it
     again."""
 
-    @property
+    @property  # type: ignore[misc]  # rich's can be set, which nothing does here
     def size(self) -> ConsoleDimensions:
         with suppress(OSError, ValueError):
             there = os.get_terminal_size(self.file.fileno())
@@ -148,7 +148,7 @@ class LiveView:
             if not self._up and not self._over:
                 self._up = True
                 _shown.append(self)
-                self._stream.stream = FileProxy(self._console, self._terminal)
+                self._stream.stream = cast(TextIO, FileProxy(self._console, self._terminal))
                 self._live.start()
         return self._titles[title]
 

@@ -12,7 +12,19 @@ import pytest
 from tests.architecture.scan import ROOMS, ROOT, beyond_walls, imports, module_name, python_files, where
 
 ALLOWED: dict[str, set[str] | None] = {  # top-level names besides the standard library; None: any library
-    "flows": {"flows", "tasks", "spin_core", "prefect", "pydantic", "yaml", "uvicorn", "httpx", "tqdm", "rich", "argcomplete"},
+    "flows": {
+        "flows",
+        "tasks",
+        "spin_core",
+        "prefect",
+        "pydantic",
+        "yaml",
+        "uvicorn",
+        "httpx",
+        "tqdm",
+        "rich",
+        "argcomplete",
+    },
     "tasks": {"tasks", "spin_core", "prefect", "pydantic", "httpx"},  # httpx: what Prefect's client raises
     "spin_core": None,
     "deployments": None,

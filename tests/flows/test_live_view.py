@@ -62,7 +62,9 @@ def test_step_at_work_is_shown_and_gone_when_it_ends(columns: int, monkeypatch) 
     with terminal(columns, monkeypatch) as (shown, made):
         progress = Progress(made(lambda: ["finetune[iter 0]", "evaluate[θ_1]", "gate[iter 0]"]))
         progress.step("ran     gather[iter 0] 2df1d7", 0.4)
-        progress.step("        Of the training pairs 0.0 % are identical, and in 71.7 % the opponent is preferred.", None)
+        progress.step(
+            "        Of the training pairs 0.0 % are identical, and in 71.7 % the opponent is preferred.", None
+        )
         with progress.at_work("finetune[iter 0]", ""):
             progress("finetune[iter 0]", event("training", 1, 40))
             seen(shown, "1 of 40 steps")
@@ -99,7 +101,7 @@ def test_failed_step_resized_terminal_and_what_others_write(monkeypatch) -> None
             shown.resize(40, 20)
             progress("sft[θ_0]", event("sft", 3, 4))
             seen(shown, "3 of 4 steps")
-            assert any("somebody else's line" == line for line in shown.lines)
+            assert any(line == "somebody else's line" for line in shown.lines)
             raise ValueError
         progress.step("note: after it", None)
         shown.read()
