@@ -23,7 +23,11 @@ TABLE = [["model", *(f"figure {column}" for column in range(1, 9))]] + [
 ]
 STATES = [
     ("cached", "reformat", "71674b 7.9 s saved"),
-    ("would run", "generate[iter 0]", "8 of 8 shards would run, 72 of 72 rows: generate.temperature was 1.0 and is 0.5"),
+    (
+        "would run",
+        "generate[iter 0]",
+        "8 of 8 shards would run, 72 of 72 rows: generate.temperature was 1.0 and is 0.5",
+    ),
     ("would run", "gather[iter 0]", "reads what generate[iter 0, shard 1/8] will write"),
 ]
 
