@@ -50,9 +50,11 @@ def main(argv: list[str] | None = None) -> None:
         parser = _parser()
         overview.complete(parser)
         args = parser.parse_args(argv)
-        args.command(args)
+        try:
+            args.command(args)
+        finally:
+            put_away()  # before anything is said of how it ended
     except KeyboardInterrupt:
-        put_away()
         text = "interrupted; finished steps are in the store, and the same command goes on from there."
         print_error(text)
         sys.exit(130)

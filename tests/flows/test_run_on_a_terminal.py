@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import random
 import re
 import shutil
 import sys
@@ -62,6 +64,19 @@ def test_interrupted_run_leaves_the_terminal_as_it_was(server, tiny, half_done, 
         ]
         assert not [line for line in shown.lines if "━" in line or line.startswith("next: ")]
         assert termios.tcgetattr(shown.slave) == before and b"\x1b[?25l" not in shown.raw
+
+
+def test_command_that_fails_while_it_shows_progress(tmp_path) -> None:
+    """Catches a bar that stays below the error."""
+    rows = "".join(f'{{"prompt": "p {i}", "response": "{random.random()}"}}\n' for i in range(20_000))
+    packed = gzip.compress(rows.encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    with screen(80) as shown:
+        words = [sys.executable, "-m", "flows.cli", "data", "cut.jsonl.gz"]
+        assert shown.run(words, environment(), tmp_path) != 0
+        assert any("rows" in line for frame in shown.frames for line in frame if "━" in line), shown.frames
+        at = next(i for i, line in enumerate(shown.lines) if line.startswith("spinloop:"))
+        assert "cut.jsonl.gz" in "".join(shown.lines[at:]) and not any("━" in line for line in shown.lines)
 
 
 @pytest.mark.parametrize("columns", [80, pytest.param(140, marks=pytest.mark.full)])
