@@ -38,7 +38,7 @@ PROFILE = Template("""\
 #   spinloop data $file      what is read: columns, rejects, lengths, the first rows as the model sees them
 #   spinloop plan $file      what would be computed, and what it costs (--gpu h100-80gb --gpus 8: on that machine)
 #   spinloop run $file
-# Every field: `spinloop run --help`. Paths begin at this file's folder.
+# Fields: `spinloop run --help finetune`, and so for each section. Paths begin at this file's folder.
 name: $name
 seed: 42
 iterations: 3                   # the gate after each one ends the run where another does not pay

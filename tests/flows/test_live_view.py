@@ -146,6 +146,10 @@ def test_steps_on_a_pool_and_many_at_once(monkeypatch) -> None:
         one.close()
         shown.read()
         assert shown.lines == []
+        put_away()
+        one.begin("a thread that ends late")
+        shown.read()
+        assert shown.lines == []
     assert collapsed("generate[iter 0, shard 3/9]") == "generate[iter 0]"
 
 
