@@ -195,7 +195,9 @@ def collapsed(title: str) -> str:
 
 def _rows(task: Task, width: int) -> Iterator[RenderableType]:
     label = printable(task.fields["label"]) or str(timedelta(seconds=int(task.elapsed or 0)))
-    head = Text(no_wrap=True, overflow="ellipsis").append(task.description, "bold").append(f"  {label}", "dim")
+    head = Text(task.description, "bold", no_wrap=True, overflow="ellipsis")
+    if not task.description.startswith(label):  # `finetune[iter 0]  finetune`
+        head.append(f"  {label}", "not bold dim")
     if not task.fields["unit"]:
         yield head
         return
