@@ -73,7 +73,11 @@ class Made:
             _named(step)
             | self.facts.read(step, "metrics.json")
             | _harness(self.facts.read(measured.get(step.label), "results.json"))
-            | ({"outcome": gates.get(step.place.iteration, {}).get("outcome")} if step.place.role == "iteration" else {})
+            | (
+                {"outcome": gates.get(step.place.iteration, {}).get("outcome")}
+                if step.place.role == "iteration"
+                else {}
+            )
             for step in steps
             if step.stage == "evaluate" and step.digest
         ]
@@ -118,7 +122,8 @@ def run(profile: str | Path | Mapping[str, Any], store: str | Path = "", **setti
 
 
 def made(name: str = "latest", store: str | Path = "") -> Made:
-    """A run of the store by its name. Raises BadInput, naming the runs there are, where there is none."""
+    """A run of the store by its name. Raises BadInput, naming the runs there are, where there is none, and StoreError
+    where there is no store."""
     return Made(read_run(open_store(_place(store), create=False, read_only=True), name))
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.file_proxy import FileProxy
@@ -31,7 +32,7 @@ LONGEST_BAR, SHORTEST_BAR = 40, 8
 HANGING = 8  # `ran     `, `Cached  `: what follows is wrapped beside it
 STYLES = {"ran": "green", "Cached": "cyan", "note:": "yellow", "stops": "yellow", "decoder": "dim", "": "dim"}
 
-_shown: list[LiveView] = []
+_views: weakref.WeakSet[LiveView] = weakref.WeakSet()
 
 
 def view(ahead: Callable[[], Sequence[str]] = list) -> LiveView | None:
@@ -58,7 +59,7 @@ class _Console(Console):
     """As large as the terminal that it writes to. Does not hide the cursor: a process that is killed could not show it
     again."""
 
-    @property
+    @property  # type: ignore[misc]  # rich's can be set, which nothing does here
     def size(self) -> ConsoleDimensions:
         with suppress(OSError, ValueError):
             there = os.get_terminal_size(self.file.fileno())
@@ -87,6 +88,7 @@ class LiveView:
             console=self._console, get_renderable=self._drawn, transient=True, refresh_per_second=PER_SECOND,
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
+        _views.add(self)
 
     def begin(self, title: str, where: str = "") -> None:
         """A step is at work, on the pool `where` or, if that is empty, here, where it may still wait for a process."""
@@ -147,8 +149,7 @@ class LiveView:
             self._titles[title] = self._tasks.add_task(title, total=None, label=label, unit="", figures={})
             if not self._up and not self._over:
                 self._up = True
-                _shown.append(self)
-                self._stream.stream = FileProxy(self._console, self._terminal)
+                self._stream.stream = cast(TextIO, FileProxy(self._console, self._terminal))
                 self._live.start()
         return self._titles[title]
 
@@ -157,7 +158,6 @@ class LiveView:
             self._tasks.remove_task(self._titles.pop(title))
         if self._up and not self._titles:
             self._up = False
-            _shown.remove(self)
             self._stream.stream.flush()
             self._live.stop()
             self._stream.stream = self._terminal
@@ -181,8 +181,9 @@ class LiveView:
 
 
 def put_away() -> None:
-    """Take away every view that is there, for good: the process is about to end, or to say why it does."""
-    for one in list(_shown):
+    """Take away every view, for good: the process is about to end, or to say why it does, and threads may still be at
+    work."""
+    for one in list(_views):
         one.leave()
 
 
@@ -194,7 +195,9 @@ def collapsed(title: str) -> str:
 
 def _rows(task: Task, width: int) -> Iterator[RenderableType]:
     label = printable(task.fields["label"]) or str(timedelta(seconds=int(task.elapsed or 0)))
-    head = Text(no_wrap=True, overflow="ellipsis").append(task.description, "bold").append(f"  {label}", "dim")
+    head = Text(task.description, "bold", no_wrap=True, overflow="ellipsis")
+    if not task.description.startswith(label):  # `finetune[iter 0]  finetune`
+        head.append(f"  {label}", "not bold dim")
     if not task.fields["unit"]:
         yield head
         return

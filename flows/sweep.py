@@ -48,6 +48,15 @@ class Training:
         """`beta 0.1, seed 4`"""
         return f"{self.label}, seed {self.seed}"
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """What is not as in the profile, as `--set` takes it."""
+        seed = self.config.finetune.seed
+        return (
+            *(f"{name}={value}" for name, value in self.changes.items()),
+            *[f"finetune.seed={seed}"] * (seed is not None),
+        )
+
 
 @dataclass(frozen=True)
 class Trainings:

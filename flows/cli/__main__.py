@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from flows.cli import overview
-from flows.cli.terminal import print_markdown, print_states
+from flows.cli.terminal import print_error, print_markdown, print_states
 from flows.live import put_away
 from flows.proxies import keep_loopback_direct
 from flows.server import settings
@@ -51,11 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         parser = _parser()
         overview.complete(parser)
         args = parser.parse_args(argv)
-        args.command(args)
+        try:
+            args.command(args)
+        finally:
+            put_away()  # before anything is said of how it ended
     except KeyboardInterrupt:
-        put_away()
         text = "interrupted; finished steps are in the store, and the same command goes on from there."
-        print(f"spinloop: {text}", file=sys.stderr)
+        print_error(text)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         known = error if isinstance(error, SpinloopError) else _in_a_sentence(error)
         if known is None:
             raise
-        print(f"spinloop: {known}", file=sys.stderr)
+        print_error(str(known))
         sys.exit(known.exit_code)
 
 
@@ -96,13 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
 
     def add(to, name: str, command, text: str) -> argparse.ArgumentParser:
-        fields = name in ("run", "plan")  # of a profile: `--help SECTION`
-        sub = to.add_parser(
-            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=not fields,
-        )  # fmt: skip
-        if fields:
-            overview.add_help(sub, name)
+        sub = overview.add_parser(to, name, text)
         sub.set_defaults(command=command)
         sub.add_argument(
             "--store", default=os.environ.get("SPINLOOP_STORE", ".spinloop"), type=named, metavar="DIR",
@@ -187,7 +183,7 @@ def _run(args: argparse.Namespace) -> None:
 def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exception, what: str) -> int:
     """Report what came of a run, and `what` its server did; the exit code."""
     if isinstance(outcome, Exception):
-        print(f"spinloop: {outcome}", file=sys.stderr)
+        print_error(str(outcome))
     else:
         _show_outcome(args, outcome)
     where = f"PREFECT_API_URL {url}: the server" if url else "the run's own Prefect server"

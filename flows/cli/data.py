@@ -44,8 +44,8 @@ def _data(args: argparse.Namespace) -> None:
     if DIGEST.fullmatch(config.model.path):
         tree = open_store(args.store, create=False, read_only=True, runs=False).input_tree(config.model.path)
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(tree)})})
-    from spin_core.preview import text
     from flows import live
+    from spin_core.preview import text
     from spin_core.preview.look import look
     from tasks.runner.progress import Progress
 

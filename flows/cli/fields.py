@@ -42,7 +42,7 @@ def section_help(path: str) -> str:
     if model is None:
         return _entry(path, field)
     first = ".0" * bool(listed_section(field.annotation))
-    lines = [textwrap.fill(f"{path}: {field.description or ''}", _width()), ""]
+    lines = [textwrap.fill(f"{path}: {field.description or ''}", width()), ""]
     return "\n".join([*lines, *(_entry(f"{path}{first}.{name}", one) for name, one in model.model_fields.items())])
 
 
@@ -52,7 +52,7 @@ def _entry(path: str, field: FieldInfo) -> str:
     head = f"  {path}" if section else f"  {path} ({_default(field)})" + (f": {allowed}" if allowed else "")
     text = f"a section: `--help {path}`. {first_sentence(text)}" if section else text
     return "\n".join(
-        textwrap.fill(line, _width(), initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
+        textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
         for line, indent in ((head.strip(), "  "), (text, " " * 6))
     )
 
@@ -110,7 +110,9 @@ def choices_text(field: FieldInfo) -> str:
     if said and any(get_origin(one) is list for one in (field.annotation, *get_args(field.annotation))):
         parts = [f"a list of {parts[0]}" if get_origin(field.annotation) is list else f"{parts[0]}, or a list"]
     for limit in field.metadata:
-        parts += [f"{sign} {value}" for name, sign in BOUNDS.items() if (value := getattr(limit, name, None)) is not None]
+        parts += [
+            f"{sign} {value}" for name, sign in BOUNDS.items() if (value := getattr(limit, name, None)) is not None
+        ]
     if NoneType in get_args(field.annotation) and parts:
         parts.append("or nothing")
     return ", ".join(parts)
@@ -121,7 +123,8 @@ def first_sentence(text: str) -> str:
     return text.partition("; ")[0].partition(". ")[0].rstrip(".") + "."
 
 
-def _width() -> int:
+def width() -> int:
+    """Columns that help is wrapped at."""
     return min(WIDEST, shutil.get_terminal_size().columns)
 
 

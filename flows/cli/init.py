@@ -38,7 +38,7 @@ PROFILE = Template("""\
 #   spinloop data $file      what is read: columns, rejects, lengths, the first rows as the model sees them
 #   spinloop plan $file      what would be computed, and what it costs (--gpu h100-80gb --gpus 8: on that machine)
 #   spinloop run $file
-# Every field: `spinloop run --help`. Paths begin at this file's folder.
+# Fields: `spinloop run --help finetune`, and so for each section. Paths begin at this file's folder.
 name: $name
 seed: 42
 iterations: 3                   # the gate after each one ends the run where another does not pay
@@ -66,6 +66,7 @@ finetune:
   lr: $lr
   schedule_epochs: 2
   global_batch: 64
+  order: prompts                # pairs of one prompt together: 1.3 to 1.4 times as fast from the second iteration on
   max_length: $both               # prompt and answer together
 $lora
 evaluate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from typing import Any
 
 from flows.cli import fields
@@ -15,7 +16,7 @@ USAGE = "usage: spinloop COMMAND ..."
 OVERVIEW = {
     "Begin": {
         "init": "write a commented profile for your model and data",
-        "data": "show what a dataset would be read as, before anything is paid for",
+        "data": "show what a dataset would be read as, before a run pays for it",
         "import": "begin from somebody else's pairs or checkpoint",
     },
     "Run": {
@@ -62,14 +63,21 @@ class SectionHelp(argparse.Action):
         sys.exit(0)
 
 
-def add_help(sub: argparse.ArgumentParser, command: str) -> None:
-    """Give a command that takes a profile its help."""
-    help_ = sub.add_argument(
-        "-h", "--help", nargs="?", const="", action=SectionHelp, metavar="SECTION", default=argparse.SUPPRESS,
-        help="show this and exit; with a section, such as finetune, its fields",
+def add_parser(to: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """The parser of a command; of one that takes a profile with `--help SECTION`."""
+    takes_profile = name in ("run", "plan")
+    sub: argparse.ArgumentParser = to.add_parser(
+        name, help=text, description=textwrap.fill(text, fields.width()), add_help=not takes_profile,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    help_.completer = _sections  # type: ignore[attr-defined]
-    sub.epilog = fields.sections_help(command)
+    if takes_profile:
+        help_ = sub.add_argument(
+            "-h", "--help", nargs="?", const="", action=SectionHelp, metavar="SECTION", default=argparse.SUPPRESS,
+            help="show this and exit; with a section, such as finetune, its fields",
+        )  # fmt: skip
+        help_.completer = _sections  # type: ignore[attr-defined]
+        sub.epilog = fields.sections_help(name)
+    return sub
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

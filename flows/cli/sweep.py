@@ -90,7 +90,7 @@ def _sweep(args: argparse.Namespace) -> None:
     def run(one: sweep.Training) -> dict:
         # Each run is watched by itself: a server that takes no end would end the process with this run's.
         with watched(partial(_left, one.title)) if args.at_once == 1 else nullcontext():
-            return cast(dict, spin(one.config, args.store, str(made.base_dir)))
+            return cast(dict, spin(one.config, args.store, str(made.base_dir), (*args.settings, *one.changed)))
 
     with server.ready() if server else nullcontext():
         results = sweep.run_all(made, run, lambda text: print(text, file=sys.stderr, flush=True), args.at_once)

@@ -54,11 +54,29 @@ def print_markdown(text: str, file: TextIO | None = None) -> None:
         return
     for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("| ")):
         if is_table:
-            for part in _tables(list(lines), console.width):
-                console.print(part)
+            for i, part in enumerate(_tables(list(lines), console.width)):
+                console.print(*[""] * bool(i), part, sep="\n")
         else:
             for line in lines:
-                console.print(Text(printable(line, "\t")))
+                console.print(_wrapped("- ", line[2:]) if line.startswith("- ") else Text(printable(line, "\t")))
+
+
+def print_error(text: str) -> None:
+    """`spinloop: …` on standard error, what a command that failed says."""
+    console = _console(sys.stderr)
+    if console is None:
+        print(f"spinloop: {text}", file=sys.stderr)
+    else:
+        console.print(Text.assemble(("spinloop: ", "bold red"), text))
+
+
+def _wrapped(mark: str, text: str) -> Table:
+    """A line that is wrapped beside its mark."""
+    grid = Table.grid(padding=0)
+    grid.add_column(width=len(mark))
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, Text(printable(text, "\t")))
+    return grid
 
 
 def _console(stream: TextIO) -> Console | None:

@@ -1,5 +1,5 @@
-"""Shows the progress of running steps: on a terminal in a view (flows/live.py), else by a line in the task run's log now
-and then.
+"""Shows the progress of running steps: on a terminal in a view (flows/live.py), else by a line in the task run's log
+now and then.
 
 Commands that run no flow use it too, so nothing here imports Prefect (1.3 s), unless it is there already.
 """

@@ -70,7 +70,7 @@ class Screen:
         """The exit code of a command on this terminal; as soon as `when` is true of what is shown it gets a Ctrl-C."""
         process = subprocess.Popen(
             command, env=env, cwd=cwd, stdin=self.slave, stdout=self.slave, stderr=self.slave,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)) and None,
+            preexec_fn=_take_terminal,
         )  # fmt: skip
         pressed, until = False, time.monotonic() + 240
         while process.poll() is None:
@@ -86,6 +86,12 @@ class Screen:
     def close(self) -> None:
         os.close(self.master)
         os.close(self.slave)
+
+
+def _take_terminal() -> None:
+    """In the child: Ctrl-C on its standard input is for it and no other process."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_step_at_work_is_shown_and_gone_when_it_ends(columns: int, monkeypatch) 
             lines = seen(shown, "12 of 40 steps")
             assert "next: evaluate[θ_1], gate[iter 0]" in lines
             assert any(line.startswith("finetune[iter 0]  training") for line in lines)
-            assert any("━" in line for line in lines)
+            assert any("━" in line and "…" not in line for line in lines)
             if columns > 40:
                 bar = next(line for line in lines if "12 of 40" in line)
                 assert "left" in bar and "1,234 tokens/s" in bar
@@ -101,7 +101,7 @@ def test_failed_step_resized_terminal_and_what_others_write(monkeypatch) -> None
             shown.resize(40, 20)
             progress("sft[θ_0]", event("sft", 3, 4))
             seen(shown, "3 of 4 steps")
-            assert any("somebody else's line" == line for line in shown.lines)
+            assert any(line == "somebody else's line" for line in shown.lines)
             raise ValueError
         progress.step("note: after it", None)
         shown.read()
@@ -140,8 +140,14 @@ def test_steps_on_a_pool_and_many_at_once(monkeypatch) -> None:
             one.end(f"generate[iter 0, shard {n}/9]")
             one.begin(f"score[iter {n}]", "spin-gpu")
         lines = seen(shown, "and 5 more at work")
-        assert any(line == "score[iter 1]  on spin-gpu" for line in lines)
+        assert [line for line in lines if line.startswith("score")] == [
+            f"score[iter {n}]  on spin-gpu" for n in range(1, 5)
+        ]
         one.close()
+        shown.read()
+        assert shown.lines == []
+        put_away()
+        one.begin("a thread that ends late")
         shown.read()
         assert shown.lines == []
     assert collapsed("generate[iter 0, shard 3/9]") == "generate[iter 0]"
@@ -153,9 +159,10 @@ def test_no_colour_and_terminals_that_only_print(monkeypatch) -> None:
         with terminal(80, monkeypatch) as (shown, made):
             monkeypatch.setenv(name, value)
             made().line("ran     tokenize b9b73f  1.0 s")
+            made().line("        dim beside what it is about")
             shown.read()
             assert bool(COLOUR.search(shown.raw.decode())) is coloured
-            assert shown.lines == ["ran     tokenize b9b73f  1.0 s"]
+            assert shown.lines == ["ran     tokenize b9b73f  1.0 s", "        dim beside what it is about"]
             monkeypatch.setenv("TERM", "dumb")
             assert view() is None
     monkeypatch.setattr(sys, "stderr", WholeLines(open(os.devnull, "w")))  # noqa: SIM115
