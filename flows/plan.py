@@ -193,8 +193,8 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
     _check_alone(config)
     if config.runtime.approve and pool == "here":
         raise BadInput(
-            "runtime.approve: only a run of a deployment can wait for a person; start one (README: Run it on a "
-            "server), or leave it out."
+            "runtime.approve: only a run of a deployment can wait for a person; start one "
+            "(docs/server.md), or leave it out."
         )
     answering = ["generate", *["evaluate"] * config.evaluate.answers]
     if any(config.runtime.pools.of(stage, pool) == "here" for stage in answering):

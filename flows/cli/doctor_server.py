@@ -52,7 +52,7 @@ def diagnose_server(store: str) -> list[Line]:
     except BadInput as error:
         return [("missing", "server", str(error))]
     if not url:
-        return [("-", "server", "none configured: a run brings its own (README: Run it on a server)")]
+        return [("-", "server", "none configured: a run brings its own (docs/server.md)")]
     if not answers(url):
         return [("missing", "server", f"none answers at {url} (PREFECT_API_URL); `make server` starts one")]
     try:

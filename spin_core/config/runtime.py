@@ -89,7 +89,7 @@ class Runtime(Section):
     keep_engine: bool = Field(
         True,
         description="Keep a vLLM engine for the next model of the run, whose weights it then takes in place (checked: "
-        "README); asleep on a GPU while other stages compute there. false: a new engine for each model.",
+        "docs/generate.md); asleep on a GPU while other stages compute there. false: a new engine for each model.",
     )
     vllm_python: str = Field(
         "", description="Interpreter that has vLLM; empty: $SPINLOOP_VLLM_PYTHON, else .venv-vllm (`make vllm-env`)."

@@ -4,7 +4,7 @@ model where `runtime.keep_engine` says so (`kept`, `vllm_shared`).
 Runs under vLLM's own interpreter (`make vllm-env`), which has no Prefect. What holds: a row's draws are its own (see
 `decoding`), so its answer is a function of model, prompt, settings, seed and the rounding of the logits. Which rows are
 computed together differs from run to run, and with it the rounding (1e-6 in float32, 1e-2 in bfloat16): an answer
-differs where a draw falls that close to the border between two tokens. README says how often that was.
+differs where a draw falls that close to the border between two tokens. docs/generate.md says how often that was.
 Several jobs may call `sample` at once, from threads: while one shard's last rows end, the next shard's are at work.
 """
 

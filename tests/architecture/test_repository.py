@@ -77,17 +77,20 @@ def make_targets(text: str) -> set[str]:
     return {name for line in re.findall(r"(?m)^([\w -]+):(?!=)", text) for name in line.split()}
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def pages() -> dict[str, str]:
+    """README and the guides, by name."""
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
 
 
-def test_readme_tree_is_the_real_tree():
-    """Catches a README that leads to files which moved, and a folder at the top that the README does not name."""
-    block = next((b for b in fenced_blocks(readme()) if b and b[0].split()[:1] == ["spinloop/"]), None)
-    assert block, "README.md has no fenced block that begins with spinloop/"
+def test_drawn_tree_is_the_real_tree():
+    """Catches a page that leads to files which moved, and a folder at the top that it does not name."""
+    text = pages()["docs/architecture.md"]
+    block = next((b for b in fenced_blocks(text) if b and b[0].split()[:1] == ["spinloop/"]), None)
+    assert block, "docs/architecture.md has no fenced block that begins with spinloop/"
     listed = tree_paths(block)
     missing = [path for path in listed if not (ROOT / path).exists()]
-    assert not missing, f"README.md lists what is not there: {missing}"
+    assert not missing, f"docs/architecture.md lists what is not there: {missing}"
     real = {file.relative_to(ROOT).parts[0] for file in tracked_files()}
     shown = {path.split("/")[0] for path in listed}
     assert {name for name in real if name[0] != "."} == {name for name in shown if name[0] != "."}
@@ -118,11 +121,44 @@ def test_tree_paths_both_drawings_are_read():
     assert tree_paths(plain) == ["tasks", "tasks/score.py", "tasks/sft.py", "README.md"]
 
 
-def test_readme_make_targets_exist():
+def test_make_targets_of_the_pages_exist():
     """Catches a documented command that make does not know."""
-    wanted, there = make_commands(readme()), make_targets((ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert wanted, "README.md names no make target"
-    assert wanted <= there, f"the Makefile lacks {sorted(wanted - there)}"
+    there = make_targets((ROOT / "Makefile").read_text(encoding="utf-8"))
+    wanted = {name: make_commands(text) for name, text in pages().items()}
+    assert wanted["README.md"] >= {"demo", "test"}
+    assert not {name: sorted(own - there) for name, own in wanted.items() if own - there}
+
+
+def test_readme_is_short():
+    """Catches a README that grows back into the manual that it was (415 lines): guides are pages of docs/."""
+    lines = pages()["README.md"].splitlines()
+    assert len(lines) <= 170 and not [line for line in lines if len(line) > 100]
+
+
+def test_links_of_the_pages_lead_somewhere():
+    """Catches a link to a page, a file or a heading that is not there."""
+    every, broken = pages(), []
+    for name, text in every.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", text)):
+            place, _, heading = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            file = (ROOT / name).parent / place if place else ROOT / name
+            there = file.resolve().relative_to(ROOT).as_posix() if file.exists() else ""
+            if not there or (heading and there in every and heading not in anchors(every[there])):
+                broken.append(f"{name}: {target}")
+    assert not broken
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as code hosts make them."""
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_anchors_are_those_of_code_hosts():
+    """Catches anchors of no heading, with which every link to one would be broken, or none."""
+    assert anchors("# A\n## The opponent's decoder\n### `--redo`: x") == {"a", "the-opponents-decoder", "--redo-x"}
 
 
 def test_make_commands_and_targets_are_read():

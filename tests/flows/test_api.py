@@ -1,4 +1,4 @@
-"""Runs from Python: README's example in a notebook's event loop, and what a run returns."""
+"""Runs from Python: the example of docs/first-run.md in a notebook's event loop, and what a run returns."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def store(finished, tmp_path) -> Path:
 
 
 def example() -> str:
-    """The Python of README's section."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The Python of the page's section."""
+    text = (ROOT / "docs" / "first-run.md").read_text(encoding="utf-8")
     return re.search(r"```python\n(from flows import api.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
 
 
