@@ -27,7 +27,7 @@ OVERVIEW = {
     },
     "Results": {
         "report": "print a run's table, or set two runs side by side",
-        "costs": "sum up hours, tokens and disk of all runs, and what the cache saved",
+        "costs": "hours, tokens and disk of all runs, and what the cache saved",
         "push": "upload a run's model and pairs to the Hugging Face hub",
     },
     "Store": {"store": "look at and tend the artifact store (ls, show, du, gc)"},
