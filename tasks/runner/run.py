@@ -119,7 +119,7 @@ class Run(Steps):
         return ref
 
     def deployment(self, model: Any) -> Decoding | None:
-        """How `model` (a Ref, or a future or Pending of one that is made here, which says nothing) is deployed. Raises
+        """How `model` (a Ref; None for one that is made here, which says nothing) is deployed. Raises
         BadInput where the opponent is to draw so and the model does not say how, or not what the profile can do."""
         wanted = [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
         judged = self.config.gate.metric.endswith("/deployed")

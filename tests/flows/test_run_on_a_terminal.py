@@ -19,7 +19,9 @@ from spin_core.report.run_facts import read_steps
 from tests.flows.screen import Screen, screen
 
 STEP = re.compile(r"(ran   |Cached)  (\S.*) [0-9a-f]{6}(  [0-9,.]+ s)?")
-SETTINGS = {80: ["iterations=1", "finetune.lr=0.002"], 140: ["iterations=1", "evaluate.max_new_tokens=7"]}
+LONG = ["iterations=1", "finetune.schedule_epochs=60"]
+"""A training of 240 steps: the tiny run's 4 are over between two looks at the terminal."""
+SETTINGS = {80: [*LONG, "finetune.lr=0.002"], 140: [*LONG, "finetune.lr=0.003"]}
 
 
 def command(tiny: Path, store: Path, columns: int) -> list[str]:
@@ -45,7 +47,7 @@ def record(shown: Screen, place: Path) -> str:
 
 @pytest.fixture(scope="module")
 def half_done(finished, tmp_path_factory) -> Path:
-    """A store that has the tiny run: another learning rate or another length of answers is still to be computed."""
+    """A store that has the tiny run: another learning rate is still to be computed."""
     store = tmp_path_factory.mktemp("terminal") / "store"
     shutil.copytree(finished[0], store, symlinks=True)
     return store
