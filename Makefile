@@ -5,7 +5,7 @@ BIN := .venv/bin
 STORE_FAULTS := tests/faults/store
 # Test files side by side, three on two cores, as a test waits for a fifth of its time. Each has a Prefect server and homes of its own.
 # What takes longest comes first, so that the end is not one file's; before it three files that make the runs which others share.
-LONGEST_FIRST := tests/faults/flow/test_server_faults.py tests/flows/test_cache.py tests/hub/test_push.py \
+LONGEST_FIRST := tests/deployments/test_wheel.py tests/faults/flow/test_server_faults.py tests/flows/test_cache.py tests/hub/test_push.py \
   tests/training tests/faults tests/flows tests/hub tests/imports tests
 JOBS ?= 3
 MINUTES ?= 8
