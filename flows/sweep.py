@@ -23,7 +23,7 @@ from spin_core.analysis.format import setting_text
 from spin_core.analysis.results import ModelResults
 from spin_core.config.profile import Config, parse, put, read_profile
 from spin_core.config.sweep import MOST, Sweep
-from spin_core.errors import BadInput, SpinloopError, StoreError
+from spin_core.errors import BadInput, SpinloopError, Stopped, StoreError
 from spin_core.estimate import sheet, text
 from spin_core.report import sweep_page
 from spin_core.report.stored_run import find, side_of
@@ -186,12 +186,15 @@ def run_all(
     sweep: Trainings, run: Callable[[Training], dict], say: Callable[[str], None], at_once: int = 1
 ) -> list[dict | SpinloopError]:
     """Run every training, `at_once` side by side (their stages on work pools, which have limits of their own); of each
-    what `run` gave, or the error that it failed with. One that fails does not keep the others from running."""
+    what `run` gave, or the error that it failed with. One that fails does not keep the others from running; one that
+    SIGTERM ended does (Stopped)."""
 
     def one(number: int, training: Training) -> dict | SpinloopError:
         say(f"run {number} of {len(sweep.all)}: {training.title}")
         try:
             return run(training)
+        except Stopped:
+            raise  # SIGTERM is for the sweep, not for this run alone
         except SpinloopError as error:
             say(f"{training.title} failed: {error}")
             return error

@@ -83,7 +83,7 @@ def read(runs: Path, ledger: Callable[[Path], tuple[str, Costs] | None]) -> list
     """The executions of every run below `runs`, oldest first. `ledger`: profile and costs of the last execution of a
     run without a file; None where it cannot be read. Raises BadInput for a damaged file."""
     found: list[Execution] = []
-    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in (runs.iterdir() if runs.is_dir() else ()) if path.is_dir()):
         files = [(path, made) for path in sorted(folder.iterdir()) if (made := FILE.fullmatch(path.name))]
         for path, made in files:
             time = datetime.strptime(made[1], TIME).replace(tzinfo=UTC)

@@ -90,6 +90,11 @@ def test_damaged_file_is_one_sentence(runs: Path) -> None:
     assert str(file) in str(refused.value)
 
 
+def test_store_without_runs_has_no_executions(tmp_path: Path) -> None:
+    """Catches a traceback in a new store."""
+    assert account.read(tmp_path / "runs", lambda file: None) == []
+
+
 def test_since_is_a_date(runs: Path) -> None:
     """Catches a day that is left out, and a traceback for what is no date."""
     every = account.read(runs, lambda file: None)

@@ -13,7 +13,7 @@ import yaml
 from flows.plan import check
 from flows.sweep import run_all, trainings
 from spin_core.config.profile import load_profile
-from spin_core.errors import BadInput, StageFailed
+from spin_core.errors import BadInput, StageFailed, Stopped
 from tasks.runner.run import run_name
 from tests.flows.fixtures import TINY
 
@@ -119,6 +119,19 @@ def test_a_failed_run_does_not_end_the_others(tiny: Path) -> None:
         results = run_all(made, run, said.append, at_once)
         assert isinstance(results[0], StageFailed) and isinstance(results[1], dict)
     assert any("beta 1, seed 3 failed: out of memory" in line for line in said)
+
+
+def test_sigterm_ends_the_sweep(tiny: Path) -> None:
+    """Catches a sweep that begins its next run when it was asked to end."""
+    made, begun = trainings(str(tiny), (), TWO), []
+
+    def run(one) -> dict:
+        begun.append(one)
+        raise Stopped("ended by SIGTERM")
+
+    with pytest.raises(Stopped):
+        run_all(made, run, lambda text: None)
+    assert len(begun) == 1
 
 
 def test_sweep_runs_only_what_differs_and_its_plan_says_so(spinloop, server, finished, tiny, tmp_path) -> None:
