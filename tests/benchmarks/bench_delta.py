@@ -6,7 +6,7 @@ table. A delta is bit-exact: `new = old xor delta`, or the difference of the bit
 to the next number of its sign is ±1 there), one tensor at a time; both also with the bytes of each weight apart (first
 all low bytes, then all high ones), which compressors like better. Compressed by zstd, level 3, as is the whole model.
 
-Is not: a way to store models. Of models after real steps nothing has been measured with it yet.
+Is not: a way to store models. bench_delta.md beside this file has what it measured of a real training.
 """
 
 from __future__ import annotations
