@@ -28,7 +28,7 @@ def scheduled(api: Api, path: Path, number: int):
         slug=f"test-{path.stem}-{number}",
     )
     (made,) = api.client.create_deployment_schedules(deployment.id, [once])
-    name = FlowRunFilter(name=FlowRunFilterName(any_=[path.stem]))
+    name = FlowRunFilter(name=FlowRunFilterName(like_=path.stem))
 
     def started():
         runs = [run for run in api.client.read_flow_runs(flow_run_filter=name) if run.auto_scheduled]
