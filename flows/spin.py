@@ -97,14 +97,18 @@ def measured(run: Run, label: str, place: Place, model, rows: Rows, t: int = 0, 
 def sources(run: Run) -> tuple[dict, Any, dict]:
     """The dataset's sets (and their own held-out sets), the model that all starts from, imported pairs by iteration."""
     start, first = run.config.model, run.config.start
-    kind: SourceKind = "checkpoint" if first.iteration else "model"
     own = start.path == "builtin:tiny-llama"
-    given = None if own else run.source(start.path, kind, start.revision)
-    run.deployed = run.deployment(given)  # and the run says how it decodes, before its first step
+    if own:
+        run.deployed = run.deployment(None)  # and the run says how it decodes, before its first step
     parts = run.config.dataset.parts.items()
     dataset = dict(one for name, part in parts for one in zip(inputs_of(name), rows_of(run, part), strict=False))
     published = {t: run.source(place, "pairs") for t, place in sorted(first.pairs.items())}
-    return dataset, given or demo_model(run), published
+    if own:
+        return dataset, demo_model(run), published
+    kind: SourceKind = "checkpoint" if first.iteration else "model"
+    model = run.source(start.path, kind, start.revision)
+    run.deployed = run.deployment(model)
+    return dataset, model, published
 
 
 def rows_of(run: Run, part: Source) -> list:

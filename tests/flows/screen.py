@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -89,7 +90,9 @@ class Screen:
 
 
 def _take_terminal() -> None:
-    """In the child: Ctrl-C on its standard input is for it and no other process."""
+    """In the child: Ctrl-C on its standard input is for it and no other process. A test run in a shell's background has
+    SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

@@ -22,18 +22,19 @@ STEP = re.compile(r"(ran   |Cached)  (\S.*) [0-9a-f]{6}(  [0-9,.]+ s)?")
 LONG = ["iterations=1", "finetune.schedule_epochs=60"]
 """A training of 240 steps: the tiny run's 4 are over between two looks at the terminal."""
 SETTINGS = {80: [*LONG, "finetune.lr=0.002"], 140: [*LONG, "finetune.lr=0.003"]}
+INTERRUPTED = [*LONG, "finetune.lr=0.004"]
 
 
-def command(tiny: Path, store: Path, columns: int) -> list[str]:
+def command(tiny: Path, store: Path, settings: list[str]) -> list[str]:
     """A run of which the store has the first half."""
-    sets = [part for setting in SETTINGS[columns] for part in ("--set", setting)]
+    sets = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, "-m", "flows.cli", "run", str(tiny), "--store", str(store), *sets]
 
 
 def environment() -> dict[str, str]:
     """Of a person's terminal, and of the test session's server."""
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-    return kept | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    return kept | {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def record(shown: Screen, place: Path) -> str:
@@ -58,7 +59,7 @@ def test_interrupted_run_leaves_the_terminal_as_it_was(server, tiny, half_done, 
     with screen(80) as shown:
         before = termios.tcgetattr(shown.slave)
         at_work = lambda frame: any(line.startswith("finetune[iter 0]") for line in frame)  # noqa: E731
-        assert shown.run(command(tiny, half_done, 80), environment(), tmp_path, at_work) == 130, shown.lines
+        assert shown.run(command(tiny, half_done, INTERRUPTED), environment(), tmp_path, at_work) == 130, shown.lines
         record(shown, tmp_path / "interrupted-80.txt")
         assert shown.lines[-2:] == [
             "spinloop: interrupted; finished steps are in the store, and the same command",
@@ -86,7 +87,7 @@ def test_recording_of_a_run(server, tiny, half_done, tmp_path, columns: int) -> 
     """Catches lines that wrap, what is left of the view behind a step, steps that are missing or there twice, a view
     that never says what is at work, how far it is and what comes next, and a table wider than the terminal."""
     with screen(columns) as shown:
-        assert shown.run(command(tiny, half_done, columns), environment(), tmp_path) == 0, shown.lines
+        assert shown.run(command(tiny, half_done, SETTINGS[columns]), environment(), tmp_path) == 0, shown.lines
         text = record(shown, tmp_path / f"run-{columns}.txt")
         assert shown.widest() <= columns
         steps = [found for line in shown.lines if (found := STEP.fullmatch(line))]
