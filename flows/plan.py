@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,12 +51,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Costs:
-    """The sheet as `lines` of text, empty where there is none; `misfit`: the sentence of what cannot fit; `certain`:
-    the GPUs were seen or named, so that it is a refusal."""
+    """The sheet as `lines` of text, empty where there is none, and its `stages`; `basis`: those of the lines that say
+    what it rests on; `misfit`: the sentence of what cannot fit; `certain`: the GPUs were seen or named, so that it is a
+    refusal."""
 
     lines: list[str]
     misfit: str = ""
     certain: bool = False
+    stages: list[sheet.StageCost] = field(default_factory=list)
+    basis: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -145,26 +148,14 @@ def costs(
     nothing is known to be cached, `data` None assumes the rows. Raises BadInput for an unknown `gpu`."""
     setting = setting_of(config, base_dir, data, gpu, gpus)
     if isinstance(setting, str):
-        return Costs([setting])
+        return Costs([setting], basis=[setting])
     counted = todo.everything(config, setting.data) if ledger is None else todo.of_ledger(ledger, setting.data)
     shown = sheet.lines(setting, config, counted)
     if not shown:
         return Costs([])
-    lines = [*text.table(shown), *text.basis(setting, config, shown, ledger is None)]
+    basis = text.basis(setting, config, shown, ledger is None)
     misfit = fit.misfit(setting, config, [line.stage for line in shown])
-    return Costs(lines, misfit, setting.hardware.certain)
-
-
-def sheet_of(
-    config: Config, base_dir: Path, ledger: Sequence[Entry], data: todo.Data | None, gpu: str = "", gpus: int = 0
-) -> tuple[list[sheet.StageCost], list[str]]:
-    """The lines of the sheet for the steps of `ledger` that would run, and what they rest on; without lines where the
-    model's size is not known, and then that says why. Raises BadInput for an unknown `gpu`."""
-    setting = setting_of(config, base_dir, data, gpu, gpus)
-    if isinstance(setting, str):
-        return [], [setting]
-    shown = sheet.lines(setting, config, todo.of_ledger(ledger, setting.data))
-    return shown, text.basis(setting, config, shown, False)
+    return Costs([*text.table(shown), *basis], misfit, setting.hardware.certain, shown, basis)
 
 
 def setting_of(config: Config, base_dir: Path, data: todo.Data | None, gpu: str = "", gpus: int = 0) -> Setting | str:

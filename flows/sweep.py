@@ -17,12 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flows.plan import looking_up, planned_in, sheet_of
+from flows.plan import costs, looking_up, planned_in
 from spin_core.analysis import sweep as analysis
 from spin_core.analysis.format import setting_text
 from spin_core.analysis.results import ModelResults
 from spin_core.config.profile import Config, parse, put, read_profile
-from spin_core.config.sweep import MOST, Sweep
+from spin_core.config.sweep import MOST
 from spin_core.errors import BadInput, SpinloopError, Stopped, StoreError
 from spin_core.estimate import sheet, text
 from spin_core.report import sweep_page
@@ -66,6 +66,11 @@ class Trainings:
     all: list[Training]
     base_dir: Path
 
+    @property
+    def variants(self) -> list[Training]:
+        """The first training of each variant."""
+        return list({one.variant: one for one in reversed(self.all)}.values())[::-1]
+
 
 def trainings(
     profile: str, settings: Sequence[str] = (), over: dict[str, list[Any]] | None = None, seeds: int = 0,
@@ -83,8 +88,13 @@ def trainings(
             f"{path}: sweep: over is a mapping of settings to lists, such as {{finetune.beta: [0.05, 0.1]}}."
         )
     made = {**own, "over": {**(own.get("over") or {}), **(over or {})}, **({"seeds": seeds} if seeds else {})}
-    plain = parse({**data, "sweep": made}, str(path)).model_copy(update={"sweep": None})
-    sweep = Sweep.model_validate(made)
+    plain = parse({**data, "sweep": made}, str(path))
+    sweep, first = plain.sweep, plain.seed if plain.finetune.seed is None else plain.finetune.seed
+    assert sweep is not None
+    if plain.runtime.approve:
+        raise BadInput(f"{path}: runtime.approve: the runs of a sweep wait for nobody; leave it out.")
+    if "finetune.seed" in sweep.over and sweep.seeds > 1:
+        raise BadInput(f"{path}: finetune.seed is an axis, and --seeds varies it too; take one of the two.")
     if not sweep.over and sweep.seeds == 1:
         raise BadInput(
             f"{path}: nothing to sweep over; give --over finetune.beta=0.05,0.1 (or sweep.over), or --seeds 3."
@@ -97,9 +107,9 @@ def trainings(
     listed = []
     for number, values in enumerate(product(*sweep.over.values())):
         chosen = dict(zip(sweep.over, values, strict=True))
-        for seed in range(plain.seed, plain.seed + sweep.seeds):
+        for seed in range(first, first + sweep.seeds):
             # The first has the run's own seed, so that an ordinary run of the variant is the same run.
-            given = {**chosen, **({"finetune.seed": seed} if seed != plain.seed else {})}
+            given = {**chosen, **({"finetune.seed": seed} if seed != first else {})}
             texts = {name: setting_text(value) for name, value in chosen.items()}
             listed.append(Training(number, _label(texts), texts, seed, _config(data, given, path)))
     digest = keys.key_of({"runs": [keys.config_payload(one.config) | {"runtime": None} for one in listed]})[:6]
@@ -161,12 +171,12 @@ def planned(sweep: Trainings, store: str, gpu: str = "", gpus: int = 0) -> Sweep
             shared = sum(step in seen for step in plan.identities)
             seen |= set(plan.identities)
             cached = len(plan.ledger) - shared - len(new)
-            lines, basis = sheet_of(one.config, sweep.base_dir, new, plan.data, gpu, gpus)
-            shares.append(Share(one, len(plan.ledger), cached, shared, len(new), lines))
-            notes += plan.notes
-    return SweepPlan(
-        shares, [*text.table(sheet.together([one.lines for one in shares])), *basis], [*dict.fromkeys(notes)]
-    )
+            sheets = costs(one.config, sweep.base_dir, new, plan.data, gpu, gpus)
+            basis = sheets.basis or basis
+            shares.append(Share(one, len(plan.ledger), cached, shared, len(new), sheets.stages))
+            notes += [*plan.notes, *[f"{one.label}: this does not fit: {sheets.misfit}"] * bool(sheets.misfit)]
+    stages = sheet.together([one.lines for one in shares])
+    return SweepPlan(shares, [*(text.table(stages) if stages else []), *basis], [*dict.fromkeys(notes)])
 
 
 @dataclass(frozen=True)

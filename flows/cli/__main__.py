@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -162,19 +161,16 @@ def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
     redo.parse(args.redo)
     from flows.ending import watched
-    from flows.server.embedded import EmbeddedServer, check_answers
+    from flows.server.embedded import serving
 
     url = settings.configured_server()
-    if url:
-        check_answers(url)
-    # Started before anything else is imported or hashed: its own start takes 4 s of the first 5.
-    server = None if url else EmbeddedServer()
+    server = serving(url)  # before anything else is imported or hashed
     from flows.execute import spin
     from flows.plan import check
 
     check(config, args.store, base_dir)
 
-    with server.ready() if server else nullcontext(), watched(partial(_server_left, args, url)):
+    with server, watched(partial(_server_left, args, url)):
         # A State only where it failed: then it raises.
         outcome = cast(dict, spin(config, args.store, str(base_dir), tuple(args.settings or ()), args.redo))
     _show_outcome(args, outcome)

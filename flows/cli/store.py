@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from flows import live
 from flows.streams import print_escaped
+from spin_core.analysis.format import bytes_text
 from spin_core.errors import BadInput, StoreError, printable
 from spin_core.store.explain import compare
 from spin_core.store.gc import gc
@@ -117,14 +118,14 @@ def _du(args: argparse.Namespace) -> None:
         raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
     _table(("stage", "outputs", "size"), [(*_cells(line),) for line in used.stages])
     if used.runs:
-        _table(("run", "outputs", "size", "only here"), [(*_cells(r), _size(r.only)) for r in used.runs])
+        _table(("run", "outputs", "size", "only here"), [(*_cells(r), bytes_text(r.only)) for r in used.runs])
     if used.other:
         _table(("besides", "entries", "size"), [(*_cells(line),) for line in used.other])
-    print_escaped(f"{_size(used.total)} in all; a file that several outputs share is counted once.")
+    print_escaped(f"{bytes_text(used.total)} in all; a file that several outputs share is counted once.")
 
 
 def _cells(line: UsageLine) -> tuple[str, str, str]:
-    return line.name, f"{line.count:,}", _size(line.bytes)
+    return line.name, f"{line.count:,}", bytes_text(line.bytes)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -133,11 +134,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print_escaped("  ".join(cells))
     print_escaped("")
-
-
-def _size(count: int) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or n == "kB")
-    return f"{count / unit:,.2f} {name}"
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -165,13 +161,13 @@ def _gc(args: argparse.Namespace) -> None:
     wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
     result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     _notes(store)
-    rows = [(what, f"{len(sizes):,}", _size(sum(sizes))) for what, sizes in sorted(going.items())]
+    rows = [(what, f"{len(sizes):,}", bytes_text(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:
         _table(("what", "records and folders", "size"), rows)
     print_escaped(
         f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
         f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
-        f"{_size(result.bytes)}"
+        f"{bytes_text(result.bytes)}"
     )
 
 

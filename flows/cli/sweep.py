@@ -72,33 +72,26 @@ def _sweep(args: argparse.Namespace) -> None:
         return
     if args.gpu or args.gpus:
         raise BadInput("--gpu and --gpus are for --plan; give that too, or leave them out.")
-    pooled = any(pool != "here" for one in made.all for pool in _pools(one.config))
-    if args.at_once > 1 and not pooled:
+    if args.at_once > 1 and not any(one.config.runtime.pools.any_pool() for one in made.all):
         raise BadInput("--at-once: stages of these runs share this machine; name pools for them (runtime.pools).")
     from flows.ending import watched
-    from flows.server.embedded import EmbeddedServer, check_answers
+    from flows.server.embedded import serving
 
-    url = settings.configured_server()
-    if url:
-        check_answers(url)
-    server = None if url else EmbeddedServer()
+    server = serving(settings.configured_server())
     from flows.execute import spin
     from flows.plan import check
 
-    check(made.all[0].config, args.store, made.base_dir)
+    for one in made.variants:
+        check(one.config, args.store, made.base_dir)
 
     def run(one: sweep.Training) -> dict:
         # Each run is watched by itself: a server that takes no end would end the process with this run's.
         with watched(partial(_left, one.title)) if args.at_once == 1 else nullcontext():
             return cast(dict, spin(one.config, args.store, str(made.base_dir), (*args.settings, *one.changed)))
 
-    with server.ready() if server else nullcontext():
+    with server:
         results = sweep.run_all(made, run, lambda text: print(text, file=sys.stderr, flush=True), args.at_once)
     _show(args, made.name, sweep.report(made, args.store, results))
-
-
-def _pools(config: Any) -> list[str]:
-    return [config.runtime.pools.of(stage, "here") for stage in ("sft", "generate", "score", "finetune", "evaluate")]
 
 
 def _left(title: str, outcome: dict | Exception, what: str) -> int:

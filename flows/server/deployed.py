@@ -180,7 +180,8 @@ def sweep(
         made = sweeps.trainings(file or profile, (), over, seeds, given(settings))
         if at_once < 1:
             raise BadInput("at_once: give a number from 1 on.")
-        check(made.all[0].config, store_folder(), made.base_dir, GPU_POOL)
+        for one in made.variants:
+            check(one.config, store_folder(), made.base_dir, GPU_POOL)
 
         def run(one: sweeps.Training) -> dict:
             return cast(dict, variant(one.config, one.title, str(made.base_dir)))

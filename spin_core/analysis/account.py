@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
-from spin_core.analysis.costs import FIGURES, Costs
+from spin_core.analysis.costs import FIGURES, Costs, StageCosts
 from spin_core.config.stage_table import ORDER
 from spin_core.errors import BadInput
 
@@ -32,7 +32,7 @@ class Execution:
 
     run: str
     profile: str
-    time: datetime
+    began: datetime
     costs: Costs
     known: bool = True
 
@@ -47,14 +47,14 @@ class Sum:
     cached: int = 0
     executions: int = 0
 
-    def add(self, line: Any, executions: int = 0) -> None:
-        """`line`: a StageCosts."""
+    def add(self, line: StageCosts) -> None:
+        """The line of one execution."""
         for name in FIGURES:
             self.used[name] += line["used"].get(name, 0.0)
             self.saved[name] += line["saved"].get(name, 0.0)
         self.ran += line["steps"] - line["cached"]
         self.cached += line["cached"]
-        self.executions += executions
+        self.executions += 1
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Account:
     unknown: list[str]
 
 
-def name_of(time: datetime, unique: str) -> str:
+def name_of(began: datetime, unique: str) -> str:
     """Of an execution's file in runs/<name>/; `unique`: six hexadecimal digits."""
-    return f"costs-{time.astimezone(UTC).strftime(TIME)}-{unique}.json"
+    return f"costs-{began.astimezone(UTC).strftime(TIME)}-{unique}.json"
 
 
 def file_of(profile: str, costs: Costs) -> bytes:
@@ -82,21 +82,21 @@ def file_of(profile: str, costs: Costs) -> bytes:
 def read(runs: Path, ledger: Callable[[Path], tuple[str, Costs] | None]) -> list[Execution]:
     """The executions of every run below `runs`, oldest first. `ledger`: profile and costs of the last execution of a
     run without a file; None where it cannot be read. Raises BadInput for a damaged file."""
-    found: list[Execution] = []
+    listed: list[Execution] = []
     for folder in sorted(path for path in (runs.iterdir() if runs.is_dir() else ()) if path.is_dir()):
         files = [(path, made) for path in sorted(folder.iterdir()) if (made := FILE.fullmatch(path.name))]
         for path, made in files:
-            time = datetime.strptime(made[1], TIME).replace(tzinfo=UTC)
+            began = datetime.strptime(made[1], TIME).replace(tzinfo=UTC)
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
-                found.append(Execution(folder.name, str(data["profile"]), time, data["costs"]))
+                listed.append(Execution(folder.name, str(data["profile"]), began, data["costs"]))
             except (OSError, ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}: not the costs of an execution; remove it, and it is not counted.") from None
         steps = folder / "steps.json"
         if not files and steps.is_file() and (last := ledger(steps)):
-            time = datetime.fromtimestamp(steps.stat().st_mtime, UTC)
-            found.append(Execution(folder.name, last[0], time, last[1], known=False))
-    return sorted(found, key=lambda one: (one.time, one.run))
+            began = datetime.fromtimestamp(steps.stat().st_mtime, UTC)
+            listed.append(Execution(folder.name, last[0], began, last[1], known=False))
+    return sorted(listed, key=lambda one: (one.began, one.run))
 
 
 def account(executions: Iterable[Execution]) -> Account:
@@ -104,20 +104,20 @@ def account(executions: Iterable[Execution]) -> Account:
     total, profiles, stages, weeks = Sum(), {}, {}, {}  # type: ignore[var-annotated]
     unknown = []
     for one in executions:
-        total.add(one.costs["total"], 1)
-        profiles.setdefault(one.profile, Sum()).add(one.costs["total"], 1)
-        weeks.setdefault(monday(one.time), Sum()).add(one.costs["total"], 1)
+        total.add(one.costs["total"])
+        profiles.setdefault(one.profile, Sum()).add(one.costs["total"])
+        weeks.setdefault(monday(one.began), Sum()).add(one.costs["total"])
         for line in one.costs["lines"]:
-            stages.setdefault(line["stage"], Sum()).add(line, 1)
+            stages.setdefault(line["stage"], Sum()).add(line)
         unknown += [] if one.known else [one.run]
     place = {name: i for i, name in enumerate(ORDER)}
     ordered = dict(sorted(stages.items(), key=lambda one: place.get(one[0], len(place))))
     return Account(total, dict(sorted(profiles.items())), ordered, _every_week(weeks), unknown)
 
 
-def monday(time: datetime) -> str:
+def monday(began: datetime) -> str:
     """The date of the Monday of its week, UTC: 2026-11-30."""
-    day = time.astimezone(UTC).date()
+    day = began.astimezone(UTC).date()
     return (day - timedelta(days=day.weekday())).isoformat()
 
 
@@ -154,7 +154,7 @@ def share_saved(one: Sum, name: str) -> float | None:
 def since(executions: Sequence[Execution], day: str) -> list[Execution]:
     """Those from a date (2026-11-01, UTC) on. Raises BadInput for what is no date."""
     try:
-        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        first = datetime.combine(date.fromisoformat(day), time(), UTC)
     except ValueError:
         raise BadInput(f"--since {day}: write it as a date, for example 2026-11-01.") from None
-    return [one for one in executions if one.time >= first]
+    return [one for one in executions if one.began >= first]

@@ -90,6 +90,13 @@ def hours_text(hours: float) -> str:
     return "< 0.01" if 0 < hours < 0.005 else f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
 
 
+def bytes_text(count: int) -> str:
+    """1.25 GB; 0.00 kB for none."""
+    units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
+    unit, name = next((one for one in units if count >= one[0]), (1e3, "kB"))
+    return f"{count / unit:,.2f} {name}"
+
+
 def count_text(number: float) -> str:
     """812, 12.3 k, 4.5 M, 1.2 G."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):

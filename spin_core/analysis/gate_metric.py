@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from spin_core.analysis.decoders import DEPLOYED, GREEDY, SAMPLED
+from spin_core.analysis.format import percent, show
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Estimate, ModelRow
 
@@ -69,6 +70,11 @@ def column(metric: str) -> str:
         return ""
     how = {GREEDY: "", SAMPLED: " at T = 1", DEPLOYED: " as deployed"}.get(kind, f" at T = {kind[1:]}")
     return f"{'EM' if metric.startswith('exact_match/') else 'repetition'}{how}"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A figure of the metric as people read it."""
+    return percent(value) if metric.startswith("repetition/") else show(value)
 
 
 def measured(row: ModelRow, metric: str) -> Any:

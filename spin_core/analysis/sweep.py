@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spin_core.analysis import gate_metric
-from spin_core.analysis.format import percent, show
+from spin_core.analysis.format import plural
 from spin_core.analysis.results import ModelResults, paired
 from spin_core.analysis.statistics import Interval, bootstrap, mean, student_t
 
@@ -119,6 +119,11 @@ class Swept:
     def beaten(self) -> list[int]:
         """The variants that the best one is clearly better than; with START where θ_0 is one of them."""
         return [one.second for one in self.against if one.first == self.best and one.is_clear]
+
+    def apart(self) -> int:
+        """Variants that share no held-out row with the best one, so that they are not compared."""
+        compared = {number for one in self.against for number in (one.first, one.second)} | {self.best}
+        return len(self.figures.get(self.metric, {}).keys() - compared)
 
     def label(self, number: int) -> str:
         """Of a variant, or of θ_0."""
@@ -233,13 +238,15 @@ def verdict(made: Swept) -> str:
     if made.best is None:
         return f"Every variant raised an alarm, so none is the best; the figures by {name} are below."
     figures = made.figures[made.metric]
-    text = f"{made.label(made.best)} is the best by {name}, {_shown(made.metric, figures[made.best].value)}"
+    text = f"{made.label(made.best)} is the best by {name}, {gate_metric.shown(made.metric, figures[made.best].value)}"
     if made.metric in made.start:
         clear = "clearly better than" if START in made.beaten() else "not clearly better than"
-        text += f", {clear} θ_0 ({_shown(made.metric, made.start[made.metric])})"
+        text += f", {clear} θ_0 ({gate_metric.shown(made.metric, made.start[made.metric])})"
     others = len(figures) - 1
-    if others and len({figure.value for figure in figures.values()}) == 1:
-        return f"All variants have the same figure by {name}, {_shown(made.metric, figures[made.best].value)}."
+    if others and not made.apart() and len({figure.value for figure in figures.values()}) == 1:
+        return (
+            f"All variants have the same figure by {name}, {gate_metric.shown(made.metric, figures[made.best].value)}."
+        )
     if others:
         beaten = len([one for one in made.beaten() if one != START])
         some = (
@@ -248,15 +255,13 @@ def verdict(made: Swept) -> str:
         text += f", and clearly better than {some} other variant{'s' * (others > 1)}"
     alarmed = sum(bool(one.alarms) for one in made.variants)
     text += f"; {alarmed:,} raised an alarm" if alarmed else ""
+    if apart := made.apart():
+        text += f"; {plural(apart, 'variant')} with other held-out rows cannot be compared with it"
     count = (compared := len(figures) + (made.metric in made.start)) * (compared - 1) // 2
     how = f"each of {count:,} differences at {made.corrected:.2%}, so that all hold at {made.confidence:.0%}"
     seeds = max((one.seeds for one in made.against), default=1)
     agree = f"and {seeds:,} of {seeds:,} seeds" if seeds > 1 else "one seed: how far trainings vary is not known"
     return f"{text} ({how}{' ' if seeds > 1 else '; '}{agree})." if made.against else f"{text}."
-
-
-def _shown(metric: str, value: float) -> str:
-    return percent(value) if metric.startswith("repetition/") else show(value)
 
 
 def as_json(made: Swept, runs: Mapping[str, Any]) -> dict[str, Any]:

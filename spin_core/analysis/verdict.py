@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from spin_core.analysis import gate_metric
-from spin_core.analysis.format import bounds, percent, plural, show
+from spin_core.analysis.format import bounds, plural
 from spin_core.analysis.results import ModelResults, is_finite, number
 from spin_core.analysis.rows import ModelRow, RunDecision
 from spin_core.analysis.statistics import Z95
@@ -36,8 +36,7 @@ def judged_by(rows: Sequence[ModelRow]) -> str:
 
 def figure(row: ModelRow, metric: str) -> str:
     """`value_of` as people read it."""
-    value = value_of(row, metric)
-    return percent(value) if metric.startswith("repetition/") else show(value)
+    return gate_metric.shown(metric, value_of(row, metric))
 
 
 def verdict(rows: list[ModelRow]) -> str:

@@ -29,6 +29,10 @@ class Pools(Section):
         """The pool of a stage, or `here`; `default` where it is left empty. Stages without a field run here."""
         return getattr(self, stage, "here") or default
 
+    def any_pool(self) -> bool:
+        """Whether a stage of a run that the command line starts runs on a work pool."""
+        return any(self.of(stage, "here") != "here" for stage in type(self).model_fields)
+
     def any_here(self, default: str) -> bool:
         """Whether one of the stages runs on the run's own machine."""
         return any(self.of(stage, default) == "here" for stage in type(self).model_fields)

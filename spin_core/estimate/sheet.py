@@ -216,10 +216,10 @@ def _evaluate(s: Setting, config: Config, todo: Todo, gpu: Gpu) -> StageCost:
     part, world, rows = config.evaluate, config.runtime.compute.world, todo.evaluate * s.data.test
     shown, answers = needs.lengths(s, config, config.finetune)
     seconds = _reading(s, config, PassShape([(shown, answers[:1])]), rows, gpu)
-    # Against the opponent, and from the second game on against the start; of a loss without an opponent no game.
-    pairs = 0 if config.finetune.reference_free else max(0, 2 * todo.opposed - 1) * s.data.test
-    pairs *= config.pairs_a_row(max(config.iterations, 1) - 1)
-    seconds += _reading(s, config, PassShape([(shown, answers)]), pairs, gpu)
+    # Against the opponent, and from the second iteration on against the start; of a loss without an opponent neither.
+    groups = 0 if config.finetune.reference_free else max(0, 2 * todo.opposed - 1) * s.data.test
+    each = config.pairs_a_row(max(config.iterations, 1) - 1)
+    seconds += _reading(s, config, PassShape([(shown, [answers[0]] + [answers[1]] * each)]), groups, gpu)
     prompt, new = min(s.data.prompt, config.chat.max_prompt_length), min(s.data.answer, part.max_new_tokens)
     engine = ENGINES[config.generate.engine]
     use = engine.footprint(config.runtime)

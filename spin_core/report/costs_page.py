@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from spin_core.analysis.account import Account, Sum, hours_name, share_saved
-from spin_core.analysis.format import NONE, count_text, escape_markdown, hours_text, markdown_table, percent, plural
+from spin_core.analysis.format import (
+    NONE,
+    bytes_text,
+    count_text,
+    escape_markdown,
+    hours_text,
+    markdown_table,
+    percent,
+    plural,
+)
 from spin_core.report.charts import Chart, bars
 from spin_core.report.html import rendered
 from spin_core.report.tables import Cell, ReportTable, TableLine, with_small
@@ -37,16 +46,8 @@ def sentence(made: Account, disk: Mapping[str, int]) -> str:
     runs = plural(made.total.executions, "execution")
     share = percent(share_saved(made.total, name))
     return f"{runs} computed {used} {HOURS[name]}; the cache saved {saved} ({share} of what they would have taken)." + (
-        f" Disk: {size(disk[''])}." if disk else ""
+        f" Disk: {bytes_text(disk[''])}." if disk else ""
     )
-
-
-def size(count: int) -> str:
-    """Bytes as people read them: 1.25 GB."""
-    unit, name = next(
-        (u, n) for u, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= u or n == "kB"
-    )
-    return f"{count / unit:,.2f} {name}"
 
 
 def _notes(made: Account) -> list[str]:
@@ -62,7 +63,7 @@ def _tables(made: Account, disk: Mapping[str, int]) -> list[ReportTable]:
     all_ = TableLine("all", _cells(made.total, name), "total")
 
     def with_disk(one: Sum, key: str) -> list[Cell]:
-        return _cells(one, name) + ([(size(disk[key]) if key in disk else NONE, "")] if disk else [])
+        return _cells(one, name) + ([(bytes_text(disk[key]) if key in disk else NONE, "")] if disk else [])
 
     profiles = [TableLine(one, with_disk(sum_, one)) for one, sum_ in made.profiles.items()]
     whole = TableLine("all", with_disk(made.total, ""), "total")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spin_core.analysis import gate_metric
-from spin_core.analysis.format import bounds, escape_markdown, markdown_table, percent, plain, plural, show
+from spin_core.analysis.format import bounds, escape_markdown, markdown_table, plain, plural, show
 from spin_core.analysis.sweep import START, Figure, Swept, verdict
 from spin_core.report.charts import Chart, Mark, variants_chart
 from spin_core.report.html import rendered
@@ -65,7 +65,7 @@ def _figures(made: Swept) -> ReportTable:
             "" if gap is None else f"clearly {'better' if is_above else 'worse'}" if gap.is_clear else "within chance"
         )
         if i == START:
-            shown = [(_shown(metric, made.start.get(metric)), "") for metric in metrics]
+            shown = [(gate_metric.shown(metric, made.start.get(metric)), "") for metric in metrics]
             lines.append(TableLine("θ_0", [*shown, (word, small), ("", "")], "start"))
             continue
         one = made.variants[i]
@@ -83,10 +83,6 @@ def _column(metric: str) -> str:
     return known.get(metric) or gate_metric.column(metric) or ("EM sampled" if "match" in metric else metric)
 
 
-def _shown(metric: str, value: float | None) -> str:
-    return percent(value) if metric.startswith("repetition/") else show(value)
-
-
 def _cell(metric: str, figure: Figure | None) -> Cell:
     if figure is None:
         return "–", ""
@@ -95,7 +91,7 @@ def _cell(metric: str, figure: Figure | None) -> Cell:
         parts.append(f"rows {bounds(figure.rows.low, figure.rows.high)}")
     if figure.seeds:
         parts.append(f"seeds {bounds(*figure.seeds)}")
-    return _shown(metric, figure.value), "; ".join(parts)
+    return gate_metric.shown(metric, figure.value), "; ".join(parts)
 
 
 def _against(made: Swept) -> ReportTable:
@@ -121,7 +117,10 @@ def _against(made: Swept) -> ReportTable:
 
 def _effects(made: Swept) -> ReportTable:
     lines = [
-        TableLine(f"{one.setting} = {one.value}", [(_shown(made.metric, one.figure), plural(one.variants, "variant"))])
+        TableLine(
+            f"{one.setting} = {one.value}",
+            [(gate_metric.shown(made.metric, one.figure), plural(one.variants, "variant"))],
+        )
         for one in made.effects
     ]
     title = f"What each setting does to {gate_metric.name(made.metric)}" if made.metric else "Settings"

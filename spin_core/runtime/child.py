@@ -33,8 +33,10 @@ from spin_core.runtime.meeting import RANK
 
 LAST_LINES = 20
 REST_SECONDS = 60.0
-ROOM = 6  # a training holds four for each weight, its activations on CPU about as much as one model, a score another
-LIBRARY_BYTES = 2 << 30  # torch and the other libraries of two processes
+# Reckoned, not measured: a training holds four for each weight; its activations and another stage's model are taken
+# for one each.
+ROOM = 6
+LIBRARY_BYTES = 2 << 30  # as reckoned: torch and the other libraries of two processes
 FRESH = 3  # engines that are started for one job at most
 ENDING_SECONDS = 5.0  # from the end of its output to its own: the kernel takes the memory first
 RUBBISH = 100  # characters of it that are shown

@@ -15,16 +15,20 @@ from spin_core.runtime.step import Step
 
 @dataclass
 class Redo:
-    """The steps that were asked for, as (stage, iteration or None for every one); `done`: title → files that came out
-    otherwise; `fresh`: titles that were not there before, so that there was nothing to compare."""
+    """The steps that were asked for, as (stage, iteration or None for every one), and which of these the run has had;
+    `done`: title → files that came out otherwise; `fresh`: titles that were not there before, so that there was nothing
+    to compare."""
 
     wanted: list[tuple[str, int | None]] = field(default_factory=list)
+    met: set[tuple[str, int | None]] = field(default_factory=set)
     done: dict[str, list[str]] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)
 
     def takes(self, step: Step) -> bool:
         """Whether the step is one of them."""
-        return any(stage == step.stage and t in (None, step.place.iteration) for stage, t in self.wanted)
+        own = {(stage, t) for stage, t in self.wanted if stage == step.stage and t in (None, step.place.iteration)}
+        self.met |= own
+        return bool(own)
 
     def report(self) -> list[str]:
         """A sentence for each step, and for what no step of the run was."""
@@ -32,9 +36,8 @@ class Redo:
         for name, files in self.done.items():
             what = f"came out otherwise in {', '.join(files)}; the new output is kept beside the first, which stands"
             lines.append(f"{name}: computed again, {what if files else 'the same bytes'}.")
-        seen = {name.partition("[")[0] for name in (*self.done, *self.fresh)}
-        missed = [stage for stage, _ in self.wanted if stage not in seen]
-        return lines + [f"--redo {stage}: this run has no such step." for stage in dict.fromkeys(missed)]
+        missed = [stage if t is None else f"{stage}:{t}" for stage, t in self.wanted if (stage, t) not in self.met]
+        return lines + [f"--redo {name}: this run has no such step." for name in dict.fromkeys(missed)]
 
 
 def parse(texts: Sequence[str]) -> Redo:

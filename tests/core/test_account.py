@@ -100,7 +100,7 @@ def test_since_is_a_date(runs: Path) -> None:
     every = account.read(runs, lambda file: None)
     assert len(account.since(every, "2026-11-09")) == 2 and len(account.since(every, "2026-11-04")) == 3
     with pytest.raises(BadInput, match="write it as a date"):
-        account.since(every, "last week")
+        account.since(every, "2026-11-09T03:00+05:00")
 
 
 def test_page_and_text_have_every_line(runs: Path) -> None:

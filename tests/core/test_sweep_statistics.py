@@ -99,6 +99,16 @@ def test_effect_of_a_setting_is_the_mean_over_the_others() -> None:
 AXES = (("1", "1", 0.2), ("1", "2", 0.4), ("2", "1", 0.6), ("2", "2", 0.8))
 
 
+def test_variant_with_other_rows_is_counted_as_not_compared() -> None:
+    """Catches a variant that is left out of the comparison in silence, or called not better, as it shares no row."""
+    other = model([1.0] * 50)
+    moved = ModelResults("θ_1", "iteration", 0, {}, {f"z{key}": row for key, row in other.answers.items()})
+    apart = Variant("other rows", {"finetune.beta": "3"}, [Training("r", 0, moved, EM)])
+    made = compare([variant("one", [drawn(1, 0.5)]), variant("two", [drawn(2, 0.1)]), apart], None, 0.95)
+    assert made.best == 2 and made.apart() == 2
+    assert "2 variants with other held-out rows cannot be compared with it" in verdict(made)
+
+
 def test_failed_runs_stay_in_sight() -> None:
     """Catches a variant whose runs failed and that is on no page, and a crash where all did."""
     made = compare(

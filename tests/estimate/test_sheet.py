@@ -276,3 +276,32 @@ def test_sheet_counts_every_answer_and_a_prompt_of_a_group_once() -> None:
     assert 0.3 < saved < 0.75, "eight pairs of history 2: of prompt and real answer an eighth is left"
     alone = [of("generate.n=4", "runtime.micro_tokens=256", f"finetune.order={by}") for by in ("pairs", "prompts")]
     assert alone[0]["finetune"].need.gpu < alone[1]["finetune"].need.gpu, "a group is never divided over passes"
+
+
+def test_evaluates_pairs_of_a_row_share_their_prompt_and_real_answer() -> None:
+    """Catches margins of four answers that cost as much as four pairs apart, or as much as one."""
+
+    def margins(*sets: str) -> float:
+        setting, config = _setting("zephyr-7b", "generate.decoder=sampled", "generate.temperature=1", *sets)
+        with_, without = (
+            sheet.lines(setting, config, todo.Todo(evaluate=1, opposed=opposed))[0].seconds or 0.0 for opposed in (1, 0)
+        )
+        return with_ - without
+
+    assert 1.3 < margins("generate.n=4") / margins() < 3.2, "prompt, real and four answers, beside prompt and two"
+
+
+def test_sheets_of_several_runs_are_summed_by_stage() -> None:
+    """Catches a stage that is counted for one run only, memory that is added though runs follow each other, and a line
+    under another stage's name."""
+    setting, config = _setting("zephyr-7b")
+    whole = sheet.lines(setting, config, todo.everything(config, setting.data))
+    part = sheet.lines(setting, config, todo.Todo(finetune=[0], evaluate=1))
+    both = {line.stage: line for line in sheet.together([part, whole])}
+    assert list(both) == [line.stage for line in whole]
+    first, second = ({line.stage: line for line in one} for one in (whole, part))
+    for stage, line in both.items():
+        own = [one[stage] for one in (first, second) if stage in one]
+        assert line.steps == sum(one.steps for one in own) and line.store == sum(one.store for one in own)
+        assert line.seconds == pytest.approx(sum(one.seconds or 0.0 for one in own))
+        assert line.need.gpu == max(one.need.gpu for one in own) and line.gpus == max(one.gpus for one in own)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.config.finetune import Finetune
 from spin_core.config.runtime import Runtime
 from spin_core.config.stage_table import ORDER
 from spin_core.errors import BadInput, StageFailed
+from spin_core.job import Place
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import KeyedStep, Step, recompute
-from spin_core.stages import demo_rows
+from spin_core.stages import demo_rows, finetune
 from spin_core.store.store import Store
 from tasks.runner.redo import parse
 
@@ -73,3 +75,12 @@ def test_wrong_step_is_one_sentence(text: str, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         parse([text])
     assert parse(["harness"]).report() == ["--redo harness: this run has no such step."]
+
+
+def test_iteration_that_the_run_does_not_have_is_said() -> None:
+    """Catches a `--redo finetune:7` that does nothing in silence, because another finetune was computed again."""
+    asked = parse(["finetune:0", "finetune:7"])
+    step = Step(demo_rows, "x", demo_rows.Config(seed=3, split="train", **demo_rows.SETS["builtin:tasks"]))
+    assert not asked.takes(step)
+    assert asked.takes(Step(finetune, "iter 0", finetune.Config(finetune=Finetune(), seed=0), Place("iteration", 0)))
+    assert asked.report() == ["--redo finetune:7: this run has no such step."]

@@ -91,6 +91,26 @@ def test_sweep_that_cannot_be_is_one_sentence(over: dict[str, list[Any]], says: 
 
 
 @pytest.mark.parametrize(
+    ("settings", "over", "seeds", "says"),
+    [
+        (["runtime.approve=true"], TWO, 0, "wait for nobody"),
+        ([], {"finetune.seed": [1, 2]}, 2, "--seeds varies it too"),
+    ],
+)
+def test_settings_that_a_sweep_cannot_keep_are_refused(settings, over, seeds, says, tiny: Path) -> None:
+    """Catches an axis that the seeds overwrite in silence, and runs that wait for a person one by one."""
+    with pytest.raises(BadInput, match=says):
+        trainings(str(tiny), settings, over, seeds)
+
+
+def test_seeds_begin_at_the_trainings_own(tiny: Path) -> None:
+    """Catches a first training that is called by another seed than it has, and two that are the same run."""
+    made = trainings(str(tiny), ["finetune.seed=4"], TWO, 2)
+    assert [(one.seed, one.config.finetune.seed) for one in made.all] == [(4, 4), (5, 5)] * 2
+    assert [one.label for one in made.variants] == ["beta 1", "beta 0.5"]
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         (["--over", "finetune.beta"], "write it as field.path=value,value"),
@@ -164,3 +184,5 @@ def test_sweep_runs_only_what_differs_and_its_plan_says_so(spinloop, server, fin
     assert "beta 0.25" in Path(made["page"]).read_text()
     code, out, err = spinloop("sweep", *given)
     assert code == 0 and json.loads(out)["ran"] == 0
+    code, out, err = spinloop("sweep", *given[:-1], "--plan")
+    assert code == 0 and "4 runs: 0 steps would run" in out, err
