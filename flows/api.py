@@ -57,7 +57,7 @@ class Made:
     def models(self) -> dict[str, Path]:
         """Label → folder of each model that the run made: `θ_0`, `θ_1`, … (without θ_0 where it was given), and
         `best`, the last gate's choice."""
-        made = {f"θ_{k}": self.facts.store.tree(step.digest) for k, step in self.facts.models.items()}
+        made = {f"θ_{k}": self.facts.store.input_tree(step.digest) for k, step in self.facts.models.items()}
         best = self.facts.best() if made else None
         return made | ({"best": made[f"θ_{best}"]} if f"θ_{best}" in made else {})
 

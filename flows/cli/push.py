@@ -106,7 +106,8 @@ def _tree(run: RunFacts, step: Entry) -> dict[str, Path | bytes]:
         raise BadInput(
             f"{run.name}: {step.stage} {step.label} is not whole in the store any more; run its profile again."
         )
-    return {file["path"]: record.path / file["path"] for file in record.files}
+    tree = run.store.input_tree(record.digest)
+    return {file["path"]: tree / file["path"] for file in record.files}
 
 
 def _lineage(run: RunFacts, k: int) -> str:

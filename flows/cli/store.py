@@ -15,9 +15,11 @@ from flows import live
 from flows.streams import print_escaped
 from spin_core.analysis.format import bytes_text
 from spin_core.errors import BadInput, StoreError, printable
+from spin_core.store.deltas import left_out
 from spin_core.store.explain import compare
 from spin_core.store.gc import gc
 from spin_core.store.opening import open_store
+from spin_core.store.pack import pack
 from spin_core.store.record import Record
 from spin_core.store.runs import LABEL, RUN
 from spin_core.store.s3 import gc as remote_gc
@@ -44,6 +46,10 @@ def add_commands(within: Any, add: Callable) -> None:
     du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
     check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
     check.add_argument("--deep", action="store_true", help="hash every file too (about 1.5 GB a second)")
+    small = add(
+        within, "pack", _pack, "Keep the weights of models in the middle of runs as differences to the ones before."
+    )
+    small.add_argument("--dry-run", action="store_true", help="only say which models, and what their weights take now")
     clear = add(within, "gc", _gc, "Remove what no record needs and what killed processes left.")
     clear.add_argument("--dry-run", action="store_true", help="only say what would go, and its size")
     clear.add_argument(
@@ -82,7 +88,8 @@ def _show(args: argparse.Namespace) -> None:
     text = json.dumps(fields, indent=1, ensure_ascii=False)
     print_escaped(text if printable(text, "\n") == text else json.dumps(fields, indent=1))  # JSON in any case
     fetch = f"`spinloop store fetch {args.key}` brings its files"
-    print_escaped(f"files are in {record.path}" if record.path.is_dir() else fetch)
+    whole = record.path.is_dir() and not left_out(record.path.parents[1], record.digest)
+    print_escaped(f"files are in {record.path}" if whole else fetch)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -105,6 +112,8 @@ def _fetch(args: argparse.Namespace) -> None:
     if label and not any(record.digest == digest for record in store.records()):
         raise StoreError(f"{args.what}: no record names this output, so it may be anything; run its profile again.")
     tree = store.tree(digest)
+    if tree.is_dir():
+        tree = store.input_tree(digest)
     _notes(store)
     if not tree.is_dir():
         raise StoreError(f"{args.what}: its output is not whole in {args.store}; run its profile again.")
@@ -168,6 +177,22 @@ def _gc(args: argparse.Namespace) -> None:
         f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
         f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
         f"{bytes_text(result.bytes)}"
+    )
+
+
+def _pack(args: argparse.Namespace) -> None:
+    store = _open(args)
+    if isinstance(store, RemoteStore):
+        raise BadInput(f"{args.store}: weights are sent there as differences to begin with; there is nothing to pack.")
+    store.report = Progress(live.view())
+    result = pack(store, args.dry_run)
+    _notes(store)
+    if args.dry_run:
+        print_escaped(f"would pack {result.models} models, whose weights take {bytes_text(result.before)} now")
+        return
+    print_escaped(
+        f"packed {result.models} models: {bytes_text(result.before)} of weights take {bytes_text(result.after)}. "
+        "A step that reads one gets it back, bit for bit; `spinloop store fetch` does too."
     )
 
 

@@ -4,6 +4,7 @@
         trees/<digest>/               outputs, named by their content; files 0444, folders 0555
         records/<stage>/<key>.json    which output a key has, with the key's payload and the facts of its making
         runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
+        deltas/<digest>/…             weights of a tree as their difference to another tree's (pack.py)
         quarantine/                   what was damaged, kept for a person
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
         nodes/<meeting>/              where the nodes of a run meet (spin_core/runtime/meeting.py)
@@ -12,7 +13,8 @@
 Promises
 1. A record exists only if its tree was complete and durable before it (files, then tree, then record).
 2. What `lookup` returns was hashed since it was read from disk; else it is a miss, and the damage is in quarantine/.
-3. Trees and records are never modified or overwritten; the first writer wins.
+3. Trees and records are never modified or overwritten; the first writer wins. (`pack` takes weights out of a tree once
+   their delta gives them back bit for bit, and they come back in it.)
 4. No decision reads a clock.
 5. Locks only save work: with locks broken the answers are the same.
 6. Failing to publish raises; nothing partial is visible; what is left in tmp/ is gc's.

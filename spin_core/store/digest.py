@@ -120,3 +120,13 @@ def manifest(folder: Path, wanted: Callable[[list[str]], list[str]] = list) -> l
 def tree_digest(entries: list[FileEntry]) -> str:
     """The name of a tree: sha256 over the canonical JSON of its manifest."""
     return hashlib.sha256(canonical(entries)).hexdigest()
+
+
+def damage(tree: Path, digest: str) -> Damaged | None:
+    """What is wrong with a tree of this name; None where all of it is right."""
+    try:
+        if tree_digest(manifest(tree)) != digest:
+            return Damaged(f"{tree}: its content is not what its name says.")
+    except Damaged as bad:
+        return bad
+    return None

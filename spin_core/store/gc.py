@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spin_core.errors import StoreError
-from spin_core.store import fs, locks, roots, runs
+from spin_core.store import deltas, fs, locks, roots, runs
 from spin_core.store.digest import Damaged, children
 from spin_core.store.record import Record, read
 from spin_core.store.store import FOLDERS, Store
@@ -80,15 +80,31 @@ def _find(store: Store, keep_runs: int | None, keep: Collection[str], quarantine
     named = [record for _, record in records]
     begun = roots.begun(_bytes(store.root / roots.LIST))
     roots.demand_all(store.root, named, there, [tree.name for tree in folders["trees"]], begun)
-    kept = roots.needed(store.root, named, there, keep_runs, keep)
+    kept = _with_bases(store, roots.needed(store.root, named, there, keep_runs, keep))
     stages = {record.digest: record.stage for record in named}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {tree: stages.get(tree.name, "no record") for tree in folders["trees"] if tree.name not in kept}
+    going |= {path: stages.get(path.name, "no record") for path in _deltas(store) if path.name not in kept}
     meetings = children(store.root / "nodes")  # their processes are all inside `using`
     going |= {path: "temporary" for path in [*stray(store), *meetings]}
     scratch = children(store.root / "scratch")
     going |= {folder: "scratch" for folder in scratch if is_free(store.root / "locks" / folder.name)}
     return going | {path: "quarantine" for path in (children(store.root / "quarantine") if quarantine else [])}
+
+
+def _deltas(store: Store) -> list[Path]:
+    return children(store.root / deltas.FOLDER)
+
+
+def _with_bases(store: Store, digests: set[str]) -> set[str]:
+    """These, and the trees that their packed weights hang on."""
+    kept, waiting = set[str](), list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest not in kept:
+            kept.add(digest)
+            waiting += deltas.bases(store.root, digest)
+    return kept
 
 
 def _demand_one_disk(root: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from spin_core.errors import StageFailed
@@ -44,12 +44,15 @@ def seal(tree: Path) -> list[FileEntry]:
     return files
 
 
-def check_tree(tree: Path, files: list[FileEntry]) -> None:
-    """Hashes all of `tree`. Raises Damaged, naming the first file that differs from the manifest `files`."""
+def check_tree(tree: Path, files: list[FileEntry], elsewhere: Collection[str] = ()) -> None:
+    """Hashes all of `tree`. Raises Damaged, naming the first file that differs from the manifest `files`, or is missing
+    and not `elsewhere`."""
     there = {entry["path"]: entry for entry in manifest(tree)}
     listed = {entry["path"]: entry for entry in files}
     for name in sorted(there.keys() | listed.keys()):
         if name not in there:
+            if name in elsewhere:
+                continue
             raise Damaged(f"{tree / name}: the file is missing.")
         if name not in listed:
             raise Damaged(f"{tree / name}: this file was not published.")

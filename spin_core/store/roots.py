@@ -51,8 +51,13 @@ def needed(
 
 def _best(links: dict[str, str]) -> list[str]:
     """The run's best model; of a run that has none (yet), the last that it trained."""
+    return [links[BEST]] if BEST in links else ends(links)
+
+
+def ends(links: dict[str, str]) -> list[str]:
+    """The run's best model and the last that it trained, where there are."""
     trained = sorted(label for label in links if "-finetune-iter-" in label)
-    return [links[label] for label in ([BEST] if BEST in links else trained[-1:])]
+    return [links[label] for label in (*([BEST] if BEST in links else []), *trained[-1:])]
 
 
 def _made_from(digests: set[str], records: list[Record]) -> set[str]:

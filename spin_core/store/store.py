@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import BadInput, StoreError
-from spin_core.store import fs, locks, runs
+from spin_core.store import deltas, fs, locks, runs
 from spin_core.store.digest import Damaged, FileEntry, children, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal, share
@@ -19,7 +19,7 @@ from spin_core.store.record import Record as Record  # who uses a store has its 
 from spin_core.store.record import encode, read
 
 NAME = "spinloop-store-v1"
-FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch")
+FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch", deltas.FOLDER)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # One damaged thing may be in the way, and another process may be putting it aside at the same moment.
 ATTEMPTS = 8
@@ -78,8 +78,19 @@ class Store:
         return self.root / "trees" / digest
 
     def input_tree(self, digest: str) -> Path:
-        """As `tree`, for a step that is about to read it."""
-        return self.tree(digest)
+        """As `tree`, for a step that is about to read it: weights that were packed are put back first. What is damaged
+        of them is set aside, with every record that promises it, and StoreError is raised."""
+        tree = self.tree(digest)
+        if (self.root / deltas.FOLDER / digest).is_dir():
+            with fs.boundary(tree), self.using():
+                try:
+                    deltas.restore(self.root, digest, self.report)
+                except Damaged as bad:
+                    records = [self._record_file(one.stage, one.key) for one in self.records() if one.digest == digest]
+                    with locks.locked(self.root / "locks" / "quarantine"):
+                        self._set_aside([*records, tree, self.root / deltas.FOLDER / digest], bad)
+                    raise StoreError(f"{str(bad).rstrip('.')}; run again, and it is computed again.") from bad
+        return tree
 
     def files_of(self, digest: str, wanted: Callable[[list[str]], list[str]]) -> list[FileEntry]:
         """Those of a tree's files that `wanted` chooses of their names, sorted; hashed now."""
@@ -112,10 +123,10 @@ class Store:
         except Damaged as bad:
             return None, bad, [file]
         try:
-            check_tree(record.path, record.files)
+            check_tree(record.path, record.files, deltas.sound(self.root, record.digest, record.files))
         except Damaged as bad:
             # The record first: without its tree it would promise what is not there.
-            return None, bad, [file, record.path]
+            return None, bad, [file, record.path, self.root / deltas.FOLDER / record.digest]
         return record, None, []
 
     def _set_aside(self, where: list[Path], bad: Damaged) -> None:
@@ -166,11 +177,11 @@ class Store:
                 if error.errno not in fs.IN_THE_WAY:
                     raise
             with suppress(Damaged):
-                check_tree(target, files)
+                check_tree(target, files, deltas.sound(self.root, target.name, files))
                 break
             with locks.locked(self.root / "locks" / "quarantine"):
                 try:
-                    check_tree(target, files)
+                    check_tree(target, files, deltas.sound(self.root, target.name, files))
                 except Damaged as bad:
                     self._set_aside([target], bad)
         else:
@@ -303,7 +314,10 @@ class Store:
         """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it.
         A label without a digest goes."""
         with fs.boundary(self.root / "runs"), self.using():
+            ends = [digest for label, digest in links.items() if label == runs.BEST and digest]
             checked = {label: digest and self.tree(digest).name for label, digest in links.items()}
+            for digest in ends:  # a person reads it by this link
+                self.input_tree(digest)
             runs.link(self.root, run, checked)
 
     def write_run_file(self, run: str, name: str, data: bytes) -> None:

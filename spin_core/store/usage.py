@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spin_core.store import fs
+from spin_core.store import deltas, fs
 from spin_core.store.digest import children
 from spin_core.store.gc import files_below
 from spin_core.store.runs import pointer
@@ -47,7 +47,10 @@ def usage(store: Store, run: str | None = None) -> Usage:
     with fs.boundary(store.root), store.using():
         seen: set[tuple[int, int]] = set()
         stages = {record.digest: record.stage for _, record in readable(store)}
-        trees = {tree.name: _size(tree, seen) for tree in children(store.root / "trees")}
+        trees = {
+            tree.name: _size(tree, seen) + sum(_size(path, seen) for path in _deltas(store, tree.name))
+            for tree in children(store.root / "trees")
+        }
         linked = {
             folder.name: set(pointer(folder)[0].values()) & trees.keys() for folder in children(store.root / "runs")
         }
@@ -57,6 +60,10 @@ def usage(store: Store, run: str | None = None) -> Usage:
             if (paths := children(store.root / name))
         ]
         return table(trees, stages, linked, other, run)
+
+
+def _deltas(store: Store, digest: str) -> list[Path]:
+    return children(store.root / deltas.FOLDER / digest)
 
 
 def table(

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from spin_core.store import fs, locks
+from spin_core.store import deltas, fs, locks
 from spin_core.store.digest import Damaged, children, files_in, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE
+from spin_core.store.make_immutable import check_tree
 from spin_core.store.record import Record, read
 from spin_core.store.store import Store
 
@@ -37,6 +38,8 @@ def _tree_problems(store: Store, deep: bool, track: Track) -> Iterator[str]:
         try:
             if not DIGEST.fullmatch(tree.name):
                 yield f"{tree}: not the name of a tree."
+            elif tree.name in named and deltas.left_out(store.root, tree.name):
+                yield from _packed_problems(store, named[tree.name], deep)
             elif deep and tree_digest(manifest(tree)) != tree.name:
                 yield f"{tree}: its content is not what its name says."
             elif not deep and tree.name in named:
@@ -45,6 +48,17 @@ def _tree_problems(store: Store, deep: bool, track: Track) -> Iterator[str]:
                     yield f"{tree}: its files have other names or sizes than were published."
         except Damaged as bad:
             yield str(bad)
+
+
+def _packed_problems(store: Store, record: Record, deep: bool) -> Iterator[str]:
+    """Of a tree whose weights are deltas; raises Damaged for the first."""
+    if deep:
+        check_tree(record.path, record.files, deltas.sound(store.root, record.digest, record.files))
+        return
+    sizes = {name: path.lstat().st_size for name, path in files_in(record.path)}
+    gone = deltas.left_out(store.root, record.digest)
+    if sizes != {entry["path"]: entry["size"] for entry in record.files if entry["path"] not in gone}:
+        yield f"{record.path}: its files have other names or sizes than were published."
 
 
 def _record_problems(store: Store) -> Iterator[str]:

@@ -18,13 +18,13 @@ from spin_core.store.digest import Damaged
 from spin_core.store.gc import GcResult, Report
 from spin_core.store.leases import FOLDER, FRESH, MARK, Mark, fresh
 from spin_core.store.record import Record
+from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
-from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.s3.verify import readable
 
-FOLDERS = ("records/", "trees/", "files/", remote_runs.FOLDER, "quarantine/")
+FOLDERS = ("records/", "trees/", "files/", deltas.FOLDER, remote_runs.FOLDER, "quarantine/")
 
 
 def gc(
@@ -122,17 +122,18 @@ def _collect(
 ) -> GcResult:
     kept = [record for key, record in records.items() if key not in going]
     named = {f"trees/{record.digest}.json" for record in kept}
-    named |= {f"files/{entry['sha256']}" for record in kept for entry in record.files}
+    named |= _needed_files(there, kept)
     stages = {f"files/{entry['sha256']}": record.stage for record in records.values() for entry in record.files}
     manifests = [key for key in there if key.startswith("trees/") and key not in named]
-    unnamed = [there[key] for key in there if key.startswith("files/") and key not in named]
+    unnamed = [there[key] for key in there if key.startswith(("files/", deltas.FOLDER)) and key not in named]
     aside = [there[key] for key in there if quarantine and key.startswith("quarantine/")]
     # None of these is fresh. A process that began after the mark has a lease that is not among them, and waits.
     leases = [key for key in there if key.startswith(FOLDER)]
     uploads = _given_up(store)
+    given = {link.stat.key: f"files/{link.new}" for own in deltas.links(there.values()).values() for link in own}
     for stage, size in [
         *((record.stage, 0) for record in going.values()),
-        *((stages.get(stat.key, "no record"), stat.size) for stat in unnamed),
+        *((stages.get(given.get(stat.key, stat.key), "no record"), stat.size) for stat in unnamed),
         *(("quarantine", stat.size) for stat in aside),
         *(("temporary", 0) for _ in uploads),
     ]:
@@ -162,6 +163,22 @@ def _collect(
     )
 
 
+def _needed_files(there: dict[str, Stat], kept: list[Record]) -> set[str]:
+    """Keys of the files of these records as they are there: whole, or else every delta that gives them and what it
+    hangs on."""
+    by_new, needed = deltas.links(there.values()), set[str]()
+    waiting = [entry["sha256"] for record in kept for entry in record.files]
+    while waiting:
+        sha = waiting.pop()
+        if (key := f"files/{sha}") in needed:
+            continue
+        needed.add(key)
+        for link in by_new.get(sha, []) if key not in there else []:
+            needed.add(link.stat.key)
+            waiting.append(link.base)
+    return needed
+
+
 def _remove(store: RemoteStore, mark: Mark, waves: list[list[str]]) -> None:
     """One wave after the other: records, manifests, the rest."""
     for wave in waves:
@@ -173,7 +190,8 @@ def _given_up(store: RemoteStore) -> list[tuple[str, str]]:
     """(key, upload id) of the uploads in parts that are to be aborted; none where they may not be listed."""
     now = store.objects.now()
     try:
-        return [(key, one) for key, one, begun in store.objects.uploads("files/") if now - begun >= FRESH]
+        begun = [one for below in ("files/", deltas.FOLDER) for one in store.objects.uploads(below)]
+        return [(key, one) for key, one, at in begun if now - at >= FRESH]
     except StoreError as error:
         why = str(error).rstrip(".")
         store.notes.append(

@@ -2,6 +2,7 @@
 
     <prefix>/spinloop-store-v1/
         files/<sha256>                one object for each file content, however many outputs have it
+        deltas/<sha256>.<sha256>.…    or the difference of weights to those that they were trained from (deltas.py)
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
         runs/…  id                    what people find (runs.py); the store's identity
@@ -27,19 +28,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from spin_core.errors import StoreError
 from spin_core.store import fs, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
-from spin_core.store.digest import Damaged, FileEntry, manifest, tree_digest
+from spin_core.store.digest import Damaged, FileEntry, damage, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
 from spin_core.store.leases import Lease
 from spin_core.store.make_immutable import seal
 from spin_core.store.record import Record, encode, entries, parse
+from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
-from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Objects, Stat, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
@@ -119,10 +120,10 @@ class RemoteStore(Store):
         target = super().tree(digest)
         if digest in self._hashed or not target.is_dir():
             return target.is_dir()
-        if _damage(target, digest):
+        if damage(target, digest):
             with locks.locked(self.root / "locks" / "quarantine"):
                 # Another process may have fetched it again since: what is sound now must not be set aside.
-                if bad := _damage(target, digest):
+                if bad := damage(target, digest):
                     if target.is_dir():
                         self._set_aside([target], bad)
                     return False
@@ -164,9 +165,10 @@ class RemoteStore(Store):
 
     def _is_there(self, record: Record) -> bool:
         """Whether the service has every file of a record, by size; if not, the record is set aside."""
-        for key, size in _files(record.files).items():
+        for key, entry in _files(record.files).items():
             stat = self.objects.head(key)
-            if size and (stat is None or stat.size != size):
+            there = stat.size == entry["size"] if stat else deltas.way_there(self.objects, entry) is not None
+            if entry["size"] and not there:
                 why = f"{key} is missing or has another size"
                 self._set_aside_there(_record_key(record), why, encode(record))
                 return False
@@ -235,11 +237,11 @@ class RemoteStore(Store):
             named = dict(zip(_files(files), transfer.in_parallel(self.objects.head, _files(files)), strict=True))
             tree = self.new_tree()
             try:
-                for key, size in _files(files).items():
-                    if (stat := named[key]) is None or stat.size != size:
-                        raise transfer.Missing(key)
+                ways = deltas.ways(self.objects, files, named)
                 self.cache.make_room(self.root, sum(entry["size"] for entry in files), self.note_once)
-                fetched = self._download(digest, files, tree)
+                here = deltas.here(self._local.records() if ways else (), ways, self.cache.use)
+                deltas.download(self.objects, files, tree, ways, here, self.report, f"store {digest[:12]}")
+                fetched = seal(tree)
                 wrong = [entry for entry in files if entry not in fetched]
                 if not wrong and tree_digest(fetched) == digest:
                     self._place(tree, super().tree(digest), fetched)
@@ -248,6 +250,8 @@ class RemoteStore(Store):
                 bad = {f"files/{entry['sha256']}": f"{entry['path']} is not what was published" for entry in wrong}
             except transfer.Missing as missing:
                 bad = {missing.key: "it is missing, or has another size than was published"}
+            except deltas.Wrong as altered:
+                bad = {altered.key: "it is not what was published"}
             finally:
                 self.discard(tree)
         if not bad or any(_is_same(self.objects.head(key), named[key]) for key in bad):  # else healed meanwhile
@@ -257,14 +261,6 @@ class RemoteStore(Store):
         for key, why in bad.items():
             self._set_aside_there(key, why, named[key])
         return False
-
-    def _download(self, digest: str, files: list[FileEntry], tree: Path) -> list[FileEntry]:
-        inside = {folder for entry in files for folder in PurePosixPath(entry["path"]).parents if folder.name}
-        for folder in sorted(inside):
-            fs.make_dir(tree / folder, 0o755)
-        wanted = [transfer.File(f"files/{entry['sha256']}", tree / entry["path"], entry["size"]) for entry in files]
-        transfer.download(self.objects, wanted, self.report, f"store {digest[:12]}")
-        return seal(tree)
 
     def _manifest(self, digest: str) -> list[FileEntry] | None:
         """The files of a tree: of its manifest, and where that is damaged or gone of a record, which restores it."""
@@ -314,15 +310,21 @@ class RemoteStore(Store):
 
     def _send(self, record: Record) -> Record:
         """Files, then manifest, then record; the record that stands, with its output in the cache."""
-        files = [
-            transfer.File(f"files/{entry['sha256']}", record.path / entry["path"], entry["size"])
-            for entry in {entry["sha256"]: entry for entry in record.files}.values()
-        ]
+        files = {
+            entry["sha256"]: transfer.File(f"files/{entry['sha256']}", record.path / entry["path"], entry["size"])
+            for entry in record.files
+        }
 
         def clear(stat: Stat) -> None:
             self._set_aside_there(stat.key, "it has another size than its content", stat)
 
-        transfer.upload(self.objects, files, clear, self.report, f"store {record.stage} {record.key[:12]}")
+        work = self.new_tree()
+        try:
+            instead = deltas.made(self.objects, record, self._manifest, super().tree, work, self.report)
+            sent = [file for file in {**files, **instead}.values() if file]
+            transfer.upload(self.objects, sent, clear, self.report, f"store {record.stage} {record.key[:12]}")
+        finally:
+            self.discard(work)
         self.objects.put_once(f"trees/{record.digest}.json", canonical(record.files))
         for _ in range(ATTEMPTS):
             if self.objects.put_once(_record_key(record), encode(record)) and self.objects.conditional:
@@ -375,24 +377,14 @@ class RemoteStore(Store):
             remote_runs.send(self.objects, self.root, run, {name: data})
 
 
-def _damage(tree: Path, digest: str) -> Damaged | None:
-    """What is wrong with a tree of the cache."""
-    try:
-        if tree_digest(manifest(tree)) != digest:
-            return Damaged(f"{tree}: its content is not what its name says.")
-    except Damaged as bad:
-        return bad
-    return None
-
-
 def _is_same(stat: Stat | None, seen: Stat | None) -> bool:
     """Whether what is there now (or is not) is what was seen."""
     return (stat and (stat.etag, stat.modified)) == (seen and (seen.etag, seen.modified))
 
 
-def _files(files: list[FileEntry]) -> dict[str, int]:
-    """Object key → size of an output's files."""
-    return {f"files/{entry['sha256']}": entry["size"] for entry in files}
+def _files(files: list[FileEntry]) -> dict[str, FileEntry]:
+    """Object key → the file of an output."""
+    return {f"files/{entry['sha256']}": entry for entry in files}
 
 
 def _record_key(record: Record) -> str:

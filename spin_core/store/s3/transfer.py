@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from spin_core.errors import StoreError
 from spin_core.store import fs
 from spin_core.store.digest import open_regular
+from spin_core.store.progress import Report, bar
 from spin_core.store.s3.objects import Objects, Stat, md5
 
 # Of the store's format: who resumes an upload must cut the file as the one before did. At least 5 MiB (S3), and few
@@ -27,11 +28,7 @@ PART = 16 << 20
 MOST_PARTS = 10_000  # S3's limit
 THREADS = 8  # parts at once, each in memory: 128 MiB
 OPEN = 128  # files at once: a process may have 1,024, on macOS 256, and a dataset has thousands of shards
-SHOWN_FROM = 32 << 20  # bytes: less is there before a bar is drawn
 MD5 = re.compile(r"[0-9a-f]{32}")
-
-Report = Callable[[str, dict[str, Any]], None]
-"""Is called with (title, event) of what takes long; events as those of `Job.progress`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def upload(objects: Objects, files: list[File], clear: Callable[[Stat], None], r
             stats[file] = None
     missing = [file for file in files if not stats[file]]
     submit = _threads().submit
-    with _bar(report, title, "upload", missing) as advance:
+    with bar(report, title, "upload", sum(file.size for file in missing)) as advance:
         jobs = [_Upload(objects, file) for file in missing]
         _await([submit(job.begin) for job in jobs], advance, [0] * len(jobs))
         parts = [(job, piece) for job in jobs for piece in job.left]
@@ -90,7 +87,7 @@ def download(objects: Objects, files: Iterable[File], report: Report, title: str
     """Writes new files, durable on return, of the given size; their content is the caller's to check.
     Raises Missing for an object that is not there or shorter, StoreError where the service fails, OSError."""
     wanted = list(files)
-    with _bar(report, title, "download", wanted) as advance:
+    with bar(report, title, "download", sum(file.size for file in wanted)) as advance:
         for few in (wanted[at : at + OPEN] for at in range(0, len(wanted), OPEN)):
             with ExitStack() as opened:
                 places = [(file, opened.enter_context(fs.new_file(file.path))) for file in few]
@@ -212,22 +209,3 @@ def _await(jobs: list[Future[Any]], advance: Callable[[int], None], sizes: list[
 def _threads() -> ThreadPoolExecutor:
     """One pool for the process: a run has forty steps at once, and each part in hand takes its memory."""
     return ThreadPoolExecutor(THREADS, "spinloop-transfer")
-
-
-@contextmanager
-def _bar(report: Report, title: str, label: str, files: list[File]) -> Iterator[Callable[[int], None]]:
-    """Progress in MB, for transfers that are long enough to be watched; yields what advances it by bytes."""
-    total, done = sum(file.size for file in files), 0
-
-    def advance(count: int, **more: bool) -> None:
-        nonlocal done
-        done += count
-        if total >= SHOWN_FROM:
-            mega = {"done": done // 1_000_000, "total": total // 1_000_000}
-            report(title, {"label": label, "unit": "MB", "figures": {}, **mega, **more})
-
-    advance(0)
-    try:
-        yield advance
-    finally:
-        advance(0, closed=True)

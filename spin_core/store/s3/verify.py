@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from spin_core.store.digest import Damaged
 from spin_core.store.keys import DIGEST, STAGE, canonical
 from spin_core.store.record import Record, parse
+from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
-from spin_core.store.s3 import transfer
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.usage import Usage, UsageLine, table
@@ -44,7 +44,8 @@ def verify(store: RemoteStore, deep: bool = True, track: Track = lambda files: f
     `track` is given the files and gives them back one by one, for who shows progress. Raises StoreError if the service
     fails. Files that no record names are not wrong: `gc` takes them.
     """
-    there = {stat.key: stat for stat in store.objects.listed("files/")}
+    there = {stat.key: stat for below in ("files/", deltas.FOLDER) for stat in store.objects.listed(below)}
+    by_new = deltas.links(there.values())
     manifests = {stat.key: stat.size for stat in store.objects.listed("trees/")}
     problems, needed = [], set()
     for key, record in readable(store):
@@ -57,7 +58,17 @@ def verify(store: RemoteStore, deep: bool = True, track: Track = lambda files: f
             file = f"files/{entry['sha256']}"
             needed.add(file)
             if file not in there:
-                problems.append(f"{key}: {entry['path']} ({file}) is missing.")
+                found = deltas.way(
+                    entry["sha256"],
+                    entry["size"],
+                    lambda sha: by_new.get(sha, []),
+                    lambda sha: there.get(f"files/{sha}"),
+                )
+                if found is None:
+                    hangs = " as it is, and what its delta hangs on too" if entry["sha256"] in by_new else ""
+                    problems.append(f"{key}: {entry['path']} ({file}) is missing{hangs}.")
+                else:
+                    needed |= {found.whole.key, *(link.stat.key for link in found.links)}
             elif there[file].size != entry["size"]:
                 problems.append(f"{key}: {entry['path']} ({file}) has another size than was published.")
     if deep:
@@ -77,13 +88,15 @@ def _altered(store: RemoteStore, wanted: list[Stat], track: Track) -> Iterator[s
             few = pieces[at : at + transfer.THREADS]
             for data in transfer.in_parallel(lambda piece: store.objects.read(*piece), few):
                 sha.update(data or b"")
-        if sha.hexdigest() != stat.key.partition("/")[2]:
+        if sha.hexdigest() != stat.key[-64:]:
             yield f"{stat.key}: its content is not what its name says."
 
 
 def usage(store: RemoteStore, run: str | None = None) -> Usage:
     """What the store takes on the service, as `usage` of a local one. Raises StoreError."""
     sizes = {stat.key: stat.size for stat in store.objects.listed("files/")}
+    for sha, own in deltas.links(store.objects.listed(deltas.FOLDER)).items():
+        sizes[f"files/{sha}"] = sizes.get(f"files/{sha}", 0) + sum(link.stat.size for link in own)
     records = [record for _, record in readable(store) if isinstance(record, Record)]
     trees = {record.digest: record for record in reversed(records)}
     views, _ = remote_runs.read(store.objects, store.objects.listed(remote_runs.FOLDER))
