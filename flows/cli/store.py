@@ -1,4 +1,4 @@
-"""`spinloop store …`: list, show, explain, fetch, du, verify, gc."""
+"""`spinloop store …`: list, show, explain, fetch, du, verify, pack, gc; what it keeps is in keep.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from flows import live
+from flows.cli import keep
 from flows.streams import print_escaped
 from spin_core.analysis.format import bytes_text
 from spin_core.errors import BadInput, StoreError, printable
@@ -57,7 +58,9 @@ def add_commands(within: Any, add: Callable) -> None:
         help="also remove what neither the N latest runs nor those of --keep need; the best model of every run stays",
     )  # fmt: skip
     clear.add_argument("--keep", action="append", default=[], metavar="RUN", help="keep all of this run of `runs/`")
-    clear.add_argument("--quarantine", action="store_true", help="also remove what was found damaged and set aside")
+    clear.add_argument("--quarantine", action="store_true", help="also remove what was damaged and set aside")
+    keep.add_options(clear)
+    keep.add_commands(within, add)
 
 
 def _open(args: argparse.Namespace) -> Store:
@@ -167,6 +170,10 @@ def _gc(args: argparse.Namespace) -> None:
     def report(what: str, size: int) -> None:
         going.setdefault(what, []).append(size)
 
+    if policy := keep.policy_asked(store, args):
+        keep.run_policy(store, policy, args.dry_run, report)
+        _notes(store)
+        return
     wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
     result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     _notes(store)

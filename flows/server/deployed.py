@@ -19,17 +19,20 @@ from pydantic import WithJsonSchema
 
 from flows import sweep as sweeps
 from flows.execute import rows_only, run_dag, tag, title
+from flows.keeping import clear, policy_of
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
 from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
 from flows.streams import keep_lines_whole
 from spin_core.analysis.account import account
+from spin_core.analysis.format import escape_markdown
 from spin_core.analysis.sweep import verdict
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput, one_line
 from spin_core.report import costs_page
 from spin_core.report.stored_run import executions
+from spin_core.store.keep import parse as parse_policy
 from spin_core.store.opening import open_store
 from tasks.runner.pool_run import GPU_POOL
 
@@ -194,6 +197,28 @@ def sweep(
         if outcome.failed:
             return Failed(message=f"{len(outcome.failed)} runs failed: {'; '.join(outcome.failed)} {said}")
         return Completed(message=said)
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="gc", flow_run_name="gc", **OPTIONS)
+def gc(dry_run: bool = False) -> State:
+    """Clears the store by its policy (`spinloop store policy`), on a schedule. Fails while a run uses the store.
+
+    Args:
+        dry_run: Only say what would go.
+    """
+    try:
+        store = open_store(store_folder(), create=False)
+        data = policy_of(store)
+        if not data:
+            raise BadInput("There is no policy; write one: spinloop store policy older_than=30d max_size=2TB")
+        lines = clear(store, parse_policy(data, "store.yaml"), dry_run).lines(dry_run)
+        for line in lines:
+            get_run_logger().info(line)
+        listed = "\n".join(f"- {escape_markdown(line, 1000)}" for line in lines)
+        create_markdown_artifact(listed, key="store-gc", description="What the store's policy gave up.")
+        return Completed(message=lines[-1])
     except Exception as error:
         return failed(error)
 

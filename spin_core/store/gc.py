@@ -12,6 +12,7 @@ from pathlib import Path
 from spin_core.errors import StoreError
 from spin_core.store import deltas, fs, locks, roots, runs
 from spin_core.store.digest import Damaged, children
+from spin_core.store.keep import PINNED
 from spin_core.store.record import Record, read
 from spin_core.store.store import FOLDERS, Store
 from spin_core.store.verify import is_free, stray
@@ -40,12 +41,14 @@ def gc(
     quarantine: bool = False,
     dry_run: bool = False,
     report: Report = lambda what, size: None,
+    forget: Collection[str] | None = None,
 ) -> GcResult:
     """Removes leftovers of dead processes, scratch folders whose key nobody holds, and trees that no record names.
 
-    With `keep_runs` or `keep`, also every record that neither the last so many runs nor the runs of these names link
-    to or were made from, and its tree. The best model of every run (its link `best`) stays, not what it was made from;
-    to give it up, delete the run's folder first. Links that then lead nowhere go too, other files of runs/ stay.
+    With `keep_runs` or `keep`, also every record that neither the last so many runs nor the runs of these names nor
+    pinned ones link to or were made from, and its tree; with `forget`, that no other run but these does. The best model
+    of every run (its link `best`) stays, not what it was made from; to give it up, forget the run first. Links that
+    then lead nowhere go too, other files of runs/ stay.
     `quarantine`: also what was damaged and set aside, which stays otherwise.
     Raises BadInput for a run that is not there and a number below 0; StoreError, having done nothing, while somebody is
     inside `using`, where the file system has no locks, where a folder or record cannot be read, and where what is there
@@ -58,7 +61,7 @@ def gc(
                     raise StoreError(
                         f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
                     )
-                found = [_find(store, keep_runs, keep, quarantine) for _ in range(2)]
+                found = [_find(store, keep_runs, keep, forget, quarantine) for _ in range(2)]
                 if found[0] != found[1]:
                     raise StoreError(f"{store.root}: reads differently each time; check the disk, then run gc again.")
                 return _collect(store, found[0], dry_run, report)
@@ -66,21 +69,24 @@ def gc(
             raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
 
 
-def _find(store: Store, keep_runs: int | None, keep: Collection[str], quarantine: bool) -> dict[Path, str]:
+def _find(
+    store: Store, keep_runs: int | None, keep: Collection[str], forget: Collection[str] | None, quarantine: bool
+) -> dict[Path, str]:
     """What is to go, with what it is. Raises as `gc`."""
     _demand_one_disk(store.root)
     folders = {name: _counted(store.root / name) for name in ("records", "trees", "runs")}
     files = [file for stage in folders["records"] if not stage.is_file() for file in _counted(stage)]
     records = [(file, _read(store, file)) for file in files]
     of_runs = [folder for folder in folders["runs"] if stat.S_ISDIR(os.stat(folder).st_mode)]
-    if keep_runs is not None or keep:
+    if keep_runs is not None or keep or forget is not None:
         for folder in of_runs:
             _demand_content(folder)
     there = {folder.name: runs.pointer(folder) for folder in of_runs}
     named = [record for _, record in records]
     begun = roots.begun(_bytes(store.root / roots.LIST))
     roots.demand_all(store.root, named, there, [tree.name for tree in folders["trees"]], begun)
-    kept = _with_bases(store, roots.needed(store.root, named, there, keep_runs, keep))
+    pinned = [folder.name for folder in of_runs if os.path.lexists(folder / PINNED)]
+    kept = with_bases(store, roots.needed(store.root, named, there, keep_runs, keep, forget, pinned))
     stages = {record.digest: record.stage for record in named}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {tree: stages.get(tree.name, "no record") for tree in folders["trees"] if tree.name not in kept}
@@ -96,7 +102,7 @@ def _deltas(store: Store) -> list[Path]:
     return children(store.root / deltas.FOLDER)
 
 
-def _with_bases(store: Store, digests: set[str]) -> set[str]:
+def with_bases(store: Store, digests: set[str]) -> set[str]:
     """These, and the trees that their packed weights hang on."""
     kept, waiting = set[str](), list(digests)
     while waiting:

@@ -25,27 +25,31 @@ def needed(
     there: Mapping[str, Pointer],
     keep_runs: int | None,
     keep: Collection[str],
+    forget: Collection[str] | None = None,
+    pinned: Collection[str] = (),
 ) -> set[str]:
-    """Digests that stay of those that `records` name: all; with `keep_runs` or `keep`, those that the runs to be kept
-    of `there` lead to, what these were made from, and the best model of every run.
+    """Digests that stay of those that `records` name: all; with `keep_runs`, `keep` or `forget` (every run but these),
+    those that the runs to be kept of `there` and the pinned ones lead to, what these were made from, and the best model
+    of every run.
 
     Raises BadInput for a number of runs below 0, and for one to be kept that is none of `there`; StoreError where runs
     are to be kept, and there is none although there are records.
     """
-    if keep_runs is None and not keep:
+    if keep_runs is None and not keep and forget is None:
         return {record.digest for record in records}
     if keep_runs is not None and keep_runs < 0:
         raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
-    for name in keep:
+    for name in (*keep, *(forget or ())):
         if name not in there:
-            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
+            raise BadInput(f"{name}: there is no such run; runs are {', '.join(sorted(there)) or 'none'}.")
     if records and not there:
         raise StoreError(
             f"{where}: runs/ shows no run, so none of {len(records)} records would be kept; check that all of the "
             "store is there, and delete it by hand if nothing of it is wanted."
         )
     last = sorted(there, key=lambda name: (there[name][1], name), reverse=True)[: keep_runs or 0]
-    in_full = {digest for name in {*last, *keep} for digest in there[name][0].values()}
+    named = {*last, *keep} if forget is None else there.keys() - set(forget)
+    in_full = {digest for name in {*named, *pinned} for digest in there[name][0].values()}
     return _made_from(in_full, records) | {digest for links, _ in there.values() for digest in _best(links)}
 
 

@@ -29,8 +29,7 @@ def link(root: Path, run: str, links: dict[str, str | None]) -> None:
     Raises BadInput for a run name or label that is not one, OSError.
     """
     relabel(root, run, links)
-    latest = root / "latest"
-    if not latest.is_symlink() or os.readlink(latest) != f"runs/{run}":
+    if not leads_to(root, run):
         write_order(root, run, _last_order(root) + 1)
         point_latest(root, run)
 
@@ -58,6 +57,12 @@ def relabel(root: Path, run: str, links: dict[str, str | None]) -> None:
 def point_latest(root: Path, run: str) -> None:
     """`latest` → runs/<run>. Raises OSError."""
     _relink(root, f"runs/{run}", root / "latest")
+
+
+def leads_to(root: Path, run: str) -> bool:
+    """Whether `latest` is this run."""
+    latest = root / "latest"
+    return latest.is_symlink() and os.readlink(latest) == f"runs/{run}"
 
 
 def write_order(root: Path, run: str, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,12 +45,9 @@ def usage(store: Store, run: str | None = None) -> Usage:
     Raises StoreError where the disk fails.
     """
     with fs.boundary(store.root), store.using():
-        seen: set[tuple[int, int]] = set()
+        seen: set[Hashable] = set()
         stages = {record.digest: record.stage for _, record in readable(store)}
-        trees = {
-            tree.name: _size(tree, seen) + sum(_size(path, seen) for path in _deltas(store, tree.name))
-            for tree in children(store.root / "trees")
-        }
+        trees = {digest: _new(files, seen) for digest, files in outputs(store).items()}
         linked = {
             folder.name: set(pointer(folder)[0].values()) & trees.keys() for folder in children(store.root / "runs")
         }
@@ -62,8 +59,22 @@ def usage(store: Store, run: str | None = None) -> Usage:
         return table(trees, stages, linked, other, run)
 
 
-def _deltas(store: Store, digest: str) -> list[Path]:
-    return children(store.root / deltas.FOLDER / digest)
+def outputs(store: Store) -> dict[str, dict[Hashable, int]]:
+    """Digest → the files of an output and their bytes, weights as deltas too; a file that several outputs share (one
+    inode) is the same in each. Raises OSError."""
+    made: dict[str, dict[Hashable, int]] = {}
+    for tree in children(store.root / "trees"):
+        paths = [tree, *children(store.root / deltas.FOLDER / tree.name)]
+        stats = [file.lstat() for path in paths for file in files_below(path)]
+        made[tree.name] = {(status.st_dev, status.st_ino): status.st_size for status in stats}
+    return made
+
+
+def _new(files: dict[Hashable, int], seen: set[Hashable]) -> int:
+    """Bytes of the files that are not among `seen`, and now are."""
+    fresh = files.keys() - seen
+    seen |= fresh
+    return sum(files[file] for file in fresh)
 
 
 def table(
@@ -98,11 +109,6 @@ def _lines(linked: Mapping[str, set[str]], trees: Mapping[str, int]) -> list[Usa
     return lines
 
 
-def _size(path: Path, seen: set[tuple[int, int]]) -> int:
-    total = 0
-    for file in files_below(path):
-        status = file.lstat()
-        if (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
-            total += status.st_size
-    return total
+def _size(path: Path, seen: set[Hashable]) -> int:
+    stats = [file.lstat() for file in files_below(path)]
+    return _new({(status.st_dev, status.st_ino): status.st_size for status in stats}, seen)

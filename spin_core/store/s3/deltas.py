@@ -151,6 +151,16 @@ def _delta(
     return transfer.File(f"{FOLDER}{head.new}.{head.base}.{own}", target, size)
 
 
+def missing(objects: Objects, files: list[FileEntry]) -> str:
+    """Key of the first of these files that the service does not have, by size; empty where it has all."""
+    for entry in files:
+        key = f"files/{entry['sha256']}"
+        stat = objects.head(key) if entry["size"] else None
+        if entry["size"] and not (stat.size == entry["size"] if stat else way_there(objects, entry)):
+            return key
+    return ""
+
+
 def ways(objects: Objects, files: list[FileEntry], named: dict[str, Stat | None]) -> dict[str, Way]:
     """sha256 → how a file is had that is there as a delta. `named`: the objects of the whole files by their keys, to
     which those of the ways are added. Raises transfer.Missing."""

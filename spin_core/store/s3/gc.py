@@ -16,6 +16,7 @@ from spin_core.store import fs, roots
 from spin_core.store.cache import clear_leftovers
 from spin_core.store.digest import Damaged
 from spin_core.store.gc import GcResult, Report
+from spin_core.store.keep import PINNED
 from spin_core.store.leases import FOLDER, FRESH, MARK, Mark, fresh
 from spin_core.store.record import Record
 from spin_core.store.s3 import deltas, transfer
@@ -34,10 +35,12 @@ def gc(
     quarantine: bool = False,
     dry_run: bool = False,
     report: Report = lambda what, size: None,
+    forget: Collection[str] | None = None,
 ) -> GcResult:
     """Removes files and manifests that no record names, uploads that nobody goes on with, and leases of dead processes;
-    with `keep_runs` or `keep` records too, as gc.gc does. Of this machine's cache leftovers and unfinished work go, the
-    rest of it clears itself. A pointer of a run that is none is set aside, and no record goes in this time.
+    with `keep_runs`, `keep` or `forget` records too, as gc.gc does. Of this machine's cache leftovers and unfinished
+    work go, the rest of it clears itself. A pointer of a run that is none is set aside, and no record goes in this
+    time.
 
     Raises BadInput as gc.gc; StoreError, having done nothing, while a process somewhere uses the store, or while it is
     not known whether one does (a lease younger than two hours), where a record cannot be read, where two listings
@@ -55,8 +58,9 @@ def gc(
         roots.demand_all(store.url, list(records.values()), runs, outputs, begun)
         if junk:
             _set_aside(store, junk, dry_run)
-            keep_runs, keep = None, ()
-        kept = roots.needed(store.url, list(records.values()), runs, keep_runs, keep)
+            keep_runs, keep, forget = None, (), None
+        pinned = [run for run, view in views.items() if PINNED in view.files]
+        kept = roots.needed(store.url, list(records.values()), runs, keep_runs, keep, forget, pinned)
         going = {key: record for key, record in records.items() if record.digest not in kept}
         # What a gc that died had removed is in this list too, and its links go now.
         gone = begun - there.keys()

@@ -336,6 +336,11 @@ def _attempts() -> int:
     return int(text)
 
 
+def is_same(stat: Stat | None, seen: Stat | None) -> bool:
+    """Whether what is there now (or is not) is what was seen."""
+    return (stat and (stat.etag, stat.modified)) == (seen and (seen.etag, seen.modified))
+
+
 def md5(data: bytes) -> str:
     """What the etag is of an object or part that is not encrypted."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

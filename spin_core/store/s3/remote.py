@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import StoreError
-from spin_core.store import fs, locks
+from spin_core.store import fs, keep, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
 from spin_core.store.digest import Damaged, FileEntry, damage, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
@@ -41,7 +41,7 @@ from spin_core.store.make_immutable import seal
 from spin_core.store.record import Record, encode, entries, parse
 from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
-from spin_core.store.s3.objects import Objects, Stat, md5
+from spin_core.store.s3.objects import Objects, Stat, is_same, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
 MOST_COPIED = 5_000_000_000  # bytes that S3 copies in one request; what is larger is not kept in quarantine/
@@ -165,14 +165,11 @@ class RemoteStore(Store):
 
     def _is_there(self, record: Record) -> bool:
         """Whether the service has every file of a record, by size; if not, the record is set aside."""
-        for key, entry in _files(record.files).items():
-            stat = self.objects.head(key)
-            there = stat.size == entry["size"] if stat else deltas.way_there(self.objects, entry) is not None
-            if entry["size"] and not there:
-                why = f"{key} is missing or has another size"
-                self._set_aside_there(_record_key(record), why, encode(record))
-                return False
-        return True
+        missing = deltas.missing(self.objects, record.files)
+        if missing:
+            why = f"{missing} is missing or has another size"
+            self._set_aside_there(_record_key(record), why, encode(record))
+        return not missing
 
     def record(self, stage: str, key: str) -> Record | None:
         """The service's record of a key, its output not verified; kept in the cache. Damaged ones are set aside."""
@@ -254,7 +251,7 @@ class RemoteStore(Store):
                 bad = {altered.key: "it is not what was published"}
             finally:
                 self.discard(tree)
-        if not bad or any(_is_same(self.objects.head(key), named[key]) for key in bad):  # else healed meanwhile
+        if not bad or any(is_same(self.objects.head(key), named[key]) for key in bad):  # else healed meanwhile
             named_by = [record] if record else [] if self.read_only else self.records()
             for one in [one for one in named_by if one.digest == digest]:
                 self._set_aside_there(_record_key(one), "", encode(one))
@@ -285,7 +282,7 @@ class RemoteStore(Store):
         elif self.read_only:
             done = "it stays there, as nothing is written now, and"
         elif (stat := self.objects.head(key)) and (
-            self.objects.get(key) == seen if isinstance(seen, bytes) else _is_same(stat, seen)
+            self.objects.get(key) == seen if isinstance(seen, bytes) else is_same(stat, seen)
         ):
             self.move_aside(key, copied=stat.size < MOST_COPIED)
         if why:
@@ -370,16 +367,30 @@ class RemoteStore(Store):
             self._local.link_run(run, links)
             remote_runs.send(self.objects, self.root, run)
 
+    def remove_run_file(self, run: str, name: str) -> None:
+        """As in `Store`, and on the service."""
+        self._local.remove_run_file(run, name)
+        with fs.boundary(self.root / "runs"):
+            remote_runs.send(self.objects, self.root, run, {name: None})
+
+    def forget_run(self, run: str) -> None:
+        """As in `Store`, and on the service: first its pointer."""
+        remote_runs.forget(self.objects, run)
+        self._local.forget_run(run)
+
+    def policy_file(self) -> bytes | None:
+        """As in `Store`, of the service."""
+        return self.objects.get(keep.FILE)
+
+    def write_policy(self, data: bytes) -> None:
+        """As in `Store`, on the service."""
+        self.objects.put(keep.FILE, data)
+
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """As in `Store`, and on the service, for other machines."""
         self._local.write_run_file(run, name, data)
         with fs.boundary(self.root / "runs"):
             remote_runs.send(self.objects, self.root, run, {name: data})
-
-
-def _is_same(stat: Stat | None, seen: Stat | None) -> bool:
-    """Whether what is there now (or is not) is what was seen."""
-    return (stat and (stat.etag, stat.modified)) == (seen and (seen.etag, seen.modified))
 
 
 def _files(files: list[FileEntry]) -> dict[str, FileEntry]:

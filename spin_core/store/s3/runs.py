@@ -40,12 +40,22 @@ class View(NamedTuple):
         return json.dumps(self._asdict(), indent=1).encode()
 
 
-def send(objects: Objects, root: Path, run: str, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
-    """Writes `files` of a run (name → bytes), and its pointer as its folder in the cache is. Raises StoreError,
-    OSError."""
+def send(objects: Objects, root: Path, run: str, files: Mapping[str, bytes | None] = MappingProxyType({})) -> None:
+    """Writes `files` of a run (name → bytes; None: removes it), and its pointer as its folder in the cache is. Raises
+    StoreError, OSError."""
     for name, data in files.items():
-        objects.put(f"{FOLDER}{run}/{FILES}{name}", data)
+        if data is not None:
+            objects.put(f"{FOLDER}{run}/{FILES}{name}", data)
     objects.put(f"{FOLDER}{run}/{POINTER}", _view(root / "runs" / run).encoded())
+    for name in [name for name, data in files.items() if data is None]:  # after the pointer that named it
+        objects.delete(f"{FOLDER}{run}/{FILES}{name}")
+
+
+def forget(objects: Objects, run: str) -> None:
+    """Removes a run: its pointer first, as its files are nothing without it. Raises StoreError."""
+    objects.delete(f"{FOLDER}{run}/{POINTER}")
+    for stat in list(objects.listed(f"{FOLDER}{run}/")):
+        objects.delete(stat.key)
 
 
 def refresh(objects: Objects, root: Path, note: Callable[[str], None]) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from spin_core.store.digest import Damaged
 from spin_core.store.keys import DIGEST, STAGE, canonical
@@ -94,26 +94,39 @@ def _altered(store: RemoteStore, wanted: list[Stat], track: Track) -> Iterator[s
 
 def usage(store: RemoteStore, run: str | None = None) -> Usage:
     """What the store takes on the service, as `usage` of a local one. Raises StoreError."""
-    sizes = {stat.key: stat.size for stat in store.objects.listed("files/")}
-    for sha, own in deltas.links(store.objects.listed(deltas.FOLDER)).items():
-        sizes[f"files/{sha}"] = sizes.get(f"files/{sha}", 0) + sum(link.stat.size for link in own)
-    records = [record for _, record in readable(store) if isinstance(record, Record)]
-    trees = {record.digest: record for record in reversed(records)}
+    records = {record.digest: record for _, record in readable(store) if isinstance(record, Record)}
+    files = _files(store)
     views, _ = remote_runs.read(store.objects, store.objects.listed(remote_runs.FOLDER))
-    linked = {name: set(view.links.values()) & trees.keys() for name, view in views.items()}
+    linked = {name: set(view.links.values()) & records.keys() for name, view in views.items()}
     seen: set[str] = set()
     bytes_of: dict[str, int] = {}
-    for digest in sorted(trees):
-        new = {f"files/{entry['sha256']}" for entry in trees[digest].files} - seen
+    for digest in sorted(records):
+        new = {f"files/{entry['sha256']}" for entry in records[digest].files} - seen
         seen |= new
-        bytes_of[digest] = sum(sizes.get(key, 0) for key in new)
-    stages = {digest: record.stage for digest, record in trees.items()}
-    return table(bytes_of, stages, linked, list(_other(store, sizes, seen)), run)
+        bytes_of[digest] = sum(files.get(key, 0) for key in new)
+    stages = {digest: record.stage for digest, record in records.items()}
+    return table(bytes_of, stages, linked, list(_other(store, files, seen)), run)
 
 
-def _other(store: RemoteStore, sizes: dict[str, int], named: set[str]) -> Iterator[UsageLine]:
-    unnamed = [size for key, size in sizes.items() if key not in named]
+def outputs(store: RemoteStore) -> dict[str, dict[Hashable, int]]:
+    """Digest → the files of an output and the bytes that they take there, as `usage.outputs`. Raises StoreError."""
+    files = _files(store)
+    records = [record for _, record in readable(store) if isinstance(record, Record)]
+    keys = {record.digest: [f"files/{entry['sha256']}" for entry in record.files] for record in records}
+    return {digest: {key: files.get(key, 0) for key in own} for digest, own in keys.items()}
+
+
+def _files(store: RemoteStore) -> dict[str, int]:
+    """Key of a file → bytes that it takes, as it is or as deltas."""
+    files = {stat.key: stat.size for stat in store.objects.listed("files/")}
+    for sha, own in deltas.links(store.objects.listed(deltas.FOLDER)).items():
+        files[f"files/{sha}"] = files.get(f"files/{sha}", 0) + sum(link.stat.size for link in own)
+    return files
+
+
+def _other(store: RemoteStore, files: dict[str, int], named: set[str]) -> Iterator[UsageLine]:
+    unnamed = [size for key, size in files.items() if key not in named]
     aside = [stat.size for stat in store.objects.listed("quarantine/")]
-    for what, files in (("(no record)", unnamed), ("quarantine", aside)):
-        if files:
-            yield UsageLine(what, len(files), sum(files))
+    for what, sizes in (("(no record)", unnamed), ("quarantine", aside)):
+        if sizes:
+            yield UsageLine(what, len(sizes), sum(sizes))
