@@ -8,6 +8,7 @@ import pytest
 
 from spin_core.errors import BadInput
 from spin_core.store import keep
+from spin_core.store.gc import gc
 from spin_core.store.store import Store
 from tests.store.year import QUOTA, Year
 
@@ -91,6 +92,19 @@ def test_policy_reads_units() -> None:
     policy = keep.parse({"older_than": "12w", "max_size": "2 TB", "keep_runs": 3, "pack": True}, "x")
     assert policy == keep.Policy(3, timedelta(days=84), 2 * 10**12, True)
     assert keep.parse({"max_size": "1.5gb"}, "x").max_size == 1_500_000_000
+
+
+def test_pinned_run_stays_whichever_way_gc_is_asked(store: Store) -> None:
+    """Catches a pin that only a policy heeds."""
+    year = Year(store)
+    year.rerun(0)
+    year.pin()
+    year.rerun(1)
+    gc(store, keep_runs=0)
+    assert all(store.lookup(one.stage, one.key) for one in year.pinned)
+    store.remove_run_file(f"year-{0:06x}", keep.PINNED)
+    gc(store, keep_runs=0)
+    assert not all(store.lookup(one.stage, one.key) for one in year.pinned)
 
 
 def test_a_year_of_weekly_runs_stays_below_its_quota(store: Store) -> None:

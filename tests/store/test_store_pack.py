@@ -236,3 +236,16 @@ def test_other_weights_stay_whole(store: Store) -> None:
     digests = [compute(store, step).digest for step in steps]
     store.link_run("run-1", {"01-finetune-iter-0": digests[1], "02-finetune-iter-1": digests[2]})
     assert pack.pack(store) == pack.PackResult(0, 0, 0) and whole(store, steps) == [0, 1, 2] and store.notes == []
+
+
+def test_look_up_hashes_what_a_delta_hangs_on(store: Store) -> None:
+    """A flipped bit of θ_0 makes θ_1 a miss before anybody looks θ_0 up. Catches a hit whose weights are wrong, or that
+    fails when a step reads it."""
+    steps = filled(store)
+    pack.pack(store)
+    file = tree(store, steps[0]) / WEIGHTS
+    raw = bytearray(file.read_bytes())
+    raw[7000] ^= 4
+    overwrite(file, bytes(raw))
+    assert store.lookup(steps[1].stage, steps[1].key) is None
+    assert WEIGHTS in store.notes[0] and "counts as not there" in store.notes[0]

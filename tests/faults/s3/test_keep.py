@@ -10,6 +10,7 @@ from flows.keeping import clear, pinned, policy_of
 from spin_core.analysis.account import file_of, name_of
 from spin_core.errors import BadInput
 from spin_core.store import keep, leases
+from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3.remote import RemoteStore
 from tests.faults.s3.test_clearing import chain
 from tests.faults.store.battery import assert_right, compute
@@ -39,10 +40,16 @@ def test_gc_by_age_and_pins_of_another_machine(filled, at) -> None:
     filled.write_run_file("run-0", keep.PINNED, b"pinned\n")
     other = at("b")
     assert pinned(other) == ["run-0"]
+    remote_gc.gc(other, keep_runs=3)
+    assert there(other) == {"a0", "b0", "a1", "b1", "a2", "b2"}
     made = clear(other, keep.parse({"older_than": "30d"}, "x"), now=NOW)
     assert list(made.decision.forget) == ["run-1"] and there(other) == {"a0", "b0", "b1", "a2", "b2"}
     other.remove_run_file("run-0", keep.PINNED)
     assert pinned(at("c")) == []
+    filled.write_run_file("run-2", keep.PINNED, b"pinned\n")
+    remote_gc.gc(other, keep_runs=0)
+    assert there(filled) == {"b0", "b1", "a2", "b2"}
+    filled.remove_run_file("run-2", keep.PINNED)
     clear(at("c"), keep.parse({"older_than": "30d"}, "x"), now=NOW)
     assert there(filled) == {"b0", "b1", "a2", "b2"}
     for n in range(3):
