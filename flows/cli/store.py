@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from flows import live
 from flows.cli import keep
@@ -151,9 +148,9 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 def _verify(args: argparse.Namespace) -> None:
     store = _open(args)
     if isinstance(store, RemoteStore):
-        problems = remote_verify.verify(store, args.deep, partial(tqdm, desc="files", unit="file", disable=None))
+        problems = remote_verify.verify(store, args.deep, _watched("files"))
     else:
-        problems = verify(store, args.deep, partial(tqdm, desc="trees", unit="tree", disable=None))
+        problems = verify(store, args.deep, _watched("trees"))
     for problem in problems:
         print_escaped(problem)
     if problems:
@@ -161,6 +158,23 @@ def _verify(args: argparse.Namespace) -> None:
         raise StoreError(f"{many}; damaged steps are set aside and run again when next needed.")
     checked = "are whole" if args.deep else "have the names and sizes that were published (--deep hashes them)"
     print_escaped(f"{args.store}: {sum(1 for _ in store.records())} records and their trees {checked}.")
+
+
+def _watched(what: str) -> Callable[[list], Iterator]:
+    """Gives a list back one by one, and shows how far it is."""
+    view = live.view()
+    show = Progress(view)
+
+    def track(things: list) -> Iterator:
+        for done, one in enumerate(things):
+            if view:
+                show("store verify", {"label": what, "unit": what, "figures": {}, "done": done, "total": len(things)})
+            yield one
+        if view and things:
+            counts = {"done": len(things), "total": len(things)}
+            show("store verify", {"label": what, "unit": what, "figures": {}, **counts, "closed": True})
+
+    return track
 
 
 def _gc(args: argparse.Namespace) -> None:

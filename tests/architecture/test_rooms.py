@@ -21,7 +21,6 @@ ALLOWED: dict[str, set[str] | None] = {  # top-level names besides the standard 
         "yaml",
         "uvicorn",
         "httpx",
-        "tqdm",
         "rich",
         "argcomplete",
     },
