@@ -17,9 +17,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,7 @@ MOST = 0.5
 """Of the file's size: a delta that is larger is not kept."""
 DEEPEST = 8
 """How many deltas may lie between a file and a whole one: each is read to restore it."""
+AT_ONCE = 4  # blocks, of which each is in memory some ten times: 700 MB
 TRIED = 4  # blocks after which a delta that grows too large is given up
 LEVEL = 3
 LONGEST_LINE = 1 << 10
@@ -98,16 +100,19 @@ def _frames(
 ) -> tuple[str, str] | None:
     """Writes the frames; the sha256 of base and new, None where they would be more than `most` bytes."""
     shas, at, read = (hashlib.sha256(), hashlib.sha256()), 0, 0
-    with open(open_regular(base), "rb") as before, open(open_regular(new), "rb") as after:
-        for old, now in zip(_blocks(before), _blocks(after), strict=True):
-            for sha, block in zip(shas, (old, now), strict=True):
-                sha.update(block)
-            frame = _encode(old, now, width)
-            if _decode(old, frame, width) != now:
-                return None  # a fault of a library: the file stays as it is
-            put(len(frame).to_bytes(4, "little") + frame, at)
-            at, read = at + 4 + len(frame), read + len(now)
-            advance(len(now))
+    with open(open_regular(base), "rb") as before, open(open_regular(new), "rb") as after, _threads() as threads:
+        pairs = zip(_blocks(before), _blocks(after), strict=True)
+        while few := list(islice(pairs, AT_ONCE)):
+            frames = threads.map(lambda pair: _checked_frame(pair[0], pair[1], width), few)
+            for sha, blocks in zip(shas, zip(*few, strict=True), strict=True):
+                for block in blocks:
+                    sha.update(block)
+            for (_, now), frame in zip(few, frames, strict=True):
+                if not frame:
+                    return None
+                put(len(frame).to_bytes(4, "little") + frame, at)
+                at, read = at + 4 + len(frame), read + len(now)
+                advance(len(now))
             if at > most or (read >= TRIED * BLOCK and at > read * MOST):
                 return None
     return shas[0].hexdigest(), shas[1].hexdigest()
@@ -138,15 +143,35 @@ def restore(
         if any(one.size != os.fstat(before.fileno()).st_size for one in headers):
             raise Damaged(f"{base}: has another size than the file that the delta was made from.")
         fd, at = opened.enter_context(fs.new_file(target)) if target else -1, 0
-        for block in _blocks(before):
-            for stream, one, path in zip(streams, headers, deltas, strict=True):
-                block = _decode(block, _frame(stream, path), one.width, path)
-            sha.update(block)
-            if target:
-                fs.write_at(fd, target, block, at)
-            at += len(block)
-            advance(len(block))
+        blocks, threads = _blocks(before), opened.enter_context(_threads())
+
+        def restored(work: tuple[bytes, list[bytes]]) -> bytes:
+            block, frames = work
+            for frame, one, path in zip(frames, headers, deltas, strict=True):
+                block = _decode(block, frame, one.width, path)
+            return block
+
+        while few := list(islice(blocks, AT_ONCE)):
+            works = [(block, [_frame(*of) for of in zip(streams, deltas, strict=True)]) for block in few]
+            for block in threads.map(restored, works):
+                sha.update(block)
+                if target:
+                    fs.write_at(fd, target, block, at)
+                at += len(block)
+                advance(len(block))
     return sha.hexdigest()
+
+
+def _threads() -> ThreadPoolExecutor:
+    """numpy and zstd release the interpreter, so blocks go side by side. One for each file: a fork would have it
+    without its threads."""
+    return ThreadPoolExecutor(AT_ONCE, "spinloop-delta")
+
+
+def _checked_frame(old: bytes, new: bytes, width: int) -> bytes:
+    """The frame of a block; empty where it does not give it back, by a fault of a library: the file stays as it is."""
+    frame = _encode(old, new, width)
+    return frame if _decode(old, frame, width) == new else b""
 
 
 def _encode(old: bytes, new: bytes, width: int) -> bytes:

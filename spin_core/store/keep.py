@@ -109,10 +109,11 @@ def decide(
     open_to_go = [run for run in runs if run not in last and run not in pinned]
     forget: dict[str, str] = {}
     unknown = []
-    for run in open_to_go if policy.older_than else []:
+    limit = policy.older_than
+    for run in open_to_go if limit is not None else []:
         if run not in began:
             unknown.append(run)
-        elif (old := now - began[run]) > (policy.older_than or old):
+        elif limit is not None and (old := now - began[run]) > limit:
             forget[run] = f"last started {old.days} days ago"
 
     def bytes_of(digests: Collection[str]) -> int:
@@ -156,6 +157,6 @@ def _too_small(
 
 def as_data(policy: Policy) -> dict[str, Any]:
     """For JSON."""
-    days = policy.older_than.days if policy.older_than else None
+    days = None if policy.older_than is None else policy.older_than.days
     made = {"keep_runs": policy.keep_runs, "older_than": days, "max_size": policy.max_size, "pack": policy.pack}
     return dict(json.loads(json.dumps(made)))

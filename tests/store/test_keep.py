@@ -40,6 +40,7 @@ def test_by_age() -> None:
     assert list(decide(keep.Policy(older_than=timedelta(days=30)), began=old).forget) == list(RUNS)[:-1]
     assert list(decide(keep.Policy(2, timedelta(days=30)), began=old).forget) == list(RUNS)[:-2]
     assert list(decide(keep.Policy(0, timedelta(days=30)), began=old).forget) == list(RUNS)
+    assert list(decide(keep.parse({"older_than": "0d"}, "x")).forget) == list(RUNS)[:-1]
     made = decide(keep.Policy(older_than=timedelta(days=30)), began={"run-0": BEGAN["run-0"]})
     assert list(made.forget) == ["run-0"] and made.unknown == ("run-1", "run-2", "run-3", "run-4")
 
