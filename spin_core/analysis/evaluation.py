@@ -179,12 +179,16 @@ def _other_settings(profiles: dict[str, dict[str, Any]]) -> list[str]:
     if not profiles:
         return []
     (first, own), *others = profiles.items()
-    kept = [
-        f"{run}: θ_{int(t) + 1} keeps settings of its iteration (overrides.{t}.evaluate), so its figures do not go "
-        "together with the others'."
-        for run, profile in profiles.items()
+    own_settings = Counter(
+        int(t)
+        for profile in profiles.values()
         for t, sections in (profile.get("overrides") or {}).items()
         if sections.get("evaluate")
+    )
+    kept = [
+        f"θ_{t + 1} of {plural(count, 'run')} keeps settings of its iteration (overrides.{t}.evaluate), so its figures "
+        "do not go together with the others'."
+        for t, count in sorted(own_settings.items())
     ]
     differing: Counter[str] = Counter()
     for profile in (profile for _, profile in others):

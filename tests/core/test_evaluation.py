@@ -95,7 +95,7 @@ def test_what_does_not_go_together_is_said() -> None:
     ]
     other = preset() | {"overrides": {"1": {"evaluate": {"sampled": False}, "finetune": {"beta": 1.0}}}}
     (note,) = made(model("a", 0), a=other).notes
-    assert note.startswith("a: θ_2 keeps settings of its iteration (overrides.1.evaluate)")
+    assert note.startswith("θ_2 of 1 run keeps settings of its iteration (overrides.1.evaluate)")
     tasks = made(model("a", 1, tasks={"arc": task(0.4)}), model("b", 1, tasks={"arc": task(0.4, prompts_sha256="b")}))
     assert len(tasks.notes) == 1 and tasks.notes[0].startswith("arc: not all models were asked with the same prompts")
 

@@ -109,7 +109,7 @@ def test_model_given_as_a_folder_is_named_and_its_steps_have_the_runs_keys(
     assert all("exact_match/deployed" in one["figures"] for one in page(made)["models"])
     code, out, err = spinloop("plan", path, "--store", store, "--json", *WARM)
     planned = [step for step in json.loads(out) if step["stage"] == "evaluate"]
-    assert "given-" in page(made)["notes"][0] and "θ_2 keeps settings of its iteration" in page(made)["notes"][0]
+    assert "θ_2 of 1 run keeps settings of its iteration" in page(made)["notes"][0]
     assert len(planned) == 5 and {step["state"] for step in planned} == {"cached"}
     code, _, err = spinloop("run", path, "--store", store, "--json", "--set", "evaluate.deployed=false")
     assert code == 0, err
@@ -117,6 +117,8 @@ def test_model_given_as_a_folder_is_named_and_its_steps_have_the_runs_keys(
     assert [(one["model"], one["state"]) for one in listed] == [
         (label, "cached") for label in ("θ_0", "θ_1", "θ_2", "SFT instead of 1 iter", "SFT instead of 2 iter")
     ]
+    listed = evaluate(store, "latest", *WARM, "--set", "evaluate.deployed=true", "--plan")
+    assert {one["state"] for one in listed} == {"cached"}, "of the model itself, as no record of this run says it"
     code, _, err = spinloop("evaluate", name, "--store", store, *WARM, "--source", model)
     assert code == 2 and "none of these runs was given this model" in err
 
