@@ -187,18 +187,23 @@ def check(config: Config, store: str, base_dir: Path, pool: str = "here") -> Non
             "runtime.approve: only a run of a deployment can wait for a person; start one "
             "(docs/server.md), or leave it out."
         )
-    answering = ["generate", *["evaluate"] * config.evaluate.answers]
-    if any(config.runtime.pools.of(stage, pool) == "here" for stage in answering):
-        for engine in sorted({config.at(t).generate.engine for t in range(config.iterations)}):
-            ENGINES[engine].check(config.runtime)
-    if config.harness and config.runtime.pools.of("harness", pool) == "here":
-        check_harness(config.harness, config.runtime)
+    check_machine(config, ["generate", *["evaluate"] * config.evaluate.answers, "harness"], pool)
     if config.harness and config.harness.include_path:
         resolve(config.harness.include_path, "tasks", "", base_dir)
     if config.runtime.pools.any_here(pool):
         gpus.groups(config.runtime, gpus.visible())
     sources(Run(config, open_store(store, runs=False), Children(0), base_dir, Planner()))
     _check_memory(config, store, base_dir, pool)
+
+
+def check_machine(config: Config, stages: Collection[str], pool: str = "here") -> None:
+    """Raise BadInput where those of `stages` that run here lack what they answer prompts or compute benchmarks with."""
+    here = {stage for stage in stages if config.runtime.pools.of(stage, pool) == "here"}
+    if here & {"generate", "evaluate"}:
+        for engine in sorted({config.at(t).generate.engine for t in range(config.iterations)}):
+            ENGINES[engine].check(config.runtime)
+    if config.harness and "harness" in here:
+        check_harness(config.harness, config.runtime)
 
 
 def _check_alone(config: Config) -> None:

@@ -1,4 +1,5 @@
-"""The command line `spinloop`: init, run, plan, data, import, report, push, deploy, doctor, and the store's own.
+"""The command line `spinloop`: init, run, plan, sweep, data, import, report, evaluate, costs, push, deploy, doctor,
+and the store's own.
 
 Results for people go to standard output, progress and errors to standard error; `--json` puts one line of JSON on
 standard output. Exit codes: 0 done, 1 failed, 2 bad input, 75 a run that SIGTERM ended in order, 130 interrupted.
@@ -127,9 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
-    from flows.cli import costs, data, imports, init, push, report, store, sweep
+    from flows.cli import costs, data, evaluate, imports, init, push, report, store, sweep
 
-    for module in (init, sweep, data, imports, report, costs, push):
+    for module in (init, sweep, data, imports, report, evaluate, costs, push):
         module.add_command(commands, add)
     add(commands, "join", _join, JOIN)
     add(commands, "doctor", _doctor, "Say what this machine has for spinloop, what is missing, and how to get it.")

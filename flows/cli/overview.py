@@ -27,6 +27,7 @@ OVERVIEW = {
     },
     "Results": {
         "report": "print a run's table, or set two runs side by side",
+        "evaluate": "measure models of runs again with another setting",
         "costs": "hours, tokens and disk of all runs, and what the cache saved",
         "push": "upload a run's model and pairs to the Hugging Face hub",
     },
@@ -48,7 +49,7 @@ class Overview(argparse.ArgumentParser):
         lines = [USAGE, "", self.description or "", ""]
         for task, commands in OVERVIEW.items():
             for i, (name, text) in enumerate(commands.items()):
-                lines.append(f"{'' if i else task:<8} {name:<7} {text}")
+                lines.append(f"{'' if i else task:<8} {name:<8} {text}")
         return "\n".join([*lines, "", *CLOSING, ""])
 
 

@@ -1,5 +1,5 @@
 """The flows that people start from the UI, the command line, a schedule or an event: a full run, one iteration, a
-sweep, and the dataset alone. deployments/prefect.yaml deploys them.
+sweep, models measured again, and the dataset alone. deployments/prefect.yaml deploys them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
 from flows import sweep as sweeps
-from flows.execute import rows_only, run_dag, tag, title
+from flows.evaluation import Asked
+from flows.evaluation_run import name_of_flow, run_evaluation
+from flows.execute import NOTHING, rows_only, run_dag, tag, title
 from flows.keeping import clear, policy_of
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
@@ -219,6 +221,36 @@ def gc(dry_run: bool = False) -> State:
         listed = "\n".join(f"- {escape_markdown(line, 1000)}" for line in lines)
         create_markdown_artifact(listed, key="store-gc", description="What the store's policy gave up.")
         return Completed(message=lines[-1])
+    except Exception as error:
+        return failed(error)
+
+
+@flow(name="evaluation", flow_run_name=name_of_flow, **OPTIONS)
+def evaluation(
+    runs: list[str], settings: list[str] = NOTHING, models: list[str] = NOTHING, best: bool = False
+) -> State:
+    """Models of runs in the store measured again, with another evaluate or harness setting, and one page of them all.
+    Nothing is trained.
+
+    Args:
+        runs: Names of runs that have a report, or latest.
+        settings: Fields of evaluate, harness or runtime, such as harness.tasks=[sciq]; else as each run has it.
+        models: Only these models of each run, such as θ_1; empty are all.
+        best: Only the best model of each run, by its gate.
+    """
+    try:
+        keep_lines_whole()
+        keep_loopback_direct()
+        asked = Asked(runs, tuple(settings), tuple(models), best)
+        outcome = run_evaluation(asked, store_folder(), Path.cwd(), GPU_POOL)
+        for note in outcome["notes"]:
+            get_run_logger().warning(note)
+        create_markdown_artifact(outcome["text"], key="evaluation", description=f"Page: {outcome['page']}")
+        counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached."
+        said = f"{outcome['sentence']} {counts} Page: {outcome['page']}"
+        if outcome["models"]["failed"]:
+            return Failed(message=f"{'; '.join(outcome['lacks'])}. {said}")
+        return Completed(message=said)
     except Exception as error:
         return failed(error)
 

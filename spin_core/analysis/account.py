@@ -74,9 +74,10 @@ def name_of(began: datetime, unique: str) -> str:
     return f"costs-{began.astimezone(UTC).strftime(TIME)}-{unique}.json"
 
 
-def file_of(profile: str, costs: Costs) -> bytes:
-    """What the file has."""
-    return json.dumps({"profile": profile, "costs": costs}, indent=1).encode()
+def file_of(profile: str, costs: Costs, evaluation: bool = False) -> bytes:
+    """What the file has. `evaluation`: of the run's models alone, by `spinloop evaluate`."""
+    said = {"evaluation": True} if evaluation else {}
+    return json.dumps({"profile": profile, **said, "costs": costs}, indent=1).encode()
 
 
 def read(runs: Path, ledger: Callable[[Path], tuple[str, Costs] | None]) -> list[Execution]:
@@ -85,15 +86,17 @@ def read(runs: Path, ledger: Callable[[Path], tuple[str, Costs] | None]) -> list
     listed: list[Execution] = []
     for folder in sorted(path for path in (runs.iterdir() if runs.is_dir() else ()) if path.is_dir()):
         files = [(path, made) for path in sorted(folder.iterdir()) if (made := FILE.fullmatch(path.name))]
+        is_known = False
         for path, made in files:
             began = datetime.strptime(made[1], TIME).replace(tzinfo=UTC)
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
                 listed.append(Execution(folder.name, str(data["profile"]), began, data["costs"]))
+                is_known = is_known or not data.get("evaluation")
             except (OSError, ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}: not the costs of an execution; remove it, and it is not counted.") from None
         steps = folder / "steps.json"
-        if not files and steps.is_file() and (last := ledger(steps)):
+        if not is_known and steps.is_file() and (last := ledger(steps)):
             began = datetime.fromtimestamp(steps.stat().st_mtime, UTC)
             listed.append(Execution(folder.name, last[0], began, last[1], known=False))
     return sorted(listed, key=lambda one: (one.began, one.run))

@@ -236,6 +236,28 @@ def variants_chart(title: str, marks: Sequence[Mark], start: float | None) -> Ch
         return Chart(title, _finish(axes.figure), plain(said, 1200))
 
 
+def runs_chart(title: str, lines: Mapping[str, Sequence[tuple[int, Mark]]]) -> Chart:
+    """A figure of each model of several runs over k of θ_k: a line for each run, the last of `lines` in colours, the
+    earlier ones grey where there are more than colours."""
+    names, first = list(lines), max(0, len(lines) - len(COLOURS))
+    with _axes() as axes:
+        for i, name in enumerate(names):
+            colour = RULE if i < first else COLOURS[i - first]
+            ks, marks = [k for k, _ in lines[name]], [mark for _, mark in lines[name]]
+            at = [k + 0.03 * (i - (len(names) - 1) / 2) for k in ks] if not first else ks
+            below, above = ([max(0, one) for one in side] for side in (
+                [mark.value - mark.low for mark in marks], [mark.high - mark.value for mark in marks]
+            ))  # fmt: skip
+            label = textwrap.shorten(name, 40, placeholder="…") if i >= first else None
+            look = {"marker": "o", "ms": 4, "lw": 1.3, "ls": "-", "elinewidth": 0.9, "capsize": 2}
+            axes.errorbar(at, [mark.value for mark in marks], [below, above], color=colour, label=label, **look)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel(f"k of θ_k ({first} earlier runs in grey)" if first else "k of θ_k")
+        axes.figure.legend(loc="outside upper left", ncols=2)
+        said = "; ".join(f"{mark.label}: {mark.value:.3f}" for points in lines.values() for _, mark in points)
+        return Chart(title, _finish(axes.figure), plain(said, 1200))
+
+
 def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> Chart:
     """Stacked bars, one for each name; of many the names of some. `series`: parts of a bar, the lowest first."""
     with _axes() as axes:

@@ -111,8 +111,7 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     try:
         steps = read_steps(folder / STEPS)
     except (OSError, ValueError):
-        names = sorted(path.name for path in (store.root / "runs").iterdir() if path.is_dir())
-        there = ", ".join(names) or "none"
+        there = ", ".join(run_names(store)) or "none"
         raise BadInput(
             f"{name or 'latest'}: there is no such run in {store.root.parent}; runs there: {there}."
         ) from None
@@ -121,6 +120,12 @@ def read_run(store: Store, name: str = "") -> RunFacts:
     except (OSError, ValueError):
         sources = []
     return RunFacts(store, folder.resolve().name, steps, sources)
+
+
+def run_names(store: Store) -> list[str]:
+    """Of every run's folder; none where the store was copied without its empty folders."""
+    below = store.root / "runs"
+    return sorted(path.name for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
 
 
 def read_steps(file: Path) -> list[Entry]:

@@ -16,7 +16,7 @@ from spin_core.analysis.verdict import best_of
 from spin_core.errors import BadInput
 from spin_core.job import Entry
 from spin_core.report.run import facts_of
-from spin_core.report.run_facts import STEPS, read_steps
+from spin_core.report.run_facts import STEPS, read_steps, run_names
 from spin_core.store.keys import KeyPayload
 from spin_core.store.record import Record
 from spin_core.store.runs import RUN
@@ -32,7 +32,7 @@ def find(store: Store, name: str) -> Path:
     inside = folder.name == "latest" or RUN.fullmatch(name)
     if inside and (folder / "report.md").is_file():
         return folder.resolve()
-    runs = sorted(path.name for path in (store.root / "runs").iterdir() if path.is_dir())
+    runs = run_names(store)
     ended = [one for one in runs if (store.root / "runs" / one / "report.md").is_file()]
     if inside and name in runs:
         raise BadInput(f"{name}: this run has not come to a report; run its profile again, then ask for it.")

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,12 @@ class Store:
                 self.notes.append(str(bad))
                 return None
 
+    def published(self, stage: str, key: str) -> datetime | None:
+        """When the record of a key was written here, UTC (in a copied store: copied); None where there is none."""
+        file = self._record_file(stage, key)
+        with fs.boundary(file):
+            return datetime.fromtimestamp(file.stat().st_mtime, UTC) if file.exists() else None
+
     def recorded(self, stage: str, key: str) -> bool:
         """Whether there is a record of a key, nothing verified: only says that a lookup is worth it."""
         return os.path.lexists(self._record_file(stage, key))
@@ -310,15 +317,15 @@ class Store:
             fs.write_file(probe, b"probe")
             fs.unlink(probe)
 
-    def link_run(self, run: str, links: dict[str, str | None]) -> None:
-        """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it.
-        A label without a digest goes."""
+    def link_run(self, run: str, links: dict[str, str | None], latest: bool = True) -> None:
+        """Shows outputs (label → digest) as links under runs/<run>/, besides those there, and points `latest` to it
+        (or, not `latest`, leaves which run that is). A label without a digest goes."""
         with fs.boundary(self.root / "runs"), self.using():
             ends = [digest for label, digest in links.items() if label == runs.BEST and digest]
             checked = {label: digest and self.tree(digest).name for label, digest in links.items()}
             for digest in ends:  # a person reads it by this link
                 self.input_tree(digest)
-            runs.link(self.root, run, checked)
+            (runs.link if latest else runs.relabel)(self.root, run, checked)
 
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """Puts a file for people into runs/<run>/, in place of one of that name."""

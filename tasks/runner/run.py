@@ -118,12 +118,20 @@ class Run(Steps):
         self.sources.append((kind, ref, revision))
         return ref
 
+    @property
+    def names_deployment(self) -> bool:
+        """Whether a setting goes by how the model is deployed: then that is read of a model of the store, too."""
+        return bool(self._as_deployed()) or self.config.gate.metric.endswith("/deployed")
+
+    def _as_deployed(self) -> list[int]:
+        """The iterations whose opponent draws as the model is deployed."""
+        return [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
+
     def deployment(self, model: Any) -> Decoding | None:
         """How `model` (a Ref; None for one that is made here, which says nothing) is deployed. Raises
         BadInput where the opponent is to draw so and the model does not say how, or not what the profile can do."""
-        wanted = [t for t in range(self.config.iterations) if self.config.at(t).generate.decoder == "deployed"]
-        judged = self.config.gate.metric.endswith("/deployed")
-        is_read = isinstance(model, Ref) and (model.path or wanted or judged)
+        wanted = self._as_deployed()
+        is_read = isinstance(model, Ref) and (model.path or self.names_deployment)
         folder = model.locate(self.store) if is_read else None
         said = decoding_of(folder) if folder else None
         if wanted and said is None:

@@ -112,3 +112,14 @@ def test_page_and_text_have_every_line(runs: Path) -> None:
         assert word in page and word in text
     assert "2.00 MB" in page and "disk" not in text and page.count("<svg") == 1
     assert json.loads(json.dumps(account.as_json(made)))["weeks"]["2026-11-09"]["executions"] == 1
+
+
+def test_evaluation_of_an_old_run_is_counted_beside_it(runs: Path) -> None:
+    """Catches a run from before executions were kept whose hours are gone once its models are measured again."""
+    old = runs / "old-cccccc"
+    old.mkdir()
+    (old / "steps.json").write_text("[]")
+    again = costs([step("evaluate", 1800)], lambda one: GPU)
+    (old / account.name_of(START, "00000c")).write_bytes(account.file_of("old", again, evaluation=True))
+    made = account.account(account.read(runs, lambda file: ("old", costs([step("sft", 3600)], lambda one: GPU))))
+    assert made.profiles["old"].used["gpu_hours"] == pytest.approx(2 + 1) and made.unknown == ["old-cccccc"]

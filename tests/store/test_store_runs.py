@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,25 @@ def test_write_run_file_replaces_at_once(store):
         store.write_run_file("demo", "report.html", b"two")
         assert old.read() == b"one"
     assert path.read_bytes() == b"two"
+
+
+def test_link_run_can_leave_which_run_is_the_latest(store):
+    """Catches an old run that becomes the latest, which gc keeps and a report shows, because a link was added to it."""
+    record = publish(store)
+    for run in ("old", "new"):
+        store.link_run(run, {"01": record.digest})
+    before = (store.root / "runs/old/.order").read_text()
+    store.link_run("old", {"02": record.digest}, latest=False)
+    assert os.readlink(store.root / "latest") == "runs/new" and (store.root / "runs/old/02/config.json").is_file()
+    assert (store.root / "runs/old/.order").read_text() == before
+
+
+def test_published_says_when_the_record_was_written(store):
+    """Catches the day of a look-up, and a day for what is not there."""
+    record = publish(store)
+    file = store.root / "records" / record.stage / f"{record.key}.json"
+    os.utime(file, (1_800_000_000, 1_800_000_000))
+    store.lookup(record.stage, record.key)
+    when = store.published(record.stage, record.key)
+    assert when is not None and when.timestamp() == 1_800_000_000 and when.utcoffset() == timedelta(0)
+    assert store.published(record.stage, "0" * 64) is None

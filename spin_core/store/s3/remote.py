@@ -28,6 +28,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,11 @@ class RemoteStore(Store):
                 fs.write_file(temp, data)
                 fs.replace(temp, file)
         return record
+
+    def published(self, stage: str, key: str) -> datetime | None:
+        """As in `Store`, by the service's clock."""
+        stat = self.objects.head(f"records/{stage}/{self._record_file(stage, key).stem}.json")
+        return stat.modified if stat else None
 
     def recorded(self, stage: str, key: str) -> bool:
         """Whether there is a record of a key, nothing verified. Who waits for one looks several times a second, and the
@@ -361,10 +367,10 @@ class RemoteStore(Store):
                 "later record stands."
             )
 
-    def link_run(self, run: str, links: dict[str, str | None]) -> None:
+    def link_run(self, run: str, links: dict[str, str | None], latest: bool = True) -> None:
         """As in `Store`, and on the service, for other machines."""
         with fs.boundary(self.root / "runs"), super().using():
-            self._local.link_run(run, links)
+            self._local.link_run(run, links, latest)
             remote_runs.send(self.objects, self.root, run)
 
     def remove_run_file(self, run: str, name: str) -> None:

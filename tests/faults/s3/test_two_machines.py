@@ -143,3 +143,19 @@ def test_service_that_lost_everything_gets_it_back_from_a_cache(at):
     assert_right(compute(at("a"), STEP, ran))
     assert ran == []
     assert_right(at("b").lookup(STEP.stage, STEP.key))
+
+
+def test_link_that_leaves_the_latest_run_and_the_day_of_a_record_reach_the_other_machine(url, at, tmp_path):
+    """Catches a link that only its own machine has, an old run that becomes the latest elsewhere, and the day on which
+    a record came into a cache in place of the one on which it was published."""
+    first = at("a")
+    record = compute(first, STEP)
+    for run in ("old", "new"):
+        first.link_run(run, {"01": record.digest})
+    first.link_run("old", {"02": record.digest}, latest=False)
+    second = at("b")
+    assert (second.root / "latest").readlink().name == "new"
+    assert (second.root / "runs/old/02").readlink().name == record.digest
+    there = first.objects.head(f"records/{record.stage}/{record.key}.json")
+    assert second.published(record.stage, record.key) == there.modified
+    assert second.published(record.stage, "0" * 64) is None
