@@ -19,6 +19,8 @@ from spin_core.errors import BadInput
 from spin_core.job import Entry
 from spin_core.report.run_facts import STEPS, read_steps
 from spin_core.store.digest import children
+from spin_core.store.keys import DIGEST
+from spin_core.store.runs import RUN
 from spin_core.store.store import Store
 from spin_core.store.usage import profile_of
 
@@ -58,8 +60,9 @@ def keep(store: Store, run: str, ledger: Sequence[Entry], settings: str, at: dat
 def last(store: Store, profile: str, settings: str, run: str) -> Trained | None:
     """The last run of a profile that trained: of those with the same settings, where there are some. `run`: the name
     that a run of these settings and this place of the rows has."""
-    folders = [path for path in children(store.root / "runs") if profile_of(path.name) == profile]
-    known = [made for path in folders if path.is_dir() and (made := _read(path, settings if path.name == run else ""))]
+    folders = [path for path in children(store.root / "runs") if RUN.fullmatch(path.name)]
+    named = [path for path in folders if profile_of(path.name) == profile]
+    known = [made for path in named if (made := _read(path, settings if path.name == run else ""))]
     alike = [one for one in known if one.settings == settings]
     return max(alike or known, key=lambda one: one.at, default=None)
 
@@ -67,7 +70,9 @@ def last(store: Store, profile: str, settings: str, run: str) -> Trained | None:
 def _read(folder: Path, settings: str) -> Trained | None:
     """Of one folder; `settings`: of a run from before there was such a file, whose name says them."""
     with suppress(OSError, ValueError, TypeError):
-        return Trained(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        made = Trained(**{**json.loads((folder / FILE).read_text(encoding="utf-8")), "run": folder.name})
+        if DIGEST.fullmatch(made.rows) and DIGEST.fullmatch(made.tokens) and datetime.fromisoformat(made.at).tzinfo:
+            return made
     with suppress(OSError, ValueError, BadInput):
         at = datetime.fromtimestamp((folder / STEPS).stat().st_mtime, UTC)
         return _of(read_steps(folder / STEPS), folder.name, settings, at)

@@ -42,42 +42,40 @@ def look(store: Store, config: Config, run: str, now: Mapping[str, Record], aske
     }  # fmt: skip
     if since is None:
         return Seen(**about)
-    rows = store.record("reformat", since.rows)
-    if rows is None or not (before := _tree(store, rows)).is_dir():
+    rows, tokens = store.lookup("reformat", since.rows), store.lookup("tokenize", since.tokens)
+    if rows is None or not _tree(store, rows).is_dir():
         return Seen(**about, why="the rows that it trained on are no longer in the store")
     if "reformat" not in now:
         return Seen(**about, why="the rows of today are not made yet")
     if changed := differences(_bare(rows), _bare(now["reformat"])):
         return Seen(**about, why=f"rows were made otherwise then ({changed[0]})")
-    tokens = store.record("tokenize", since.tokens)
-    trees = None
-    if tokens and "tokenize" in now and _tree(store, tokens).is_dir():
-        trees = _tree(store, tokens), _tree(store, now["tokenize"])
-        about["shards"] = row_change.new_shards(*trees)
-    return _compared(about, (rows, now["reformat"]), before, _tree(store, now["reformat"]), trees, tokens, now)
+    both = (tokens, now["tokenize"]) if tokens and "tokenize" in now else None
+    try:
+        return _compared(store, about, (rows, now["reformat"]), both)
+    except (BadInput, OSError, ValueError, KeyError, TypeError) as error:  # a stranger's rows are no ground to fail
+        return Seen(**about, why=f"a file of rows or tokens cannot be read ({type(error).__name__})")
 
 
 def _compared(
-    about: dict[str, Any], rows: tuple[Record, Record], before: Path, today: Path, trees: tuple[Path, Path] | None,
-    tokens: Record | None, now: Mapping[str, Record],
-) -> Seen:  # fmt: skip
-    """Of rows that may be compared; in tokens where both are of the same tokenizer and chat template."""
-    summaries = [one.facts.get("summary", {}) for one in rows]
+    store: Store, about: dict[str, Any], rows: tuple[Record, Record], tokens: tuple[Record, Record] | None
+) -> Seen:
+    """Of rows, before and now, that may be compared; lengths in tokens where both are of the same tokenizer and chat
+    template. Raises what reading damaged files raises."""
+    before, now = (one.facts.get("summary", {}) for one in rows)
+    trees = (_tree(store, tokens[0]), _tree(store, tokens[1])) if tokens else None
+    about["shards"] = row_change.new_shards(*trees) if trees else None
     if rows[0].digest == rows[1].digest:
-        return Seen(**about, change=row_change.unchanged(summaries[1]))
-    unshown = "tokens of then or of now are not there, so lengths are in characters"
-    if tokens and trees:
-        changed = differences(_bare(tokens, "tokenizer"), _bare(now["tokenize"], "tokenizer"))
+        return Seen(**about, change=row_change.unchanged(now))
+    unshown = "the tokens of then or of now are not there, so lengths are in characters"
+    if tokens:
+        changed = differences(*(_bare(one, "tokenizer") for one in tokens))
         others = [one for one in changed if not one.startswith("shard_rows")]
         unshown = f"lengths in tokens ({others[0]}); they are in characters" if others else ""
-    try:
-        change = row_change.compare(before, today, None if unshown else trees)
-    except BadInput as error:
-        return Seen(**about, why=str(error).rstrip("."))
+    change = row_change.compare(_tree(store, rows[0]), _tree(store, rows[1]), None if unshown else trees)
     if change.apart:
         return Seen(**about, why="no row is in both, so it is another dataset")
-    rejected = {name: [row_change.duplicates(one, name) for one in summaries] for name in change.parts}
-    return Seen(**about, change=change, unshown=unshown, duplicates={k: (a, b) for k, (a, b) in rejected.items()})
+    rejected = {name: (row_change.duplicates(before, name), row_change.duplicates(now, name)) for name in change.parts}
+    return Seen(**about, change=change, unshown=unshown, duplicates=rejected)
 
 
 def _tree(store: Store, record: Record) -> Path:

@@ -155,6 +155,35 @@ def test_run_from_before_there_was_the_file_is_known_by_its_ledger(tmp_path: Pat
         assert last(store, "demo", "s", "demo-aaaaaa") is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"at": 5},
+        {"at": "2026-11-20"},
+        {"at": "\x1b[2J"},
+        {"rows": "../../x"},
+        {"tokens": None},
+        {"more": 1},
+        "cut",
+        "[]",
+    ],
+)
+def test_file_that_a_stranger_wrote_is_none(tmp_path: Path, change: dict | str) -> None:
+    """Catches a damaged or planted file that ends the run, or whose text gets into a terminal or a path."""
+    store = Store(tmp_path / "store")
+    keep(store, "demo-aaaaaa", ledger(store, 1), "s", DAY)
+    file = store.root / "runs" / "demo-aaaaaa" / FILE
+    sound = json.loads(file.read_text())
+    file.write_text(json.dumps({**sound, "run": "../../\x1b[2J"}))
+    named = last(store, "demo", "s", "demo-aaaaaa")
+    assert named and named.run == "demo-aaaaaa"
+    file.write_text(json.dumps({**sound, **change}) if isinstance(change, dict) else {"cut": "{", "[]": "[]"}[change])
+    assert last(store, "demo", "s", "demo-aaaaaa") is None
+    (file.parent / "steps.json").write_text(json.dumps([one.as_json() for one in ledger(store, 1)]))
+    known = last(store, "demo", "s", "demo-aaaaaa")
+    assert known and known.rows == sound["rows"], "the ledger says it"
+
+
 def test_gc_keeps_the_rows_until_a_later_run_has_trained(tmp_path: Path) -> None:
     """Catches rows that are gone when the next run is to be compared with them, because a failed run's links took the
     place of those of the run that trained; and rows that are kept for ever."""

@@ -109,28 +109,35 @@ def test_another_dataset_is_not_a_grown_one(tmp_path):
 
 
 def test_lengths_in_tokens_are_of_the_rows_of_each_set(tmp_path):
-    """Catches characters called tokens, lengths of another set's rows (a row that tokenize rejects has no tokens, and
-    all behind it would move up), and shards that are counted as new although they are there."""
-    sides = [
-        [*(("ab"[n % 2], f"{n} " * (20 if n % 2 else 2), "a b" * (n % 2 + side + 1)) for n in range(40))]
-        for side in (0, 1)
-    ]
-    bad = ("a", "x " * 3000, "no prompt of so many tokens")
-    trees = [tree(tmp_path / f"rows {n}", [*side, bad], side[:2], sources=True) for n, side in enumerate(sides)]
-    tokens = [tmp_path / f"tokens {n}" for n in (0, 1)]
-    rejected = [tokens_of(*both, max_prompt_length=200)["rejected"] for both in zip(trees, tokens, strict=True)]
+    """Catches characters called tokens, and lengths of another set's rows: a row that tokenize rejects has no tokens,
+    and all behind it would move up."""
+    trees, tokens, wanted = [], [], []
+    for side in (0, 1):
+        contents = [("ab"[n % 2], f"{n}", "x" * n) for n in range(40)]
+        rows = tree(tmp_path / f"rows {side}", contents, contents[:2], sources=True)
+        kept = [row for n, row in enumerate(read_rows(rows / FILES["train"])) if n % 5]
+        sizes = {row.id: (100 * (row.source == "b") + len(row.answer), side + 7) for row in kept}
+        lines = ((row.id, *([0] * size for size in sizes[row.id])) for row in kept)
+        (tmp_path / f"tokens {side}").mkdir()
+        token_file.write(tmp_path / f"tokens {side}" / token_file.FILES["train"], ("prompt", "answer"), lines)
+        trees.append(rows)
+        tokens.append(tmp_path / f"tokens {side}")
+        wanted.append({name: sorted(sizes[r.id][0] for r in kept if name in ("", r.source)) for name in ("", "a", "b")})
     change = compare(*trees, (tokens[0], tokens[1]))
     assert change.unit == "tokens"
-    for name in ("", "a", "b"):
-        for text in ("prompt", "answer"):
-            spread = change.parts[name].spreads[text]
-            for made, rows, one in ((spread.before, trees[0], tokens[0]), (spread.now, trees[1], tokens[1])):
-                of = {row.id: row.source for row in read_rows(rows / FILES["train"])}
-                file = token_file.TokenFile(one / token_file.FILES["train"])
-                lengths = sorted(len(ids[text]) for id, ids in zip(file.ids, file, strict=True) if name in ("", of[id]))
-                assert list(made) == list(SHARES) and made["99 %"] == lengths[round(0.99 * (len(lengths) - 1))]
-                assert made["median"] in lengths[len(lengths) // 2 - 1 : len(lengths) // 2 + 1]
-    assert change.parts["a"].spreads["prompt"].now != change.parts["b"].spreads["prompt"].now
-    assert new_shards(tokens[0], tokens[0])[0] == 0 < new_shards(tokens[0], tokens[0])[1]
-    assert new_shards(tokens[0], tokens[1])[0] == 0, "the answers changed, and no shard has one"
-    print(rejected)
+    for name, part in change.parts.items():
+        for made, lengths in zip((part.spreads["prompt"].before, part.spreads["prompt"].now), (wanted), strict=True):
+            assert list(made) == list(SHARES) and made["99 %"] == lengths[name][round(0.99 * (len(lengths[name]) - 1))]
+            assert made["10 %"] == lengths[name][round(0.1 * (len(lengths[name]) - 1))]
+        assert (part.spreads["answer"].before["median"], part.spreads["answer"].now["median"]) == (7, 8)
+
+
+def test_shards_are_new_by_their_prompts(tmp_path):
+    """Catches shards that are counted as new although an answer alone changed, or although they are there."""
+    contents = [("", f"{n}", "a") for n in range(60)]
+    sides = {"same": contents, "edited": [(*one[:2], "b") for one in contents], "more": [*contents, ("", "60", "a")]}
+    for name, side in sides.items():
+        tokens_of(tree(tmp_path / f"rows {name}", side, side[:1]), tmp_path / name)
+    assert new_shards(tmp_path / "same", tmp_path / "edited")[0] == 0
+    new, all_ = new_shards(tmp_path / "same", tmp_path / "more")
+    assert 1 <= new <= 3 < all_
