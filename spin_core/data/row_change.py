@@ -127,7 +127,7 @@ def new_shards(before: Path, now: Path) -> tuple[int, int]:
     """Of two trees of tokens: shards of prompts that the first does not have, and all of the second."""
     old, new = (json.loads((tree / "shards.json").read_text(encoding="utf-8")) for tree in (before, now))
     known = {shard["sha256"] for shard in old}
-    return len(new), len(new)
+    return sum(shard["sha256"] not in known for shard in new), len(new)
 
 
 def read(path: Path) -> Rows:

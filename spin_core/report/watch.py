@@ -26,15 +26,15 @@ LINES = 60  # of a table
 @dataclass(frozen=True)
 class Seen:
     """A look at a dataset. `since`: the last run that trained, None where there is none; `why`: empty, or why its rows
-    are not compared; `unshown`: empty, or why lengths are not in tokens; `least`: runtime.min_new_rows; `same`: whether
-    that run had the same settings; `asked`: a person wants steps computed again; `shards`: of prompts, new ones and
+    are not compared; `in_characters`: empty, or why lengths are; `least`: runtime.min_new_rows; `same`: whether that
+    run had the same settings; `asked`: a person wants steps computed again; `shards`: of prompts, new ones and
     all; `duplicates`: set → how many rows were rejected as duplicates, before and now."""
 
     since: Trained | None
     least: int
     change: Change | None = None
     why: str = ""
-    unshown: str = ""
+    in_characters: str = ""
     same: bool = False
     asked: bool = False
     shards: tuple[int, int] | None = None
@@ -73,7 +73,7 @@ class Seen:
     @property
     def notes(self) -> list[str]:
         """Why a run trains although it asks for new rows, and what is not compared."""
-        made = [f"Not compared since {self.since.name if self.since else ''}: {self.unshown}."] * bool(self.unshown)
+        made = [f"Lengths are in characters: {self.in_characters}."] * bool(self.in_characters)
         if self.least and not self.held_back:
             why = ""
             if self.since is None:
@@ -157,7 +157,8 @@ def _counted(counts: Counts, what: str) -> str:
 def _rows(name: str, part: Part, duplicates: dict[str, tuple[int, int]]) -> Iterator[TableLine]:
     for what, counts in (("training rows", part.train), ("held-out rows", part.test)):
         figures = (counts.before, counts.now, counts.new, counts.gone, counts.edited)
-        yield TableLine(_label(name, what), [(f"{figure:,}", "") for figure in figures])
+        if any(figures):
+            yield TableLine(_label(name, what), [(f"{figure:,}", "") for figure in figures])
     none: list[Cell] = [(NONE, "")] * 3
     for what, both in (("further answers to a prompt", part.again), ("duplicates", duplicates.get(name, (0, 0)))):
         if any(both):

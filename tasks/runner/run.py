@@ -233,7 +233,8 @@ class Run(Steps):
         seen = self.seen
         if seen and seen.since and seen.held_back:  # the results are those of the run that it was compared with
             name, folder = seen.since.run, self.store.root / "runs" / seen.since.run
-            self._keep_costs(name)
+            if any(folder.glob("costs-*.json")):  # else its ledger alone says what it cost, and would count no longer
+                self._keep_costs(name)
         else:
             self.report = self.store.tree(ref.digest)
             folder = self._lay_out(name, self.report)

@@ -66,16 +66,16 @@ def _compared(
     about["shards"] = row_change.new_shards(*trees) if trees else None
     if rows[0].digest == rows[1].digest:
         return Seen(**about, change=row_change.unchanged(now))
-    unshown = "the tokens of then or of now are not there, so lengths are in characters"
+    in_characters = "the tokens of then or of now are not there"
     if tokens:
         changed = differences(*(_bare(one, "tokenizer") for one in tokens))
         others = [one for one in changed if not one.startswith("shard_rows")]
-        unshown = f"lengths in tokens ({others[0]}); they are in characters" if others else ""
-    change = row_change.compare(_tree(store, rows[0]), _tree(store, rows[1]), None if unshown else trees)
+        in_characters = others[0] if others else ""
+    change = row_change.compare(_tree(store, rows[0]), _tree(store, rows[1]), None if in_characters else trees)
     if change.apart:
         return Seen(**about, why="no row is in both, so it is another dataset")
     rejected = {name: (row_change.duplicates(before, name), row_change.duplicates(now, name)) for name in change.parts}
-    return Seen(**about, change=change, unshown=unshown, duplicates=rejected)
+    return Seen(**about, change=change, in_characters=in_characters, duplicates=rejected)
 
 
 def _tree(store: Store, record: Record) -> Path:

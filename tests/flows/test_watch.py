@@ -147,6 +147,8 @@ def test_plan_says_the_same_and_what_cannot_be_compared(at, tmp_path) -> None:
     assert sentence in (named := plan(changed, f"dataset.path={same}")) and "Not started: " in named
     other = plan(changed, "finetune.lr=2e-4")
     assert sentence in other and "other settings than" in other and "Not started" not in other
+    cut = plan(changed, "chat.max_prompt_length=40")
+    assert "Lengths are in characters: chat.max_prompt_length: 48 → 40. " in cut and "training rows in tokens" in other
     for setting, why in (("dataset.test_fraction=0.2", "dataset.test_fraction: 0.1 → 0.2"), ("seed=4", "seed: 3 → 4")):
         assert f"cannot be said: rows were made otherwise then ({why})." in (said := plan(changed, setting))
         assert "Not started" not in said
