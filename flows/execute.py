@@ -14,6 +14,7 @@ from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows import live
 from flows.ending import heeding_sigterm, outcome_known
@@ -35,6 +36,9 @@ from tasks.runner.run import Run
 CHANGES = 3  # settings in a run's name
 
 NOTHING: list[str] = []
+NOT_STARTED = "Not started"
+"""The state of a run that ended after it looked at its dataset; its tag is `not-started`."""
+_tagging = threading.Lock()  # of two the last one stays
 
 
 def title(name: str, iterations: int | None, changed: Iterable[str]) -> str:
@@ -51,19 +55,22 @@ def _name() -> str:
     return title(config.name, config.iterations, flow_run.parameters.get("changed", ()))
 
 
-def tag(profile: str) -> None:
-    """Give the run of the flow that calls the tag `profile:<name>`, from a thread: nothing waits for it. By a tag of
-    the flow's context all its tasks would have it, and each task with a tag takes a request for a concurrency slot."""
-    run, tags = UUID(flow_run.id), sorted({*flow_run.tags, f"profile:{profile}"})
+def tag(profile: str, *more: str) -> threading.Thread:
+    """Give the run of the flow that calls the tag `profile:<name>` and `more`, from a thread, which nothing has to wait
+    for. By a tag of the flow's context all its tasks would have it, and each task with a tag takes a request for a
+    concurrency slot."""
+    run, tags = UUID(flow_run.id), sorted({*flow_run.tags, f"profile:{profile}", *more})
 
     def send() -> None:
         try:
-            with get_client(sync_client=True, httpx_settings={"timeout": 30.0}) as client:
+            with _tagging, get_client(sync_client=True, httpx_settings={"timeout": 30.0}) as client:
                 client.update_flow_run(run, tags=tags)
         except Exception as error:  # the run is found by its name, too
             get_run_logger().warning(f"This run has no tag of its profile ({one_line(error, kind=True)}).")
 
-    threading.Thread(target=contextvars.copy_context().run, args=[send], daemon=True).start()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[send], daemon=True)
+    thread.start()
+    return thread
 
 
 @flow(name="spin", flow_run_name=_name, **OPTIONS)
@@ -75,7 +82,9 @@ def spin(
     (`finetune:0`), which are compared. `changed`: what of `config` is not as in its profile, for the run's name."""
     tag(config.name)
     try:
-        return run_dag(config, store, Path(base_dir), "here", redo=parse(redo))
+        outcome = run_dag(config, store, Path(base_dir), "here", redo=parse(redo))
+        said = outcome["not_started"]
+        return Completed(name=NOT_STARTED, message=said, data=outcome) if said else outcome
     except Exception as error:
         outcome_known(error)
         return failed(error)
@@ -106,7 +115,11 @@ def run_dag(
         finally:
             run.progress.close()  # Ctrl-C too
         outcome_known(outcome)
-        artifacts.show(run, run.report, Path(outcome["folder"]))
+        if outcome["not_started"]:
+            artifacts.looked(run)
+            tag(config.name, "not-started").join(30)
+        else:
+            artifacts.show(run, run.report, Path(outcome["folder"]))
         return outcome
 
 

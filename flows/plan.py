@@ -22,13 +22,15 @@ from spin_core.estimate import fit, hardware, sheet, text, todo
 from spin_core.estimate.architecture import sizes
 from spin_core.estimate.needs import NEEDS, Setting
 from spin_core.job import Entry
+from spin_core.report import watch
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.sources.resolve import resolve
 from spin_core.store.opening import exists, open_store
 from spin_core.store.store import Store
 from tasks.runner.planning import Planner
-from tasks.runner.run import Run
+from tasks.runner.run import Run, run_name
+from tasks.runner.watch import look
 
 SMALL = 1_000_000_000
 """Weights below which a model is taken to run here where no GPU is seen."""
@@ -44,6 +46,8 @@ class Plan:
     data: todo.Data | None = None
     decoders: str = ""
     """How the opponent and the held-out answers are decoded."""
+    new: str = ""
+    """What is new in the dataset since the last run that trained, in Markdown; empty for a first run."""
     identities: Sequence[str] = ()
     """Of each entry of the ledger; steps of two plans with the same one are the same step, also where what it reads is
     still to be made."""
@@ -77,7 +81,7 @@ def looking_up(store: str) -> Iterator[Place]:
     with TemporaryDirectory(prefix="spinloop-plan-") as folder, Children(1) as children:
         drafts = Store(Path(folder))
         there = exists(store)
-        artifacts = open_store(store, create=False, read_only=True, runs=False) if there else drafts
+        artifacts = open_store(store, create=False, read_only=True) if there else drafts
         yield Place(artifacts, drafts, children)
 
 
@@ -86,11 +90,11 @@ def planned(config: Config, store: str, base_dir: Path, measure: bool = False) -
     tokens, where dataset or tokenizer are others than before; nothing is written to the store."""
     _check_alone(config)
     with looking_up(store) as place:
-        return planned_in(place, config, base_dir, measure)
+        return planned_in(place, config, base_dir, measure, watched=measure)
 
 
-def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = False) -> Plan:
-    """As `planned`, beside other plans."""
+def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = False, watched: bool = False) -> Plan:
+    """As `planned`, beside other plans; `watched`: says what is new in the dataset."""
     planner = Planner(place.drafts)
     run = Run(config, place.artifacts, place.children, base_dir, planner)
     run.progress.view = live.view()
@@ -103,7 +107,13 @@ def planned_in(place: Place, config: Config, base_dir: Path, measure: bool = Fal
         if t in ahead and (said := run.forecast(t, summary))
     ]
     notes = [*place.artifacts.notes, *planner.notes, *_not_picked(config, run.ledger), *warnings, *forecasts]
-    return Plan(run.ledger, notes, _rows(run) if measure else None, decoders, planner.identities)
+    new = _new(run, planner) if watched else ""
+    return Plan(run.ledger, notes, _rows(run) if measure else None, decoders, new, planner.identities)
+
+
+def _new(run: Run, planner: Planner) -> str:
+    seen = look(run.store, run.config, run_name(run.config), planner.rows)
+    return watch.text(seen) if seen.since else ""
 
 
 def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:

@@ -50,6 +50,8 @@ def dag(run: Run):
     dataset, model, published = sources(run)
     rows = Rows(reformat(run, dataset), run.tokenizer(model))
     rows.tokens = tokenize(run, rows.texts, rows.tokenizer)
+    if not run.worth_training(rows.tokens):
+        return rows.tokens
     theta = start = import_model(run, first, model) if first else sft(run, model, rows.tokens) if cfg.sft else model
     table = Table()
     begun = measured(run, f"θ_{first}", Place("start", model=first), theta, rows)

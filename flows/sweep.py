@@ -120,6 +120,7 @@ def _config(data: dict, given: dict[str, Any], path: Path) -> Config:
     changed = deepcopy(data)
     for name, value in given.items():
         put(changed, name, value, f"--over {name}")
+    put(changed, "runtime.min_new_rows", 0, "--over")  # a person asked for every run of it
     where = ", ".join(f"{name}={setting_text(value)}" for name, value in given.items())
     return parse(changed, f"{path} with {where}" if where else str(path))
 

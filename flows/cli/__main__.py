@@ -191,10 +191,13 @@ def _server_left(args: argparse.Namespace, url: str | None, outcome: dict | Exce
 def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     for note in outcome["notes"]:
         print_escaped(f"note: {note}", file=sys.stderr)
-    table = Path(outcome["folder"], "report.md").read_text(encoding="utf-8")
-    print_markdown(table, file=sys.stderr if args.json else sys.stdout)
+    if not outcome["not_started"]:
+        table = Path(outcome["folder"], "report.md").read_text(encoding="utf-8")
+        print_markdown(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print_line(json.dumps(outcome))
+    elif said := outcome["not_started"]:
+        print_escaped(f"{said}\nThe last run that trained: {outcome['report']}")
     else:
         print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached. Run: {outcome['run']}")
         print(f"Report: {outcome['report']}")
@@ -216,6 +219,8 @@ def _plan(args: argparse.Namespace) -> None:
         return
     if made.ledger:
         _print_ledger(made.ledger)
+    if made.new:
+        print_markdown(made.new)
     print(made.decoders)
     if costs.lines:
         print("", *costs.lines, sep="\n")

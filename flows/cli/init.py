@@ -76,6 +76,7 @@ evaluate:
 runtime:
   generate_batch: 16            # answers at once; more is faster while memory lasts
   micro_tokens: 4096            # tokens that a training step has in memory at once
+  # min_new_rows: 100           # on a schedule: train only where so many rows are new since the last run that trained
 """)
 SFT = """\
 sft:                            # θ_0 is made from a base model, which this one is; leave out for an instruct model

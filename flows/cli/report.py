@@ -13,7 +13,7 @@ from spin_core.analysis.format import escape_markdown, markdown_table
 from spin_core.analysis.profile_diff import differences, preset, sentence
 from spin_core.analysis.run_comparison import compare
 from spin_core.errors import BadInput, StoreError
-from spin_core.report import compare_page
+from spin_core.report import compare_page, watch
 from spin_core.report.run_facts import STEPS, read_steps
 from spin_core.report.stored_run import find, reports_of, side_of
 from spin_core.store.opening import open_store
@@ -52,6 +52,8 @@ def _report(args: argparse.Namespace) -> None:
         return
     print_markdown((folder / "report.md").read_text(encoding="utf-8"))
     print_escaped(f"Report: {folder / 'report.html'}")
+    if said := watch.last_look(folder):
+        print_escaped(said)
 
 
 def _ledger(store: Store, folder: Path, name: str) -> str:

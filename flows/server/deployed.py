@@ -20,7 +20,7 @@ from pydantic import WithJsonSchema
 from flows import sweep as sweeps
 from flows.evaluation import Asked
 from flows.evaluation_run import name_of_flow, run_evaluation
-from flows.execute import NOTHING, rows_only, run_dag, tag, title
+from flows.execute import NOT_STARTED, NOTHING, rows_only, run_dag, tag, title
 from flows.keeping import clear, policy_of
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
@@ -283,9 +283,12 @@ def _final_state(outcome: dict, cached: str = "") -> State:
     """The final state of a run; `cached` comes first where nothing ran."""
     for note in outcome["notes"]:
         get_run_logger().warning(note)
+    if outcome["not_started"]:
+        return Completed(name=NOT_STARTED, message=outcome["not_started"])
     get_run_logger().info("Report: %s", outcome["report"])
     stopped = f" The gate ended it. {outcome['stopped']}" if outcome["stopped"] else ""
-    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached.{stopped}"
+    new = f" {outcome['new']}" if outcome["new"] else ""
+    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached.{new}{stopped}"
     if not outcome["ran"]:
         return Completed(name="Cached", message=cached + counts)
     return Completed(message=f"{counts} Report: {outcome['report']}")

@@ -225,10 +225,10 @@ class Config(Section):
         return self.model_copy(update=changed)
 
     def first(self, count: int) -> Config:
-        """The same run with its first `count` iterations only, and no question between them."""
+        """The same run with its first `count` iterations only, no question between them, and whatever is new."""
         kept = {t: parts for t, parts in self.overrides.items() if t < count}
         pairs = {t: place for t, place in self.start.pairs.items() if t < count}
-        runtime = self.runtime.model_copy(update={"approve": False})
+        runtime = self.runtime.model_copy(update={"approve": False, "min_new_rows": 0})
         start = self.start.model_copy(update={"pairs": pairs})
         changed = {"iterations": count, "overrides": kept, "runtime": runtime, "start": start}
         return self.model_copy(update=changed)

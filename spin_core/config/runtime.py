@@ -129,6 +129,14 @@ class Runtime(Section):
     generate_runs: int = Field(
         1, ge=1, le=64, description="Pool runs side by side that the shards of one iteration are dealt out to."
     )
+    min_new_rows: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="End before training where fewer training rows are new or edited since the last run of this "
+        "profile that trained with the same settings (docs/server.md). 0 trains always, as the first run, a sweep, "
+        "--redo and a run of one iteration do.",
+    )
     approve: bool = Field(
         False, description="Ask a person before every next iteration: the run is suspended and its worker is free."
     )

@@ -201,6 +201,23 @@ def histogram(title: str, counts: list[int], width: int, unit: str, marks: dict[
         return Chart(title, _finish(axes.figure), plain(said, 200))
 
 
+def shares(title: str, width: int, series: Mapping[str, Sequence[int]], unit: str) -> Chart:
+    """How texts' lengths are spread, of several sets of them, each as shares of its own number: lines over bins of
+    `width` from 0, the last one open, so that a set that only grew looks as before."""
+    with _axes() as axes:
+        for i, (name, counts) in enumerate(series.items()):
+            edges = [at * width for at in range(len(counts) + 1)]
+            parts = [count / max(1, sum(counts)) for count in counts]
+            axes.stairs(parts, edges, color=COLOURS[i], lw=1.4, ls=("--", "-")[i % 2], label=name)
+        axes.set_xlabel(unit)
+        axes.set_ylabel("share of the rows")
+        axes.set_ylim(bottom=0)
+        axes.figure.legend(loc="outside upper left", ncols=len(series))
+        fullest = {name: max(range(len(counts)), key=counts.__getitem__) * width for name, counts in series.items()}
+        said = "; ".join(f"{name}: fullest from {at:,} {unit}" for name, at in fullest.items())
+        return Chart(title, _finish(axes.figure), plain(said, 200))
+
+
 @dataclass(frozen=True)
 class Mark:
     """A line of `variants_chart`: a figure with the bounds of its interval, and the same figure of each seed."""

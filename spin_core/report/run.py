@@ -19,6 +19,7 @@ from spin_core.job import Entry
 from spin_core.report.html import rendered
 from spin_core.report.lineage import graph
 from spin_core.report.tables import ReportTable, TableLine
+from spin_core.report.watch import Seen, pictures, tables
 from spin_core.store.record import Record
 
 Records = Callable[[Entry], Record | None]
@@ -32,9 +33,12 @@ COSTS = (
 """What a run cost, by the names in `costs`: each with its title, and how a figure of it is written."""
 
 
-def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping] = ()) -> str:
+def sections(
+    steps: Sequence[Entry], records: Records, sources: Sequence[Mapping] = (), seen: Seen | None = None
+) -> str:
     """The sections as HTML. `steps`: ledger entries in the order of the DAG; `records` looks up the record of one;
-    `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json)."""
+    `sources`: `{kind, hub, commit, digest}` of what was downloaded (runs/<name>/sources.json); `seen`: what is new in
+    the dataset."""
     by_step = {id(step): records(step) for step in steps}
 
     def record(step: Entry) -> Record | None:
@@ -46,6 +50,7 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
         "run.html.j2",
         total=made["total"],
         gpus=made["gpus"],
+        new=_new(seen),
         tiles=_tiles(made),
         costs=_cost_table(made),
         unused=_said("unused", [record(step) for step in steps if step.stage == "reformat"]),
@@ -56,6 +61,14 @@ def sections(steps: Sequence[Entry], records: Records, sources: Sequence[Mapping
         **_ledger([one for step in steps if step.stage == "report" and (one := record(step))]),
         steps=steps,
     )
+
+
+def _new(seen: Seen | None) -> dict[str, Any] | None:
+    """None for a first run, which has nothing to compare its dataset with."""
+    if seen is None or seen.since is None:
+        return None
+    said = [plain(text, 1000) for text in (seen.sentence, *seen.notes)]
+    return {"said": said, "tables": tables(seen), "charts": pictures(seen)}
 
 
 def facts_of(record: Record | None) -> dict:

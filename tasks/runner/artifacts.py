@@ -18,7 +18,7 @@ from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Figures
 from spin_core.errors import one_line
 from spin_core.job import Entry
-from spin_core.report import ui_pages
+from spin_core.report import ui_pages, watch
 from spin_core.report.charts import draw_all
 from spin_core.report.lineage import lineage
 from spin_core.report.samples import samples
@@ -39,6 +39,14 @@ def show(run: Run, tree: Path, folder: Path) -> None:
         elif base:
             get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
     except Exception as error:  # the run's work is done, and nothing of it is in danger
+        _warn(error)
+
+
+def looked(run: Run) -> None:
+    """Create the page of what is new of a run that ended there."""
+    try:
+        _create_pages(run, _new(run))
+    except Exception as error:
         _warn(error)
 
 
@@ -67,7 +75,21 @@ def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name:
         "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
         "curves": (ui_pages.curves(charts), "Held-out metrics, and the course of training."),
         "lineage": (_lineage(run), "What each model was made of, by content."),
+        **_new(run),
     }
+    _create_pages(run, pages)
+
+
+def _new(run: Run) -> dict[str, tuple[str, str]]:
+    """The page of what is new in the dataset; empty for a first run."""
+    seen = run.seen
+    if seen is None or seen.since is None:
+        return {}
+    text = "\n\n".join(part for part in (watch.text(seen), ui_pages.curves(watch.pictures(seen))) if part)
+    return {"dataset": (text, seen.not_started or "What is new since the last run that trained.")}
+
+
+def _create_pages(run: Run, pages: dict[str, tuple[str, str]]) -> None:
     for kind, (text, description) in pages.items():
         if text:
             create_markdown_artifact(text, key=_key(run, kind), description=description)

@@ -18,7 +18,7 @@ from spin_core.sources.resolve import Ref
 from spin_core.stages import reformat, tokenize
 from spin_core.store import keys
 from spin_core.store.explain import explain
-from spin_core.store.store import Store
+from spin_core.store.store import Record, Store
 from tasks.runner.steps import Steps, listed
 
 
@@ -67,6 +67,8 @@ class Planner:
         """Iteration → the summary of its opponent's score of its own pairs, where the store has it."""
         self.identities: list[str] = []
         """Of each entry of the ledger."""
+        self.rows: dict[str, Record] = {}
+        """Of reformat and of its rows' tokenize, by stage: the store's record, or the plan's own."""
         self._shard_rows: dict[str, int] = {}
         self._whys: dict[str, str] = {}
 
@@ -91,9 +93,12 @@ class Planner:
             entry.why = self._why(run.store, keyed.payload)
             if step.module not in (reformat, tokenize) or self.drafts is None:
                 return Pending(step.title, identity)
-            ref, entry.summary = self._draft(run, self.drafts, step, inputs)
+            made = self._draft(run, self.drafts, step, inputs)
+            self._remember(step, made)
+            entry.summary = made.facts["summary"]
             self.notes += entry.summary.get("unused", [])
-            return ref
+            return Ref(digest=made.digest)
+        self._remember(step, record)
         summary = record.facts.get("summary", {})
         self.notes += summary.get("unused", []) + [f"{step.title}: {said}" for said in summary.get("left_out", [])]
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
@@ -124,8 +129,12 @@ class Planner:
             self._whys[family] = explain(store, payload)
         return self._whys[family]
 
-    def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> tuple[Ref, dict]:
-        """What the step would write, and its counts. What it reads of the user's store lies outside the plan's own."""
+    def _remember(self, step: Step, record: Record) -> None:
+        if step.module in (reformat, tokenize) and step.place.pairs is None:
+            self.rows[step.stage] = record
+
+    def _draft(self, run: Steps, drafts: Store, step: Step, inputs: Mapping[str, Ref]) -> Record:
+        """What the step would write. What it reads of the user's store lies outside the plan's own."""
         there = {name: ref.locate(self._store_of(run.store, ref)) for name, ref in inputs.items()}
         read = {
             name: ref if ref.path else replace(ref, path=str(there[name]), stamp=resolve.stamp(there[name]))
@@ -134,4 +143,4 @@ class Planner:
         send = partial(run.progress, step.title)
         record, _ = compute(drafts, KeyedStep(step, read), run.runtime, run.children, send)
         run.progress.step(f"read    {step.title}, to see its shards; nothing is kept", record.facts["seconds"])
-        return Ref(digest=record.digest), record.facts["summary"]
+        return record

@@ -21,7 +21,7 @@ from spin_core.config.generate import Decoding
 from spin_core.config.profile import Config
 from spin_core.config.stage_table import EVENTS
 from spin_core.errors import BadInput, SpinloopError, StoreError, one_line
-from spin_core.report import run_card, run_facts
+from spin_core.report import run_card, run_facts, trained, watch
 from spin_core.report.run import facts_of, sections
 from spin_core.runtime.child import Children
 from spin_core.runtime.step import Step, shards
@@ -36,6 +36,7 @@ from tasks.runner.planning import Pending, Planner, forecasts
 from tasks.runner.pools import Pools
 from tasks.runner.steps import Steps
 from tasks.runner.trackers import Trackers
+from tasks.runner.watch import LOOKED_AT, look, settings_of
 
 TRACKER_SECONDS = (60.0, 5.0)  # that the end of a run waits for a tracker; of one that failed
 
@@ -61,6 +62,7 @@ class Run(Steps):
         self.origin, self.follow = origin or {}, follow
         self.deployed: Decoding | None = None  # what the base model's generation_config.json says
         self.stopped = ""  # why the gate ended the run before its last iteration, if it did
+        self.seen: watch.Seen | None = None  # what is new in its dataset
         self.report = Path()  # of a finished run: the tree of its report
         self.sources: list[tuple[str, Ref, str]] = []
         self.progress.meters.profile = config.name
@@ -192,6 +194,20 @@ class Run(Steps):
         ref = tokens if isinstance(tokens, Ref) else tokens.result()
         return list(shards(self.planning.holder(self.store, ref) if self.planning else self.store, ref))
 
+    def worth_training(self, tokens: Any) -> bool:
+        """Whether the run goes on behind its rows' `tokens` (a future): enough of them are new since the last run that
+        trained. What is new is said. A plan goes on to its end."""
+        if self.planning:
+            return True
+        tokens.result()
+        made = {entry.stage: entry.key for entry in self.ledger if entry.stage in LOOKED_AT}
+        records = {stage: record for stage, key in made.items() if (record := self.store.record(stage, key))}
+        self.seen = look(self.store, self.config, run_name(self.config), records, bool(self.redo.wanted))
+        if self.seen.since or self.seen.least:
+            for line in filter(None, watch.text(self.seen).splitlines()):
+                self.progress("dataset", {"log": line})
+        return not self.seen.held_back
+
     def finish(self, outcome: Callable[[], Ref]) -> dict:
         """As `_finish`; the trackers then have what was sent to them, or a warning says that they have not."""
         wait = TRACKER_SECONDS[1]
@@ -222,14 +238,25 @@ class Run(Steps):
             with suppress(StoreError):  # the first failure is what is raised; often it is this one
                 self._lay_out(name, None)
             raise self.failures[0]
-        self.report = self.store.tree(ref.digest)
-        folder = self._lay_out(name, self.report)
+        seen = self.seen
+        if seen and seen.since and seen.held_back:  # the results are those of the run that it was compared with
+            name, folder = seen.since.run, self.store.root / "runs" / seen.since.run
+            if any(folder.glob("costs-*.json")):  # else its ledger alone says what it cost, and would count no longer
+                self._keep_costs(name)
+        else:
+            self.report = self.store.tree(ref.digest)
+            folder = self._lay_out(name, self.report)
+            trained.keep(self.store, name, self.ledger, settings_of(self.config), datetime.now(UTC))
+        if seen:
+            self.store.write_run_file(name, watch.FILE, json.dumps(seen.as_json(), indent=1).encode())
         return {
             "run": name,
             "folder": str(folder),
             "report": str(folder / "report.html"),
             "notes": self.store.notes,
             "stopped": self.stopped,
+            "not_started": seen.not_started if seen else "",
+            "new": seen.sentence if seen and seen.has_news else "",
             **self.counts(),
         }
 
@@ -254,7 +281,7 @@ class Run(Steps):
             downloaded: list[dict] = []
             with suppress(OSError, ValueError):
                 downloaded = list(json.loads((folder / run_facts.SOURCES).read_text(encoding="utf-8")))
-            run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded)
+            run_part = sections(ledger, lambda entry: store.record(entry.stage, entry.key), downloaded, self.seen)
             page = (report / "report.html").read_text(encoding="utf-8").replace(STEPS_MARK, run_part)
             store.write_run_file(name, "report.html", page.encode())
             store.write_run_file(name, "report.md", (report / "report.md").read_bytes())

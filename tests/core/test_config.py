@@ -39,6 +39,16 @@ def test_setting_reads_exponents_as_numbers_and_empty_as_default(tmp_path):
     assert base == tmp_path
 
 
+@pytest.mark.parametrize("value", ["-1", "1.5", "true", "many", "1e12"])
+def test_threshold_of_new_rows_is_a_number_of_rows(tmp_path, value):
+    """Catches a threshold that nothing reaches, or that is taken for another number, in silence."""
+    path = tmp_path / "p.yaml"
+    path.write_text("model: {path: m}\ndataset: {path: d}\n")
+    with pytest.raises(BadInput, match=r"p.yaml: runtime.min_new_rows: .*\."):
+        load_profile(str(path), [f"runtime.min_new_rows={value}"])
+    assert load_profile(str(path), ["runtime.min_new_rows=100"])[0].runtime.min_new_rows == 100
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -45,6 +45,16 @@ def test_runs_are_the_combinations_and_share_what_a_plain_run_is(tiny: Path) -> 
 FURTHER = ("beta 0.5, lr 0.0001", "beta 0.5, lr 0.0002")
 
 
+def test_runs_that_a_person_asked_for_are_never_held_back(tiny: Path) -> None:
+    """Catches a sweep, or a run of one iteration, that ends because few rows are new, and a run's name that hangs on
+    it."""
+    settings = ["iterations=2", "runtime.min_new_rows=9"]
+    made, plain = trainings(str(tiny), settings, TWO, 2), load_profile(str(tiny), settings)[0]
+    assert plain.runtime.min_new_rows == 9 and {one.config.runtime.min_new_rows for one in made.all} == {0}
+    assert plain.first(1).runtime.min_new_rows == 0
+    assert run_name(plain) == run_name(load_profile(str(tiny), ["iterations=2"])[0])
+
+
 def test_sweep_of_a_profile_is_read_and_its_axes_can_be_replaced(profile: Path) -> None:
     """Catches a section that is ignored, and an axis of the command line that is run beside the profile's own."""
     own = trainings(str(profile))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.schedules import IntervalSchedule
@@ -43,7 +44,8 @@ def scheduled(api: Api, path: Path, number: int):
 
 @pytest.mark.full
 def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profile, model, tmp_path) -> None:
-    """Catches a scheduled rerun that pays again for unchanged data, and one that does not see grown data."""
+    """Catches a scheduled rerun that pays again for unchanged data, one that does not see grown data, and one that
+    sends work to a GPU, or ends as any other does, where fewer rows are new than it asks for."""
     rows = [{"prompt": f"Reverse: {i:04d}", "response": f"{i:04d}"[::-1]} for i in range(120)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,6 +70,15 @@ def test_schedule_computes_only_what_is_new(workers, api, gpu_runs: Since, profi
     message = gpu_runs.runs("generate")[1].state.message
     ran, cached = int(message.split()[0]), int(message.split()[3])
     assert ran <= 4 and cached >= shards - 4, message
+    assert "The dataset since pooled-" in grown.state.message and "rows: 1 new" in grown.state.message
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"runtime": {**LIGHT, "min_new_rows": 50}}))
+    data.write_text(data.read_text() + json.dumps({"prompt": "Reverse: last", "response": "tsal"}) + "\n")
+    looked, steps = scheduled(api, path, 3), len(gpu_runs.runs())
+    assert looked.state.name == "Not started" and steps == 4, looked.state.message
+    assert looked.state.message.startswith("Not started: ") and " of 50 (runtime.min_new_rows) since pooled-" in (
+        looked.state.message
+    )
+    assert {"not-started", "profile:pooled"} <= set(looked.tags)
     print(
         f"schedule: first {shards} shards; unchanged {again.state.message} in {again.total_run_time}; grown {message}"
     )
