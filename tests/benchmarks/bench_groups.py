@@ -22,10 +22,10 @@ Run = Callable[[Work], dict[str, Any]]
 
 
 def make_groups(
-    rows: list[tuple[str, str]], chat: Any, prompts: int, answers: int
+    rows: list[tuple[str, str]], chat: Any, prompts: int, answers: int, name: str = "short"
 ) -> tuple[list[Row], list[list[int]]]:
     """Pairs as `make_pairs`, so many generated answers to each prompt and its real one; and which pairs share these."""
-    drawn = make_pairs(rows, chat, prompts * answers, "short", seed=1)
+    drawn = make_pairs(rows, chat, prompts * answers, name, seed=1)
     pairs = [(*drawn[i][:2], drawn[i * answers + k][2]) for i in range(prompts) for k in range(answers)]
     return pairs, [[i * answers + k for k in range(answers)] for i in range(prompts)]
 

@@ -22,6 +22,8 @@ COMPARED = [
 TARGETS = {
     ("ours", "reference", "short"): 2.5, ("ours", "reference", "long"): 3.0, ("ours-bf16", "reference", "long"): 5.0,
     ("ours", "trl", "short"): 1.7, ("ours", "trl", "long"): 1.7,
+    ("ours", "reference", "short-1"): 2.8, ("ours", "reference", "long-1"): 3.3,
+    ("ours", "trl", "short-1"): 2.2, ("ours", "trl", "long-1"): 2.2,
     ("ours-bf16", "trl-bf16", "short"): 1.7, ("ours-bf16", "trl-bf16", "long"): 1.7,
 }  # fmt: skip
 MEMORY_TARGET = 5.0

@@ -28,6 +28,8 @@ from tests.benchmarks import bench_groups, bench_prefix
 from tests.benchmarks.bench_tables import NAMES, page, ratios, spread, verdicts
 
 HERE = Path(__file__).parent
+SETS = {"short": "short", "long": "long", "short-1": "short", "long-1": "long"}
+"""Set → which prompts. With -1, an iteration after the first: the pairs of t and t−1, two to each prompt."""
 LOSS_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.1}
 """Largest difference of a step's loss to the reference's. bfloat16 rounds log-probs by tenths of a nat."""
 
@@ -62,7 +64,7 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=3)
     add("--lr", type=float, default=5e-7)
     add("--threads", type=int, default=os.cpu_count() or 1)
-    add("--sets", type=listed, default=["short", "long"], help="of short,long")
+    add("--sets", type=listed, default=list(SETS), help="of short,long (iteration 0), short-1,long-1 (later ones)")
     add("--ways", type=listed, default=["reference", "trl", "ours", "ours-bf16"], help=f"of {','.join(NAMES)}")
     numbers = lambda text: [int(one) for one in text.split(",") if one]  # noqa: E731
     add("--groups", type=numbers, default=[2, 4], help="generated answers to a prompt, by prompts and by pairs")
@@ -90,7 +92,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 part["runs"] = run_in_turn(args, name, work, bar)
                 part["speed"] = speed(args, part["runs"], work, report["settings"], report["machine"]["gpu"])
             if "memory" in args.measure:
-                small = replace(work, rows=work.rows[: work.batch], epochs=2, scored=False)
+                own = [group for group in work.together if group[-1] < work.batch]
+                small = replace(work, rows=work.rows[: work.batch], together=own, epochs=2, scored=False)
                 for way in args.ways:
                     bar.set_postfix_str(f"{name}, {way}, memory")
                     part["memory"][way] = child(way, small, True, bar)
@@ -115,7 +118,7 @@ def make_groups(args: argparse.Namespace, model: Path, data: Path) -> dict[int, 
 
 def check(args: argparse.Namespace) -> None:
     """Raises BadInput for settings that do not fit."""
-    for given, known in ((args.sets, ["short", "long"]), (args.ways, list(NAMES)), (args.measure, ["speed", "memory"])):
+    for given, known in ((args.sets, list(SETS)), (args.ways, list(NAMES)), (args.measure, ["speed", "memory"])):
         if wrong := [name for name in given if name not in known]:
             raise BadInput(f"{wrong[0]!r} is none of {', '.join(known)}")
     args.micro = min(args.micro, args.batch)
@@ -125,6 +128,8 @@ def check(args: argparse.Namespace) -> None:
         raise BadInput(
             f"--pairs {args.pairs} must be a multiple of --batch {args.batch}, and --batch of --micro {args.micro}"
         )
+    if args.batch % 2 and any(name.endswith("-1") for name in args.sets):
+        raise BadInput(f"--batch {args.batch}: a step of an iteration after the first has whole prompts of two pairs")
     if any(way.startswith("trl") for way in args.ways) and not importlib.util.find_spec("trl"):
         raise BadInput("TRL is not installed; run pip install -e '.[bench]', or leave trl out of --ways")
 
@@ -137,15 +142,18 @@ def make_works(args: argparse.Namespace, model: Path, data: Path) -> dict[str, A
     from tests.benchmarks.bench_data import MAX_PROMPT, lengths, make_pairs, read_rows
     from tests.benchmarks.bench_work import Work
 
+    together: list[list[int]]
     chat, rows = load_chat(model, ChatSection(max_prompt_length=MAX_PROMPT)), read_rows(data, args.pairs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     works = {}
     for name in args.sets:
-        pairs = make_pairs(rows, chat, args.pairs, name, seed=1)
+        pairs, together = make_pairs(rows, chat, args.pairs, SETS[name], seed=1), []
+        if name.endswith("-1"):
+            pairs, together = bench_groups.make_groups(rows, chat, args.pairs // 2, 2, SETS[name])
         work = Work(
             model=str(model), rows=pairs, pad_id=chat.tokenizer.pad_token_id, batch=args.batch, micro=args.micro,
             epochs=args.epochs, lr=args.lr, precision="float32", device=device, threads=args.threads,
-            micro_tokens=args.micro_tokens,
+            micro_tokens=args.micro_tokens, together=together,
         )  # fmt: skip
         works[name] = work, lengths(pairs)
     return works
@@ -179,7 +187,7 @@ def loss_difference(losses: list[float], expected: list[float]) -> float:
 def speed(
     args: argparse.Namespace, runs: dict, work: Any, settings: dict[str, Any], gpu: str
 ) -> dict[str, dict[str, Any]]:
-    """Of each way pairs/s, useful tokens/s (each prompt once, no padding; training tokens only) and, on a GPU, the part
+    """Of each way pairs/s, useful tokens/s (each pair's prompt once, no padding; training tokens only) and, on a GPU, the part
     of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once, where the
     output layer has work at labels only and the embedding none."""
     results = {}

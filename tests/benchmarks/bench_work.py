@@ -49,7 +49,8 @@ class Work:
     seed: int = 1
     scored: bool = True
     together: list[list[int]] = field(default_factory=list)
-    """Of ours: numbers of the pairs that have one prompt and real answer and are one group; none: each pair alone."""
+    """Numbers of the pairs that have one prompt and real answer: one group in ours, and its pairs are of one step in
+    every way; none: each pair alone."""
 
     @property
     def path(self) -> Path:
@@ -94,6 +95,11 @@ class Work:
         )  # fmt: skip
         counts = np.array([len(own) for own in self.together]) if self.together else None
         return TrainingPlan(part, self.seed, len(self.rows), counts)
+
+    def pairs_of(self, step: int) -> list[int]:
+        """Numbers of the pairs in optimiser step `step`."""
+        chosen = self.plan.examples_of(step).tolist()
+        return [pair for group in chosen for pair in self.together[group]] if self.together else chosen
 
     def warm_up(self) -> Work:
         """One optimiser step on the shortest pair: what a process does only once is then behind it."""

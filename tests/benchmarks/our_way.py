@@ -50,7 +50,9 @@ def _score(work: Work, job: Job, watch: Watch, model: PreTrainedModel | None) ->
     from spin_core.stages.score import logps_of, logps_under
 
     settings = Score(max_length=work.longest, precision=work.precision, collation="exact")
-    groups = [list(pair) for pair in work.pairs]
+    # As in the product: all pair sets of an iteration in one pass, a prompt and its real answer once.
+    members = work.together or [[i] for i in range(len(work.pairs))]
+    groups = [[work.pairs[own[0]][0], *(work.pairs[i][1] for i in own)] for own in members]
     if model is None:
         shortest = min(groups, key=lambda group: sum(map(len, group)))
         logps_of(work.path, [shortest], settings, job, "load")
@@ -59,4 +61,10 @@ def _score(work: Work, job: Job, watch: Watch, model: PreTrainedModel | None) ->
             logps = logps_of(work.path, groups, settings, job, "score")
         else:
             logps = logps_under(model, groups, settings, job, "score")
-    return torch.tensor(logps.values, dtype=torch.float32).view(-1, 2)
+    scored, begin = torch.zeros(len(work.pairs), 2), 0
+    for own in members:
+        real, *generated = logps.values[begin : begin + 1 + len(own)]
+        begin += 1 + len(own)
+        for i, one in zip(own, generated, strict=True):
+            scored[i] = torch.tensor([real, one], dtype=torch.float32)
+    return scored

@@ -125,7 +125,7 @@ def run(
     for number in range(plan.stop_step):
         with watch.part("train"):
             optimizer.param_groups[0]["lr"] = plan.lr_at(number)
-            batches = batches_of(pairs, plan.examples_of(number), work)
+            batches = batches_of(pairs, work.pairs_of(number), work)
             losses.append(step(policy, opponent, optimizer, batches, work)[0])
         watch.step()
     return losses

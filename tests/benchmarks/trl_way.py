@@ -22,7 +22,7 @@ class Order(torch.utils.data.Sampler):
     """The plan's pairs, another epoch's permutation at each iteration."""
 
     def __init__(self, work: Work):
-        self.plan, self.epoch = work.plan, 0
+        self.work, self.plan, self.epoch = work, work.plan, 0
 
     def __len__(self) -> int:
         return self.plan.examples
@@ -31,7 +31,7 @@ class Order(torch.utils.data.Sampler):
         first = self.epoch * self.plan.steps_per_epoch
         self.epoch += 1
         for number in range(first, first + self.plan.steps_per_epoch):
-            yield from self.plan.examples_of(number).tolist()
+            yield from self.work.pairs_of(number)
 
 
 def run(work: Work, watch: Watch) -> list[float]:
