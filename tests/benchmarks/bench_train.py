@@ -187,9 +187,9 @@ def loss_difference(losses: list[float], expected: list[float]) -> float:
 def speed(
     args: argparse.Namespace, runs: dict, work: Any, settings: dict[str, Any], gpu: str
 ) -> dict[str, dict[str, Any]]:
-    """Of each way pairs/s, useful tokens/s (each pair's prompt once, no padding; training tokens only) and, on a GPU, the part
-    of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once, where the
-    output layer has work at labels only and the embedding none."""
+    """Of each way pairs/s, useful tokens/s (each pair's prompt once, no padding; training tokens only) and, on a GPU,
+    the part of its peak that the useful operations took: 6 for each weight and token trained, 2 for each scored once,
+    where the output layer has work at labels only and the embedding none."""
     results = {}
     for way, repeats in runs.items():
         walls = [run["wall"] for run in repeats]
