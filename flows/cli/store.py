@@ -208,13 +208,18 @@ def _pack(args: argparse.Namespace) -> None:
     store.report = Progress(live.view())
     result = pack(store, args.dry_run)
     _notes(store)
-    if args.dry_run:
+    if not result.models:
+        print_escaped(
+            f"{args.store}: no model to pack: each is the best or the last of a run, has weights under 1 MiB, was not "
+            "trained from one that the store has, or differs from it too much."
+        )
+    elif args.dry_run:
         print_escaped(f"would pack {result.models} models, whose weights take {bytes_text(result.before)} now")
-        return
-    print_escaped(
-        f"packed {result.models} models: {bytes_text(result.before)} of weights take {bytes_text(result.after)}. "
-        "A step that reads one gets it back, bit for bit; `spinloop store fetch` does too."
-    )
+    else:
+        print_escaped(
+            f"packed {result.models} models: {bytes_text(result.before)} of weights take {bytes_text(result.after)}. "
+            "A step that reads one gets it back, bit for bit; `spinloop store fetch` does too."
+        )
 
 
 def _notes(store: Store) -> None:

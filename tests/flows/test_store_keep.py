@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from spin_core.store.store import Store
+from tests.store.test_store_pack import filled
+
 
 @pytest.fixture
 def store(finished, tmp_path: Path) -> Path:
@@ -117,6 +120,20 @@ def test_unknown_run_is_named(spinloop, store, command) -> None:
 
 
 def test_pack_command(spinloop, store) -> None:
-    """Catches a command that says nothing of what it did. The tiny run's weights are below a delta's least size."""
+    """Catches a command that says nothing of why it did nothing: the tiny run's weights are below a delta's least
+    size."""
     code, out, _ = spinloop("store", "pack", "--store", store)
-    assert code == 0 and out.startswith("packed 0 models")
+    assert code == 0 and "no model to pack" in out and "under 1 MiB" in out
+
+
+def test_pack_command_says_what_it_gave(spinloop, tmp_path: Path) -> None:
+    """Catches sums of other files than weights, and a dry run that packs."""
+    steps = filled(Store(tmp_path / "s"))
+    size = len(steps[0].files["model.safetensors"])
+    code, would, _ = spinloop("store", "pack", "--dry-run", "--store", tmp_path / "s")
+    assert code == 0 and would.startswith(f"would pack 3 models, whose weights take {3 * size / 1e6:.2f} MB")
+    code, out, _ = spinloop("store", "pack", "--store", tmp_path / "s")
+    assert code == 0 and out.startswith(f"packed 3 models: {3 * size / 1e6:.2f} MB of weights take ") and "kB" in out
+    key = steps[2].key[:12]
+    code, out, _ = spinloop("store", "fetch", key, "--store", tmp_path / "s")
+    assert code == 0 and (Path(out.strip()) / "model.safetensors").read_bytes() == steps[2].files["model.safetensors"]
