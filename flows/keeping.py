@@ -11,7 +11,7 @@ from spin_core.analysis.format import bytes_text, plural
 from spin_core.config.yaml_reader import read
 from spin_core.errors import BadInput
 from spin_core.report.stored_run import executions
-from spin_core.store import keep, roots, runs
+from spin_core.store import fs, keep, roots, runs
 from spin_core.store.digest import children
 from spin_core.store.gc import GcResult, Report, gc, with_bases
 from spin_core.store.pack import PackResult, pack
@@ -52,10 +52,25 @@ class Cleared:
 
 def policy_of(store: Store) -> dict[str, Any]:
     """What store.yaml says, as plain data; nothing where there is none. Raises BadInput."""
-    data = store.policy_file()
+    if isinstance(store, RemoteStore):
+        data = store.objects.get(keep.FILE)
+    else:
+        with fs.boundary(file := store.root / keep.FILE):
+            data = file.read_bytes() if file.exists() else None
     made = read(data, keep.FILE) if data is not None else {}
     keep.parse(made or {}, keep.FILE)
     return dict(made or {})
+
+
+def write_policy(store: Store, data: dict[str, Any]) -> None:
+    """Puts a policy into the store. Raises BadInput for a wrong one, StoreError."""
+    keep.parse(data, "policy")
+    text = keep.encoded(data)
+    if isinstance(store, RemoteStore):
+        store.objects.put(keep.FILE, text)
+        return
+    with fs.boundary(store.root), store.using():
+        runs.replace_file(store.root, store.root / keep.FILE, text)
 
 
 def pinned(store: Store) -> list[str]:

@@ -29,7 +29,7 @@ def sections_help(command: str) -> str:
         "finetune.lora` print a section's, `--set finetune.beta=0.5` changes one):",
     ]
     for name, field in Config.model_fields.items():
-        default = "" if _inner(field) or field.is_required() else f" ({_default(field)})"
+        default = "" if _inner(field) or field.is_required() else f" ({default_text(field)})"
         text = textwrap.shorten(first_sentence(field.description or ""), 64 - len(default), placeholder=" …")
         lines.append(f"  {name:<11} {text}{default}")
     return "\n".join(lines)
@@ -49,7 +49,7 @@ def section_help(path: str) -> str:
 def _entry(path: str, field: FieldInfo) -> str:
     """Name, default, what it may be, and below what it means."""
     section, allowed, text = _inner(field), choices_text(field), field.description or ""
-    head = f"  {path}" if section else f"  {path} ({_default(field)})" + (f": {allowed}" if allowed else "")
+    head = f"  {path}" if section else f"  {path} ({default_text(field)})" + (f": {allowed}" if allowed else "")
     text = f"a section: `--help {path}`. {first_sentence(text)}" if section else text
     return "\n".join(
         textwrap.fill(line, width(), initial_indent=indent, subsequent_indent=" " * 6, break_on_hyphens=False)
@@ -132,7 +132,8 @@ def _inner(field: FieldInfo) -> type[BaseModel] | None:
     return section_of(field.annotation) or listed_section(field.annotation)
 
 
-def _default(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """A field's default as JSON; `required` where there is none."""
     if field.is_required():
         return "required"
     return json.dumps(field.get_default(call_default_factory=True, validated_data={}), default=str, ensure_ascii=False)

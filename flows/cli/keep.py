@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from flows.keeping import clear, find_run, pinned, policy_of
+from flows.keeping import clear, find_run, pinned, policy_of, write_policy
 from flows.streams import print_escaped
 from spin_core.config.yaml_reader import read
 from spin_core.errors import BadInput
@@ -80,9 +80,8 @@ def _policy(args: argparse.Namespace) -> None:
         data |= {name: read(value.encode(), f"{name}")}
         if value == "none":
             del data[name]
-    keep.parse(data, "policy")
     if args.settings:
-        store.write_policy(keep.encoded(data))
+        write_policy(store, data)
     for name, value in data.items():
         print_escaped(f"{name}: {str(value).lower() if isinstance(value, bool) else value}")
     if not data:

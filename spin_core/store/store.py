@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import BadInput, StoreError
-from spin_core.store import deltas, fs, keep, locks, runs
+from spin_core.store import deltas, fs, locks, runs
 from spin_core.store.digest import Damaged, FileEntry, children, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal, share
@@ -343,19 +343,6 @@ class Store:
             fs.remove(self.root / "runs" / run)
             if runs.leads_to(self.root, run):
                 fs.unlink(self.root / "latest")
-
-    def policy_file(self) -> bytes | None:
-        """The content of store.yaml (keep.py); None where there is none."""
-        with fs.boundary(self.root / keep.FILE):
-            try:
-                return (self.root / keep.FILE).read_bytes()
-            except FileNotFoundError:
-                return None
-
-    def write_policy(self, data: bytes) -> None:
-        """Puts `data` into store.yaml."""
-        with fs.boundary(self.root / keep.FILE), self.using():
-            runs.replace_file(self.root, self.root / keep.FILE, data)
 
     def _record_file(self, stage: str, key: str) -> Path:
         if not STAGE.fullmatch(stage) or not DIGEST.fullmatch(key):

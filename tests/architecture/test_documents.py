@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
+from tests.architecture import update_settings_page
 from tests.architecture.directions import MAY_IMPORT
 from tests.architecture.scan import ROOT, python_files, tracked_files
 
@@ -55,3 +56,9 @@ def test_contributing_lists_what_only_test_all_has():
     listed = {name: set(re.findall(r"`(test_\w+)`", tests)) for name, tests in rows}
     assert len(rows) == len(listed) and all(tests <= listed.get(name, set()) for name, tests in full_marks().items())
     assert all((ROOT / name).read_text().count(f"def {test}(") for name in listed for test in listed[name])
+
+
+def test_page_of_the_settings_is_the_config_models():
+    """Catches a setting, default or bound that was changed and that the page still has as it was."""
+    stale = f"docs/settings.md is stale; run {update_settings_page.COMMAND}"
+    assert update_settings_page.PAGE.read_text(encoding="utf-8") == update_settings_page.page(), stale

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_core.errors import StoreError
-from spin_core.store import fs, keep, locks
+from spin_core.store import fs, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
 from spin_core.store.digest import Damaged, FileEntry, damage, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
@@ -62,8 +62,7 @@ class RemoteStore(Store):
         format, BadInput for a URL, setting or installation that will not do."""
         self.objects = Objects(url, NAME)
         self.url, self.read_only, self.late = self.objects.url, read_only, late or read_only
-        others = [name for name in self.objects.beside() if name != NAME]
-        if others:
+        if others := [name for name in self.objects.beside() if name != NAME]:
             remedy = "use the spinloop that made it or name another prefix"
             raise StoreError(f"{self.url}/{others[0]}: a store of another format; {remedy}.")
         if not create and self.objects.head("id") is None:
@@ -383,14 +382,6 @@ class RemoteStore(Store):
         """As in `Store`, and on the service: first its pointer."""
         remote_runs.forget(self.objects, run)
         self._local.forget_run(run)
-
-    def policy_file(self) -> bytes | None:
-        """As in `Store`, of the service."""
-        return self.objects.get(keep.FILE)
-
-    def write_policy(self, data: bytes) -> None:
-        """As in `Store`, on the service."""
-        self.objects.put(keep.FILE, data)
 
     def write_run_file(self, run: str, name: str, data: bytes) -> None:
         """As in `Store`, and on the service, for other machines."""

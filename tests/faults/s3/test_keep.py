@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.keeping import clear, pinned, policy_of
+from flows.keeping import clear, pinned, policy_of, write_policy
 from spin_core.analysis.account import file_of, name_of
 from spin_core.errors import BadInput
 from spin_core.store import keep, leases
@@ -71,7 +71,7 @@ def test_gc_by_size(filled, at) -> None:
 
 def test_policy_and_forgotten_runs_are_the_services(filled, at) -> None:
     """Catches a policy in one machine's cache, and a run that comes back after it was forgotten."""
-    filled.write_policy(keep.encoded({"older_than": "30d", "keep_runs": 2}))
+    write_policy(filled, {"older_than": "30d", "keep_runs": 2})
     assert policy_of(at("b")) == {"older_than": "30d", "keep_runs": 2}
     filled.forget_run("run-0")
     other = at("b")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -148,14 +148,14 @@ STORES: tuple[type[Store], ...] = (
 )
 
 
-def checks_sizes_only(tree: Path, files: list[dict]) -> None:
+def checks_sizes_only(tree: Path, files: list[dict], elsewhere: Collection[str] = ()) -> None:
     """In the place of `check_tree`."""
     sizes = {name: path.lstat().st_size for name, path in files_in(tree)}
     if sizes != {entry["path"]: entry["size"] for entry in files}:
         raise Damaged(f"{tree}: other sizes.")
 
 
-def follows_links(tree: Path, files: list[dict]) -> None:
+def follows_links(tree: Path, files: list[dict], elsewhere: Collection[str] = ()) -> None:
     """In the place of `check_tree`: hashes what lies behind links, too."""
     contents = {str(p.relative_to(tree)): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from flows.keeping import policy_of
-from spin_core.store import keep
+from flows.keeping import policy_of, write_policy
 from spin_core.store.store import Store
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.full]
@@ -21,7 +20,7 @@ def test_scheduled_gc_clears_by_the_policy(workers, api, profile, store) -> None
     opened = Store(store)
     ended = api.wait(api.start("gc/gc"))
     assert ended.state.name == "Failed" and "There is no policy; write one" in ended.state.message
-    opened.write_policy(keep.encoded({"older_than": "0d"}))
+    write_policy(opened, {"older_than": "0d"})
     assert policy_of(opened) == {"older_than": "0d"}
     before = len(list(opened.records()))
     with opened.using():
