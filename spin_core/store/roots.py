@@ -39,9 +39,9 @@ def needed(
         return {record.digest for record in records}
     if keep_runs is not None and keep_runs < 0:
         raise BadInput(f"{keep_runs} runs cannot be kept; give the number of runs, from 0.")
-    for name in (*keep, *(forget or ())):
+    for name in keep:
         if name not in there:
-            raise BadInput(f"{name}: there is no such run; runs are {', '.join(sorted(there)) or 'none'}.")
+            raise BadInput(f"{name}: there is no such run to keep; runs are {', '.join(sorted(there)) or 'none'}.")
     if records and not there:
         raise StoreError(
             f"{where}: runs/ shows no run, so none of {len(records)} records would be kept; check that all of the "
