@@ -13,7 +13,7 @@ from spin_core.errors import BadInput
 from spin_core.report.stored_run import executions
 from spin_core.store import fs, keep, roots, runs
 from spin_core.store.digest import children
-from spin_core.store.gc import GcResult, Report, gc, with_bases
+from spin_core.store.gc import GcResult, gc, with_bases
 from spin_core.store.pack import PackResult, pack
 from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3 import runs as remote_runs
@@ -25,7 +25,8 @@ from spin_core.store.usage import outputs
 
 @dataclass(frozen=True)
 class Cleared:
-    """What was given up, removed and packed (None where that was not asked for, or is not done on S3)."""
+    """What was given up, removed and packed (None where that was not asked for, on S3, and of a dry run, which does not
+    know what would stay)."""
 
     decision: keep.Decision
     result: GcResult
@@ -43,10 +44,8 @@ class Cleared:
             f"{bytes_text(self.result.bytes)}; the outputs that stay take {stay}."
         )
         if self.packed:
-            lines.append(
-                f"{plural(self.packed.models, 'model')} {would}packed: {bytes_text(self.packed.before)}"
-                + ("." if dry_run else f" of weights take {bytes_text(self.packed.after)}.")
-            )
+            before, after = bytes_text(self.packed.before), bytes_text(self.packed.after)
+            lines.append(f"{plural(self.packed.models, 'model')} packed: {before} of weights take {after}.")
         return lines
 
 
@@ -84,7 +83,6 @@ def clear(
     store: Store,
     policy: keep.Policy,
     dry_run: bool = False,
-    report: Report = lambda what, size: None,
     now: datetime | None = None,
 ) -> Cleared:
     """Gives up the runs that the policy says, removes what then nobody needs, and packs where it says so. Raises
@@ -101,9 +99,9 @@ def clear(
     decision = keep.decide(policy, there, began, pins, held, needed, now or datetime.now(UTC))
     forget = list(decision.forget)
     if isinstance(store, RemoteStore):
-        return Cleared(decision, remote_gc.gc(store, dry_run=dry_run, report=report, forget=forget), None)
-    result = gc(store, dry_run=dry_run, report=report, forget=forget)
-    return Cleared(decision, result, pack(store, dry_run) if policy.pack else None)
+        return Cleared(decision, remote_gc.gc(store, dry_run=dry_run, forget=forget), None)
+    result = gc(store, dry_run=dry_run, forget=forget)
+    return Cleared(decision, result, pack(store) if policy.pack and not dry_run else None)
 
 
 def _there(store: Store) -> dict[str, runs.Pointer]:

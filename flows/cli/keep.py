@@ -11,7 +11,6 @@ from flows.streams import print_escaped
 from spin_core.config.yaml_reader import read
 from spin_core.errors import BadInput
 from spin_core.store import keep
-from spin_core.store.gc import Report
 from spin_core.store.opening import open_store
 from spin_core.store.store import Store
 
@@ -60,9 +59,9 @@ def policy_asked(store: Store, args: argparse.Namespace) -> keep.Policy | None:
     return keep.parse(data | given, "gc")
 
 
-def run_policy(store: Store, policy: keep.Policy, dry_run: bool, report: Report) -> None:
+def run_policy(store: Store, policy: keep.Policy, dry_run: bool) -> None:
     """gc by a policy, with what it did."""
-    for line in clear(store, policy, dry_run, report).lines(dry_run):
+    for line in clear(store, policy, dry_run).lines(dry_run):
         print_escaped(line)
 
 
@@ -77,9 +76,10 @@ def _policy(args: argparse.Namespace) -> None:
         name, equals, value = setting.partition("=")
         if not equals:
             raise BadInput(f"{setting}: write NAME=VALUE, such as older_than=30d.")
-        data |= {name: read(value.encode(), f"{name}")}
-        if value == "none":
-            del data[name]
+        if value != "none":
+            data |= {name: read(value.encode(), name)}
+        elif data.pop(name, None) is None:
+            raise BadInput(f"{setting}: {name} is not set; set are {', '.join(data) or 'none'}.")
     if args.settings:
         write_policy(store, data)
     for name, value in data.items():

@@ -181,13 +181,14 @@ def _gc(args: argparse.Namespace) -> None:
     going: dict[str, list[int]] = {}
     store = _open(args)
 
+    if policy := keep.policy_asked(store, args):
+        keep.run_policy(store, policy, args.dry_run)
+        _notes(store)
+        return
+
     def report(what: str, size: int) -> None:
         going.setdefault(what, []).append(size)
 
-    if policy := keep.policy_asked(store, args):
-        keep.run_policy(store, policy, args.dry_run, report)
-        _notes(store)
-        return
     wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
     result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     _notes(store)

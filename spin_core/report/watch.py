@@ -109,7 +109,7 @@ def text(seen: Seen) -> str:
 
 
 def last_look(folder: Path) -> str:
-    """Of the folder of a run that trained: empty, or that the last look at its dataset since found too little."""
+    """Of the folder of a run that trained: empty, or that too little was new when its dataset was last looked at."""
     with suppress(OSError, ValueError, AttributeError):
         return str(json.loads((folder / FILE).read_text(encoding="utf-8")).get("not_started", ""))
     return ""

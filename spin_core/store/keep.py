@@ -6,7 +6,6 @@ decides something: gc itself is given names of runs. Is not: what a run needs (r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ class Policy:
 @dataclass(frozen=True)
 class Decision:
     """`forget`: run → why it is given up, oldest first; `size`: bytes of the outputs that then stay; `unknown`: runs
-    whose age is not known, which stay whatever `older_than` says."""
+    that stay because their age is not known."""
 
     forget: dict[str, str] = field(default_factory=dict)
     size: int = 0
@@ -108,7 +107,7 @@ def decide(
     last = runs[len(runs) - policy.keep_runs :] if policy.keep_runs else []
     open_to_go = [run for run in runs if run not in last and run not in pinned]
     forget: dict[str, str] = {}
-    unknown = []
+    unknown: list[str] = []
     limit = policy.older_than
     for run in open_to_go if limit is not None else []:
         if run not in began:
@@ -131,7 +130,8 @@ def decide(
             total = bytes_of(needed(forget))
     if policy.max_size is not None and total > policy.max_size:
         raise BadInput(_too_small(policy.max_size, total, runs, last, pinned, bytes_of, needed))
-    return Decision({run: forget[run] for run in runs if run in forget}, total, tuple(unknown))
+    stay = tuple(run for run in unknown if run not in forget)
+    return Decision({run: forget[run] for run in runs if run in forget}, total, stay)
 
 
 def _too_small(
@@ -153,10 +153,3 @@ def _too_small(
         f"max_size: {most / 1e9:,.3g} GB are less than the {total / 1e9:,.3g} GB that must stay: {', '.join(parts)}. "
         "Raise it, unpin a run (`spinloop store unpin RUN`) or give one up (`spinloop store forget RUN`)."
     )
-
-
-def as_data(policy: Policy) -> dict[str, Any]:
-    """For JSON."""
-    days = None if policy.older_than is None else policy.older_than.days
-    made = {"keep_runs": policy.keep_runs, "older_than": days, "max_size": policy.max_size, "pack": policy.pack}
-    return dict(json.loads(json.dumps(made)))

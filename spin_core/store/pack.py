@@ -40,7 +40,8 @@ def pack(store: Store, dry_run: bool = False) -> PackResult:
         try:
             with locks.locked(store.root / "locks" / "gc", block=False) as alone:
                 if not alone:
-                    raise StoreError(f"{store.root}: locks do not work here, so nobody knows who uses the store.")
+                    why = "locks do not work here, so it is not known who uses the store"
+                    raise StoreError(f"{store.root}: {why}; nothing is packed.")
                 return _pack(store, dry_run)
         except locks.Busy:
             raise StoreError(f"{store.root}: a run is using the store; pack it when it has finished.") from None

@@ -120,7 +120,8 @@ def _set_table(name: str, part: dict[str, Any], kept: float) -> str:
     gpu = any("flops_used" in s for s in part["speed"].values())
     head = ["way", "pairs/s", "of which scoring", "models held", "peak above the weights", "of it activations"]
     head += ["above the policy's weights", "loss differs by"] + (["useful tokens/s", "model FLOPs used"] if gpu else [])
-    lines = [f"**{name}** (tokens: {text})\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    what = "; an iteration after the first: the pairs of t and t−1, two to a prompt" if name.endswith("-1") else ""
+    lines = [f"**{name}** (tokens: {text}{what})\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for way in dict.fromkeys([*part["runs"], *part["memory"]]):
         lines.append(f"| {' | '.join(_cells(way, part, kept, gpu))} |")
     if "common_prefix" in part:

@@ -110,7 +110,7 @@ def test_every_model_is_counted_once() -> None:
 
 
 def test_picture_has_a_line_for_each_run_and_the_page_a_row_for_each_model() -> None:
-    """Catches a run without its line, more runs than colours that cannot be told apart, a control among the iterations,
+    """Catches a run without its line, more runs than colours, of which two look alike, a control among the iterations,
     and a page of best models alone whose lines have one point each."""
     weekly = [model(f"week-{week}", k) for week in range(9) for k in range(3)]
     both = made(*weekly, model("week-8", 5, kind="control"))

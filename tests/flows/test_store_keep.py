@@ -102,6 +102,8 @@ def test_policy_is_kept_in_the_store(spinloop, store) -> None:
     assert out.splitlines() == ["older_than: 30d", "max_size: 2TB", "pack: true"]
     code, out, _ = spinloop("store", "policy", "max_size=none", "--store", store)
     assert out.splitlines() == ["older_than: 30d", "pack: true"]
+    code, _, err = spinloop("store", "policy", "max_sice=none", "--store", store)
+    assert code == 2 and "max_sice is not set; set are older_than, pack" in err
     assert spinloop("store", "verify", "--store", store)[0] == 0
     code, out, _ = spinloop("store", "gc", "--policy", "--store", store)
     assert code == 0 and trees(store) == after and "0 models packed" in out

@@ -52,6 +52,8 @@ def test_by_size() -> None:
     assert list(made.forget) == ["run-0", "run-1"] and made.size == 47 * GB + 1000
     assert "more than 50 GB" in made.forget["run-0"]
     assert list(decide(keep.Policy(max_size=50 * GB), pinned=["run-0"]).forget) == ["run-1", "run-2"]
+    made = decide(keep.Policy(older_than=timedelta(days=30), max_size=50 * GB), began={})
+    assert list(made.forget) == ["run-0", "run-1"] and made.unknown == ("run-2", "run-3", "run-4")
     both = decide(keep.Policy(older_than=timedelta(days=45), max_size=50 * GB))
     assert list(both.forget) == ["run-0", "run-1"] and both.forget["run-0"].startswith("last started")
 

@@ -114,41 +114,27 @@ def made(
             instead |= {sha: None} if found.links else {}
         elif setting == "on":
             for digest in dict.fromkeys(input_digests(record.payload)):
-                if sent := _delta(objects, record, entry, digest, manifest, tree, folder, report):
-                    instead[sha] = sent
+                source = tree(digest) / entry["path"]
+                here = source.is_file() and source.lstat().st_size == entry["size"]
+                base = _base(objects, entry, manifest(digest) or []) if here else None
+                if base is None:
+                    continue
+                target = folder / f"{sha}.delta"
+                with bar(report, f"store {record.stage} {record.key[:12]}", "delta", entry["size"]) as advance:
+                    head = delta.write(source, record.path / entry["path"], digest, target, advance)
+                if head is not None and (head.base, head.new) == (base["sha256"], sha):
+                    size, own = file_digest(target)
+                    instead[sha] = transfer.File(f"{FOLDER}{head.new}.{head.base}.{own}", target, size)
                     break
+                fs.unlink(target)  # of files of which one is damaged here: what is sent whole has its own name
     return instead
 
 
-def _delta(
-    objects: Objects,
-    record: Record,
-    entry: FileEntry,
-    digest: str,
-    manifest: Callable[[str], list[FileEntry] | None],
-    tree: Callable[[str], Path],
-    folder: Path,
-    report: Report,
-) -> transfer.File | None:
-    """The delta of one file to that of the input `digest`; None where there is none, it is not here, or not there."""
-    source = tree(digest) / entry["path"]
-    if not source.is_file() or source.lstat().st_size != entry["size"]:
-        return None
-    files = manifest(digest) or []
+def _base(objects: Objects, entry: FileEntry, files: list[FileEntry]) -> FileEntry | None:
+    """The file of that name and size among an input's, if the service has it and one more delta may hang on it."""
     base = next((one for one in files if one["path"] == entry["path"] and one["size"] == entry["size"]), None)
-    hangs_on = base and way_there(objects, base)
-    if base is None or hangs_on is None or len(hangs_on.links) >= delta.DEEPEST:
-        return None
-    target = folder / f"{entry['sha256']}.delta"
-    with bar(report, f"store {record.stage} {record.key[:12]}", "delta", entry["size"]) as advance:
-        head = delta.write(source, record.path / entry["path"], digest, target, advance)
-    if head is None:
-        return None
-    if (head.base, head.new) != (base["sha256"], entry["sha256"]):
-        fs.unlink(target)  # one of them is damaged here: what is sent as it is, is compared by its name
-        return None
-    size, own = file_digest(target)
-    return transfer.File(f"{FOLDER}{head.new}.{head.base}.{own}", target, size)
+    found = way_there(objects, base) if base else None
+    return base if found and len(found.links) < delta.DEEPEST else None
 
 
 def missing(objects: Objects, files: list[FileEntry]) -> str:

@@ -94,7 +94,8 @@ def _altered(store: RemoteStore, wanted: list[Stat], track: Track) -> Iterator[s
 
 def usage(store: RemoteStore, run: str | None = None) -> Usage:
     """What the store takes on the service, as `usage` of a local one. Raises StoreError."""
-    records = {record.digest: record for _, record in readable(store) if isinstance(record, Record)}
+    listed = [record for _, record in readable(store) if isinstance(record, Record)]
+    records = {record.digest: record for record in reversed(listed)}  # of several that made it the first
     files = _files(store)
     views, _ = remote_runs.read(store.objects, store.objects.listed(remote_runs.FOLDER))
     linked = {name: set(view.links.values()) & records.keys() for name, view in views.items()}
