@@ -64,7 +64,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             print_error(str(outcome))
         else:
             _show(args, outcome)
-        print(f"note: the Prefect server {what}; the store has all that finished.", file=sys.stderr)
+        print_escaped(f"note: the Prefect server {what}; the store has all that finished.", file=sys.stderr)
         return getattr(outcome, "exit_code", 1) if isinstance(outcome, Exception) else 0
 
     with server, watched(left):
@@ -82,7 +82,7 @@ def _show(args: argparse.Namespace, outcome: dict) -> None:
     if args.json:
         print_line(json.dumps({name: value for name, value in outcome.items() if name != "text"}))
     else:
-        print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached.")
+        print_escaped(f"{outcome['ran']} steps ran, {outcome['cached']} were cached.")
         print_escaped(f"Evaluation: {outcome['page']}")
 
 
@@ -106,9 +106,9 @@ def _plan(args: argparse.Namespace, asked: Any) -> None:
                   for one in lines], 9, 0)  # fmt: skip
     counts = Counter(one["state"] for one in lines)
     took = sum(model.step.seconds or 0.0 for model in models if _would_run(model))
-    print(f"{counts['cached']} cached, {counts['would run']} would run, {counts['left out']} left out.")
+    print_escaped(f"{counts['cached']} cached, {counts['would run']} would run, {counts['left out']} left out.")
     if took:
-        print(f"The runs' own evaluations of the models that would be evaluated took {took:.1f} s in all.")
+        print_escaped(f"The runs' own evaluations of the models that would be evaluated took {took:.1f} s in all.")
 
 
 def _would_run(model: Any) -> bool:

@@ -90,13 +90,15 @@ def _sweep(args: argparse.Namespace) -> None:
             return cast(dict, spin(one.config, args.store, str(made.base_dir), (*args.settings, *one.changed)))
 
     with server:
-        results = sweep.run_all(made, run, lambda text: print(text, file=sys.stderr, flush=True), args.at_once)
+        results = sweep.run_all(made, run, lambda text: print_escaped(text, file=sys.stderr), args.at_once)
     _show(args, made.name, sweep.report(made, args.store, results))
 
 
 def _left(title: str, outcome: dict | Exception, what: str) -> int:
     said = str(outcome) if isinstance(outcome, Exception) else "its steps are in the store"
-    print(f"spinloop: {title}: the server {what}; {said}. The same command goes on from there.", file=sys.stderr)
+    print_escaped(
+        f"spinloop: {title}: the server {what}; {said}. The same command goes on from there.", file=sys.stderr
+    )
     return getattr(outcome, "exit_code", 1) if isinstance(outcome, Exception) else 1
 
 
@@ -108,7 +110,7 @@ def _show(args: argparse.Namespace, name: str, outcome: Any) -> None:
         label = None if best is None else outcome.made.variants[best].label
         print_line(json.dumps({**facts, "best": label, "failed": outcome.failed}))
     else:
-        print(f"Sweep: {outcome.page}")
+        print_escaped(f"Sweep: {outcome.page}")
     if outcome.failed:
         raise SpinloopError(f"{len(outcome.failed)} runs failed: {'; '.join(outcome.failed)}")
 
@@ -125,13 +127,15 @@ def _show_plan(args: argparse.Namespace, plan: Any) -> None:
         print_line(json.dumps(lines))
         return
     width = max(len(one.training.title) for one in plan.shares)
-    print(f"{'run':<{width}}  steps  cached  shared  adds  time added")
+    print_escaped(f"{'run':<{width}}  steps  cached  shared  adds  time added")
     for one in plan.shares:
         seconds = [line.seconds for line in one.lines]
         time = span(None if None in seconds else sum(filter(None, seconds))) if one.adds else ""
         counts = f"{one.steps:>5}  {one.cached:>6}  {one.shared:>6}  {one.adds:>4}"
         print_escaped(f"{one.training.title:<{width}}  {counts}  {time:>10}")
     adds = sum(one.adds for one in plan.shares)
-    print(f"{len(plan.shares)} runs: {adds} steps would run, {sum(one.shared for one in plan.shares)} are shared.")
+    print_escaped(
+        f"{len(plan.shares)} runs: {adds} steps would run, {sum(one.shared for one in plan.shares)} are shared."
+    )
     if plan.costs:
-        print("", *plan.costs, sep="\n")
+        print_escaped("\n".join(["", *plan.costs]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import keep as keep_cli
 from flows.cli import store as cli
 from spin_core.errors import SpinloopError
 from spin_core.store.gc import gc
@@ -19,7 +20,7 @@ from tests.architecture.scan import ROOT
 from tests.faults.fault import Fault
 from tests.security.test_content import TEXTS, obeyed
 
-S12 = Fault("S12", "the same in records, names of runs and files of a store: ls, show, explain, du, verify, gc")
+S12 = Fault("S12", "the same in records, names of runs and files of a store: ls, show, explain, du, verify, gc, pin")
 PRINTED = [name for name in TEXTS if "5 MB" not in name and name != "half a surrogate"]
 
 
@@ -52,10 +53,20 @@ def test_hostile_store_prints_text(capsys, tmp_path):
         key = key_of(made)
         how = {"store": str(place), "stage": None, "key": key, "what": key, "run": None, "deep": True}
         how |= {"keep_runs": 1, "keep": [], "quarantine": True, "dry_run": True}
+        how |= {"policy": False, "older_than": None, "max_size": None}
+        by_policy = how | {"older_than": "1d", "max_size": "1B", "keep": [], "quarantine": False}
+        policies = [f"{text}={text}", f"older_than={text}", text]
+        runs = {"runs": [text[:60]]}
         said = ""
-        for command in (cli._ls, cli._show, cli._explain, cli._fetch, cli._du, cli._verify, cli._gc):
+        for command, args in (
+            *((one, how) for one in (cli._ls, cli._show, cli._explain, cli._fetch, cli._du, cli._verify, cli._gc)),
+            *((cli._gc, by_policy), (cli._gc, by_policy | {"max_size": text}), (cli._pack, how)),
+            *((keep_cli._pin, how | runs), (keep_cli._policy, how | {"settings": []}), (keep_cli._unpin, how | runs)),
+            *((keep_cli._policy, how | {"settings": [one]}) for one in policies),
+            *((keep_cli._forget, how | one) for one in (runs, {"runs": [f"no {text}"]})),
+        ):
             try:
-                command(argparse.Namespace(**how))
+                command(argparse.Namespace(**args))
             except SpinloopError as error:
                 said += str(error)
         out = capsys.readouterr()
@@ -69,7 +80,7 @@ def test_hostile_store_prints_text(capsys, tmp_path):
     S12.each(PRINTED, trial)
 
 
-@pytest.mark.parametrize("name", ["store", "report", "push", "imports"])
+@pytest.mark.parametrize("name", ["store", "keep", "report", "push", "imports", "costs", "evaluate", "sweep"])
 def test_commands_that_show_a_store_print_by_one_function(name):
     """Catches a print that was added beside `print_escaped`."""
     tree = ast.parse(Path(ROOT, "flows", "cli", f"{name}.py").read_text(encoding="utf-8"))

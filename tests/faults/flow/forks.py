@@ -94,7 +94,7 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)  # it may still import torch: 10 s on a quiet machine, 60 on a busy one
 
 
 class Here:
