@@ -11,9 +11,9 @@ from spin_core.analysis.format import bytes_text, plural
 from spin_core.config.yaml_reader import read
 from spin_core.errors import BadInput
 from spin_core.report.stored_run import executions
-from spin_core.store import fs, keep, roots, runs
+from spin_core.store import deltas, fs, keep, roots, runs
 from spin_core.store.digest import children
-from spin_core.store.gc import GcResult, gc, with_bases
+from spin_core.store.gc import GcResult, gc
 from spin_core.store.pack import PackResult, pack
 from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3 import runs as remote_runs
@@ -25,8 +25,8 @@ from spin_core.store.usage import outputs
 
 @dataclass(frozen=True)
 class Cleared:
-    """What was given up, removed and packed (None where that was not asked for, on S3, and of a dry run, which does not
-    know what would stay)."""
+    """What was given up, removed and packed (None where that was not asked for, on S3, while runs use the store, and of
+    a dry run, which does not know what would stay)."""
 
     decision: keep.Decision
     result: GcResult
@@ -43,10 +43,23 @@ class Cleared:
             f"{plural(self.result.records, 'record')} and {plural(self.result.trees, 'tree')} {done}: "
             f"{bytes_text(self.result.bytes)}; the outputs that stay take {stay}."
         )
+        if self.result.in_use:
+            lines.append(waiting_text(self.result))
         if self.packed:
             before, after = bytes_text(self.packed.before), bytes_text(self.packed.after)
             lines.append(f"{plural(self.packed.models, 'model')} packed: {before} of weights take {after}.")
         return lines
+
+
+def waiting_text(result: GcResult) -> str:
+    """What a gc of a store in use left for a later one."""
+    if not result.waiting:
+        return "Runs use the store; temporary and scratch folders wait for a gc between runs."
+    trees, size = plural(result.waiting, "tree"), bytes_text(result.waiting_bytes)
+    return (
+        f"Runs use the store: {trees} that nobody needs, {size}, are condemned and go with the first gc after the runs "
+        "of now have ended; what runs that begin later look up of them stays."
+    )
 
 
 def policy_of(store: Store) -> dict[str, Any]:
@@ -93,15 +106,16 @@ def clear(
 
     def needed(forget: Collection[str]) -> set[str]:
         stay = roots.needed(store.root, records, there, None, (), forget, pins)
-        return stay if isinstance(store, RemoteStore) else with_bases(store, stay)
+        return stay if isinstance(store, RemoteStore) else deltas.with_bases(store.root, stay)
 
     held = remote_verify.outputs(store) if isinstance(store, RemoteStore) else outputs(store)
     decision = keep.decide(policy, there, began, pins, held, needed, now or datetime.now(UTC))
     forget = list(decision.forget)
     if isinstance(store, RemoteStore):
         return Cleared(decision, remote_gc.gc(store, dry_run=dry_run, forget=forget), None)
-    result = gc(store, dry_run=dry_run, forget=forget)
-    return Cleared(decision, result, pack(store) if policy.pack and not dry_run else None)
+    result = gc(store, dry_run=dry_run, forget=forget, while_used=policy.while_used)
+    packs = policy.pack and not dry_run and not result.in_use
+    return Cleared(decision, result, pack(store) if packs else None)
 
 
 def _there(store: Store) -> dict[str, runs.Pointer]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows import live
 from flows.cli import keep
+from flows.keeping import waiting_text
 from flows.streams import print_escaped
 from spin_core.analysis.format import bytes_text
 from spin_core.errors import BadInput, StoreError, printable
@@ -190,7 +191,10 @@ def _gc(args: argparse.Namespace) -> None:
         going.setdefault(what, []).append(size)
 
     wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
-    result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
+    if isinstance(store, RemoteStore):
+        result = remote_gc.gc(store, *wanted)
+    else:
+        result = gc(store, *wanted, while_used=args.while_used)
     _notes(store)
     rows = [(what, f"{len(sizes):,}", bytes_text(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:
@@ -200,6 +204,8 @@ def _gc(args: argparse.Namespace) -> None:
         f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "
         f"{bytes_text(result.bytes)}"
     )
+    if result.in_use:
+        print_escaped(waiting_text(result))
 
 
 def _pack(args: argparse.Namespace) -> None:

@@ -55,6 +55,17 @@ def bases(root: Path, digest: str) -> set[str]:
     return {delta.header(path).tree for path in packed(root, digest).values()}
 
 
+def with_bases(root: Path, digests: Iterable[str]) -> set[str]:
+    """These, and the trees that their packed weights hang on."""
+    kept, waiting = set[str](), list(digests)
+    while waiting:
+        digest = waiting.pop()
+        if digest not in kept:
+            kept.add(digest)
+            waiting += bases(root, digest)
+    return kept
+
+
 def way(root: Path, name: str, path: Path) -> tuple[Path, list[Path]]:
     """(whole file, deltas from it on) of a file's delta. Raises Damaged where the way ends before."""
     links = [path]

@@ -31,6 +31,7 @@ REMEDIES = {
     errno.EXDEV: "the store spans two file systems; keep its folder on one",
 }
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 FICLONE = 0x40049409  # Linux's ioctl for a file that shares another's blocks: btrfs, XFS, bcachefs
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 

@@ -1,12 +1,14 @@
-"""Clearing what nobody needs. Not in use by a living process: gc does nothing while somebody is inside `using`."""
+"""Clearing what nobody needs, while nobody is inside `using`; or, of a store that is never idle, in two steps: what
+nobody needs is condemned, and a later gc removes it (condemned.py)."""
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spin_core.errors import StoreError
@@ -17,6 +19,7 @@ from spin_core.store.record import Record, read
 from spin_core.store.store import FOLDERS, Store
 from spin_core.store.verify import is_free, stray
 
+ATTEMPTS, PAUSE = 5, 0.5  # seconds, between two looks over a store in use
 Report = Callable[[str, int], None]
 """Is called, for each thing that goes, with what it is (a stage, or temporary, scratch, quarantine) and the bytes that
 it frees."""
@@ -24,7 +27,8 @@ it frees."""
 
 @dataclass(frozen=True)
 class GcResult:
-    """What gc removed, or would remove: bytes of files; numbers of trees, records, leftovers and scratch folders."""
+    """What gc removed, or would remove: bytes of files; numbers of trees, records, leftovers and scratch folders.
+    `in_use`: somebody used the store; then `waiting` trees with `waiting_bytes` of files go with a later gc."""
 
     bytes: int
     trees: int
@@ -32,6 +36,9 @@ class GcResult:
     temp: int
     scratch: int
     quarantine: int = 0
+    in_use: bool = False
+    waiting: int = 0
+    waiting_bytes: int = 0
 
 
 def gc(
@@ -42,6 +49,7 @@ def gc(
     dry_run: bool = False,
     report: Report = lambda what, size: None,
     forget: Collection[str] | None = None,
+    while_used: bool = False,
 ) -> GcResult:
     """Removes leftovers of dead processes, scratch folders whose key nobody holds, and trees that no record names.
 
@@ -50,10 +58,15 @@ def gc(
     of every run (its link `best`) stays, not what it was made from; to give it up, forget the run first. Links that
     then lead nowhere go too, other files of runs/ stay.
     `quarantine`: also what was damaged and set aside, which stays otherwise.
+    `while_used`: where somebody is inside `using`, outputs alone, in two steps; nothing that anybody relies on goes.
     Raises BadInput for a run that is not there and a number below 0; StoreError, having done nothing, while somebody is
-    inside `using`, where the file system has no locks, where a folder or record cannot be read, and where what is there
-    cannot be all (`roots`).
+    inside `using` (unless `while_used`), where the file system has no locks, where a folder or record cannot be read,
+    and where what is there cannot be all (`roots`).
     """
+
+    def find() -> dict[Path, str]:
+        return _find(store, keep_runs, keep, forget, quarantine)
+
     with fs.boundary(store.root):
         try:
             with locks.locked(store.root / "locks" / "gc", block=False) as alone:
@@ -61,12 +74,70 @@ def gc(
                     raise StoreError(
                         f"{store.root}: locks do not work here, so gc cannot see who uses the store; delete it by hand."
                     )
-                found = [_find(store, keep_runs, keep, forget, quarantine) for _ in range(2)]
+                found = [find() for _ in range(2)]
                 if found[0] != found[1]:
                     raise StoreError(f"{store.root}: reads differently each time; check the disk, then run gc again.")
-                return _collect(store, found[0], dry_run, report)
+                result = _collect(store, found[0], dry_run, report)
+                if not dry_run:
+                    store.condemned.clear()
+                return result
         except locks.Busy:
+            if while_used:
+                return _gc_in_use(store, find, dry_run, report)
             raise StoreError(f"{store.root}: a run is using the store; run gc again when it has finished.") from None
+
+
+def _gc_in_use(store: Store, find: Callable[[], dict[Path, str]], dry_run: bool, report: Report) -> GcResult:
+    """Removes what is condemned, still unneeded and not marked, once everybody has ended who began before it was
+    condemned; then condemns what else nobody needs."""
+    condemned, gone, done = store.condemned, dict[Path, str](), GcResult(0, 0, 0, 0, 0)
+    try:
+        with store.using(), locks.locked(store.root / "locks" / "collect", block=False):
+            places, living = condemned.listed().places, condemned.others()
+            if places and not living:
+                with condemned.removing():
+                    kept = deltas.with_bases(store.root, condemned.marked())
+                    gone = {
+                        path: what
+                        for path, what in _unneeded(store, find).items()
+                        if (digest := places.get(_place(store, path))) is not None and digest not in kept
+                    }
+                    done = _collect(store, gone, dry_run, report)
+                    if not dry_run:
+                        condemned.clear()
+            going = {path: what for path, what in _unneeded(store, find).items() if path not in gone}
+            if not dry_run and going and not (places and living):
+                condemned.condemn({_place(store, path): _digest(store, path) for path in going})
+    except locks.Busy:
+        raise StoreError(f"{store.root}: another gc, or a verify, is at work; run gc again later.") from None
+    trees = sum(path.parent.name == "trees" for path in going)
+    return replace(done, in_use=True, waiting=trees, waiting_bytes=_freed(going, lambda what, size: None))
+
+
+def _unneeded(store: Store, find: Callable[[], dict[Path, str]]) -> dict[Path, str]:
+    """The outputs that two looks agree on. What others do meanwhile can make a look fail: it is tried again."""
+    for attempt in range(ATTEMPTS):
+        try:
+            first, again = find(), find()
+            return {path: what for path, what in again.items() if path in first and _is_output(path)}
+        except (StoreError, FileNotFoundError):
+            if attempt + 1 == ATTEMPTS:
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError
+
+
+def _is_output(path: Path) -> bool:
+    return path.parent.name in ("trees", deltas.FOLDER) or path.parent.parent.name == "records"
+
+
+def _place(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
+
+
+def _digest(store: Store, path: Path) -> str:
+    """Of the output that a path of `_find` belongs to."""
+    return _read(store, path).digest if path.parent.parent.name == "records" else path.name
 
 
 def _find(
@@ -86,7 +157,7 @@ def _find(
     begun = roots.begun(_bytes(store.root / roots.LIST))
     roots.demand_all(store.root, named, there, [tree.name for tree in folders["trees"]], begun)
     pinned = [folder.name for folder in of_runs if os.path.lexists(folder / PINNED)]
-    kept = with_bases(store, roots.needed(store.root, named, there, keep_runs, keep, forget, pinned))
+    kept = deltas.with_bases(store.root, roots.needed(store.root, named, there, keep_runs, keep, forget, pinned))
     stages = {record.digest: record.stage for record in named}
     going = {file: record.stage for file, record in records if record.digest not in kept}
     going |= {tree: stages.get(tree.name, "no record") for tree in folders["trees"] if tree.name not in kept}
@@ -100,17 +171,6 @@ def _find(
 
 def _deltas(store: Store) -> list[Path]:
     return children(store.root / deltas.FOLDER)
-
-
-def with_bases(store: Store, digests: set[str]) -> set[str]:
-    """These, and the trees that their packed weights hang on."""
-    kept, waiting = set[str](), list(digests)
-    while waiting:
-        digest = waiting.pop()
-        if digest not in kept:
-            kept.add(digest)
-            waiting += deltas.bases(store.root, digest)
-    return kept
 
 
 def _demand_one_disk(root: Path) -> None:
@@ -190,7 +250,11 @@ def _unlink(store: Store, gone: set[str]) -> None:
     """Removes links to outputs that were removed. Others that lead nowhere stay: a run shows its outputs again."""
     for run in children(store.root / "runs"):
         for link in children(run):
-            if link.is_symlink() and (name := Path(os.readlink(link)).name) in gone and not store.tree(name).exists():
+            if (
+                link.is_symlink()
+                and (name := Path(os.readlink(link)).name) in gone
+                and not (store.root / "trees" / name).exists()
+            ):
                 fs.unlink(link)
 
 

@@ -32,12 +32,14 @@ Needed = Callable[[Collection[str]], set[str]]
 @dataclass(frozen=True)
 class Policy:
     """`keep_runs`: the last so many stay; `older_than`: runs that were last started longer ago go; `max_size`: bytes of
-    all outputs, the oldest runs go until they fit; `pack`: in a folder, pack models afterwards."""
+    all outputs, the oldest runs go until they fit. Of a folder alone: `pack`: pack models afterwards; `while_used`:
+    clear it in two steps where runs use it."""
 
     keep_runs: int = 1
     older_than: timedelta | None = None
     max_size: int | None = None
     pack: bool = False
+    while_used: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ def parse(data: Any, where: str) -> Policy:
     for name in data:
         if name not in known:
             raise BadInput(f"{where}: {name}: unknown setting; there are {', '.join(known)}.")
-    count, packed = data.get("keep_runs", 1), data.get("pack", False)
+    count = data.get("keep_runs", 1)
     if type(count) is not int or count < 0:
         raise BadInput(f"{where}: keep_runs: {count!r} is no number of runs from 0.")
-    if type(packed) is not bool:
-        raise BadInput(f"{where}: pack: {packed!r} is neither true nor false.")
-    return Policy(count, age(data.get("older_than"), where), size(data.get("max_size"), where), packed)
+    switches = {name: data.get(name, False) for name in ("pack", "while_used")}
+    for name, value in switches.items():
+        if type(value) is not bool:
+            raise BadInput(f"{where}: {name}: {value!r} is neither true nor false.")
+    return Policy(count, age(data.get("older_than"), where), size(data.get("max_size"), where), **switches)
 
 
 def age(text: Any, where: str) -> timedelta | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from spin_core.errors import BadInput, StoreError
 from spin_core.store import deltas, fs, locks, runs
+from spin_core.store.condemned import Condemned
 from spin_core.store.digest import Damaged, FileEntry, children, manifest, tree_digest
 from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_of, plain
 from spin_core.store.make_immutable import check_tree, seal, share
@@ -21,7 +21,6 @@ from spin_core.store.record import encode, read
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch", deltas.FOLDER)
-NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # One damaged thing may be in the way, and another process may be putting it aside at the same moment.
 ATTEMPTS = 8
 
@@ -36,6 +35,7 @@ class Store:
         """Opens the store; makes it if `create`. Raises StoreError if there is none or one of an unknown format."""
         folder = Path(path).expanduser().absolute()
         self.root = folder / NAME
+        self.condemned = Condemned(self.root)
         self.notes: list[str] = []
         """What was damaged and set aside, a sentence each: for the caller to show."""
         self.report: Callable[[str, dict[str, Any]], None] = lambda title, event: None
@@ -66,17 +66,21 @@ class Store:
                 made.append(not (self.root / name).exists() and fs.make_dir(self.root / name))
             except OSError as error:
                 # A copied store may lack its empty folders, and may be for reading only.
-                if fresh or error.errno not in NOT_WRITABLE:
+                if fresh or error.errno not in fs.NOT_WRITABLE:
                     raise
         if any(made):
             fs.sync(self.root)
             fs.sync(folder)
 
     def tree(self, digest: str) -> Path:
-        """Where the output with this content digest lies, if it does."""
+        """Where the output with this content digest lies, if it does. Who asks relies on it: no gc takes it before
+        the caller is outside `using`."""
         if not DIGEST.fullmatch(digest):
             raise BadInput(f"{digest!r}: no content digest (64 hex digits); give the artifact's.")
-        return self.root / "trees" / digest
+        tree = self.root / "trees" / digest
+        with fs.boundary(tree):
+            self.condemned.keep([digest])
+        return tree
 
     def input_tree(self, digest: str) -> Path:
         """As `tree`, for a step that is about to read it: weights that were packed are put back first. What is damaged
@@ -105,6 +109,7 @@ class Store:
         """
         file = self._record_file(stage, key)
         with fs.boundary(file), self.using():
+            self.condemned.keep((), f"records/{stage}/{file.name}")
             record, bad, where = self._judge(file)
             if bad is None:
                 return record
@@ -138,7 +143,7 @@ class Store:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                if error.errno not in NOT_WRITABLE:
+                if error.errno not in fs.NOT_WRITABLE:
                     raise
                 done = "it stays where it is, as the store cannot be written"
         self.notes.append(f"{str(bad).rstrip('.')}; {done}, and counts as not there.")
@@ -161,6 +166,7 @@ class Store:
                 share(tree, [self.tree(digest) for digest in input_digests(payload)])
                 files = seal(tree)
                 digest = tree_digest(files)
+                self.condemned.keep([digest], f"records/{stage}/{file.name}")
                 self._place(tree, self.tree(digest), files)
                 return self._commit(Record(stage, key, plain(payload), digest, files, facts, self.tree(digest)), file)
         finally:
@@ -308,7 +314,7 @@ class Store:
 
     def using(self) -> AbstractContextManager[bool]:
         """Keeps `gc` out: hold it from a lookup on for as long as the outputs are read (a run: all through)."""
-        return locks.locked(self.root / "locks" / "gc", shared=True)
+        return self.condemned.using()
 
     def check_writable(self) -> None:
         """Raises StoreError if nothing could be published here: check before computing."""

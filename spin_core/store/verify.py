@@ -24,7 +24,8 @@ def verify(store: Store, deep: bool = True, track: Track = lambda trees: trees) 
     `track` is given the trees and gives them back one by one, for who shows progress.
     Raises StoreError if the disk fails.
     """
-    with fs.boundary(store.root), store.using():
+    collect = locks.locked(store.root / "locks" / "collect", shared=True)  # else what a gc removes now seems torn
+    with fs.boundary(store.root), store.using(), collect:
         problems = list(_tree_problems(store, deep, track)) + list(_record_problems(store))
         problems += [
             f"tmp/{path.name}: left by a process that is gone; `spinloop store gc` takes it." for path in stray(store)

@@ -90,6 +90,23 @@ def test_quota_that_is_too_small_removes_nothing(spinloop, store) -> None:
     assert code == 0 and trees(store) == before and out.startswith("0 records")
 
 
+def test_a_store_in_use_is_cleared_in_two_steps(spinloop, store) -> None:
+    """Catches options or a policy that do not reach gc, and a store that is packed under those who read it."""
+    before, after = trees(store), kept(store)
+    assert spinloop("store", "policy", "older_than=30d", "while_used=true", "pack=true", "--store", store)[0] == 0
+    with Store(store).using():
+        code, _, err = spinloop("store", "gc", "--older-than", "30d", "--store", store)
+        assert code == 1 and "a run is using the store" in err
+        code, out, _ = spinloop("store", "gc", "--policy", "--store", store)
+        assert code == 0 and trees(store) == before and "0 records and 0 trees removed" in out and "packed" not in out
+        assert f"Runs use the store: {len(before) - len(after)} trees that nobody needs" in out
+    with Store(store).using():
+        code, out, _ = spinloop("store", "gc", "--older-than", "30d", "--while-used", "--store", store)
+        assert code == 0 and trees(store) == after and "folders wait for a gc between runs" in out
+        code, out, _ = spinloop("store", "gc", "--keep-runs", "0", "--while-used", "--store", store)
+        assert code == 0 and trees(store) == after and "go with the first gc after" in out
+
+
 def test_policy_is_kept_in_the_store(spinloop, store) -> None:
     """Catches a policy that is read otherwise than it was written, and a wrong one that is written."""
     file, after = store / "spinloop-store-v1/store.yaml", kept(store)

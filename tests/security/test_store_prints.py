@@ -53,7 +53,7 @@ def test_hostile_store_prints_text(capsys, tmp_path):
         key = key_of(made)
         how = {"store": str(place), "stage": None, "key": key, "what": key, "run": None, "deep": True}
         how |= {"keep_runs": 1, "keep": [], "quarantine": True, "dry_run": True}
-        how |= {"policy": False, "older_than": None, "max_size": None}
+        how |= {"policy": False, "older_than": None, "max_size": None, "while_used": True}
         by_policy = how | {"older_than": "1d", "max_size": "1B", "keep": [], "quarantine": False}
         policies = [f"{text}={text}", f"older_than={text}", text]
         runs = {"runs": [text[:60]]}

@@ -73,7 +73,7 @@ def test_quota_that_is_too_small_says_what_holds_it() -> None:
     ("data", "what"),
     [
         ([], "write settings"),
-        ({"max_sise": "1TB"}, "max_sise: unknown setting; there are keep_runs, older_than, max_size, pack"),
+        ({"max_sise": "1TB"}, "max_sise: unknown setting; there are keep_runs, older_than, max_size, pack, while_used"),
         ({"max_size": "1"}, "'1' is no size; write it with its unit"),
         ({"max_size": 5}, "5 is no size"),
         ({"max_size": "-5GB"}, "no size"),

@@ -6,8 +6,9 @@ import errno
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -154,16 +155,23 @@ def collect(store: Store) -> None:
     gc(store, keep_runs=1)
 
 
-def check_gc(make: Make, fault: Fault | None = None, rounds: int = 1, collected: Collect = collect) -> None:
+def collect_in_use(store: Store) -> None:
+    """As `collect`, whoever uses the store."""
+    gc(store, keep_runs=1, while_used=True)
+
+
+def check_gc(
+    make: Make, fault: Fault | None = None, rounds: int = 1, collected: Collect = collect, idle: bool = True
+) -> None:
     """Writers publish, readers look up and read, gc clears, all at once: no partial read, nothing that a run links to
-    and nothing of a living publisher goes."""
-    each(fault, range(fault.count if fault else rounds), lambda number: _gc_round(make, number, collected))
+    and nothing of a living publisher goes. Not `idle`: there is always somebody who uses the store."""
+    each(fault, range(fault.count if fault else rounds), lambda number: _gc_round(make, number, collected, idle))
 
 
 TURNS = 6
 
 
-def _gc_round(make: Make, number: int, collected: Collect) -> None:
+def _gc_round(make: Make, number: int, collected: Collect, idle: bool) -> None:
     kept = step("reformat", {"rows.jsonl": bytes(range(256)) * 40, "shards.json": b"[]"}, version=3)
     fresh = [step("generate", {"answers.jsonl": b"%d" % i}, version=number * TURNS + i + 1) for i in range(TURNS)]
     with folder() as place:
@@ -175,7 +183,8 @@ def _gc_round(make: Make, number: int, collected: Collect) -> None:
             partial(_write, make, place, fresh),
             partial(_read, make, place, [STEP, *fresh]),
             partial(_read, make, place, [kept], due=True),
-            partial(_clear, make, place, collected),
+            partial(_clear, make, place, collected, 3 if idle else 40),
+            *([] if idle else [partial(_stay, make, place)]),
         ]
         statuses = together(works)
         assert statuses == [0] * len(works), f"writer, reader, reader of what is kept, gc: {statuses}"
@@ -202,7 +211,19 @@ def _read(make: Make, place: Path, steps: list[Step], due: bool = False) -> None
         assert store.notes == [], "damage where there was none"
 
 
-def _clear(make: Make, place: Path, collected: Collect) -> None:
+def _stay(make: Make, place: Path) -> None:
+    """Users one after the other, each of whom begins before the one before ends."""
+    last = ExitStack()
+    for _ in range(60):
+        following = ExitStack()
+        following.enter_context(make(place).using())
+        time.sleep(0.002)
+        last.close()
+        last = following
+    last.close()
+
+
+def _clear(make: Make, place: Path, collected: Collect, times: int) -> None:
     done = 0
     for _ in range(500):
         try:
@@ -210,5 +231,5 @@ def _clear(make: Make, place: Path, collected: Collect) -> None:
             done += 1
         except (Busy, StoreError) as error:
             assert "a run is using the store" in str(error), error
-        if done == 3:
+        if done == times:
             break

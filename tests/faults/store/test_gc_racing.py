@@ -16,6 +16,7 @@ from tests.faults.store import battery, racing
 from tests.faults.store.battery import assert_right, folder, publish, root_of, write_output
 
 R13 = Fault("R13", "gc, a writer and two readers at once", pr=20, night=600, release=3000)
+R13_USED = Fault("R13", "the same in a store that somebody always uses", pr=15, night=600, release=3000)
 R13_LIVE = Fault(
     "R13", "gc while an output is being written, and while a cached one is read", pr=20, night=200, release=500
 )
@@ -25,6 +26,11 @@ def test_gc_among_writers_and_readers_takes_nothing_that_is_needed():
     """Catches a read that is torn by gc, an output that goes before it has its record, and gc without
     roots."""
     racing.check_gc(Store, R13)
+
+
+def test_gc_in_use_among_writers_and_readers_takes_nothing_that_is_needed():
+    """Catches a read that is torn by a gc that waits for nobody, and an output that goes as it is published again."""
+    racing.check_gc(Store, R13_USED, collected=racing.collect_in_use, idle=False)
 
 
 def test_gc_leaves_a_living_publisher_alone_and_clears_a_dead_one():
