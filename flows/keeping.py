@@ -112,7 +112,8 @@ def clear(
     decision = keep.decide(policy, there, began, pins, held, needed, now or datetime.now(UTC))
     forget = list(decision.forget)
     if isinstance(store, RemoteStore):
-        return Cleared(decision, remote_gc.gc(store, dry_run=dry_run, forget=forget), None)
+        done = remote_gc.gc(store, dry_run=dry_run, forget=forget, while_used=policy.while_used)
+        return Cleared(decision, done, None)
     result = gc(store, dry_run=dry_run, forget=forget, while_used=policy.while_used)
     packs = policy.pack and not dry_run and not result.in_use
     return Cleared(decision, result, pack(store) if packs else None)

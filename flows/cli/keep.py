@@ -12,7 +12,6 @@ from spin_core.config.yaml_reader import read
 from spin_core.errors import BadInput
 from spin_core.store import keep
 from spin_core.store.opening import open_store
-from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.store import Store
 
 
@@ -38,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--policy", action="store_true", help="as store.yaml says (`spinloop store policy`)")
     add("--older-than", metavar="30d", help="give up runs that were last started longer ago, in days (d) or weeks (w)")
-    text = "in a folder that runs use: condemn what nobody needs, and remove what was condemned before they began"
+    text = "also while runs use the store: condemn what nobody needs, remove what was condemned before they began"
     add("--while-used", action="store_true", help=text)
     add("--max-size", metavar="2TB", help="give up the oldest runs until all outputs take no more than this")
 
@@ -48,8 +47,6 @@ def policy_asked(store: Store, args: argparse.Namespace) -> keep.Policy | None:
     BadInput."""
     given = {"older_than": args.older_than, "max_size": args.max_size}
     given = {name: value for name, value in given.items() if value is not None}
-    if args.while_used and isinstance(store, RemoteStore):
-        raise BadInput(f"{args.store}: --while-used is for a store in a folder; on S3 gc waits until no run uses it.")
     if not args.policy and not given:
         return None
     if args.keep or args.quarantine:

@@ -190,11 +190,8 @@ def _gc(args: argparse.Namespace) -> None:
     def report(what: str, size: int) -> None:
         going.setdefault(what, []).append(size)
 
-    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report)
-    if isinstance(store, RemoteStore):
-        result = remote_gc.gc(store, *wanted)
-    else:
-        result = gc(store, *wanted, while_used=args.while_used)
+    wanted = (args.keep_runs, args.keep, args.quarantine, args.dry_run, report, None, args.while_used)
+    result = remote_gc.gc(store, *wanted) if isinstance(store, RemoteStore) else gc(store, *wanted)
     _notes(store)
     rows = [(what, f"{len(sizes):,}", bytes_text(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:

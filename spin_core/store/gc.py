@@ -102,7 +102,7 @@ def _gc_in_use(store: Store, find: Callable[[], dict[Path, str]], dry_run: bool,
                         for path, what in _unneeded(store, find).items()
                         if (digest := places.get(_place(store, path))) is not None and digest not in kept
                     }
-                    done = _collect(store, gone, dry_run, report)
+                    done = _collect(store, gone, dry_run, report, alone=False)
                     if not dry_run:
                         condemned.clear()
             going = {path: what for path, what in _unneeded(store, find).items() if path not in gone}
@@ -209,15 +209,17 @@ def _bytes(file: Path) -> bytes | None:
         return None
 
 
-def _collect(store: Store, going: dict[Path, str], dry_run: bool, report: Report) -> GcResult:
+def _collect(store: Store, going: dict[Path, str], dry_run: bool, report: Report, alone: bool = True) -> GcResult:
     freed = _freed(going, report)
-    if not dry_run and (going or roots.begun(_bytes(store.root / roots.LIST))):
+    begun = roots.begun(_bytes(store.root / roots.LIST))
+    if not dry_run and (going or (alone and begun)):
         # What a gc that died has not finished is finished now, and is in this list too if this one dies as well.
-        names = {str(path.relative_to(store.root)) for path in going} | roots.begun(_bytes(store.root / roots.LIST))
+        names = {_place(store, path) for path in going} | begun
         _note(store, roots.removal(names))
         _remove(store, going)
         _unlink(store, roots.digests(names))
-        _note(store, roots.removal(names, finished=True))
+        # In a store in use not all of that may go: a gc that is alone goes on with it.
+        _note(store, roots.removal(names, finished=alone or not any((store.root / name).exists() for name in begun)))
     kinds = Counter(path.relative_to(store.root).parts[0] for path in going if path.suffix != ".owner")
     temp = kinds["tmp"] + kinds["nodes"]
     return GcResult(freed, kinds["trees"], kinds["records"], temp, kinds["scratch"], quarantine=kinds["quarantine"])

@@ -32,7 +32,7 @@ Needed = Callable[[Collection[str]], set[str]]
 @dataclass(frozen=True)
 class Policy:
     """`keep_runs`: the last so many stay; `older_than`: runs that were last started longer ago go; `max_size`: bytes of
-    all outputs, the oldest runs go until they fit. Of a folder alone: `pack`: pack models afterwards; `while_used`:
+    all outputs, the oldest runs go until they fit. `pack`: in a folder, pack models afterwards; `while_used`:
     clear it in two steps where runs use it."""
 
     keep_runs: int = 1

@@ -21,6 +21,8 @@ from spin_core.store import fs
 from spin_core.store.s3.objects import Objects, Stat
 
 FOLDER, MARK = "leases/", "gc"
+MARKS = "marks what it relies on"
+"""In the lease of a spinloop that knows of condemned/."""
 FRESH = timedelta(hours=2)
 EVERY = 600.0  # seconds; twelve may fail before a lease is stale
 LOOK = 2.0  # seconds between two looks whether gc has ended
@@ -57,6 +59,10 @@ class Lease:
         while self._waited():
             self._write()
 
+    def wait(self) -> None:
+        """Waits until no gc is at work. Raises StoreError after LONGEST."""
+        self._waited()
+
     def _waited(self) -> bool:
         """Waits until no gc is at work; whether there was one. Raises StoreError after LONGEST."""
         waited = 0.0
@@ -70,7 +76,7 @@ class Lease:
     def _write(self) -> None:
         with self._writing:  # else a renewal on its way writes the lease again after `release` has deleted it
             if not self._ended.is_set():
-                self.objects.put(self.key, f"process {os.getpid()}\n".encode())
+                self.objects.put(self.key, f"process {os.getpid()}\n{MARKS}\n".encode())
 
     def release(self) -> None:
         """Say that this process no longer uses the store."""

@@ -1,4 +1,5 @@
-"""Clearing a store on object storage: what gc.py does for a local one, with leases in the place of locks.
+"""Clearing a store on object storage: what gc.py does for a local one, with leases in the place of locks. Of one that
+is never idle in two steps too (condemned.py).
 
 gc writes its mark, then looks for leases; a process writes its lease, then looks for the mark: one of them sees the
 other. Fresh is what the service's own clock calls younger than two hours, so a process that was killed keeps gc out for
@@ -8,24 +9,38 @@ without its files.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from spin_core.errors import StoreError
 from spin_core.store import fs, roots
 from spin_core.store.cache import clear_leftovers
-from spin_core.store.digest import Damaged
+from spin_core.store.digest import Damaged, FileEntry
 from spin_core.store.gc import GcResult, Report
 from spin_core.store.keep import PINNED
-from spin_core.store.leases import FOLDER, FRESH, MARK, Mark, fresh
+from spin_core.store.leases import FOLDER, FRESH, MARK, MARKS, Mark, fresh
 from spin_core.store.record import Record
-from spin_core.store.s3 import deltas, transfer
+from spin_core.store.s3 import condemned, deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3.objects import Stat
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.s3.verify import readable
 
+ATTEMPTS = 3
 FOLDERS = ("records/", "trees/", "files/", deltas.FOLDER, remote_runs.FOLDER, "quarantine/")
+
+
+class Look(NamedTuple):
+    """What a store has: objects and leases of those who use it by key, records by key, pointers of runs, what is no
+    pointer, and what a gc that died was about to remove."""
+
+    there: dict[str, Stat]
+    living: set[str]
+    records: dict[str, Record]
+    views: dict[str, remote_runs.View]
+    junk: dict[str, bytes]
+    begun: set[str]
 
 
 def gc(
@@ -36,47 +51,130 @@ def gc(
     dry_run: bool = False,
     report: Report = lambda what, size: None,
     forget: Collection[str] | None = None,
+    while_used: bool = False,
 ) -> GcResult:
     """Removes files and manifests that no record names, uploads that nobody goes on with, and leases of dead processes;
     with `keep_runs`, `keep` or `forget` records too, as gc.gc does. Of this machine's cache leftovers and unfinished
     work go, the rest of it clears itself. A pointer of a run that is none is set aside, and no record goes in this
-    time.
+    time. `while_used`: where a process uses the store, outputs alone, in two steps, and links to them stay in the runs'
+    pointers, which somebody may be writing; nothing that anybody relies on goes.
 
     Raises BadInput as gc.gc; StoreError, having done nothing, while a process somewhere uses the store, or while it is
-    not known whether one does (a lease younger than two hours), where a record cannot be read, where two listings
-    differ, and where what was listed cannot be all (`roots`).
+    not known whether one does (a lease younger than two hours; unless `while_used`), where a record cannot be read,
+    where two listings differ, and where what was listed cannot be all (`roots`).
     """
     with nullcontext() if dry_run else Mark(store.objects) as mark:
-        there = _listed(store, mark)
-        records = _records(store, there)
-        views, junk = remote_runs.read(store.objects, [there[key] for key in sorted(there)])
+        for attempt in range(ATTEMPTS if while_used else 1):
+            try:
+                look = _look(store, mark, while_used)
+                break
+            except StoreError:  # what others do meanwhile can make a look fail
+                if not while_used or attempt + 1 == ATTEMPTS:
+                    raise
+        there, living, records, views, junk, begun = look
         runs = {run: (view.links, view.order) for run, view in views.items()}
-        begun = roots.begun(store.objects.get(roots.LIST))
-        outputs = [
-            key.rpartition("/")[2].removesuffix(".json") for key in there if key.startswith(("trees/", "files/"))
-        ]
-        roots.demand_all(store.url, list(records.values()), runs, outputs, begun)
         if junk:
             _set_aside(store, junk, dry_run)
             keep_runs, keep, forget = None, (), None
         pinned = [run for run, view in views.items() if PINNED in view.files]
         kept = roots.needed(store.url, list(records.values()), runs, keep_runs, keep, forget, pinned)
+        if living:
+            return _in_use(store, look, kept, mark, report)
         going = {key: record for key, record in records.items() if record.digest not in kept}
         # What a gc that died had removed is in this list too, and its links go now.
         gone = begun - there.keys()
-        return _collect(store, there, records, going, views, gone, quarantine, mark, report)
+        result = _collect(store, there, records, going, views, gone, quarantine, mark, report)
+        if mark is not None:
+            condemned.clear(store.objects, there)
+        return result
 
 
-def _listed(store: RemoteStore, mark: Mark | None) -> dict[str, Stat]:
+def _look(store: RemoteStore, mark: Mark | None, while_used: bool) -> Look:
+    """What is there. Raises StoreError as `gc`."""
+    there, living = _listed(store, mark, while_used)
+    records = _records(store, there)
+    views, junk = remote_runs.read(store.objects, [there[key] for key in sorted(there)])
+    runs = {run: (view.links, view.order) for run, view in views.items()}
+    begun = roots.begun(store.objects.get(roots.LIST))
+    outputs = [key.rpartition("/")[2].removesuffix(".json") for key in there if key.startswith(("trees/", "files/"))]
+    roots.demand_all(store.url, list(records.values()), runs, outputs, begun)
+    return Look(there, living, records, views, junk, begun)
+
+
+def _in_use(store: RemoteStore, look: Look, kept: set[str], mark: Mark | None, report: Report) -> GcResult:
+    """Removes of what is condemned what is still unneeded and not marked, once everybody has ended who began before it
+    was; then condemns what else nobody needs."""
+    objects, there, records, living = store.objects, look.there, look.records, look.living
+    listed, marked = condemned.read(objects), condemned.marked(objects)
+    unneeded = _unneeded(there, records, kept | marked.keys(), marked)
+    waiting = listed.before is None or bool(listed.before & living) or not _all_mark(store, living)
+    going = {key: digest for key, digest in unneeded.items() if key in listed.places and not waiting}
+    gone = [there[key] for key in going]
+    for stat in gone:
+        record = records.get(stat.key)
+        report(record.stage if record else "files", 0 if record else stat.size)
+    if mark is not None and going:
+        first, then = ([key for key in going if key.startswith(below)] for below in ("records/", "trees/"))
+        mark.check()
+        objects.put(roots.LIST, roots.removal({*going, *look.begun}))
+        _remove(store, mark, [first, then, [key for key in going if key not in {*first, *then}]])
+        # What a gc that died has left of something else, one that is alone goes on with.
+        done = not look.begun & there.keys() - going.keys()
+        objects.put(roots.LIST, roots.removal({*going, *look.begun}, finished=done))
+    left = {key: digest for key, digest in unneeded.items() if key not in going}
+    if mark is not None and not (waiting and listed.places and listed.before is not None):
+        mark.check()
+        condemned.clear(objects, there)
+        if left:
+            condemned.condemn(objects, left)
+    return GcResult(
+        bytes=sum(stat.size for stat in gone if stat.key.startswith(("files/", deltas.FOLDER))),
+        trees=sum(stat.key.startswith("trees/") for stat in gone),
+        records=sum(stat.key.startswith("records/") for stat in gone),
+        temp=0,
+        scratch=0,
+        in_use=True,
+        waiting=sum(key.startswith("trees/") for key in left),
+        waiting_bytes=sum(there[key].size for key in left if key.startswith(("files/", deltas.FOLDER))),
+    )
+
+
+def _all_mark(store: RemoteStore, living: set[str]) -> bool:
+    """Whether all who use the store mark what they rely on. An older spinloop does not, and says so by its lease."""
+    contents = transfer.in_parallel(store.objects.get, sorted(living))
+    older = sum(data is not None and MARKS.encode() not in data for data in contents)
+    if older:
+        store.notes.append(f"{store.url}: {older} processes of an older spinloop use the store; nothing is removed.")
+    return not older
+
+
+def _unneeded(
+    there: dict[str, Stat], records: dict[str, Record], kept: set[str], marked: dict[str, list[FileEntry]]
+) -> dict[str, str]:
+    """Key of an object that no output of `kept` (digests) nor a file of `marked` needs → digest of the output that it
+    belongs to; a file's is the sha256 that it is named by."""
+    stay = [record for record in records.values() if record.digest in kept]
+    named = {f"trees/{digest}.json" for digest in kept}
+    named |= _needed_files(there, stay, [entry for files in marked.values() for entry in files])
+    going = {key: record.digest for key, record in records.items() if record.digest not in kept}
+    for below in ("trees/", "files/", deltas.FOLDER):
+        for key in there:
+            if key.startswith(below) and key not in named:
+                going[key] = key.rpartition("/")[2].partition(".")[0]
+    return going
+
+
+def _listed(store: RemoteStore, mark: Mark | None, while_used: bool) -> tuple[dict[str, Stat], set[str]]:
     """Everything that is there, listed in one go and again folder by folder: what a cache in between answers to one
-    question it does not answer to the other."""
+    question it does not answer to the other. And the leases of those who use the store, if that is allowed."""
     objects = store.objects
     whole = {stat.key: stat for stat in objects.listed("")}
     if mark is not None and ((own := objects.head(MARK)) is None or MARK not in whole or whole[MARK].etag != own.etag):
         raise StoreError(f"{store.url}: what was just written is not in the listing, so it is old; run gc again later.")
     now = objects.now()
     held = {stat.key for stat in whole.values() if stat.key.startswith(FOLDER) and now - stat.modified < FRESH}
-    if living := held | {stat.key for stat in fresh(objects)}:
+    living = held | {stat.key for stat in fresh(objects)}
+    if living and not while_used:
         raise StoreError(
             f"{store.url}: a run is using the store ({len(living)} processes; one that was killed counts for two "
             "hours); run gc again when it has finished."
@@ -84,10 +182,12 @@ def _listed(store: RemoteStore, mark: Mark | None) -> dict[str, Stat]:
     for below in FOLDERS:
         again = {stat.key: stat for stat in objects.listed(below)}
         first = {key: stat for key, stat in whole.items() if key.startswith(below)}
-        if again != first:
+        if living:  # whoever writes meanwhile: what both have is there
+            whole = {key: stat for key, stat in whole.items() if not key.startswith(below) or again.get(key) == stat}
+        elif again != first:
             what = f"two listings of {below} in a row differ ({len(first)} objects, then {len(again)})"
             raise StoreError(f"{store.url}: {what}; something else writes there, or the service is behind; run again.")
-    return whole
+    return whole, living
 
 
 def _records(store: RemoteStore, there: dict[str, Stat]) -> dict[str, Record]:
@@ -167,11 +267,12 @@ def _collect(
     )
 
 
-def _needed_files(there: dict[str, Stat], kept: list[Record]) -> set[str]:
-    """Keys of the files of these records as they are there: whole, or else every delta that gives them and what it
-    hangs on."""
+def _needed_files(there: dict[str, Stat], kept: list[Record], files: Iterable[FileEntry] = ()) -> set[str]:
+    """Keys of the files of these records, and of `files`, as they are there: whole, or else every delta that gives them
+    and what it hangs on."""
     by_new, needed = deltas.links(there.values()), set[str]()
-    waiting = [entry["sha256"] for record in kept for entry in record.files]
+    waiting = [entry["sha256"] for entry in files]
+    waiting += [entry["sha256"] for record in kept for entry in record.files]
     while waiting:
         sha = waiting.pop()
         if (key := f"files/{sha}") in needed:

@@ -6,7 +6,8 @@
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
         runs/…  id                    what people find (runs.py); the store's identity
-        quarantine/  leases/  gc…     what was damaged; who uses the store; whether gc is at work, what it removed
+        quarantine/  leases/          what was damaged; who uses the store
+        gc…  condemned/               whether gc is at work, what it removed and is going to (condemned.py)
 
 Keys and records are those of a local store. Its promises, as far as the service allows:
 1. A record is written once its files and manifest are there. 2. What a look-up returns was hashed since it came from
@@ -42,6 +43,7 @@ from spin_core.store.make_immutable import seal
 from spin_core.store.record import Record, encode, entries, parse
 from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
+from spin_core.store.s3.condemned import Condemned
 from spin_core.store.s3.objects import Objects, Stat, is_same, md5
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
@@ -77,6 +79,7 @@ class RemoteStore(Store):
         self._local = Store(folder)
         self._local.notes, self._local._owners = self.notes, self._owners
         self._lease = Lease(self.objects)
+        self._condemned = Condemned(self.objects, None if read_only else self._lease)
         self._hashed: set[str] = set()
         self._looked: dict[str, float] = {}
         if runs:
@@ -94,6 +97,7 @@ class RemoteStore(Store):
         """Where the output with this content digest lies, fetched and hashed; where it does not, if there is none."""
         target = super().tree(digest)
         with fs.boundary(target), self.using():
+            self._condemned.keep(f"trees/{digest}.json")
             self.cache.use(digest)
             if not self._is_cached(digest):
                 self._fetch(digest)
@@ -135,6 +139,7 @@ class RemoteStore(Store):
         """As in `Store`: the verified output of a key, in the cache on return, or None: the stage must run."""
         file = self._record_file(stage, key)
         with fs.boundary(file), self.using():
+            self._condemned.keep(f"records/{stage}/{key}.json")
             for _ in range(ATTEMPTS):
                 record = self.record(stage, key)
                 if record is None:
@@ -155,8 +160,7 @@ class RemoteStore(Store):
         """What this machine computed and did not get to the service, or what the service lost: sent (again)."""
         if not self._record_file(stage, key).exists():
             return None
-        record = Store.record(self, stage, key)
-        if record is None:
+        if (record := Store.record(self, stage, key)) is None:
             return None
         self.cache.use(record.digest)
         if not record.path.is_dir() or (record := self._local.lookup(stage, key)) is None:
@@ -165,8 +169,7 @@ class RemoteStore(Store):
 
     def _is_there(self, record: Record) -> bool:
         """Whether the service has every file of a record, by size; if not, the record is set aside."""
-        missing = deltas.missing(self.objects, record.files)
-        if missing:
+        if missing := deltas.missing(self.objects, record.files):
             why = f"{missing} is missing or has another size"
             self._set_aside_there(_record_key(record), why, encode(record))
         return not missing
@@ -267,8 +270,7 @@ class RemoteStore(Store):
     def _manifest(self, digest: str) -> list[FileEntry] | None:
         """The files of a tree: of its manifest, and where that is damaged or gone of a record, which restores it."""
         name = f"trees/{digest}.json"
-        data = self.objects.get(name)
-        if data is not None:
+        if (data := self.objects.get(name)) is not None:
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 if hashlib.sha256(data).hexdigest() == digest:
                     return entries(json.loads(data))
@@ -316,15 +318,14 @@ class RemoteStore(Store):
             entry["sha256"]: transfer.File(f"files/{entry['sha256']}", record.path / entry["path"], entry["size"])
             for entry in record.files
         }
-
-        def clear(stat: Stat) -> None:
-            self._set_aside_there(stat.key, "it has another size than its content", stat)
-
+        self._condemned.rely(record)
         work = self.new_tree()
         try:
             instead = deltas.made(self.objects, record, self._manifest, super().tree, work, self.report)
             sent = [file for file in {**files, **instead}.values() if file]
-            transfer.upload(self.objects, sent, clear, self.report, f"store {record.stage} {record.key[:12]}")
+            why, title = "it has another size than its content", f"store {record.stage} {record.key[:12]}"
+            aside = self._set_aside_there
+            transfer.upload(self.objects, sent, lambda stat: aside(stat.key, why, stat), self.report, title)
         finally:
             self.discard(work)
         self.objects.put_once(f"trees/{record.digest}.json", canonical(record.files))
@@ -340,8 +341,7 @@ class RemoteStore(Store):
             self.objects.put_once(evidence, encode(record))
             where = f"{self.url}/{_record_key(record)}"
             self.note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
-            cached = self.lookup(record.stage, record.key)
-            if cached is not None:
+            if cached := self.lookup(record.stage, record.key):
                 return cached
         raise StoreError(f"{self.url}/{_record_key(record)}: something damaged stays in the way; remove it.")
 
