@@ -25,7 +25,7 @@ def verify(store: Store, deep: bool = True, track: Track = lambda trees: trees) 
     Raises StoreError if the disk fails.
     """
     with fs.boundary(store.root), store.using():
-        problems = list(_tree_problems(store, deep, track)) + list(_record_problems(store))
+        problems = list(_tree_problems(store, deep, track)) + list(_record_problems(store)) + store.takes.problems()
         problems += [
             f"tmp/{path.name}: left by a process that is gone; `spinloop store gc` takes it." for path in stray(store)
         ]

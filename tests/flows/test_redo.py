@@ -14,7 +14,8 @@ from spin_core.config.stage_table import ORDER
 from spin_core.errors import BadInput, StageFailed
 from spin_core.job import Place
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import KeyedStep, Step, recompute
+from spin_core.runtime.redo import recompute
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.stages import demo_rows, finetune
 from spin_core.store.store import Store
 from tasks.runner.redo import parse
@@ -60,8 +61,13 @@ def test_another_output_is_named_and_kept_beside_the_first(tmp_path: Path) -> No
         other = store.new_tree()
         (other / "notes.txt").write_text("of another day")
         first = store.publish(keyed.payload, other, {}, keyed.key)
-        record, differing = recompute(store, keyed, Runtime(), children, lambda event: None)
-        assert record.digest == first.digest and store.lookup("demo_rows", keyed.key).digest == first.digest
+        made = recompute(store, keyed, Runtime(), children, lambda event: None)
+        differing = made.differing
+        assert (
+            made.record.digest == first.digest
+            and made.take == 0
+            and store.lookup("demo_rows", keyed.key).digest == first.digest
+        )
         assert "notes.txt" in differing and len(differing) >= 2
         (evidence,) = (store.root / "records" / "demo_rows").glob("*.nondeterministic-*.json")
         assert store.tree(json.loads(evidence.read_text())["digest"]).is_dir()
