@@ -11,7 +11,7 @@ from spin_core.store.explain import compare, differences, explain
 from spin_core.store.gc import gc
 from spin_core.store.keys import key_of, payload, take_of, with_take
 from spin_core.store.store import Store
-from spin_core.store.takes import in_words, newest
+from spin_core.store.takes import in_words
 from spin_core.store.verify import verify
 from tests.faults.store.battery import publish
 
