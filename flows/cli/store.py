@@ -1,4 +1,5 @@
-"""`spinloop store …`: list, show, explain, fetch, du, verify, pack, gc; what it keeps is in keep.py."""
+"""`spinloop store …`: list, show, explain, fetch, du, verify, pack, gc; what it keeps is in keep.py, steps computed
+again in recompute.py."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flows import live
-from flows.cli import keep
+from flows.cli import keep, recompute
 from flows.streams import print_escaped
 from spin_core.analysis.format import bytes_text
 from spin_core.errors import BadInput, StoreError, printable
@@ -46,6 +47,7 @@ def add_commands(within: Any, add: Callable) -> None:
     du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
     check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
     check.add_argument("--deep", action="store_true", help="hash every file too (about 1.5 GB a second)")
+    recompute.add_options(check)
     small = add(
         within, "pack", _pack, "Keep the weights of models in the middle of runs as differences to the ones before."
     )
@@ -160,6 +162,9 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    if recompute.is_asked(args):
+        recompute.verify(args)
+        return
     store = _open(args)
     if isinstance(store, RemoteStore):
         problems = remote_verify.verify(store, args.deep, _watched("files"))

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spin_core.config.runtime import Runtime
+from spin_core.config.runtime import ROUNDING, Runtime
+from spin_core.config.stage_table import COMPUTING
 from spin_core.errors import StageFailed
+from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import KeyedStep, look_up, make
+from spin_core.runtime.step import KeyedStep, look_up, make, provenance
 from spin_core.store.digest import FileEntry, manifest
 from spin_core.store.store import Record, Store
 
@@ -71,6 +73,24 @@ def replace(store: Store, keyed: KeyedStep, runtime: Runtime, children: Children
         # Only now: a key that runs are sent to has a record.
         store.takes.write(step.stage, again.first_key, again.take, key)
         return Redone(record, differing(before.files, record.files), again.take)
+
+
+def promised(record: Record, runtime: Runtime) -> bool:
+    """Whether a step gives the same bytes if it is computed again here with `runtime`: with the same versions of
+    libraries; where it computes with a model also on a CPU, then and now, of such a machine, and with the settings of
+    the runtime that rounding hangs on (docs/store.md)."""
+    then, now = record.facts.get("provenance") or {}, provenance()
+    made_by = [{**(of.get("versions") or {}), "prefect": "", "python": of.get("python")} for of in (then, now)]
+    if made_by[0] != made_by[1]:
+        return False
+    if record.stage not in COMPUTING:
+        return True
+    rounding = record.facts.get("runtime")
+    if not isinstance(rounding, dict) or then.get("machine") != now["machine"]:
+        return False
+    same = runtime.model_dump(mode="json", include={*ROUNDING}, exclude_defaults=True) | {"device": "cpu"}
+    on_cpu = (record.facts.get("device") or {}).get("gpus") == 0 == gpus.held(record.stage, runtime)["gpus"]
+    return on_cpu and rounding | {"device": "cpu"} == same
 
 
 def differing(then: list[FileEntry], now: list[FileEntry]) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from spin_core.config.base import Section
-from spin_core.config.runtime import Runtime
+from spin_core.config.runtime import ROUNDING, Runtime
 from spin_core.config.stage_table import TRAINING
 from spin_core.errors import StageFailed
 from spin_core.job import NOWHERE, Place, title
@@ -181,6 +181,7 @@ def make(
         _sources_unchanged(inputs)
         made = facts(step, summary | before, round(seconds + waited, 3)) | _downloaded(inputs)
         made["device"] = gpus.held(step.stage, runtime, place.get("share", 1), "together" in place)
+        made["runtime"] = runtime.model_dump(mode="json", include={*ROUNDING}, exclude_defaults=True)
     except BaseException:
         store.discard(out)
         raise

@@ -70,16 +70,16 @@ def _came_of(made: Redone, replaced: bool) -> str:
     return f"{files}; every run goes on from the new output from now on ({in_words(made.take)})"
 
 
-def parse(texts: Sequence[str], replace: bool = False) -> Redo:
-    """`finetune`, or `finetune:1` of iteration 1. Raises BadInput for a stage or iteration that is none, and where
-    nothing is named that is to be replaced."""
+def parse(texts: Sequence[str], replace: bool = False, option: str = "--redo ") -> Redo:
+    """`finetune`, or `finetune:1` of iteration 1. Raises BadInput for a stage or iteration that is none (`option` comes
+    before it in the sentence), and where nothing is named that is to be replaced."""
     wanted: list[tuple[str, int | None]] = []
     for text in texts:
         stage, colon, t = text.partition(":")
         if stage not in ORDER:
-            raise BadInput(f"--redo {text}: there is no such stage; stages are {', '.join(ORDER)}.")
+            raise BadInput(f"{option}{text}: there is no such stage; stages are {', '.join(ORDER)}.")
         if colon and not t.isdecimal():
-            raise BadInput(f"--redo {text}: write an iteration from 0 behind the colon, for example {stage}:0.")
+            raise BadInput(f"{option}{text}: write an iteration from 0 behind the colon, for example {stage}:0.")
         wanted.append((stage, int(t) if colon else None))
     if replace and not wanted:
         raise BadInput("--replace: say which step with --redo, for example --redo generate:1 --replace.")
