@@ -52,11 +52,13 @@ def replace(store: Store, keyed: KeyedStep, runtime: Runtime, children: Children
     Raises StageFailed where there is no output yet.
 
     A replacement that was killed goes on where it was: with its checkpoints, or with its output where only the note of
-    it is missing. Of two at once the second takes the output of the first.
+    it is missing. Of two at once the second takes the output of the first, as does a run that began before the step was
+    replaced by another.
     """
     store.check_writable()
     keyed = _standing(store, keyed)
-    again = keyed.next
+    noted = store.takes.read().get(keyed.first_key, 0)
+    again = keyed.at(max(keyed.take + 1, noted))
     step, key = again.step, again.key
     with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
         before = _demand(store, keyed)
@@ -64,7 +66,7 @@ def replace(store: Store, keyed: KeyedStep, runtime: Runtime, children: Children
         if record is None:
             out, made = make(store, again, runtime, children, send)
             now = manifest(out)
-            if not differing(before.files, now):
+            if noted < again.take and not differing(before.files, now):
                 store.discard(out)
                 store.drop_scratch(step.stage, key)
                 return Redone(before, [])

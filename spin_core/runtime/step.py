@@ -111,10 +111,9 @@ class KeyedStep:
         reads = {name: value for name, value in self.inputs.items() if name not in saved}
         return KeyedStep(self.step, reads, self.takes) if len(reads) < len(self.inputs) and not self.take else None
 
-    @property
-    def next(self) -> KeyedStep:
-        """The same step as it is after it is replaced once more."""
-        return KeyedStep(self.step, self.inputs, {self.first_key: self.take + 1})
+    def at(self, take: int) -> KeyedStep:
+        """The same step after it was replaced so often."""
+        return KeyedStep(self.step, self.inputs, {self.first_key: take})
 
 
 def in_words(summary: Mapping[str, object]) -> str:

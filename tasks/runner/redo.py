@@ -42,6 +42,8 @@ class Redo:
         first, last = config.start.iteration, config.iterations - 1
         for stage, t in self.wanted if self.replace else ():
             name = stage if t is None else f"{stage}:{t}"
+            if config.runtime.pools.of(stage, "here") != "here":
+                raise BadInput(on_pool(stage))
             if not there.get(stage, True):
                 raise BadInput(f"--redo {name}: {config.name} has no section {stage}, so no such step to replace.")
             if t is not None and not first <= t <= last:
@@ -59,6 +61,11 @@ class Redo:
             )
         missed = [stage if t is None else f"{stage}:{t}" for stage, t in self.wanted if (stage, t) not in self.met]
         return lines + [f"--redo {name}: this run has no such step." for name in dict.fromkeys(missed)]
+
+
+def on_pool(stage: str) -> str:
+    """Why a stage cannot be computed again, and what to do."""
+    return f"--redo {stage}: this stage runs on a work pool; set runtime.pools.{stage}: here."
 
 
 def _came_of(made: Redone, replaced: bool) -> str:

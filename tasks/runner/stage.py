@@ -23,6 +23,7 @@ from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
+from tasks.runner.redo import on_pool
 from tasks.runner.run import Run
 from tasks.runner.steps import Steps
 
@@ -102,7 +103,7 @@ def _again(run: Steps, keyed: KeyedStep) -> Record:
     kept in `run.redo`."""
     step = keyed.step
     if run.pools and run.pools.of(step.stage):
-        raise BadInput(f"--redo {step.stage}: this stage runs on a work pool; set runtime.pools.{step.stage}: here.")
+        raise BadInput(on_pool(step.stage))
     again = replace if run.redo.replace else recompute
     made = again(run.store, keyed, run.runtime, run.children, partial(run.progress, step.title))
     run.redo.done[step.title] = made

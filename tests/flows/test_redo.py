@@ -166,6 +166,7 @@ def test_replaced_answers_are_what_later_runs_go_on_from(
         ([], {}, "--replace: say which step with --redo"),
         (["generate:2"], {"iterations": 2}, "--redo generate:2: tiny has the iterations 0 to 1"),
         (["harness"], {}, "--redo harness: tiny has no section harness"),
+        (["score"], {"runtime": {"pools": {"score": "spin-gpu"}}}, "--redo score: this stage runs on a work pool"),
         (["sft"], {"sft": None}, "--redo sft: tiny has no section sft"),
         (["generates"], {}, "there is no such stage"),
     ],

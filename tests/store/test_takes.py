@@ -65,7 +65,7 @@ def test_step_asks_for_its_newest_output() -> None:
     twice = KeyedStep(step, saving, takes)
     assert twice.take == 2 and twice.payload == with_take(first.payload, 2) and twice.key == key_of(twice.payload)
     assert twice.first_key == first.key and twice.bare is None
-    assert twice.next.take == 3 and twice.next.payload == with_take(first.payload, 3)
+    assert twice.at(3).take == 3 and twice.at(3).payload == with_take(first.payload, 3)
     assert KeyedStep(step, reads, takes).key == plain.key
     replaced = KeyedStep(step, saving, {plain.key: 1})
     assert replaced.key == first.key and replaced.bare.take == 1

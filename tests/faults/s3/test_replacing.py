@@ -64,7 +64,7 @@ def test_service_that_fails_before_the_note_leaves_the_first_output(at, first, p
         replaced(store, asked(store))
     proxy.forget()
     assert asked(at("c")).take == 0 and look_up(at("c"), asked(at("c"))).digest == first.digest
-    left = look_up(at("c"), FIRST.next)
+    left = look_up(at("c"), FIRST.at(1))
     again = at("c")
     assert left is not None and replaced(again, asked(again)).record.digest == left.digest
     assert asked(at("a")).take == 1
@@ -102,4 +102,4 @@ def test_gc_keeps_counters_and_treats_outputs_as_others(at, first, monkeypatch) 
 
 def test_step_without_the_note_is_unlike_one_that_has_it() -> None:
     """Catches a first output and a replaced one that share a key: the record of the one would stand for the other."""
-    assert KeyedStep(FIRST.step, {}, {FIRST.key: 1}).key == FIRST.next.key != FIRST.key
+    assert KeyedStep(FIRST.step, {}, {FIRST.key: 1}).key == FIRST.at(1).key != FIRST.key

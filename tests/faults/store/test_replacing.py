@@ -71,7 +71,7 @@ def test_killed_at_any_change_leaves_the_old_output_or_the_new_one() -> None:
             take, standing = asked(store).take, look_up(store, asked(store))
             assert standing is not None and take in (0, 1) and (standing == first) == (take == 0)
             assert take == 0 or (store.root / "takes" / f"{FIRST.key}.1.json").stat().st_size > 100
-            left = look_up(store, FIRST.next)
+            left = look_up(store, FIRST.at(1))
             made = replaced(store, asked(store))
             assert made.take == take + 1 and made.differing == ["answers.jsonl"]
             assert take or left is None or made.record == left
@@ -79,6 +79,22 @@ def test_killed_at_any_change_leaves_the_old_output_or_the_new_one() -> None:
             assert not [*store.root.glob("records/*/*.nondeterministic-*")] and battery.torn(place) == []
 
     R1.each(points, trial)
+
+
+def test_run_that_began_before_others_replaced_the_step_takes_what_stands() -> None:
+    """Catches a run that replaces by an output which two later runs have replaced already, and says that every run goes
+    on from it; and one whose newest output gc has removed and that computes under another number."""
+    with folder() as place:
+        prepared(place)
+        store = Store(place)
+        old, once = asked(store), replaced(store, asked(store))
+        twice = replaced(store, asked(store))
+        made = replaced(store, old)
+        assert (once.take, twice.take, made.take) == (1, 2, 2) and made.record == twice.record
+        (store.root / "records" / "sampled_stage" / f"{twice.record.key}.json").unlink()
+        again = replaced(store, old)
+        assert again.take == 2 and again.record.key == twice.record.key and asked(store).take == 2
+        assert look_up(store, asked(store)) == again.record
 
 
 def test_processes_that_replace_at_once_make_one_replacement() -> None:
