@@ -76,13 +76,14 @@ def tag(profile: str, *more: str) -> threading.Thread:
 @flow(name="spin", flow_run_name=_name, **OPTIONS)
 def spin(
     config: Config, store: str = ".spinloop", base_dir: str = ".", changed: tuple[str, ...] = (),
-    redo: list[str] = NOTHING,
+    redo: list[str] = NOTHING, replace: bool = False,
 ) -> dict | State:  # fmt: skip
     """Run every iteration of a profile. What the store already has is not computed again, but for the steps `redo`
-    (`finetune:0`), which are compared. `changed`: what of `config` is not as in its profile, for the run's name."""
+    (`finetune:0`), which are compared, or with `replace` taken as they come out now. `changed`: what of `config` is not
+    as in its profile, for the run's name."""
     tag(config.name)
     try:
-        outcome = run_dag(config, store, Path(base_dir), "here", redo=parse(redo))
+        outcome = run_dag(config, store, Path(base_dir), "here", redo=parse(redo, replace))
         said = outcome["not_started"]
         return Completed(name=NOT_STARTED, message=said, data=outcome) if said else outcome
     except Exception as error:

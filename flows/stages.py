@@ -29,7 +29,7 @@ from spin_core.job import Place
 from spin_core.runtime import gpus
 from spin_core.runtime.child import Children
 from spin_core.runtime.leader import leading
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import KeyedStep, Step
 from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref, SourceKind
 from spin_core.stages import evaluate as evaluate_stage
@@ -53,6 +53,7 @@ class Work(BaseModel):
         description="Name → a digest of the store, a folder or a hub id (a list of them where the stage reads many)."
     )
     key: str = Field("", description="The key that it must have; a worker with other code refuses. Empty: any.")
+    take: int = Field(0, description="Beside a key: how often the step was replaced (`--redo … --replace`).")
 
 
 RUNTIME = Runtime()
@@ -136,6 +137,8 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
             for one in work:
                 step = Step(module, one.label, config, _place(one.place))
                 inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
+                if one.key and (one.take or steps.takes):  # as the run that asks read it, not as it is by now
+                    steps.takes[KeyedStep(step, inputs).first_key] = one.take
                 if one.key and steps.keyed(step, inputs).key != one.key:
                     raise BadInput(
                         f"{step.title}: this worker's spinloop gives the step another key than the run that asks; "

@@ -76,7 +76,7 @@ class Entry:
     """What the computation took when it was computed (now or then)."""
     digest: str = ""
     why: str = ""
-    """In a plan: the first setting or input that makes the step miss."""
+    """In a plan: the first setting or input that makes the step miss; of a cached step how often it was replaced."""
     summary: dict[str, Any] = field(default_factory=dict)
     place: Place = NOWHERE
 

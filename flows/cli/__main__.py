@@ -125,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--redo", action="append", default=[], metavar="STAGE[:T]",
                 help="compute a step again that is cached, e.g. finetune:0, and compare its bytes (repeatable)",
             )  # fmt: skip
+            sub.add_argument(
+                "--replace", action="store_true",
+                help="with --redo: take the new output where it differs; later runs go on from it, nothing is lost",
+            )  # fmt: skip
         if name == "plan":
             sub.add_argument("--gpu", default="", metavar="NAME", help="cost sheet for this GPU, e.g. h100-80gb, l40s")
             sub.add_argument("--gpus", type=int, default=0, metavar="N", help="how many of --gpu a node has")
@@ -160,7 +164,7 @@ def _deploy_options(sub: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     config, base_dir = load_profile(args.profile, args.settings)
-    redo.parse(args.redo)
+    redo.parse(args.redo, args.replace).demand(config)
     from flows.ending import watched
     from flows.server.embedded import serving
 
@@ -173,7 +177,8 @@ def _run(args: argparse.Namespace) -> None:
 
     with server, watched(partial(_server_left, args, url)):
         # A State only where it failed: then it raises.
-        outcome = cast(dict, spin(config, args.store, str(base_dir), tuple(args.settings or ()), args.redo))
+        changed = tuple(args.settings or ())
+        outcome = cast(dict, spin(config, args.store, str(base_dir), changed, args.redo, args.replace))
     _show_outcome(args, outcome)
 
 
@@ -264,7 +269,9 @@ def _describe_shards(entries: list[Entry], first: Entry) -> str:
 
 def _cost(key: str, entries: list[Entry]) -> str:
     seconds = [entry.seconds for entry in entries if entry.seconds is not None]
-    return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "")
+    replaced = [entry.why for entry in entries if entry.state == "cached" and entry.why]
+    said = f", {len(replaced):,} of {len(entries):,} replaced" if len(entries) > 1 else f", {entries[0].why}"
+    return key[:6] + (f" {sum(seconds):.1f} s saved" if seconds else "") + (said if replaced else "")
 
 
 def _join(args: argparse.Namespace) -> None:

@@ -110,7 +110,7 @@ def _imported(store: Store, one: Wanted, ref: Ref, children: Children) -> tuple[
         if one.kind == "pairs"
         else Step(import_model, f"{one.title}, {origin(ref)}", import_model.Config(), Place("import", model=one.t))
     )
-    keyed = KeyedStep(step, {"source": ref})
+    keyed = KeyedStep(step, {"source": ref}, store.takes.read())
     if record := look_up(store, keyed):
         return record, "cached"
 

@@ -1,4 +1,5 @@
-"""`spinloop store …`: list, show, explain, fetch, du, verify, pack, gc; what it keeps is in keep.py."""
+"""`spinloop store …`: list, show, explain, fetch, du, verify, pack, gc; what it keeps is in keep.py, steps computed
+again in recompute.py."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flows import live
-from flows.cli import keep
+from flows.cli import keep, recompute
 from flows.keeping import waiting_text
 from flows.streams import print_escaped
 from spin_core.analysis.format import bytes_text
@@ -17,6 +18,7 @@ from spin_core.errors import BadInput, StoreError, printable
 from spin_core.store.deltas import left_out
 from spin_core.store.explain import compare
 from spin_core.store.gc import gc
+from spin_core.store.keys import key_of, take_of, with_take
 from spin_core.store.opening import open_store
 from spin_core.store.pack import pack
 from spin_core.store.record import Record
@@ -25,6 +27,7 @@ from spin_core.store.s3 import gc as remote_gc
 from spin_core.store.s3 import verify as remote_verify
 from spin_core.store.s3.remote import RemoteStore
 from spin_core.store.store import Store
+from spin_core.store.takes import in_words
 from spin_core.store.usage import UsageLine, usage
 from spin_core.store.verify import verify
 from tasks.runner.progress import Progress
@@ -45,6 +48,7 @@ def add_commands(within: Any, add: Callable) -> None:
     du.add_argument("run", nargs="?", help="only the outputs of this run of `runs/`")
     check = add(within, "verify", _verify, "Check records, names and sizes; exit code 1 if anything is damaged.")
     check.add_argument("--deep", action="store_true", help="hash every file too (about 1.5 GB a second)")
+    recompute.add_options(check)
     small = add(
         within, "pack", _pack, "Keep the weights of models in the middle of runs as differences to the ones before."
     )
@@ -78,28 +82,40 @@ def _ls(args: argparse.Namespace) -> None:
     for record in store.records():
         if args.stage in (None, record.stage):
             size, seconds = sum(file["size"] for file in record.files), record.facts.get("seconds", 0)
-            cost, label = f"{size / 1e6:9.2f} MB {seconds:8.1f} s", record.facts.get("label", "")
+            cost = f"{size / 1e6:9.2f} MB {seconds:8.1f} s"
+            label = ", ".join(filter(None, (record.facts.get("label", ""), in_words(take_of(record.payload)))))
             print_escaped(f"{record.key[:12]}  {record.stage:<11} {cost}  {record.digest[:12]}  {label}")
     _notes(store)
 
 
 def _show(args: argparse.Namespace) -> None:
-    record = _find(_open(args), args.key)
+    store = _open(args)
+    record = _find(store, args.key)
     fields = {name: value for name, value in vars(record).items() if name != "path"}
     text = json.dumps(fields, indent=1, ensure_ascii=False)
     print_escaped(text if printable(text, "\n") == text else json.dumps(fields, indent=1))  # JSON in any case
     fetch = f"`spinloop store fetch {args.key}` brings its files"
     whole = record.path.is_dir() and not left_out(record.path.parents[1], record.digest)
     print_escaped(f"files are in {record.path}" if whole else fetch)
+    _print_replaced(store, record)
 
 
 def _explain(args: argparse.Namespace) -> None:
     store = _open(args)
     record = _find(store, args.key)
     print_escaped(f"{record.stage} {record.key[:12]}: {compare(store, record)}")
+    _print_replaced(store, record)
     for name, hubs in (record.facts.get("sources") or {}).items():
         print_escaped(f"{name} came from {', '.join(hubs)}")
     _notes(store)
+
+
+def _print_replaced(store: Store, record: Record) -> None:
+    """Say so where runs ask for a later output of the step by now."""
+    take = store.takes.read().get(key_of(with_take(record.payload, 0)), 0)
+    if take > take_of(record.payload):
+        key = key_of(with_take(record.payload, take))
+        print_escaped(f"{in_words(take)} since (`--redo … --replace`): runs ask for {key[:12]}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -147,6 +163,9 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    if recompute.is_asked(args):
+        recompute.verify(args)
+        return
     store = _open(args)
     if isinstance(store, RemoteStore):
         problems = remote_verify.verify(store, args.deep, _watched("files"))

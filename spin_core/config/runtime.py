@@ -140,3 +140,11 @@ class Runtime(Section):
     approve: bool = Field(
         False, description="Ask a person before every next iteration: the run is suspended and its worker is free."
     )
+
+
+ROUNDING = (
+    "device", "threads", "generate_batch", "requests_in_flight", "tensor_parallel", "harness_batch", "score_tokens",
+    "micro_tokens", "packing", "attn_implementation", "liger", "gradient_checkpointing", "compute",
+)  # fmt: skip
+"""The fields of `Runtime` that float rounding hangs on: the record of what was computed keeps them, for whoever
+computes it again; no key does."""

@@ -15,6 +15,8 @@ class StageLine(NamedTuple):
     name: str
     makes: Literal["", "rows", "model", "answers", "pairs"] = ""
     """What later steps or other runs take from it; its lineage is drawn."""
+    computes: bool = False
+    """With a model: on other hardware, and on a GPU each time, its bytes may differ (docs/store.md)."""
     processes: bool = False
     """Whether several processes can share it (`runtime.compute`)."""
     trains: bool = False
@@ -31,17 +33,18 @@ STAGES = (
     StageLine("import_model", makes="model"),
     StageLine("import_pairs", makes="pairs"),
     StageLine("tokenize"),
-    StageLine("sft", makes="model", processes=True, trains=True, event="model"),
-    StageLine("generate", makes="answers", processes=True),
+    StageLine("sft", makes="model", computes=True, processes=True, trains=True, event="model"),
+    StageLine("generate", makes="answers", computes=True, processes=True),
     StageLine("gather", makes="pairs"),
-    StageLine("score", processes=True),
-    StageLine("finetune", makes="model", processes=True, trains=True, event="model"),
-    StageLine("evaluate", processes=True),
-    StageLine("harness"),
+    StageLine("score", computes=True, processes=True),
+    StageLine("finetune", makes="model", computes=True, processes=True, trains=True, event="model"),
+    StageLine("evaluate", computes=True, processes=True),
+    StageLine("harness", computes=True),
     StageLine("gate"),
     StageLine("report"),
 )
 ORDER = tuple(stage.name for stage in STAGES)
+COMPUTING = tuple(stage.name for stage in STAGES if stage.computes)
 TRAINING = tuple(stage.name for stage in STAGES if stage.trains)
 SHARED = tuple(stage.name for stage in STAGES if stage.processes)
 """Stages that several processes can share, where they run under our interpreter (vLLM divides its work itself)."""

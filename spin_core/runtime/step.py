@@ -14,14 +14,14 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 from spin_core.config.base import Section
-from spin_core.config.runtime import Runtime
+from spin_core.config.runtime import ROUNDING, Runtime
 from spin_core.config.stage_table import TRAINING
 from spin_core.errors import StageFailed
 from spin_core.job import NOWHERE, Place, title
@@ -31,7 +31,6 @@ from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref, RefInputs
 from spin_core.store import keys
 from spin_core.store.code import code_digest
-from spin_core.store.digest import manifest
 from spin_core.store.store import Record, Store
 
 SHARE = 2  # jobs in one engine: while the last answers of one shard end, the next shard's are at work
@@ -73,27 +72,48 @@ class Step:
 
 @dataclass(frozen=True)
 class KeyedStep:
-    """A step with what it reads, so with its key, which is made once: it takes 1 ms, more for hundreds of inputs."""
+    """A step with what it reads, so with its key, which is made once: it takes 1 ms, more for hundreds of inputs.
+    `takes`: which steps of the store were replaced, as the run read it when it began (`Takes.read`)."""
 
     step: Step
     inputs: RefInputs
+    takes: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def take(self) -> int:
+        """How often the step was replaced on purpose."""
+        return self.takes.get(self.first_key, 0) if self.takes else 0
 
     @cached_property
     def payload(self) -> keys.KeyPayload:
         """What the key is the hash of."""
-        return self.step.payload(self.inputs)
+        return keys.with_take(self._first, self.take)
 
     @cached_property
     def key(self) -> str:
-        """Stage, VERSION, config and inputs as 64 hexadecimal digits."""
-        return keys.key_of(self.payload)
+        """Stage, VERSION, config, inputs, and how often it was replaced, as 64 hexadecimal digits."""
+        return keys.key_of(self.payload) if self.take else self.first_key
+
+    @cached_property
+    def first_key(self) -> str:
+        """The key of the step's first output."""
+        return keys.key_of(self._first)
+
+    @cached_property
+    def _first(self) -> keys.KeyPayload:
+        return self.step.payload(self.inputs)
 
     @cached_property
     def bare(self) -> KeyedStep | None:
-        """The same step without the inputs that only save it work (the stage's WORK_SAVING); None where it has none."""
+        """The same step without the inputs that only save it work (the stage's WORK_SAVING); None where it has none,
+        and where it was replaced: what was computed without them before is what was replaced."""
         saved = getattr(self.step.module, "WORK_SAVING", ())
         reads = {name: value for name, value in self.inputs.items() if name not in saved}
-        return KeyedStep(self.step, reads) if len(reads) < len(self.inputs) else None
+        return KeyedStep(self.step, reads, self.takes) if len(reads) < len(self.inputs) and not self.take else None
+
+    def at(self, take: int) -> KeyedStep:
+        """The same step after it was replaced so often."""
+        return KeyedStep(self.step, self.inputs, {self.first_key: take})
 
 
 def in_words(summary: Mapping[str, object]) -> str:
@@ -128,35 +148,13 @@ def compute(
     with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
         if record := look_up(store, keyed):
             return record, True
-        out, made = _made(store, keyed, runtime, children, send)
+        out, made = make(store, keyed, runtime, children, send)
         record = store.publish(keyed.payload, out, made, key)
         store.drop_scratch(step.stage, key)
         return record, False
 
 
-def recompute(
-    store: Store, keyed: KeyedStep, runtime: Runtime, children: Children, send: Callable[[dict], None]
-) -> tuple[Record, list[str]]:
-    """Run a step again whose output is there: the record, which stands, and which files came out otherwise. Such an
-    output is kept beside it (records/STAGE/KEY.nondeterministic-….json). Raises StageFailed where there is none."""
-    store.check_writable()
-    record = look_up(store, keyed)
-    if record is not None and keyed.bare and record.key == keyed.bare.key:
-        keyed = keyed.bare
-    step, key = keyed.step, keyed.key
-    with store.lock(step.stage, key, wait=lambda s, holder: send({"waiting": s, "holder": holder})):
-        record = look_up(store, keyed)
-        if record is None:
-            raise StageFailed(f"{step.title}: there is no output to compare with; run without --redo first.")
-        store.drop_scratch(step.stage, key)  # nothing of another try
-        out, made = _made(store, keyed, runtime, children, send)
-        then, now = ({file["path"]: file["sha256"] for file in files} for files in (record.files, manifest(out)))
-        store.publish(keyed.payload, out, made, key)
-        store.drop_scratch(step.stage, key)
-        return record, sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-
-
-def _made(
+def make(
     store: Store, keyed: KeyedStep, runtime: Runtime, children: Children, send: Callable[[dict], None]
 ) -> tuple[Path, dict]:
     """The folder that the stage wrote, to be published, and the facts of its making."""
@@ -182,6 +180,7 @@ def _made(
         _sources_unchanged(inputs)
         made = facts(step, summary | before, round(seconds + waited, 3)) | _downloaded(inputs)
         made["device"] = gpus.held(step.stage, runtime, place.get("share", 1), "together" in place)
+        made["runtime"] = runtime.model_dump(mode="json", include={*ROUNDING}, exclude_defaults=True)
     except BaseException:
         store.discard(out)
         raise

@@ -3,6 +3,7 @@
     <dir>/spinloop-store-v1/
         trees/<digest>/               outputs, named by their content; files 0444, folders 0555
         records/<stage>/<key>.json    which output a key has, with the key's payload and the facts of its making
+        takes/<key>.<n>.json          which steps were replaced on purpose, and how often (takes.py)
         runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
         deltas/<digest>/…             weights of a tree as their difference to another tree's (pack.py)
         quarantine/                   what was damaged, kept for a person

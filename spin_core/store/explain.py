@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from spin_core.store.keys import KeyPayload, canonical, key_of
+from spin_core.store.keys import KeyPayload, canonical, key_of, take_of
 from spin_core.store.record import Record
 from spin_core.store.store import Store
+from spin_core.store.takes import in_words
 
 UNSET = object()
 SHOWN = 60
@@ -18,7 +19,8 @@ DEPTH = 20
 def differences(old_payload: KeyPayload, new_payload: KeyPayload) -> list[str]:
     """What changed from one key's payload to another's, a phrase each, the most telling first.
 
-    The version, then the stage's own section of the config, then the rest of it, then the inputs.
+    The version, then the stage's own section of the config, then the rest of it, then the inputs, then how often the
+    step was replaced.
     """
     stage = new_payload["stage"]
     lines = []
@@ -30,7 +32,9 @@ def differences(old_payload: KeyPayload, new_payload: KeyPayload) -> list[str]:
         lines.append(f"store format: {old_payload['store']} → {new_payload['store']}")
     changed = list(_leaves("", old_payload["config"], new_payload["config"]))
     lines += [text for _, text in sorted(changed, key=lambda leaf: (not leaf[0].startswith(f"{stage}."), leaf[0]))]
-    return lines + [text for _, text in _changed_inputs(old_payload, new_payload)]
+    lines += [text for _, text in _changed_inputs(old_payload, new_payload)]
+    was, now = take_of(old_payload), take_of(new_payload)
+    return lines + ([] if was == now else [f"{stage}: replaced {was} → {now} times"])
 
 
 def _leaves(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
@@ -86,6 +90,8 @@ def explain(store: Store, payload: KeyPayload) -> str:
         return "cached"
     if record is not None:
         return "its output is missing from the store"
+    if take := take_of(payload):
+        return f"{in_words(take)}, and that output is no longer in the store"
     near = nearest(store, payload)
     return "never ran before" if near is None else _cause(list(store.records()), near.payload, payload, DEPTH)
 

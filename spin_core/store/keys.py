@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from pydantic import BaseModel
 
@@ -90,6 +90,8 @@ class KeyPayload(TypedDict):
     version: int
     config: dict[str, Any]
     inputs: dict[str, str | list[str]]
+    take: NotRequired[int]
+    """How often the step was replaced on purpose (takes.py). A first output has no such field."""
 
 
 def key_of(payload: Mapping[str, Any]) -> str:
@@ -112,6 +114,18 @@ def payload(stage: str, version: int, config: dict[str, Any], inputs: dict[str, 
                 raise BadInput(f"inputs.{name}: {digest!r} is no content digest (64 hex digits); give the artifact's.")
     made = {"store": 1, "stage": stage, "version": version, "config": config, "inputs": inputs}
     return cast(KeyPayload, plain(made, nfc=True))
+
+
+def with_take(payload: KeyPayload, take: int) -> KeyPayload:
+    """The payload of the same step after it was replaced `take` times; 0 gives that of its first output."""
+    first = {name: value for name, value in payload.items() if name != "take"}
+    return cast(KeyPayload, first | ({"take": take} if take else {}))
+
+
+def take_of(payload: Mapping[str, Any]) -> int:
+    """How often the step of a payload was replaced; 0 of a first output, and of what no key has."""
+    take = payload.get("take", 0)
+    return take if type(take) is int and take > 0 else 0
 
 
 def input_digests(payload: Mapping[str, Any]) -> list[str]:

@@ -91,6 +91,12 @@ def _checked(body: Any, data: bytes, file: Path, trees: Path) -> Record:
     return record
 
 
+def place_of(record: Record) -> str:
+    """Where a record lies below its store."""
+    assert key_of(record.payload) == record.key
+    return f"records/{record.stage}/{record.key}.json"
+
+
 def entries(files: list[FileEntry]) -> list[FileEntry]:
     """The manifest `files`, if every entry is of the form that `digest.manifest` gives it, each path once and inside
     its tree. Raises ValueError, TypeError or KeyError."""

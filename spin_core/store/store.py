@@ -18,6 +18,8 @@ from spin_core.store.keys import DIGEST, STAGE, KeyPayload, input_digests, key_o
 from spin_core.store.make_immutable import check_tree, seal, share
 from spin_core.store.record import Record as Record  # who uses a store has its records from here
 from spin_core.store.record import encode, read
+from spin_core.store.takes import FOLDER as TAKES
+from spin_core.store.takes import Takes
 
 NAME = "spinloop-store-v1"
 FOLDERS = ("trees", "records", "runs", "tmp", "locks", "quarantine", "scratch", deltas.FOLDER)
@@ -40,6 +42,8 @@ class Store:
         """What was damaged and set aside, a sentence each: for the caller to show."""
         self.report: Callable[[str, dict[str, Any]], None] = lambda title, event: None
         """Is called with (title, event of `Job.progress`) of what takes long; a local store says nothing."""
+        self.takes = Takes(self.root)
+        """Which steps were replaced, and how often."""
         self._owners: dict[Path, int | None] = {}
         with fs.boundary(folder):
             others = sorted(p.name for p in folder.glob("spinloop-store-*") if p.name != NAME)
@@ -50,7 +54,7 @@ class Store:
                 self._make(folder)
             elif not self.root.is_dir():
                 raise StoreError(f"{folder}: there is no spinloop store here; check the path or run a profile first.")
-            for name in (*FOLDERS, "nodes"):
+            for name in (*FOLDERS, "nodes", TAKES):
                 if (self.root / name).is_symlink():
                     where = self.root / name
                     raise StoreError(f"{where}: a link where the store needs its own folder; remove the link.")

@@ -26,7 +26,7 @@ def verify(store: Store, deep: bool = True, track: Track = lambda trees: trees) 
     """
     collect = locks.locked(store.root / "locks" / "collect", shared=True)  # else what a gc removes now seems torn
     with fs.boundary(store.root), store.using(), collect:
-        problems = list(_tree_problems(store, deep, track)) + list(_record_problems(store))
+        problems = list(_tree_problems(store, deep, track)) + list(_record_problems(store)) + store.takes.problems()
         problems += [
             f"tmp/{path.name}: left by a process that is gone; `spinloop store gc` takes it." for path in stray(store)
         ]

@@ -16,7 +16,7 @@ from spin_core.runtime.step import KeyedStep, Step, compute, look_up
 from spin_core.sources import resolve
 from spin_core.sources.resolve import Ref
 from spin_core.stages import reformat, tokenize
-from spin_core.store import keys
+from spin_core.store import keys, takes
 from spin_core.store.explain import explain
 from spin_core.store.store import Record, Store
 from tasks.runner.steps import Steps, listed
@@ -84,10 +84,10 @@ class Planner:
         waits = {name: first for name, value in inputs.items() if (first := _waits(value))}
         if waits.keys() <= {*saved}:  # it may be there as it was computed without them
             inputs = {name: value for name, value in inputs.items() if name not in waits}
-        if waits.keys() - {*saved} or (waits and look_up(run.store, KeyedStep(step, inputs)) is None):
+        if waits.keys() - {*saved} or (waits and look_up(run.store, KeyedStep(step, inputs, run.takes)) is None):
             entry.why = f"reads what {next(iter(waits.values())).step} will write"
             return Pending(step.title, identity)
-        keyed = KeyedStep(step, inputs)
+        keyed = KeyedStep(step, inputs, run.takes)
         record = look_up(run.store, keyed)
         if record is None:
             entry.why = self._why(run.store, keyed.payload)
@@ -103,6 +103,7 @@ class Planner:
         self.notes += summary.get("unused", []) + [f"{step.title}: {said}" for said in summary.get("left_out", [])]
         entry.key, entry.state, entry.digest = record.key, "cached", record.digest
         entry.seconds = record.facts.get("seconds")
+        entry.why = takes.in_words(keys.take_of(record.payload))
         if step.place.iteration is not None and forecasts(step):
             self.scores[step.place.iteration] = summary
         return Ref(digest=record.digest)

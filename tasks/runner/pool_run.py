@@ -163,7 +163,8 @@ class PoolRun:
         work = []
         for key, one in self.steps.items():
             inputs = {name: _plain(value) for name, value in one.inputs.items()}
-            work.append({"label": one.step.label, "place": one.step.place.as_json(), "key": key, "inputs": inputs})
+            item = {"label": one.step.label, "place": one.step.place.as_json(), "key": key, "inputs": inputs}
+            work.append(item | ({"take": one.take} if one.take else {}))
         parameters = {
             "config": one.step.config.model_dump(mode="json"),
             "work": work,

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run as own_flow_run
 
 from spin_core.config.runtime import Runtime
 from spin_core.runtime.step import KeyedStep, Step, look_up
-from spin_core.sources.resolve import Ref, RefInputs
+from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
 
@@ -31,11 +31,11 @@ class Batch:
         self.shards = shards  # each with its prompts
         self._steps: dict[str, KeyedStep] = {}
 
-    def steps(self, inputs: RefInputs) -> dict[str, KeyedStep]:
-        """All of them by their keys, given what one reads. Made once: 300 steps that each make 300 keys are a
-        minute."""
+    def steps(self, first: KeyedStep) -> dict[str, KeyedStep]:
+        """All of them by their keys, given one of them. Made once: 300 steps that each make 300 keys are a minute."""
         if not self._steps:
-            every = [KeyedStep(step, {**inputs, "prompts": prompts}) for step, prompts in self.shards]
+            reads = [(step, {**first.inputs, "prompts": prompts}) for step, prompts in self.shards]
+            every = [KeyedStep(step, inputs, first.takes) for step, inputs in reads]
             self._steps = {one.key: one for one in every}
         return self._steps
 
@@ -60,7 +60,7 @@ class Pools:
         """The step's record as soon as it is in the store, and whether another run had started its computation."""
         stage = keyed.step.stage
         with self._lock:
-            steps = batch.steps(keyed.inputs) if batch else {keyed.key: keyed}
+            steps = batch.steps(keyed) if batch else {keyed.key: keyed}
             shared = self._shared.get(batch_key(steps)) or PoolRun(
                 self.client, self.store, self.runtime, self.of(stage), steps
             )

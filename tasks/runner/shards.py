@@ -80,7 +80,7 @@ def _perform_all(run: Run, step: Step, inputs: dict, steps: Sequence[Step], batc
     """The shards of one task in turn. A process that died is tried again here: as a task, all of them would be."""
     refs, cached_shards = [], 0
     for own, prompts in zip(steps, inputs["prompts"], strict=True):
-        keyed = KeyedStep(own, {**inputs, "prompts": prompts})
+        keyed = KeyedStep(own, {**inputs, "prompts": prompts}, run.takes)
         for attempt in range(RETRIES + 1):
             try:
                 ref, cached = perform(run, keyed, batch, last=attempt == RETRIES)

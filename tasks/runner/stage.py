@@ -18,10 +18,12 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
-from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up, recompute
+from spin_core.runtime.redo import recompute, replace
+from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
+from tasks.runner.redo import on_pool
 from tasks.runner.run import Run
 from tasks.runner.steps import Steps
 
@@ -97,13 +99,15 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
 
 
 def _again(run: Steps, keyed: KeyedStep) -> Record:
-    """The record of a step that is computed again for `--redo`; what differs is kept in `run.redo`."""
+    """The record of a step that is computed again for `--redo`, with `--replace` of the new output; what differs is
+    kept in `run.redo`."""
     step = keyed.step
     if run.pools and run.pools.of(step.stage):
-        raise BadInput(f"--redo {step.stage}: this stage runs on a work pool; set runtime.pools.{step.stage}: here.")
-    record, differing = recompute(run.store, keyed, run.runtime, run.children, partial(run.progress, step.title))
-    run.redo.done[step.title] = differing
-    return record
+        raise BadInput(on_pool(step.stage))
+    again = replace if run.redo.replace else recompute
+    made = again(run.store, keyed, run.runtime, run.children, partial(run.progress, step.title))
+    run.redo.done[step.title] = made
+    return made.record
 
 
 def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record, bool]:

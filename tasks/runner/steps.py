@@ -34,6 +34,7 @@ class Steps:
         self.store, self.children, self.runtime, self.pools = store, children, runtime, pools
         self.throughput = Throughput()
         self.redo = Redo()
+        self.takes = store.takes.read()  # once: what is replaced meanwhile, the next run sees
         self.ledger: list[Entry] = []
         self.failures: list[SpinloopError] = []
         self.futures: list[Any] = []
@@ -56,7 +57,7 @@ class Steps:
         """The step with its inputs (one list of references where shards of one task gave a list each). Prefect
         wants the name of a task, and then its work: both have the same key, made once."""
         reads = {name: [*chain(*map(listed, v))] if isinstance(v, list) else v for name, v in inputs.items()}
-        keyed = KeyedStep(step, reads)
+        keyed = KeyedStep(step, reads, self.takes)
         # Steps that a person starts on a pool may share a title; Prefect may have copied step and inputs.
         same = self._keyed.setdefault(step.title, keyed)
         return same if same == keyed else keyed

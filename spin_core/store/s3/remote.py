@@ -5,6 +5,7 @@
         deltas/<sha256>.<sha256>.…    or the difference of weights to those that they were trained from (deltas.py)
         trees/<digest>.json           an output's manifest, whose sha256 is its name
         records/<stage>/<key>.json    as in a local store; written last
+        takes/<key>.<n>.json          which steps were replaced (takes.py)
         runs/…  id                    what people find (runs.py); the store's identity
         quarantine/  leases/          what was damaged; who uses the store
         gc…  condemned/               whether gc is at work, what it removed and is going to (condemned.py)
@@ -37,14 +38,15 @@ from spin_core.errors import StoreError
 from spin_core.store import fs, locks
 from spin_core.store.cache import Cache, clear_leftovers, place
 from spin_core.store.digest import Damaged, FileEntry, damage, tree_digest
-from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical, key_of
+from spin_core.store.keys import DIGEST, STAGE, KeyPayload, canonical
 from spin_core.store.leases import Lease
 from spin_core.store.make_immutable import seal
-from spin_core.store.record import Record, encode, entries, parse
+from spin_core.store.record import Record, encode, entries, parse, place_of
 from spin_core.store.s3 import deltas, transfer
 from spin_core.store.s3 import runs as remote_runs
 from spin_core.store.s3.condemned import Condemned
 from spin_core.store.s3.objects import Objects, Stat, is_same, md5
+from spin_core.store.s3.takes import RemoteTakes
 from spin_core.store.store import ATTEMPTS, NAME, Store
 
 MOST_COPIED = 5_000_000_000  # bytes that S3 copies in one request; what is larger is not kept in quarantine/
@@ -73,6 +75,7 @@ class RemoteStore(Store):
             self.identity()
         folder = place(self.url, self.objects.endpoint())
         super().__init__(folder)
+        self.takes = RemoteTakes(self.objects)
         self.cache = Cache(folder)
         with fs.boundary(folder):
             clear_leftovers(self)
@@ -171,7 +174,7 @@ class RemoteStore(Store):
         """Whether the service has every file of a record, by size; if not, the record is set aside."""
         if missing := deltas.missing(self.objects, record.files):
             why = f"{missing} is missing or has another size"
-            self._set_aside_there(_record_key(record), why, encode(record))
+            self._set_aside_there(place_of(record), why, encode(record))
         return not missing
 
     def record(self, stage: str, key: str) -> Record | None:
@@ -262,7 +265,7 @@ class RemoteStore(Store):
         if not bad or any(is_same(self.objects.head(key), named[key]) for key in bad):  # else healed meanwhile
             named_by = [record] if record else [] if self.read_only else self.records()
             for one in [one for one in named_by if one.digest == digest]:
-                self._set_aside_there(_record_key(one), "", encode(one))
+                self._set_aside_there(place_of(one), "", encode(one))
         for key, why in bad.items():
             self._set_aside_there(key, why, named[key])
         return False
@@ -330,7 +333,7 @@ class RemoteStore(Store):
             self.discard(work)
         self.objects.put_once(f"trees/{record.digest}.json", canonical(record.files))
         for _ in range(ATTEMPTS):
-            if self.objects.put_once(_record_key(record), encode(record)) and self.objects.conditional:
+            if self.objects.put_once(place_of(record), encode(record)) and self.objects.conditional:
                 return record
             standing = self.record(record.stage, record.key)
             if standing is None:
@@ -339,11 +342,11 @@ class RemoteStore(Store):
                 return standing
             evidence = f"records/{record.stage}/{record.key}.nondeterministic-{record.digest[:12]}.json"
             self.objects.put_once(evidence, encode(record))
-            where = f"{self.url}/{_record_key(record)}"
+            where = f"{self.url}/{place_of(record)}"
             self.note_once(f"{where}: the same inputs gave another output this time; the first one stands.")
             if cached := self.lookup(record.stage, record.key):
                 return cached
-        raise StoreError(f"{self.url}/{_record_key(record)}: something damaged stays in the way; remove it.")
+        raise StoreError(f"{self.url}/{place_of(record)}: something damaged stays in the way; remove it.")
 
     def identity(self) -> str:
         """As in `Store`: the id that the store on the service got when it was first written to."""
@@ -393,8 +396,3 @@ class RemoteStore(Store):
 def _files(files: list[FileEntry]) -> dict[str, FileEntry]:
     """Object key → the file of an output."""
     return {f"files/{entry['sha256']}": entry for entry in files}
-
-
-def _record_key(record: Record) -> str:
-    assert key_of(record.payload) == record.key
-    return f"records/{record.stage}/{record.key}.json"

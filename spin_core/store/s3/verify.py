@@ -47,7 +47,7 @@ def verify(store: RemoteStore, deep: bool = True, track: Track = lambda files: f
     there = {stat.key: stat for below in ("files/", deltas.FOLDER) for stat in store.objects.listed(below)}
     by_new = deltas.links(there.values())
     manifests = {stat.key: stat.size for stat in store.objects.listed("trees/")}
-    problems, needed = [], set()
+    problems, needed = store.takes.problems(), set()
     for key, record in readable(store):
         if isinstance(record, Damaged):
             problems.append(str(record).replace(f"{store.root}/", ""))
