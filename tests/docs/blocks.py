@@ -31,7 +31,7 @@ NEEDS = {
 }
 """What a block may need: in words, and which of its commands need it. All others of the block are run all the same."""
 
-LANGUAGES = ("bash", "yaml", "python", "text", "json")
+LANGUAGES = ("bash", "yaml", "python", "diff", "json", "text")
 FENCE = re.compile(r"( *)```(\S*)(?: title=\"([^\"]+)\")?\s*$")
 NEEDED = re.compile(r"<!-- needs: ([\w, ]+) -->$")
 INLINE = re.compile(r"(?<![`\w])`((?:spinloop|make)\s[^`]+)`(?!`)")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture.scan import ROOT
 from tests.docs import blocks
 from tests.docs.profiles import name_of
 
@@ -37,6 +38,7 @@ def reader(tmp_path, model, finished, monkeypatch) -> Callable[[str], Path]:
         folder.mkdir()
         (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(40)), encoding="utf-8")
         shutil.copytree(model, folder / "org" / "my-sft-model")
+        shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
         for block in blocks.of("yaml"):
             name = name_of(block)
             if name and (block.page == page or not (folder / name).exists()):
