@@ -89,7 +89,7 @@ def _show(args: argparse.Namespace) -> None:
     print_escaped(text if printable(text, "\n") == text else json.dumps(fields, indent=1))  # JSON in any case
     fetch = f"`spinloop store fetch {args.key}` brings its files"
     whole = record.path.is_dir() and not left_out(record.path.parents[1], record.digest)
-    print_escaped(f"files are in {record.path}" if whole else fetch)
+    print_escaped(f"files are in {record.path}" if whole else fetch, file=sys.stderr)  # what is piped on is JSON
 
 
 def _explain(args: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ NEEDS = {
 LANGUAGES = ("bash", "yaml", "python", "diff", "json", "text")
 FENCE = re.compile(r"( *)```(\S*)(?: title=\"([^\"]+)\")?\s*$")
 NEEDED = re.compile(r"<!-- needs: ([\w, ]+) -->$")
-INLINE = re.compile(r"(?<![`\w])`((?:spinloop|make)\s[^`]+)`(?!`)")
+INLINE = re.compile(r"(?<![`\w])`((?:spinloop|make|python3? -m)\s[^`]+)`(?!`)")
 COMMENT = re.compile(r"(?m)(?:^|(?<=\s))#.*$")
 
 
@@ -123,8 +123,8 @@ def outside(page: Path) -> str:
 
 
 def inline() -> list[tuple[str, str]]:
-    """(page, command) of every `spinloop …` and `make …` that a sentence has; of `--kind docker|kubernetes` the
-    first."""
+    """(page, command) of every `spinloop …`, `make …` and `python -m …` that a sentence has; of alternatives (`--kind
+    docker|kubernetes`) the first."""
     return [
         (str(page.relative_to(ROOT)), re.sub(r"\|\w+", "", " ".join(command.split())))
         for page in pages()

@@ -13,8 +13,11 @@ from functools import cache
 from flows.cli.__main__ import _parser
 from spin_core.config.profile import PROFILES, load_profile
 from tests.architecture.scan import ROOT
-from tests.docs.blocks import plain, words
+from tests.docs.blocks import inline, plain, words
 
+QUICK = ("costs", "data", "doctor", "init", "plan", "report", "store")
+ALONE = ("costs", "doctor", "init", "report")
+"""Of these the ones that need no argument."""
 SHELL = ("export", "eval", "grep", "source")
 OTHERS = ("docker", "kubectl", "sbatch", "prefect", "tensorboard", "register-python-argcomplete")
 """Commands of others, which a page may name. Their options nobody checks here."""
@@ -56,6 +59,23 @@ def names_a_command(arguments: list[str]) -> bool:
         elif word not in parser._option_string_actions:
             return False
     return True
+
+
+def said_and_run() -> list[str]:
+    """The commands in sentences that a test can run: complete ones, of commands that compute no model and talk to
+    nobody."""
+    kept = set()
+    for _, command in inline():
+        name, *arguments = command.split()
+        quick = name == "spinloop" and arguments[0] in QUICK and "…" not in command and "s3://" not in command
+        if quick and (len(arguments) > 1 or arguments[0] in ALONE) and not names_a_group(arguments):
+            kept.add(command)
+    return sorted(kept)
+
+
+def names_a_group(arguments: list[str]) -> bool:
+    """Whether something is still to come: `spinloop store`, `spinloop store gc --keep-runs`."""
+    return arguments[-1] in ("store", "show", "explain", "fetch", "pin", "unpin", "forget", "--compare", "--keep-runs")
 
 
 def check(command: str) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 
 from tests.docs import blocks
 from tests.docs.blocks import NEEDS
+from tests.docs.commands import said_and_run
 
 
 def lines() -> list[str]:
@@ -23,7 +24,7 @@ def lines() -> list[str]:
         + ", ".join(f"{count} {language}" for language, count in languages.most_common()),
         f"commands in blocks: {len(typed)} checked by parser and file, {run} run, {sum(marked.values())} marked",
         f"marked by need: {names}",
-        f"commands in sentences: {len(blocks.inline())} checked by parser and file",
+        f"commands in sentences: {len(blocks.inline())} checked by parser and file, {len(said_and_run())} of them run",
         f"YAML: {languages['yaml']} validated as profiles",
         f"Python: {python['run']} run, {python['part']} put into a copy of the code and run, {python['marked']} marked",
     ]

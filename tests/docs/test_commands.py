@@ -23,7 +23,7 @@ def test_commands_in_sentences_are_ones_that_there_are():
     for page, command in said:
         name, *arguments = command.replace("…", "").split()
         try:
-            if name == "make" or not commands.names_a_command(arguments):
+            if name != "spinloop" or not commands.names_a_command(arguments):
                 commands.check(command)
         except ValueError as wrong:
             raise AssertionError(f"{page}: {wrong}") from None
