@@ -62,8 +62,15 @@ def pytest_testnodedown(node) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """The table of the fault battery, where any of it ran."""
+    """The table of the fault battery, and how much of the pages is run, where any of it ran."""
+    from tests.docs.counts import lines
     from tests.faults.fault import LEVEL, TRIED, table
+
+    passed = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    if any(report.nodeid.startswith("tests/docs/") for report in passed):
+        terminalreporter.section("docs")
+        for line in lines():
+            terminalreporter.write_line(line)
 
     if TRIED:
         terminalreporter.section(f"faults ({LEVEL})")

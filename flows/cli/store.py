@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from flows import live
 from flows.cli import keep, recompute
@@ -96,8 +96,8 @@ def _show(args: argparse.Namespace) -> None:
     print_escaped(text if printable(text, "\n") == text else json.dumps(fields, indent=1))  # JSON in any case
     fetch = f"`spinloop store fetch {args.key}` brings its files"
     whole = record.path.is_dir() and not left_out(record.path.parents[1], record.digest)
-    print_escaped(f"files are in {record.path}" if whole else fetch)
-    _print_replaced(store, record)
+    print_escaped(f"files are in {record.path}" if whole else fetch, file=sys.stderr)  # what is piped on is JSON
+    _print_replaced(store, record, sys.stderr)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -110,12 +110,12 @@ def _explain(args: argparse.Namespace) -> None:
     _notes(store)
 
 
-def _print_replaced(store: Store, record: Record) -> None:
+def _print_replaced(store: Store, record: Record, file: TextIO | None = None) -> None:
     """Say so where runs ask for a later output of the step by now."""
     take = store.takes.read().get(key_of(with_take(record.payload, 0)), 0)
     if take > take_of(record.payload):
         key = key_of(with_take(record.payload, take))
-        print_escaped(f"{in_words(take)} since (`--redo … --replace`): runs ask for {key[:12]}")
+        print_escaped(f"{in_words(take)} since (`--redo … --replace`): runs ask for {key[:12]}", file)
 
 
 def _fetch(args: argparse.Namespace) -> None:

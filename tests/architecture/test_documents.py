@@ -13,7 +13,8 @@ NAMED = re.compile(r"(?<![\w./-])(?:flows|tasks|spin_core|tests|deployments|docs
 
 
 def absent_paths(text: str) -> list[str]:
-    """Paths of this repository that `text` names and that are not there."""
+    """Paths of this repository that `text` names and that are not there. The title of a block may be a new file."""
+    text = re.sub(r'(?m)^```\w+ title="[^"]+"$', "", text)
     return [path for path in NAMED.findall(text) if not (ROOT / path).exists()]
 
 

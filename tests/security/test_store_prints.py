@@ -72,8 +72,9 @@ def test_hostile_store_prints_text(capsys, tmp_path):
         out = capsys.readouterr()
         assert len(out.out) > 1000 and not obeyed(said + out.out + out.err), obeyed(said + out.out + out.err)
         cli._show(argparse.Namespace(**how))
-        shown = capsys.readouterr().out.rpartition("\nfiles are in")[0]
-        assert json.loads(shown)["facts"]["label"] == text, "no JSON, or another text"
+        shown = capsys.readouterr()
+        assert "\nfiles are in" not in shown.out and shown.err.startswith("files are in")
+        assert json.loads(shown.out)["facts"]["label"] == text, "no JSON, or another text"
         with suppress(SpinloopError):
             gc(store)
 
