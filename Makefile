@@ -103,7 +103,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 docs: .venv-docs/ready       ## the docs site in site/: no network, nothing that its pages fetch; a warning is an error
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
 lock:                        ## constraints.txt anew: the newest versions that pyproject.toml allows; then `make test-all`, and commit it
