@@ -6,6 +6,7 @@ No mkdocs and no network: what only a build shows, `make docs` shows, in which a
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -37,7 +38,7 @@ def links(text: str) -> list[str]:
 def anchors(text: str) -> set[str]:
     """Of a page's headings, as code hosts make them: the second heading of a name ends in -1."""
     tokens, made, count = MARKDOWN.parse(text), set[str](), dict[str, int]()
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         if before.type == "heading_open":
             title = "".join(part.content for part in token.children or () if part.type in ("text", "code_inline"))
             name = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
