@@ -23,7 +23,7 @@ class Metric(NamedTuple):
 
     def fits(self, name: str) -> bool:
         """Whether it is the figure of this name."""
-        pattern = re.escape(self.name).replace("KIND", r"[^/_]+").replace("NAME", "[^/]+").replace("METRIC", ".+")
+        pattern = re.escape(self.name).replace("KIND", r"[^/_]+").replace("NAME", "[^/]+").replace("METRIC", "(?!rows$).+")
         return re.fullmatch(pattern, name) is not None
 
 
