@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest docs
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest docs release
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	@# A server that .env names is not needed; one that the environment names is meant.
@@ -108,6 +108,9 @@ docs: .venv-docs/ready       ## the docs site in site/: no network, nothing that
 
 lock:                        ## constraints.txt anew: the newest versions that pyproject.toml allows; then `make test-all`, and commit it
 	PYTHON="$(PYTHON)" deployments/lock.sh
+
+release: .venv/dev           ## cuts VERSION=0.2.0 here: changelog, versions, wheel and notes in dist/, a commit and a tag; nothing is pushed
+	VERSION="$(VERSION)" PYTHON="$(BIN)/python" deployments/release.sh
 
 digests:                     ## the digests that the images of others have today, into Dockerfile, compose.yaml and kubernetes/; then look, and commit
 	deployments/digests.sh
