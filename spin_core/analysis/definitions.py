@@ -95,7 +95,7 @@ EVALUATE = (
     Metric("spin/margin_start", "β · nats", "`spin/margin` on the same pairs against θ_0.", "more"),
     Metric("spin/accuracy_start", "share", "`spin/accuracy` on the same pairs against θ_0.", "more"),
     Metric("source/NAME/rows", "rows", "Of a mix: held-out rows of this set."),
-    Metric("source/NAME/METRIC", "as METRIC", "Of a mix: the metric over the held-out rows of this set."),
+    Metric("source/NAME/METRIC", "as METRIC", "Of a mix: NLL, exact match, margin and accuracy over the held-out rows of this set."),
 )  # fmt: skip
 """Of evaluate's metrics.json."""
 TRAINING = (
@@ -105,7 +105,7 @@ TRAINING = (
     Metric("pairs", "pairs", "finetune: pairs in the step's global batch; the last step of an epoch may have fewer."),
     Metric("rows", "rows", "sft: rows in the step's global batch."),
     Metric(
-        "loss", "nats",
+        "loss", "",
         "finetune: the mean of `finetune.loss` over the step's pairs, with `finetune.sft_weight` times `nll/real`. "
         "sft: nats per token of the answers.",
         "less",
@@ -126,8 +126,7 @@ TRAINING = (
     Metric("logps/generated", "nats per answer", "Mean log-probability of generated answers under it."),
     Metric("nll/real", "nats per token", "What `finetune.sft_weight` adds to the loss, where it is set.", "less"),
 )  # fmt: skip
-"""Of a line of metrics.jsonl, one for each optimiser step. finetune's rewards and log-probs are means over the pairs
-that are computed; pairs of identical answers, whose gradient is 0, are not."""
+"""Of a line of metrics.jsonl, one for each optimiser step. Over which pairs each is a mean: `SpinPairs`."""
 HARNESS = (
     Metric("value", "as the task says", "The task's metric as lm_eval gives it.", "more"),
     Metric("metric", "", "Which of the task's metrics it is, with its filter: `acc_norm,none`."),

@@ -14,6 +14,8 @@
         watch.json                    what was new in the dataset at the last look
         pinned                        there while the run is pinned (`spinloop store pin`)
         .order                        how many runs began before this one
+
+Views: they may be written again, and no look-up of a step reads them.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def _head(parser: argparse.ArgumentParser) -> str:
 
 def _line(action: argparse.Action) -> list[str]:
     """Flags or the argument's name, the default, and the help text."""
-    given = action.metavar if isinstance(action.metavar, str) else None
+    given = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
     value = "" if action.nargs == 0 else given or "|".join(map(str, action.choices or ())) or action.dest.upper()
     if action.option_strings:
         shown = ", ".join(action.option_strings) + (f" {value}" if value else "")

@@ -17,8 +17,9 @@ PARTS = (
     ("evaluate: metrics.json", "On held-out rows, of each model.", definitions.EVALUATE),
     (
         "sft and finetune: metrics.jsonl",
-        "One line for each optimiser step. Rewards and log-probs of finetune are means over the pairs that are "
-        "computed: not over pairs of identical answers, whose gradient is 0.",
+        "One line for each optimiser step. Of finetune loss, accuracies and margins are means over all pairs of the "
+        "step, the other figures over those that are computed: pairs of identical answers, whose gradient is 0, are "
+        "not.",
         definitions.TRAINING,
     ),
     (

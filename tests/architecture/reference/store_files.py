@@ -26,7 +26,7 @@ def page() -> str:
             HEAD,
             table(head, places),
             "## The folder of a run: `runs/<run>/`\n",
-            "For people, and for the next run of the profile: no look-up reads them.\n",
+            "For people, and for the next run of the profile; no look-up of a step reads them.\n",
             table(head, of_run),
             "## A record: `records/<stage>/<key>.json`\n",
             table(("field", "what it is"), [(f"`{name}`", text) for name, text in FIELDS.items()]),

@@ -10,8 +10,8 @@ COMMAND = "python -m tests.architecture.update_reference"
 
 
 def plain(text: str) -> str:
-    """On one line, with nothing that ends a cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """On one line."""
+    return " ".join(text.split())
 
 
 def filled(text: str, before: str = "") -> str:
@@ -28,8 +28,8 @@ def code(text: str) -> str:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; empty without a line."""
-    rows = [f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines]
+    """A Markdown table, in which no text ends a cell; empty without a line."""
+    rows = ["| " + " | ".join(plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]) + "\n" if rows else ""
 
 
