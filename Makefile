@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest docs release
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	@# A server that .env names is not needed; one that the environment names is meant.
@@ -102,8 +102,15 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv-docs/ready       ## the docs site in site/: no network, nothing that its pages fetch; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "site/index.html"
+
 lock:                        ## constraints.txt anew: the newest versions that pyproject.toml allows; then `make test-all`, and commit it
 	PYTHON="$(PYTHON)" deployments/lock.sh
+
+release: .venv/dev           ## cuts VERSION=0.2.0 here: changelog, versions, wheel and notes in dist/, a commit and a tag; nothing is pushed
+	VERSION="$(VERSION)" PYTHON="$(BIN)/python" deployments/release.sh
 
 digests:                     ## the digests that the images of others have today, into Dockerfile, compose.yaml and kubernetes/; then look, and commit
 	deployments/digests.sh
@@ -137,9 +144,15 @@ setup: .venv/ready
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable '.[dev]'
 	touch $@
 
+.venv-docs/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >.venv-docs/docs.txt
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt --requirement .venv-docs/docs.txt
+	touch $@
+
 .venv-vllm/ready: deployments/vllm-env.sh
 	PYTHON="$(PYTHON)" deployments/vllm-env.sh .venv-vllm
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-newest .venv-oldest .spinloop
+	rm -rf .venv .venv-vllm .venv-newest .venv-oldest .venv-docs .spinloop site

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Writes constraints.txt anew: the newest versions that pyproject.toml allows today, of everything that the tests, the image and the
-# server's UI tests install. `make lock` calls it; then `make test-all` says whether they work, and the file is committed.
+# server's UI tests and the docs site install. `make lock` calls it; then `make test-all` says whether they work, and the file is committed.
 # PYTHON  interpreter to resolve with (default python3)
 # TORCH   a release to stay at, such as 2.13.0 (default: the newest, of which a machine without a GPU may have no build for CPUs)
 set -euo pipefail
@@ -9,7 +9,7 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 
 "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip --disable-pip-version-check install --quiet ${TORCH:+"torch==$TORCH"} --editable '.[dev,browser,trackers]'
+"$venv/bin/python" -m pip --disable-pip-version-check install --quiet ${TORCH:+"torch==$TORCH"} --editable '.[dev,browser,trackers,docs]'
 
 # Names and versions only. A local version (2.13.0+cpu) is of one kind of machine, and so are CUDA's own packages: torch names those itself.
 frozen=$("$venv/bin/python" -m pip --disable-pip-version-check freeze --all --exclude-editable)

@@ -10,7 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 
-DEVELOPERS = ("dev", "bench", "browser")
+DEVELOPERS = ("dev", "bench", "browser", "docs")
 LOWEST = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*[>=]=\s*([0-9][0-9A-Za-z.]*)")
 
 

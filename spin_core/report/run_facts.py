@@ -1,4 +1,22 @@
-"""What runs/<name>/ says of a run: its steps, their records, and what it started from."""
+"""What runs/<name>/ says of a run: its steps, their records, and what it started from.
+
+    runs/<run>/
+        NNN-<stage>-<label>           a link to the artifact of each step, in the order of the DAG
+        best                          a link to the best model, by the gate
+        report.html  report.md        the report, with what only the run knows: costs, lineage, steps
+        steps.json                    the steps: stage, place, key, digest, cached or not, and why
+        sources.json                  what was downloaded: hub, commit and digest of models and datasets
+        costs-<time>-<id>.json        hours, tokens and steps of one start of the run, or of an evaluation of it
+        throughput.json               of each iteration: shards, answers and tokens generated, and how fast
+        model-card.md                 the card of the best model, as `spinloop push` sends it
+        trained.json                  which rows it trained on, and when
+        trained-rows  trained-tokens  links to these rows and their tokens, with which the next run compares its own
+        watch.json                    what was new in the dataset at the last look
+        pinned                        there while the run is pinned (`spinloop store pin`)
+        .order                        how many runs began before this one
+
+Views: they may be written again, and no look-up of a step reads them.
+"""
 
 from __future__ import annotations
 

@@ -9,18 +9,8 @@ inputs   `model`: a model directory (θ_{t+1}, or θ_0) · `rows`: a rows tree a
          are read) · for a model that came out of an iteration also `pairs` (the tokens of that iteration's, whose test
          set is read) and `logps` (the opponent θ_t's scores of them) · from iteration 1 on also `start`: θ_0
 outputs  `metrics.json`: name → number · `rows.jsonl`: what each held-out row contributed
-metrics  `nll/real`: nats per token of the real answers (all tokens weigh alike) · `logps/real`: nats per answer (both
-         unquantised, also where the margins are of quantised models, as `finetune.lora.quantize` trains)
-         of answers of each kind k: greedy, sampled (temperature 1), t0.3 (another temperature), deployed (as the
-         model's generation_config.json has it: `deployed/temperature`, `deployed/top_p`, `deployed/top_k`):
-         `exact_match/k` · `exact_match/too_long` (prompts over the model's context, no match; only where there are
-         some) · `truncated/k`: share that reached max_new_tokens, so never ended · `empty/k`, `loops/k`: shares ·
-         `length/k_tokens`, `length/k_ratio` (to the real answers) · `repetition/k`, `distinct_1/k`, `distinct_2/k`,
-         `distinct_runs/k`: see `spin_core.analysis.answer_style` · `loops/real`, `distinct_runs/real`
-         with pairs: `rewards/real`, `rewards/generated` (β times the log-ratio to θ_t), `spin/margin`, `spin/accuracy`
-         (a tie counts half: an unchanged model has 0.5), `spin/loss`; `spin/margin_start`, `spin/accuracy_start` on the
-         same pairs, against θ_0
-         of a mix `source/NAME/…`: rows, NLL, exact match, margin and accuracy on the held-out rows of each set
+metrics  their names and what each means: `spin_core.analysis.definitions` (docs/metrics.md). Likelihoods are those of
+         the unquantised model, also where the margins are of quantised ones, as `finetune.lora.quantize` trains
 """
 
 from __future__ import annotations
@@ -62,6 +52,10 @@ if TYPE_CHECKING:
 
 NAME = "evaluate"
 VERSION = 4
+"""2: prompts without a right answer are answered too (length, repetition, distinct n-grams); margins against θ_0.
+3: reads the ids of `tokenize`.
+4: every decoder is measured (greedy, temperature 1, as deployed, `evaluate.temperatures`); loops, empty answers,
+distinct runs."""
 
 Lines = dict[str, dict[str, Any]]
 """Row id → its line of rows.jsonl."""

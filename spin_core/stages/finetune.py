@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 NAME = "finetune"
 VERSION = 4
+"""2: the model carries a card with its chain of training steps.
+3: reads the ids of `tokenize`, and of generated answers those that were sampled.
+4: pairs of identical answers are not computed, and are no longer in the means of rewards and log-probs."""
 
 
 class Config(Section):

@@ -43,6 +43,9 @@ from spin_core.job import Inputs, Job
 
 NAME = "gate"
 VERSION = 4
+"""2: exact bounds where fewer than 21 rows are paired.
+3: signs of a collapse are read from the answers of every decoder.
+4: the sentence names the settings of the run's own loss."""
 
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a

@@ -6,13 +6,15 @@ wrong answers, and how many prompts had none is counted.
 Not a filter for quality: what is odd (empty, identical to the real answer, cut, repeated) is counted in quality.json,
 and only cut answers can be dropped, by `truncated: drop`. Rows whose prompt generate rejected are no pairs (counted),
 nor are those that tokenize rejected.
-Inputs: `rows` (reformat's tree), `tokens` (tokenize's of it) and `answers` (generate's trees or their answers.jsonl, in
-any order).
-Output: train and test parquet with `id, real, generated, finish` (the reference's record and two more), and `source`
-where the rows have it; the same pairs as `train_tokens.arrow` and `test_tokens.arrow`: the prompt's and the real
-answer's ids of `tokens`, and those that were sampled; quality.json, with how many prompts tokenize cut, and by source;
-tokens.json, which says where the ids are from; with `truncated: report` truncated.jsonl, {id, split, tokens} of each
-cut answer; where answers have log-probs engine_logps.jsonl (`spin_core/modeling/sampled_logps.py`).
+
+inputs   `rows`: reformat's tree · `tokens`: tokenize's of it · `answers`: generate's trees or their answers.jsonl, in
+         any order
+outputs  train and test parquet with `id, real, generated, finish` (the reference's record and two more), and `source`
+         where the rows have it · `train_tokens.arrow`, `test_tokens.arrow`: the same pairs as ids, the prompt's and the
+         real answer's of `tokens`, and those that were sampled · `quality.json`, with how many prompts tokenize cut,
+         and by source · `tokens.json`: where the ids are from · with `truncated: report` `truncated.jsonl`: {id, split,
+         tokens} of each cut answer · where answers have log-probs `engine_logps.jsonl`
+         (`spin_core/modeling/sampled_logps.py`)
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from spin_core.modeling import sampled_logps
 
 NAME = "gather"
 VERSION = 3
+"""2: pairs have ids: the prompt's and the real answer's of `tokenize`, and those that were sampled.
+3: quality.json counts the prompts that `tokenize` cut."""
 
 MAX_IDS = 300
 """Ids of rejected rows that quality.json lists for a split; their number is there in full."""

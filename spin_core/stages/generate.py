@@ -9,9 +9,10 @@ outputs  `answers.jsonl`: {id, text, finish, tokens, token_ids} per answer, sort
          others `<id>#2` and on (`answer_id`); with `attempts` where there were several, and where requested with
          `logps` (nats, of each token) under `model` (its content digest)
 rejects  a prompt that with max_new_tokens is over the model's context is not sampled: finish `rejected` and `why`
-Assumes that ids are unique in the shard. The draws of an answer depend on (seed, its id) alone, so it depends
-neither on its batch nor on its shard (what exactly holds: engines/transformers_engine.py), and a model that did not
-change answers as before.
+assumes  ids are unique in the shard
+
+The draws of an answer depend on (seed, its id) alone, so it depends neither on its batch nor on its shard (what exactly
+holds: engines/transformers_engine.py), and a model that did not change answers as before.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from spin_core.runtime.part import Own
 
 NAME = "generate"
 VERSION = 2
+"""2: prompts come as ids of `tokenize`, and answers have the ids that were sampled."""
 
 
 class Config(Section):

@@ -2,7 +2,9 @@
 
 Is not: a conversion. The files that are read as a model are copied as they are (of a model that spinloop trained also
 its metrics and its card), so the artifact's content is the checkpoint's.
-Input: `source` (a model directory). Output: the same files.
+
+inputs   `source`: a model directory
+outputs  the same files
 """
 
 from __future__ import annotations

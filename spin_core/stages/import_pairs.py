@@ -1,17 +1,18 @@
 """A published pair set (parquet files with `real` and `generated` message lists) to the tree that gather would write.
 
 Is not: a filter for quality, nor a generation: whose answers they are is not known here. A row is left out only where
-it can be no pair, and every one is counted with its reason. Inputs: `source` (a folder with train and test files, see
-`spin_core/sources/folders.py`; or one file) and, where a run imports it, `rows` (reformat's tree): a pair of a held-out
-row is a test pair whatever file it came from, and what would train on the beginning of a held-out conversation, or
-measure on another, is left out; with `tokens` (tokenize's of them) and `tokenizer` the ids that spinloop's own pairs
-have are kept where they are of the same tokenizer and template and say what the texts say. Output: as gather's: train
-and test parquet with `id, real, generated, finish`, sorted by id, and quality.json (without token counts);
-`rejects.jsonl` where rows were left out. A pairs tree that spinloop itself wrote is taken as it is, after the same
-checks. Ids are those of the run's rows with the same prompt and real answer; of other pairs the ids they have, if of
-reformat's form, else made as reformat makes them. Answers without `finish` count as finished. Of a row that is there
-several times (the first published SPIN_iter0 had each twice) the first counts. All pairs are held in memory, 1.7 kB
-each; gather's are not.
+it can be no pair, and every one is counted with its reason. A pair of a held-out row is a test pair whatever file it
+came from, and what would train on the beginning of a held-out conversation, or measure on another, is left out. A pairs
+tree that spinloop itself wrote is taken as it is, after the same checks. Ids are those of the run's rows with the same
+prompt and real answer; of other pairs the ids they have, if of reformat's form, else made as reformat makes them.
+Answers without `finish` count as finished. Of a row that is there several times (the first published SPIN_iter0 had
+each twice) the first counts. All pairs are held in memory, 1.7 kB each; gather's are not.
+
+inputs   `source`: a folder with train and test files (`spin_core/sources/folders.py`), or one file · where a run
+         imports it `rows`: reformat's tree · with `tokens` (tokenize's of them) and `tokenizer` the ids that spinloop's
+         own pairs have are kept where they are of the same tokenizer and template and say what the texts say
+outputs  as gather's: train and test parquet with `id, real, generated, finish`, sorted by id · `quality.json`, without
+         token counts · `rejects.jsonl` where rows were left out
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ from spin_core.stages import tokenize
 
 NAME = "import_pairs"
 VERSION = 6
+"""2: pairs of spinloop's own keep their sampled ids.
+3: a pair whose real answer has its reasoning in a field of its own is rejected.
+4: held-out rows are known by what a conversation begins with.
+5: tools are parts of the prompt.
+6: several generated answers to one real answer are several pairs."""
 MOST_REJECTED = 0.5
 """Of the rows, as `dataset.max_rejected` is by default: where more is left out, something else was meant."""
 ID = re.compile(r"[0-9a-f]{16}(-\d+)?")

@@ -1,15 +1,18 @@
 """Any SFT sets to rows `{id, prompt messages, real answer}` in the reference's record, split into train and test.
 
 Not a filter for quality: a row is rejected only where it cannot be a row, and every reject is counted with its reason.
-Inputs: `source` (file or folder) and, where the set has held-out rows of its own, `test_source`; of several sets
-`source_NAME` and `test_source_NAME` each.
-Output: train and test parquet, sorted by id, and `rejects.jsonl`; of several sets the rows have a column `source`, and
-where one has tools all messages have their fields.
 The summary says what text of the source no row has (`unused`).
+
+inputs   `source`: a file or folder · where the set has held-out rows of its own `test_source` · of several sets
+         `source_NAME` and `test_source_NAME` each
+outputs  train and test parquet, sorted by id; of several sets the rows have a column `source`, and where one has tools
+         all messages have their fields · `rejects.jsonl`
+
 Held-out means held out: rows whose conversations begin alike (through the first user turn, system text included) are
 on one side, whatever `turns` makes of them and whatever set they are of; a training row that begins as one of a test
 set's own is rejected. Of single turns the beginning is the prompt. Two conversations that begin with the same word are
 kept together, too: where every turn is a row, their first ones are one prompt.
+
 Rows are sorted on disk (`spin_core/data/ingest.py`), so there may be more of them than fit into memory. The
 order of the input does not matter: what split and draw a row falls in depends on the seed and its id, so it
 mostly stays there when the set grows. With `limit`, the draw keeps its size: of the rows that are added the limit's
@@ -36,6 +39,10 @@ from spin_core.job import Inputs, Job
 
 NAME = "reformat"
 VERSION = 5
+"""2: rows have no shards of prompts any more (`tokenize` has them).
+3: an answer whose reasoning is in a field of its own is rejected.
+4: the split goes by what a conversation begins with, and every column is accounted for.
+5: tools are parts of the prompt."""
 REJECTS = "rejects.jsonl"
 
 

@@ -5,14 +5,15 @@ Is not: an evaluation. It shows what evaluate, harness, gate, the trainings and 
 computes are intervals (`spin_core.analysis.statistics`), differences against the start, and shares of the pair set.
 What only a run knows (which steps were cached, what they cost, lineage) is `spin_core/report/run.py`'s.
 
-Inputs: `evaluate` (metrics.json and rows.jsonl), `finetune` (metrics.jsonl of a model, of SFT controls too), `gather`
-(quality.json of a pair set), `harness` (results.json), `gate` (decision.json), `score` (scores.json: where the pairs'
-tokens are from); all but `evaluate` may be absent.
-`Config.rows` names those of one row of the table.
-Output: `report.html` (nothing fetched; its one script, a search of the samples, is allowed by its hash; the caller may
-put `report.run.sections(…)` where `STEPS_MARK` stands), `report.md` (begins with the table), `report.json` (figures).
-Assumes: all models were evaluated on the same held-out rows where the ids are equal. A figure that is missing or not
-finite is shown as "–" and never counts as zero.
+inputs   `evaluate` (metrics.json and rows.jsonl) · `finetune` (metrics.jsonl of a model, of SFT controls too) ·
+         `gather` (quality.json of a pair set) · `harness` (results.json) · `gate` (decision.json) · `score`
+         (scores.json: where the pairs' tokens are from); all but `evaluate` may be absent, and `Config.rows` names
+         those of one row of the table
+outputs  `report.html`: nothing fetched; its one script, a search of the samples, is allowed by its hash; the caller may
+         put `report.run.sections(…)` where `STEPS_MARK` stands · `report.md`: begins with the table · `report.json`:
+         figures
+assumes  all models were evaluated on the same held-out rows where the ids are equal. A figure that is missing or not
+         finite is shown as "–" and never counts as zero
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 NAME = "report"
 VERSION = 7
+"""2: alarms of the trainings.
+3: the decision, tables by topic with intervals, harness, samples that can be searched.
+4: where the pairs' ids are from, and how many are cut.
+5: the answers of every decoder.
+6: alarms name settings that the run's loss has.
+7: headline, first table and a chart follow the gate's metric."""
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 NAME = "score"
 VERSION = 2
+"""2: reads the ids of the pairs, not their text."""
 WORK_SAVING = ("real_pairs", "real_logps")
 """Inputs that only save work: what was computed without them is the same to rounding, and stands for this step."""
 

@@ -5,7 +5,7 @@ the global batch (nats per token), exact under accumulation: a long answer weigh
 
 inputs   `model`: a model directory with tokenizer and chat template · `tokens`: the rows' tokens tree (train split)
 outputs  a model directory (safetensors in the dtype of the source's files) with `metrics.jsonl`, one line per
-optimiser step, and a model card (README.md)
+         optimiser step, and a model card (README.md)
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from spin_core.store.keys import config_payload
 
 NAME = "sft"
 VERSION = 3
+"""2: the model carries a card with its chain of training steps.
+3: reads the ids of `tokenize`."""
 
 
 class Config(Section):

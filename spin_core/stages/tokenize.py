@@ -2,14 +2,15 @@
 
 Not a filter for quality: a row is rejected only where its tokens would not be what it says, and every reject is counted
 with its reason (`spin_core/modeling/encoding.py` has the rules). No weights are read.
-Inputs: `tokenizer` (a model directory, of which the tokenizer's files count) and `rows` (reformat's tree) or `pairs` (a
-pairs tree whose answers have no ids of their own: imported, or sampled under another prompt).
-Output: `train_tokens.arrow` and `test_tokens.arrow` (`spin_core/data/token_file.py`), sorted by id: of rows `prompt`
-and `answer` (and `generation_prompt`, which is sampled from, where that is another), of pairs `prompt`, `real` and
-`generated` (with `collation: reference` also `hidden_real` and `hidden_generated`, positions that attention does not
-see); `tokens.json`, counts by split, and where generated answers' ids are from; `rejects.jsonl`, {id, split, reason,
-detail}; of rows also `prompts/*.jsonl`, shards of {id, prompt} with ids (no answers in them, so that editing an answer
-regenerates nothing), and `shards.json`.
+
+inputs   `tokenizer`: a model directory, of which the tokenizer's files count · `rows`: reformat's tree, or `pairs`: a
+         pairs tree whose answers have no ids of their own (imported, or sampled under another prompt)
+outputs  `train_tokens.arrow`, `test_tokens.arrow` (`spin_core/data/token_file.py`), sorted by id: of rows `prompt` and
+         `answer` (and `generation_prompt`, which is sampled from, where that is another), of pairs `prompt`, `real` and
+         `generated` (with `collation: reference` also `hidden_real` and `hidden_generated`, positions that attention
+         does not see) · `tokens.json`: counts by split, and where generated answers' ids are from · `rejects.jsonl`:
+         {id, split, reason, detail} · of rows also `prompts/*.jsonl`: shards of {id, prompt} with ids (no answers in
+         them, so that editing an answer regenerates nothing), and `shards.json`
 """
 
 from __future__ import annotations

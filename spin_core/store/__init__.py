@@ -10,6 +10,7 @@
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
         nodes/<meeting>/              where the nodes of a run meet (spin_core/runtime/meeting.py)
         gc.json                       what the last gc removed, or was about to
+        store.yaml                    the policy by which gc gives runs up, where there is one
 
 Promises
 1. A record exists only if its tree was complete and durable before it (files, then tree, then record).

@@ -15,7 +15,17 @@ from spin_core.store.keys import DIGEST, KeyPayload, canonical, key_of, plain
 
 FORMAT = 1
 MAX_BYTES = 1 << 26
-FIELDS = {"store", "stage", "key", "payload", "digest", "files", "facts", "check"}
+FIELDS = {
+    "store": "the format of records: 1",
+    "stage": "the step's stage",
+    "key": "sha256 of the payload, and the record's name",
+    "payload": "what the key is made of: stage, VERSION, config, digests of the inputs, and the store's format",
+    "digest": "sha256 of the artifact's list of files, and the name of its folder in `trees/`",
+    "files": "that list: path, size and sha256 of each file",
+    "facts": "summary, versions, timings, code digest: shown to people, never part of a decision",
+    "check": "sha256 of all other fields",
+}
+"""What a record has, and what each field is."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _checked(body: Any, data: bytes, file: Path, trees: Path) -> Record:
-    if not isinstance(body, dict) or set(body) != FIELDS or body["store"] != FORMAT:
+    if not isinstance(body, dict) or set(body) != set(FIELDS) or body["store"] != FORMAT:
         raise ValueError("other fields than a record has")
     stage, key, digest = body["stage"], body["key"], body["digest"]
     if file.parent.name != stage or file.name.split(".")[0] != key:

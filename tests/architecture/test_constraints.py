@@ -49,7 +49,7 @@ def test_every_direct_dependency_is_constrained():
     extras = project["optional-dependencies"]
     wanted = [
         *project["dependencies"],
-        *(one for name in ("dev", "s3", "eval", "browser", "trackers") for one in extras[name]),
+        *(one for name in ("dev", "s3", "eval", "browser", "trackers", "docs") for one in extras[name]),
     ]
     have = {canonical(line) for line in constraints().splitlines() if not line.startswith("#")}
     missing = {canonical(one) for one in wanted} - have - {"spinloop"}
@@ -63,7 +63,7 @@ def test_whatever_installs_takes_the_constraints():
         own = re.sub(
             r"(?m)^\t\.venv-(newest|oldest)/.*$", "", text
         )  # `make test-newest` and `test-oldest` are about other versions
-        installs = [line for line in own.splitlines() if re.search(r"pip install\b.*--editable", line)]
+        installs = [line for line in own.splitlines() if re.search(r"pip install\b.*--(editable|requirement)", line)]
         assert installs and all("--constraint constraints.txt" in line for line in installs), name
     made = re.findall(r"(?m)^\.venv/(?!bin)\w+:(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert made and all("constraints.txt" in needs for needs in made)

@@ -12,7 +12,7 @@ from tests.architecture.test_constraints import canonical
 
 PRODUCT = ("flows", "tasks", "spin_core")
 ELSEWHERE = {"vllm"}  # in an interpreter of its own (deployments/vllm-env.sh), as it cannot share one with Prefect
-DEVELOPERS = ("dev", "bench", "browser")
+DEVELOPERS = ("dev", "bench", "browser", "docs")
 OURS = re.compile(r"pip3? install[^`\n]*(?<![\w./-])spinloop(?![\w/-])")
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
+from datetime import UTC, datetime
 
-from tests.architecture import update_settings_page
+import pytest
+
+from spin_core.analysis import account
+from spin_core.report import trained
+from spin_core.store import keep, roots, runs
 from tests.architecture.directions import MAY_IMPORT
-from tests.architecture.scan import ROOT, python_files, tracked_files
+from tests.architecture.reference import stages, store_files
+from tests.architecture.scan import ROOT, calls, module_name, python_files, tracked_files
+from tests.architecture.update_code_digests import modules
+from tests.architecture.update_reference import COMMAND, PAGES, path
 
 NAMED = re.compile(r"(?<![\w./-])(?:flows|tasks|spin_core|tests|deployments|docs)/[\w./-]*[\w/]")
 
@@ -59,7 +69,52 @@ def test_contributing_lists_what_only_test_all_has():
     assert all((ROOT / name).read_text().count(f"def {test}(") for name in listed for test in listed[name])
 
 
-def test_page_of_the_settings_is_the_config_models():
-    """Catches a setting, default or bound that was changed and that the page still has as it was."""
-    stale = f"docs/settings.md is stale; run {update_settings_page.COMMAND}"
-    assert update_settings_page.PAGE.read_text(encoding="utf-8") == update_settings_page.page(), stale
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_page_is_what_the_code_says(name):
+    """Catches a setting, option, figure, stage or file that was changed and that the page still has as it was."""
+    assert path(name).read_text(encoding="utf-8") == PAGES[name](), f"docs/{name} is stale; run {COMMAND}"
+
+
+def test_no_page_is_generated_beside_these():
+    """Catches a generated page that no test holds to the code."""
+    said = {file.name for file in (ROOT / "docs").glob("*.md") if COMMAND in file.read_text(encoding="utf-8")}
+    assert said == set(PAGES)
+
+
+@pytest.mark.parametrize("stage", modules())
+def test_stage_says_what_each_version_changed(stage):
+    """Catches a VERSION that rises without a word on what changed, and a history of another stage's."""
+    module = modules()[stage]
+    assert [*stages.history(module)] == [*range(2, module.VERSION + 1)]
+
+
+@pytest.mark.parametrize("stage", modules())
+def test_stage_says_what_it_reads_and_writes(stage):
+    """Catches a stage whose inputs and outputs its docstring does not give in the form that the page is made of."""
+    _, labelled = stages.parts(inspect.getdoc(modules()[stage]) or "")
+    assert {"inputs", "outputs"} <= labelled.keys()
+
+
+def test_files_of_a_run_are_all_on_the_page():
+    """Catches a file that a run's folder gets and that the drawing of the folder does not have."""
+    known, seen = store_files.page(), set[str]()
+    for file in python_files("flows", "tasks", "spin_core"):
+        if ".write_run_file(" in (text := file.read_text(encoding="utf-8")):
+            written = [call for _, name, call in calls(ast.parse(text)) if name.endswith(".write_run_file")]
+            seen |= {_value(call.args[1], file) for call in written}
+    names = seen - {""}
+    assert len(names) > 7 and {name for name in names if f"`{name}`" not in known} == set()
+    assert all(
+        f"`{name}`" in known for name in (runs.BEST, runs.ORDER, trained.ROWS, trained.TOKENS, roots.LIST, keep.FILE)
+    )
+    assert account.FILE.fullmatch(account.name_of(datetime.now(UTC), "0" * 6)) and "`costs-<time>-<id>.json`" in known
+
+
+def _value(node, file) -> str:
+    """The text of a constant, or of a name of a module's; empty for what a run makes up."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    module = importlib.import_module(module_name(file))
+    owner = getattr(module, node.value.id, None) if isinstance(node, ast.Attribute) else module
+    value = getattr(owner, node.attr if isinstance(node, ast.Attribute) else node.id, "")
+    return value if isinstance(value, str) else ""

@@ -135,32 +135,6 @@ def test_readme_is_short():
     assert len(lines) <= 170 and not [line for line in lines if len(line) > 100]
 
 
-def test_links_of_the_pages_lead_somewhere():
-    """Catches a link to a page, a file or a heading that is not there."""
-    every, broken = pages(), []
-    for name, text in every.items():
-        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", text)):
-            place, _, heading = target.partition("#")
-            if re.match(r"[a-z]+:", target):
-                continue
-            file = (ROOT / name).parent / place if place else ROOT / name
-            there = file.resolve().relative_to(ROOT).as_posix() if file.exists() else ""
-            if not there or (heading and there in every and heading not in anchors(every[there])):
-                broken.append(f"{name}: {target}")
-    assert not broken
-
-
-def anchors(text: str) -> set[str]:
-    """Of a page's headings, as code hosts make them."""
-    titles = re.findall(r"(?m)^#+ (.+)$", text)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def test_anchors_are_those_of_code_hosts():
-    """Catches anchors of no heading, with which every link to one would be broken, or none."""
-    assert anchors("# A\n## The opponent's decoder\n### `--redo`: x") == {"a", "the-opponents-decoder", "--redo-x"}
-
-
 def test_make_commands_and_targets_are_read():
     """Catches parsers that find nothing, and prose ("make a model") read as a command."""
     assert make_commands("make a model\n```\n$ make demo  # tiny\nmake -j2 test\n```\nthen `make check`.") == {

@@ -174,7 +174,7 @@ def test_step_of_another_version_or_store_is_not_computed(store, spinloop) -> No
     file.write_text(json.dumps(steps))
     inputs, said = Inputs(store, read_run(store)), []
     for entry in read_run(store).steps[-2:]:
-        with pytest.raises(Exception, match="999|no such stage") as raised:
+        with pytest.raises(Exception, match=r"999|no such stage") as raised:
             keyed_of(described(store, entry, {})[0], entry, inputs)
         said.append(str(raised.value))
     assert said[0].startswith("version 999 of the stage computed it") and said[1] == "this spinloop has no such stage"

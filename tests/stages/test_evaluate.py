@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from spin_core.analysis import by_source, gate_metric
 from spin_core.analysis.decoders import kinds
+from spin_core.analysis.definitions import EVALUATE, undefined
 from spin_core.config.chat import ChatSection
 from spin_core.config.generate import Decoding
 from spin_core.config.runtime import Runtime
@@ -91,7 +93,7 @@ def _evaluate(
     inputs |= {"pairs": world / "pairs", "logps": world / "logps"} if paired else {}
     inputs |= {"start": world / f"model{start}"} if start >= 0 else {}
     metrics = evaluate.run(inputs, config, Job(out, out, Runtime(device="cpu", threads=1)))
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert json.loads((out / "metrics.json").read_text()) == metrics and not undefined([*metrics])
     return metrics, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
@@ -256,6 +258,23 @@ def test_every_temperature_has_its_figures_and_rows(world, tmp_path) -> None:
         tokens = sum(row[f"{kind}_tokens"] for row in rows)
         assert metrics[f"length/{kind}_ratio"] == tokens / sum(row["tokens"] for row in rows)
     assert metrics["loops/real"] == 0 and metrics["distinct_runs/real"] > 0.5
+
+
+def test_every_figure_is_defined_and_measured(world, tmp_path) -> None:
+    """Catches a definition of a figure that evaluate does not write any more, one that fits several, and a name that
+    any definition fits. (Each evaluation of this file looks for figures without a definition.)"""
+    deployed = Decoding(temperature=0.5, top_p=0.9)
+    metrics, rows = _evaluate(world, tmp_path / "out", 1, paired=True, start=0, deployed=deployed, temperatures=[0.3])
+    of_sets = by_source.metrics({row["id"]: {**row, "source": "mine"} for row in rows})
+    names = [*metrics, *of_sets, "exact_match/too_long"]  # that one: test_prompt_over_the_context…
+    fitting = {name: [one.name for one in EVALUATE if one.fits(name)] for name in names}
+    exact = {name: [one for one in of if one == name] or of for name, of in fitting.items()}
+    assert all(len(of) == 1 for of in exact.values()), exact
+    assert {one for of in exact.values() for one in of} == {one.name for one in EVALUATE}
+    assert undefined(["nll", "margin", "source/mine", "exact_match"]) == ["nll", "margin", "source/mine", "exact_match"]
+    less = {name for name in names if next(one for one in EVALUATE if one.name == exact[name][0]).better == "less"}
+    judged = {name for name in names if gate_metric.kind_of(name) or name == gate_metric.NLL}
+    assert {name for name in judged if gate_metric.is_less_better(name)} == judged & less
 
 
 def test_exact_match_compares_what_the_expression_finds() -> None:

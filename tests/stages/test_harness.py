@@ -13,6 +13,7 @@ import yaml
 
 from flows.plan import check
 from flows.stages import _ref
+from spin_core.analysis.definitions import HARNESS
 from spin_core.config.harness import PRESETS
 from spin_core.config.profile import load_profile
 from spin_core.config.runtime import Runtime
@@ -56,6 +57,8 @@ def test_numbers_are_those_of_lm_eval_by_hand(world: Path) -> None:
             one["arguments"][0][0] for one in hand[task]["samples"]
         ]
     assert results["average"] == sum(line["value"] for line in results["tasks"].values()) / 2
+    of_groups = {"mean", "subtasks"}
+    assert {one.name for one in HARNESS} == {*results["tasks"]["sums_write"], *of_groups}  # docs/metrics.md
 
 
 def test_answers_are_the_models_own(world: Path) -> None:
