@@ -89,7 +89,7 @@ def test_run_with_all_changes_of_the_page(extended, profile):
 def test_changes_of_the_page_keep_the_rules_of_the_rooms(extended):
     """Catches an example that a contributor could not commit: imports, shape, sizes, docstrings, types, format."""
     subprocess.run(["git", "init", "-q"], cwd=extended, check=True)  # these tests ask git which files there are
-    for command in ("update_settings_page", "update_code_digests"):
+    for command in ("update_reference", "update_code_digests"):
         done(extended, "-m", f"tests.architecture.{command}")
     done(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/architecture", "--ignore",
          "tests/architecture/test_repository.py")  # fmt: skip
