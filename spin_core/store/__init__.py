@@ -6,6 +6,7 @@
         takes/<key>.<n>.json          which steps were replaced on purpose, and how often (takes.py)
         runs/<run>/<label>            links a person can browse, and `latest`: views, never read by a lookup
         deltas/<digest>/…             weights of a tree as their difference to another tree's (pack.py)
+        condemned/                    what a gc is going to remove from a store in use (condemned.py)
         quarantine/                   what was damaged, kept for a person
         tmp/  locks/  scratch/        work in hand; `gc` clears what nobody holds
         nodes/<meeting>/              where the nodes of a run meet (spin_core/runtime/meeting.py)

@@ -55,9 +55,7 @@ def main() -> None:
 
 
 def settings(given: argparse.Namespace, iterations: int) -> list[str]:
-    data = (
-        [f"dataset.path={given.data}", f"dataset.test_path={given.data}", "dataset.test_split="] if given.data else []
-    )
+    data = [f"dataset.path={given.data}", "dataset.test_split="] if given.data else []
     return [
         f"model.path={given.model}", *data, f"dataset.limit={given.prompts}", f"iterations={iterations}", "history=2",
         f"dataset.shard_rows={max(16, given.prompts // 2)}", *given.set,
