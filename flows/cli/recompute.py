@@ -67,6 +67,6 @@ def verify(args: argparse.Namespace) -> None:
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise StoreError(
-            f"{', '.join(broken[:3])}{more}: should come out the same on this machine and did not; `spinloop store show` "
-            "says which code and versions made the first output."
+            f"{', '.join(broken[:3])}{more}: should come out the same on this machine and did not; `spinloop store "
+            "show` says which code and versions made the first output."
         )
