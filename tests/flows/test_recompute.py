@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.recompute import Inputs, described, keyed_of
+from flows.recompute import Inputs, Lacking, described, keyed_of
 from spin_core.config.runtime import Runtime
 from spin_core.config.stage_table import COMPUTING
 from spin_core.job import Entry
@@ -131,7 +131,7 @@ def test_what_comes_of_each_step_is_said(store, spinloop) -> None:
     code, lines, err = verify("latest:gather:0", "latest:score:1", "latest:tokenize")
     assert code == 0 and {line.split()[0] for line in lines[:-1]} == {"not", "same"}, lines
     assert f"its input answers ({first.digest[:12]}) is not in the store" in lines[0]
-    assert f"its input pairs ({pairs.name[:12]}, made by gather) is not whole in the store" in lines[1]
+    assert any(f"its input pairs ({pairs.name[:12]}, made by gather) is not whole in" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_step_of_another_version_or_store_is_not_computed(store, spinloop) -> No
     file.write_text(json.dumps(steps))
     inputs, said = Inputs(store, read_run(store)), []
     for entry in read_run(store).steps[-2:]:
-        with pytest.raises(Exception, match=r"999|no such stage") as raised:
+        with pytest.raises(Lacking) as raised:
             keyed_of(described(store, entry, {})[0], entry, inputs)
         said.append(str(raised.value))
     assert said[0].startswith("version 999 of the stage computed it") and said[1] == "this spinloop has no such stage"
