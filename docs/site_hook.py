@@ -23,7 +23,7 @@ SEARCH = "assets/javascripts/search-from-a-folder.js"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Anchors of headings are a code host's; the script of the plugin `offline`, which is fetched, gives way to ours."""
+    """Anchors are a code host's; the script that the plugin `offline` would fetch gives way to ours."""
     config.mdx_configs["toc"]["slugify"] = lambda title, _separator: anchor(title)
     config.extra["polyfills"] = [SEARCH]
     return config
@@ -84,7 +84,7 @@ def on_post_build(config: MkDocsConfig) -> None:
     (site / SEARCH).write_text(
         'if (location.protocol === "file:") {\n'
         f"  const text = {text}, Own = Worker\n"
-        '  Worker = function () { return new Own(URL.createObjectURL(new Blob([text]))) }\n'
+        "  Worker = function () { return new Own(URL.createObjectURL(new Blob([text]))) }\n"
         "}\n",
         encoding="utf-8",
     )
