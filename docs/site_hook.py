@@ -2,7 +2,7 @@
 a search that works from a folder.
 
 Is not: text of its own. A page from elsewhere (README.md, tests/faults/README.md) is that very file, under
-`repository/`; mkdocs.yml names it so, and links to it are those of a code host.
+`repository/`; mkdocs.yml names it so. Links are those of a code host.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
-LINK = re.compile(r"\]\(([\w./-]+\.md)(?=[)#])")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([\w./-]+)(#[\w-]*)?\)")
 SEARCH = "assets/javascripts/search-from-a-folder.js"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Anchors of headings are a code host's; the script of the plugin `offline`, which is fetched, gives way to ours."""
+    """Anchors are a code host's; the script that the plugin `offline` would fetch gives way to ours."""
     config.mdx_configs["toc"]["slugify"] = lambda title, _separator: anchor(title)
     config.extra["polyfills"] = [SEARCH]
     return config
@@ -39,6 +39,11 @@ def uri_of(path: str) -> str:
     return path.removeprefix("docs/") if path.startswith("docs/") else f"repository/{path}"
 
 
+def target(page: str, link: str) -> str:
+    """Where in the repository a link of a page of it leads."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds README and the like, and every page that a page links to, wherever in the repository it stands."""
     waiting, known = [*TOP, *(f"docs/{file.src_uri}" for file in files.documentation_pages())], set[str]()
@@ -48,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             continue
         known.add(page)
         text = (ROOT / page).read_text(encoding="utf-8")
-        waiting += [posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) for link in LINK.findall(text)]
+        waiting += [at for link in LINK.finditer(text) if (at := target(page, link[3])).endswith(".md")]
     for page in sorted(known):
         if not page.startswith("docs/"):
             level = InclusionLevel.INCLUDED if page in TOP else InclusionLevel.NOT_IN_NAV
@@ -57,13 +62,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Each link to a page, as the site has it."""
+    """Each link as the site has it; to what the site does not show (a folder, a script) its text alone."""
     own = page.file.src_uri
-    here = posixpath.dirname(own.removeprefix("repository/") if own.startswith("repository/") else f"docs/{own}")
+    here = own.removeprefix("repository/") if own.startswith("repository/") else f"docs/{own}"
 
     def link(found: re.Match[str]) -> str:
-        there = uri_of(posixpath.normpath(posixpath.join(here, found[1])))
-        return f"]({posixpath.relpath(there, posixpath.dirname(own) or '.')}"
+        mark, text, place, heading = found.groups(default="")
+        there = uri_of(target(here, place))
+        if (ROOT / target(here, place)).exists() and there not in files.src_uris:
+            return text
+        return f"{mark}[{text}]({posixpath.relpath(there, posixpath.dirname(own) or '.')}{heading})"
 
     return LINK.sub(link, markdown)
 

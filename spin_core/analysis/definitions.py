@@ -23,9 +23,9 @@ class Metric(NamedTuple):
 
     def fits(self, name: str) -> bool:
         """Whether it is the figure of this name."""
-        pattern = (
-            re.escape(self.name).replace("KIND", r"[^/_]+").replace("NAME", "[^/]+").replace("METRIC", "(?!rows$).+")
-        )
+        pattern = re.escape(self.name)
+        for part, what in (("KIND", "[^/_]+"), ("NAME", "[^/]+"), ("METRIC", "(?!rows$).+")):
+            pattern = pattern.replace(part, what)
         return re.fullmatch(pattern, name) is not None
 
 
@@ -97,7 +97,7 @@ EVALUATE = (
     Metric("spin/margin_start", "β · nats", "`spin/margin` on the same pairs against θ_0.", "more"),
     Metric("spin/accuracy_start", "share", "`spin/accuracy` on the same pairs against θ_0.", "more"),
     Metric("source/NAME/rows", "rows", "Of a mix: held-out rows of this set."),
-    Metric("source/NAME/METRIC", "as METRIC", "Of a mix: NLL, exact match, margin and accuracy over the held-out rows of this set."),
+    Metric("source/NAME/METRIC", "as METRIC", "Of a mix: NLL, exact match, margin, accuracy over its held-out rows."),
 )  # fmt: skip
 """Of evaluate's metrics.json."""
 TRAINING = (

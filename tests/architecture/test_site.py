@@ -84,16 +84,6 @@ def test_broken_links_are_seen():
     assert anchors(twice) == {"the-opponents-decoder", "the-opponents-decoder-1"}
 
 
-def test_site_can_show_what_its_pages_link():
-    """Catches a link of a page to a script or a folder: a code host shows these, the site has pages and pictures."""
-    shown = {page: text for page, text in pages().items() if page.parent == ROOT / "docs" or page.name in TOP}
-    bad = []
-    for page, text in shown.items():
-        files = [(page.parent / target.partition("#")[0]).resolve() for target in links(text) if target[0] != "#"]
-        bad += [f"{page.name}: {file}" for file in files if file.suffix not in (".md", ".svg", ".png")]
-    assert not bad
-
-
 def nav() -> list[str]:
     """The pages that mkdocs.yml names, in order, by their paths in the repository."""
     waiting, found = [yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]], list[str]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flows.cli import __main__ as cli
 from flows.cli import overview
@@ -47,7 +47,7 @@ def _head(parser: argparse.ArgumentParser) -> str:
 def _line(action: argparse.Action) -> list[str]:
     """Flags or the argument's name, the default, and the help text."""
     given = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
-    value = "" if action.nargs == 0 else given or "|".join(map(str, action.choices or ())) or action.dest.upper()
+    value = "" if action.nargs == 0 else given or _either(action.choices) or action.dest.upper()
     if action.option_strings:
         shown = ", ".join(action.option_strings) + (f" {value}" if value else "")
     else:
@@ -56,7 +56,11 @@ def _line(action: argparse.Action) -> list[str]:
     default = "" if action.default in (None, "", False, [], argparse.SUPPRESS) else code(str(action.default))
     if not default and (action.required and action.nargs not in ("*", "?")):
         default = "required"
-    return [code(shown), default, _help(action)]
+    return [code(shown.replace("|", "/")), default, _help(action)]  # a | in code is shown otherwise by each host
+
+
+def _either(choices: Iterable[object] | None) -> str:
+    return f"{{{','.join(map(str, choices))}}}" if choices else ""
 
 
 def _help(action: argparse.Action) -> str:
