@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens store-faults tests test-newest test-oldest docs release
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens bench-iteration store-faults tests test-newest test-oldest docs release
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	@# A server that .env names is not needed; one that the environment names is meant.
@@ -70,6 +70,9 @@ test-server: .venv/dev       ## a whole iteration on Postgres and two workers, a
 
 bench-tokens: .venv/dev      ## speed of tokenize, and how soon score and finetune begin, with 50,000 rows (BENCH="--rows 2000" for less)
 	$(BIN)/python -m tests.benchmarks.bench_tokens $(BENCH)
+
+bench-iteration: .venv/dev   ## where a second iteration's wall time goes (BENCH="--model DIR --data FILE --against CHECKOUT"; an hour or more)
+	$(BIN)/python -m tests.benchmarks.bench_iteration $(BENCH)
 
 bench-dispatch: .venv/dev    ## what Prefect and the store add to a step, here and on a work pool
 	$(BIN)/python -m tests.benchmarks.bench_dispatch
