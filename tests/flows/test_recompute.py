@@ -110,7 +110,7 @@ def test_what_comes_of_each_step_is_said(store, spinloop) -> None:
 
     gate, first = step(store, "gate", 0), step(store, "generate", 0)
     stands = planted(store, gate, appended("decision.json"))
-    planted(store, first, appended("answers.jsonl"), runtime={"threads": 2})
+    planted(store, first, appended("answers.jsonl"), provenance={})
     planted(store, step(store, "generate", 1), appended("answers.jsonl"), device={"gpus": 1, "name": "H200"})
     code, lines, err = verify("latest:gate:0", "latest:generate")
     assert code == 1 and "gate[iter 0]: should come out the same on this machine and did not" in err
