@@ -15,8 +15,8 @@ from spin_core.config.profile import PROFILES, load_profile
 from tests.architecture.scan import ROOT
 from tests.docs.blocks import inline, plain, words
 
-QUICK = ("costs", "data", "doctor", "init", "plan", "report", "store")
-ALONE = ("costs", "doctor", "init", "report")
+QUICK = ("costs", "data", "init", "plan", "report", "store")
+ALONE = ("costs", "init", "report")
 """Of these the ones that need no argument."""
 SHELL = ("export", "eval", "grep", "source")
 OTHERS = ("docker", "kubectl", "sbatch", "prefect", "tensorboard", "register-python-argcomplete")
@@ -63,7 +63,7 @@ def names_a_command(arguments: list[str]) -> bool:
 
 def said_and_run() -> list[str]:
     """The commands in sentences that a test can run: complete ones, of commands that compute no model and talk to
-    nobody."""
+    nobody (doctor asks for the server: tests/flows/test_doctor.py)."""
     kept = set()
     for _, command in inline():
         name, *arguments = command.split()

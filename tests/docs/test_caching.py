@@ -13,15 +13,15 @@ from tests.docs import blocks
 PAGE = "docs/caching.md"
 TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 CHANGES = re.findall(r"(?m)^\| `([a-z_.]+=[^`]+)` \| (?:`(\w+)`|none)(?: of iteration (\d))? \|", TEXT)
-KEY, STAGE = r"[0-9a-f]{6}", r"[a-z_]+(?:\[[^\]]+\])?"
+KEY, LONG, STAGE = r"[0-9a-f]{6}", r"[0-9a-f]{12}", r"[a-z_]+(?:\[[^\]]+\])?"
 SHAPES = {
-    "ls": re.compile(rf"{KEY}{{2}}  [a-z_]+ +\d+\.\d\d MB +\d+\.\d s  {KEY}{{2}}  .*"),
+    "ls": re.compile(rf"{LONG}  [a-z_]+ +\d+\.\d\d MB +\d+\.\d s  {LONG}  .*"),
     "plan": re.compile(
         rf"cached     {STAGE} +({KEY}|[\d,]+ shards, [\d,]+ rows)( \d+\.\d s saved)?"
         rf"|would run  {STAGE} +([\d,]+ of [\d,]+ shards would run, [\d,]+ of [\d,]+ rows: )?"
         rf"([a-z_.]+: .+ → .+|reads what {STAGE} will write|input \w+ changed.*|never ran before)"
     ),
-    "explain": re.compile(rf"[a-z_]+ {KEY}{{2}}: differs from {KEY}{{2}} in .+|[a-z_]+ {KEY}{{2}}: the only one .+"),
+    "explain": re.compile(rf"[a-z_]+ {LONG}: differs from {LONG} in .+|[a-z_]+ {LONG}: the only one .+"),
 }
 """Lines of `store ls`, of the table of `plan`, and of `store explain`."""
 

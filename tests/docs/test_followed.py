@@ -44,7 +44,7 @@ def test_page_is_followed(page, reader, spinloop, tmp_path):
 
 
 def test_commands_of_sentences_run(reader, spinloop, tmp_path):
-    """Catches the same where a sentence has the command: `spinloop report RUN --preset PROFILE`, `spinloop doctor`."""
+    """Catches the same where a sentence has the command: `spinloop report RUN --preset PROFILE`."""
     folder, run = reader("README.md"), commands.said_and_run()
     assert len(run) > 15
     for command in run:
