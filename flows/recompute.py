@@ -9,8 +9,9 @@ people, and what is not there is not computed first).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def chosen(store: Store, asked: str) -> tuple[RunFacts, list[Entry]]:
 
 def recomputed(
     store: Store, run: RunFacts, steps: Sequence[Entry], settings: Sequence[str], send: Callable[[str, dict], None]
-) -> Iterator[Line]:
+) -> Generator[Line, None, None]:
     """Compute these steps of a run again, one by one. `settings`: of the runtime, as `--set` takes them, in place of
     those that the records have. Raises BadInput for these, StoreError where the store cannot be written."""
     overlay = runtime_settings(settings)
@@ -151,7 +152,7 @@ def recomputed(
                     children = _renewed(children, runtime)
                     held = runtime
                 assert children is not None
-                made = recompute(store, keyed, runtime, children, lambda event, entry=entry: send(entry.title, event))
+                made = recompute(store, keyed, runtime, children, partial(send, entry.title))
                 yield Line(entry, made.differing, promised(record, runtime))
             except Lacking as why:
                 yield Line(entry, [], why=str(why))

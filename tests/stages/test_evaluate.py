@@ -264,7 +264,8 @@ def test_every_figure_is_defined_and_measured(world, tmp_path) -> None:
     """Catches a definition of a figure that evaluate does not write any more, one that fits several, and a name that
     any definition fits. (Each evaluation of this file looks for figures without a definition.)"""
     deployed = Decoding(temperature=0.5, top_p=0.9)
-    metrics, rows = _evaluate(world, tmp_path / "out", 1, paired=True, start=0, deployed=deployed, temperatures=[0.3])
+    more = {"deployed": deployed, "temperatures": [0.3], "max_new_tokens": 24}
+    metrics, rows = _evaluate(world, tmp_path / "out", 1, paired=True, start=0, **more)
     of_sets = by_source.metrics({row["id"]: {**row, "source": "mine"} for row in rows})
     names = [*metrics, *of_sets, "exact_match/too_long"]  # that one: test_prompt_over_the_context…
     fitting = {name: [one.name for one in EVALUATE if one.fits(name)] for name in names}
