@@ -213,7 +213,9 @@ def gc_that_believes(monkeypatch: pytest.MonkeyPatch) -> Gc:
     monkeypatch.setattr(objects.Objects, "_listing", lambda self, **how: {"IsTruncated": False, **whole(self, **how)})
     monkeypatch.setattr(roots, "demand_all", lambda *_: None)
     monkeypatch.setattr(
-        remote_gc, "_listed", lambda store, _: {s.key: s for at in remote_gc.FOLDERS for s in store.objects.listed(at)}
+        remote_gc,
+        "_listed",
+        lambda store, *_: ({s.key: s for at in remote_gc.FOLDERS for s in store.objects.listed(at)}, set()),
     )
     return remote_gc.gc
 
@@ -221,7 +223,7 @@ def gc_that_believes(monkeypatch: pytest.MonkeyPatch) -> Gc:
 def gc_that_lists_once(monkeypatch: pytest.MonkeyPatch) -> Gc:
     """Takes the first real listing, of whatever time and however much, for what is there."""
     monkeypatch.setattr(roots, "demand_all", lambda *_: None)
-    monkeypatch.setattr(remote_gc, "_listed", lambda store, _: {s.key: s for s in store.objects.listed("")})
+    monkeypatch.setattr(remote_gc, "_listed", lambda store, *_: ({s.key: s for s in store.objects.listed("")}, set()))
     return remote_gc.gc
 
 
