@@ -144,7 +144,7 @@ def test_replaced_answers_are_what_later_runs_go_on_from(
     code, out, err = spinloop("store", "explain", again["key"], "--store", place)
     assert code == 0 and f"differs from {ours['key'][:12]} in generate: replaced 0 → 1 times" in out, out
     code, out, err = spinloop("store", "show", ours["key"], "--store", place)
-    assert code == 0 and f"replaced once since (`--redo … --replace`): runs ask for {again["key"][:12]}" in err, err
+    assert code == 0 and f"replaced once since (`--redo … --replace`): runs ask for {again['key'][:12]}" in err, err
 
     monkeypatch.setenv("SPINLOOP_STORE", str(place))
     for key, take in ((again["key"], 1), (ours["key"], 0)):

@@ -54,6 +54,7 @@ def test_hostile_store_prints_text(capsys, tmp_path):
         how = {"store": str(place), "stage": None, "key": key, "what": key, "run": None, "deep": True}
         how |= {"keep_runs": 1, "keep": [], "quarantine": True, "dry_run": True}
         how |= {"policy": False, "older_than": None, "max_size": None, "while_used": True}
+        how |= {"settings": [], "recompute": []}
         by_policy = how | {"older_than": "1d", "max_size": "1B", "keep": [], "quarantine": False}
         policies = [f"{text}={text}", f"older_than={text}", text]
         runs = {"runs": [text[:60]]}
@@ -61,6 +62,7 @@ def test_hostile_store_prints_text(capsys, tmp_path):
         for command, args in (
             *((one, how) for one in (cli._ls, cli._show, cli._explain, cli._fetch, cli._du, cli._verify, cli._gc)),
             *((cli._gc, by_policy), (cli._gc, by_policy | {"max_size": text}), (cli._pack, how)),
+            (cli._verify, how | {"deep": False, "recompute": [text]}),
             *((keep_cli._pin, how | runs), (keep_cli._policy, how | {"settings": []}), (keep_cli._unpin, how | runs)),
             *((keep_cli._policy, how | {"settings": [one]}) for one in policies),
             *((keep_cli._forget, how | one) for one in (runs, {"runs": [f"no {text}"]})),
