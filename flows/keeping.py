@@ -53,12 +53,13 @@ class Cleared:
 
 def waiting_text(result: GcResult) -> str:
     """What a gc of a store in use left for a later one."""
+    others = "Temporary and scratch folders and the quarantine wait for a gc between runs."
     if not result.waiting:
-        return "Runs use the store; temporary and scratch folders wait for a gc between runs."
+        return f"Runs use the store. {others}"
     trees, size = plural(result.waiting, "tree"), bytes_text(result.waiting_bytes)
     return (
-        f"Runs use the store: {trees} that nobody needs, {size}, are condemned and go with the first gc after the runs "
-        "of now have ended; what runs that begin later look up of them stays."
+        f"Runs use the store: {trees} that nobody needs, {size}, go with a later gc, when the runs of now have ended; "
+        f"what runs that begin later look up of them stays. {others}"
     )
 
 

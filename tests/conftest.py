@@ -63,11 +63,12 @@ def pytest_testnodedown(node) -> None:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """The table of the fault battery, and how much of the pages is run, where any of it ran."""
-    from tests.docs.counts import lines
     from tests.faults.fault import LEVEL, TRIED, table
 
     passed = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
     if any(report.nodeid.startswith("tests/docs/") for report in passed):
+        from tests.docs.counts import lines
+
         terminalreporter.section("docs")
         for line in lines():
             terminalreporter.write_line(line)

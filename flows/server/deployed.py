@@ -205,7 +205,8 @@ def sweep(
 
 @flow(name="gc", flow_run_name="gc", **OPTIONS)
 def gc(dry_run: bool = False) -> State:
-    """Clears the store by its policy (`spinloop store policy`), on a schedule. Fails while a run uses the store.
+    """Clears the store by its policy (`spinloop store policy`), on a schedule. Fails while a run uses the store,
+    unless the policy says `while_used`.
 
     Args:
         dry_run: Only say what would go.
@@ -215,7 +216,8 @@ def gc(dry_run: bool = False) -> State:
         data = policy_of(store)
         if not data:
             raise BadInput("There is no policy; write one: spinloop store policy older_than=30d max_size=2TB")
-        lines = clear(store, parse_policy(data, "store.yaml"), dry_run).lines(dry_run)
+        done = clear(store, parse_policy(data, "store.yaml"), dry_run).lines(dry_run)
+        lines = [*(f"Note: {note}" for note in store.notes), *done]
         for line in lines:
             get_run_logger().info(line)
         listed = "\n".join(f"- {escape_markdown(line, 1000)}" for line in lines)

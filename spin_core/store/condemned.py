@@ -4,18 +4,22 @@
     condemned/<digest>     a mark: somebody who began in that epoch relies on this output
     locks/gc               held by everybody who uses the store, in any epoch
     locks/gc-<epoch>       held by everybody who began in it
+    locks/gc-readers       held by those who may not write here, in any epoch but the first
 
 Who begins after a list was written knows of it, and marks what they look up of it. When all who began before have
-ended, nobody relies on what is in the list and not marked; a later gc removes it (gc_in_use.py).
+ended, nobody relies on what is in the list and not marked; a later gc removes it (gc.py). Who may only read cannot
+mark, and is waited for.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from spin_core.errors import StoreError
@@ -24,8 +28,8 @@ from spin_core.store.digest import children
 from spin_core.store.keys import DIGEST
 
 FOLDER, LIST = "condemned", "list.json"
-FIRST = "first"
-"""The epoch of a store where nothing was ever condemned."""
+FIRST, READERS = "first", "readers"
+"""The epoch of a store where nothing was ever condemned; what those hold who cannot mark."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Listed:
 
     epoch: str = FIRST
     places: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digests(self) -> frozenset[str]:
+        """The outputs that are in it: every look-up asks, and a list may have 100,000 places."""
+        return frozenset(self.places.values())
 
 
 class Condemned:
@@ -64,21 +73,22 @@ class Condemned:
         with locks.locked(self.root / "locks" / "gc", shared=True) as held:
             while True:
                 epoch = self.listed().epoch
-                with locks.locked(self._lock(epoch), shared=True):
+                reads = epoch != FIRST and not os.access(self.root / "locks", os.W_OK)
+                with locks.locked(self._lock(READERS if reads else epoch), shared=True):
                     if self.listed().epoch == epoch:  # else a list came before the lock, and a gc may have looked
                         yield held
                         return
 
     def keep(self, digests: Iterable[str], place: str = "") -> None:
         """Marks what is condemned of these outputs and of the record at `place`, before the caller looks whether it is
-        there: it is either gone by then or stays. Waits while a gc removes. Does nothing where the store cannot be
-        written: who may only read it keeps nothing."""
-        places = self.listed().places
-        wanted = {*digests, *([places[place]] if place in places else [])}.intersection(places.values())
+        there: it is either gone by then or stays. Waits while a gc removes. Writes nothing where the store cannot be
+        written."""
+        listed = self.listed()
+        wanted = {*digests, listed.places.get(place, "")} & listed.digests
         if not wanted:
             return
         with self.removing():
-            for digest in wanted.intersection(self.listed().places.values()) - self.marked():
+            for digest in (wanted & self.listed().digests) - self.marked():
                 try:
                     fs.write_file(self.folder / digest, b"")
                 except OSError as error:
@@ -94,19 +104,25 @@ class Condemned:
         return {path.name for path in children(self.folder) if DIGEST.fullmatch(path.name)}
 
     def others(self) -> list[str]:
-        """Epochs before the one in force in which somebody who lives began; locks of the rest are removed."""
+        """Epochs before the one in force in which somebody who lives began, or may have: whose lock is held or cannot
+        be had; and READERS likewise. Locks of epochs that are over are removed."""
         own, living = self._lock(self.listed().epoch), []
         for path in children(self.root / "locks"):
             if path.name.startswith("gc-") and path != own:
                 try:
-                    with locks.locked(path, block=False):
-                        fs.unlink(path)  # who opens it now looks again which epoch it is, and takes that one's
+                    with locks.locked(path, block=False) as over:
+                        if not over:
+                            raise locks.Busy
+                        if path != self._lock(READERS):  # these cannot make it again
+                            fs.unlink(path)  # who opens another now looks again which epoch it is, and takes that one's
                 except locks.Busy:
                     living.append(path.name.removeprefix("gc-"))
         return living
 
     def condemn(self, places: Mapping[str, str]) -> None:
         """A new list, and with it a new epoch."""
+        with locks.locked(self._lock(READERS), shared=True):
+            fs.chmod(self._lock(READERS), 0o644)
         self._write(Listed(secrets.token_hex(8), places))
 
     def clear(self) -> None:
@@ -117,7 +133,7 @@ class Condemned:
                 fs.unlink(self.folder / digest)
 
     def _write(self, listed: Listed) -> None:
-        if fs.make_dir(self.folder):
+        if fs.make_dir(self.folder, 0o755):  # who may enter the store may read the list
             fs.sync(self.root)
         data = {"epoch": listed.epoch, "places": dict(sorted(listed.places.items()))}
         with fs.temporary(self.root / "tmp" / f"{fs.unique()}.condemned") as temp:

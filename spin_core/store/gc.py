@@ -96,10 +96,13 @@ def _gc_in_use(store: Store, find: Callable[[], dict[Path, str]], dry_run: bool,
             places, living = condemned.listed().places, condemned.others()
             if places and not living:
                 with condemned.removing():
-                    kept = deltas.with_bases(store.root, condemned.marked())
+                    found = _unneeded(store, find)
+                    # A record that came while the list was made stays, and so does its output, whoever else had it.
+                    newer = {_digest(store, path) for path in found if _place(store, path) not in places}
+                    kept = deltas.with_bases(store.root, condemned.marked() | newer)
                     gone = {
                         path: what
-                        for path, what in _unneeded(store, find).items()
+                        for path, what in found.items()
                         if (digest := places.get(_place(store, path))) is not None and digest not in kept
                     }
                     done = _collect(store, gone, dry_run, report, alone=False)

@@ -13,6 +13,7 @@ from functools import cache
 from flows.cli.__main__ import _parser
 from spin_core.config.profile import PROFILES, load_profile
 from tests.architecture.scan import ROOT
+from tests.architecture.test_repository import make_targets
 from tests.docs.blocks import inline, plain, words
 
 QUICK = ("costs", "data", "init", "plan", "report", "store")
@@ -26,14 +27,13 @@ PLACEHOLDERS = {"N": "3", "SECTION": "finetune", "…": ""}
 
 
 @cache
-def targets() -> set[str]:
-    """What `make` can be asked for."""
-    return set(re.findall(r"(?m)^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8")))
+def makefile() -> str:
+    return (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def variables() -> set[str]:
     """What the Makefile takes from its command line."""
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = makefile()
     return set(re.findall(r"(?m)^(\w+) \?=", text)) | set(re.findall(r"\$\((?:or )?\$?\(?([A-Z_]+)\b", text))
 
 
@@ -93,7 +93,7 @@ def _check(part: list[str], command: str) -> None:
         _valid(parse(arguments))
     elif name == "make":
         asked = [word.partition("=")[0] for word in arguments]
-        unknown = [word for word in asked if word not in targets() | variables()]
+        unknown = [word for word in asked if word not in make_targets(makefile()) | variables()]
         if unknown:
             raise ValueError(f"{command}: the Makefile has no {unknown[0]}")
     elif name.startswith("python") and arguments[:1] == ["-m"]:

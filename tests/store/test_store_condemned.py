@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -18,9 +19,10 @@ from spin_core.store.gc import GcResult, gc
 from spin_core.store.record import Record
 from spin_core.store.store import Store
 from spin_core.store.verify import verify
-from tests.faults.store import battery
+from tests.faults.store import battery, racing
 from tests.faults.store.battery import assert_right, compute, publish
-from tests.store.test_store_gc import abandoned_tree, step
+from tests.faults.store.test_permissions import NOBODY, as_root
+from tests.store.test_store_gc import abandoned_tree, killed, step
 from tests.store.test_store_pack import filled
 
 clear: Callable[[Store], GcResult] = partial(gc, keep_runs=1, while_used=True)
@@ -219,18 +221,7 @@ def test_killed_at_any_operation_leaves_an_intact_store() -> None:
     for k in range(len(events)):
         with battery.folder() as place:
             build(place)
-            seen: list[str] = []
-
-            def die(op: str, path: Path, seen: list[str] = seen, k: int = k) -> None:
-                seen.append(op)
-                if len(seen) > k:
-                    os._exit(battery.KILLED)
-
-            def work(place: Path = place, die=die) -> None:
-                fs.hook = die
-                clear(Store(place))
-
-            assert battery.in_child(work) == battery.KILLED
+            killed(lambda place=place: clear(Store(place)), k)
             assert battery.torn(place) == [], events[k]
             store = Store(place)
             with User(place) as late:
@@ -259,6 +250,67 @@ def test_what_a_packed_model_hangs_on_stays_with_it(store: Store, place: Path) -
     assert_right(record, steps[2].files)
     assert there(*[compute(Store(place), one) for one in steps[:1]]) == [True]
     user.close()
+
+
+def test_a_record_that_came_with_the_list_keeps_its_output(store: Store, place: Path) -> None:
+    """Catches a record without its output: somebody published it anew between a look at the list and the record, which
+    no run shows."""
+    a, b, _ = runs(store)
+    first = User(place)
+    commit = first.store._commit
+
+    def late(record: Record, file: Path) -> Record:
+        assert clear(store).waiting == 2
+        return commit(record, file)
+
+    first.store._commit = late  # type: ignore[method-assign]
+    made = publish(first.store, {**a.payload, "version": 2}, {"out.txt": b"a"})
+    first.close()
+    with User(place) as second:
+        assert clear(store).records == 1 and there(made, b) == [True, False]
+        assert second.store.lookup(made.stage, made.key) == made and verify(store) == []
+
+
+@as_root
+def test_who_may_only_read_is_waited_for(store: Store, place: Path) -> None:
+    """Catches a reader of another user, who can mark nothing, under whom outputs go; one who cannot read the list, and
+    a lock that nobody may take and that counts as free."""
+    a, b, _ = runs(store)
+    subprocess.run(["chmod", "-R", "go+rX", str(place)], check=True)
+    with User(place):
+        clear(store)
+        after = User(place)
+        clear(store)
+
+    def read() -> object:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        reader = User(place)
+        assert reader.store.lookup("generate", a.key)
+        return reader
+
+    with racing.living(read):
+        assert clear(store).waiting == 2 and all(there(a, b))
+    assert clear(store).records == 2 and there(a, b) == [False, False]
+    after.close()
+
+
+def test_a_lock_that_cannot_be_had_is_waited_for(store: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a lock of somebody else that cannot be opened and counts as one that nobody holds."""
+    a, b, _ = runs(store)
+    with User(place):
+        clear(store)
+    opened = fs.open_lock
+
+    def refused(path: Path) -> int:
+        if path.name == "gc-first":
+            raise PermissionError(errno.EACCES, "permission denied", str(path))
+        return opened(path)
+
+    with User(place), monkeypatch.context() as patch:
+        patch.setattr(fs, "open_lock", refused)
+        assert clear(store).waiting == 2 and all(there(a, b))
 
 
 def test_who_may_only_read_goes_on(store: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,22 @@ def test_gc_keep_runs_counts_a_run_that_was_shown_again_as_the_last(store):
     assert [record.digest for record in store.records()] == [first.digest]
 
 
+def killed(work: Callable[[], object], k: int) -> None:
+    """Does `work` in a process that ends before its event number `k` of the hook."""
+    seen: list[str] = []
+
+    def die(op: str, path: Path) -> None:
+        seen.append(op)
+        if len(seen) > k:
+            os._exit(battery.KILLED)
+
+    def dying() -> None:
+        fs.hook = die
+        work()
+
+    assert battery.in_child(dying) == battery.KILLED
+
+
 def test_gc_killed_at_any_operation_leaves_an_intact_store():
     """Catches removing a tree before its record, or piece by piece under its name."""
 
@@ -199,18 +216,7 @@ def test_gc_killed_at_any_operation_leaves_an_intact_store():
     for k in range(len(events)):
         with battery.folder() as place:
             build(place)
-            seen: list[str] = []
-
-            def die(op: str, path: Path, seen: list[str] = seen, k: int = k) -> None:
-                seen.append(op)
-                if len(seen) > k:
-                    os._exit(battery.KILLED)
-
-            def work(place: Path = place, die=die) -> None:
-                fs.hook = die
-                gc(Store(place), keep_runs=0)
-
-            assert battery.in_child(work) == battery.KILLED
+            killed(lambda place=place: gc(Store(place), keep_runs=0), k)
             assert battery.torn(place) == [], events[k]
             gc(Store(place), keep_runs=0)
             assert list((place / "spinloop-store-v1/trees").iterdir()) == []

@@ -12,7 +12,7 @@ process writes a mark, then waits while a gc is at work; a gc says that it is at
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ MOST = 200_000  # places: 32 MB, of 64 that are read as one object; the rest is 
 
 
 class Listed(NamedTuple):
-    """A list. `places`: object key → digest of the output that it belongs to ("": of none that is known); `before`: the
+    """A list. `places`: object key → digest of the output that it belongs to, of a file its sha256; `before`: the
     leases that were there after it was written; None where that is not known."""
 
     places: Mapping[str, str]
@@ -87,10 +87,20 @@ def read(objects: Objects) -> Listed:
 
 
 def condemn(objects: Objects, places: Mapping[str, str]) -> None:
-    """A new list, then the same with the leases that were there after it. Files beyond MOST wait for the next one."""
-    some = dict(islice(places.items(), MOST))
+    """A new list, then the same with the leases that were there after it. What is beyond MOST waits."""
+    some = _some(places)
     _write(objects, Listed(some, None))
     _write(objects, Listed(some, frozenset(stat.key for stat in fresh(objects))))
+
+
+def _some(places: Mapping[str, str]) -> dict[str, str]:
+    """At most about MOST: no file without all records, as it may be theirs; no record without its manifest."""
+    heads = {key: digest for key, digest in places.items() if key.startswith(("records/", "trees/"))}
+    if len(heads) <= MOST:
+        return heads | dict(islice((one for one in places.items() if one[0] not in heads), MOST - len(heads)))
+    digests = dict.fromkeys(digest for key, digest in heads.items() if key.startswith("records/"))
+    chosen = set(islice(digests, MOST // 2))
+    return {key: digest for key, digest in heads.items() if digest in chosen}
 
 
 def _write(objects: Objects, listed: Listed) -> None:
@@ -98,17 +108,21 @@ def _write(objects: Objects, listed: Listed) -> None:
     objects.put(LIST, json.dumps({"before": before, "places": dict(listed.places)}).encode())
 
 
-def marked(objects: Objects) -> dict[str, list[FileEntry]]:
-    """Digest of what somebody relies on → its files, where somebody sends it or nothing but its manifest is known.
-    Raises StoreError for a damaged mark."""
+def marked(objects: Objects, known: Collection[str]) -> dict[str, list[FileEntry]]:
+    """Digest of what somebody relies on → its files, of those that somebody sends, and of those that no record names
+    (`known`: that records do). Raises StoreError where these cannot be read."""
     made: dict[str, list[FileEntry]] = {}
     for key in [stat.key for stat in objects.listed(FOLDER) if stat.key != LIST]:
         digest, sent = key.removeprefix(FOLDER).removesuffix(".json"), key.endswith(".json")
-        data = objects.get(key if sent else f"trees/{digest}.json")
+        place = key if sent else f"trees/{digest}.json"
+        data = objects.get(place) if sent or digest not in known else None
         try:
-            made[digest] = entries(json.loads(data)) if data else made.get(digest, [])
+            if sent or data is not None:
+                made[digest] = entries(json.loads(data or b""))
+            made.setdefault(digest, [])
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise StoreError(f"{objects.url}/{key}: not a mark; delete it when no run uses the store.") from None
+            why = "not a list of files, so it is not known what somebody relies on, and nothing is removed"
+            raise StoreError(f"{objects.url}/{place}: {why}; delete it when no run uses the store.") from None
     return made
 
 

@@ -105,19 +105,26 @@ def _in_use(store: RemoteStore, look: Look, kept: set[str], mark: Mark | None, r
     """Removes of what is condemned what is still unneeded and not marked, once everybody has ended who began before it
     was; then condemns what else nobody needs."""
     objects, there, records, living = store.objects, look.there, look.records, look.living
-    listed, marked = condemned.read(objects), condemned.marked(objects)
-    unneeded = _unneeded(there, records, kept | marked.keys(), marked)
+    listed = condemned.read(objects)
+    marked = condemned.marked(objects, {record.digest for record in records.values()})
+    loose = {key for key, record in records.items() if record.digest not in kept and record.digest not in marked}
+    unneeded = _unneeded(there, records, loose, marked)
     waiting = listed.before is None or bool(listed.before & living) or not _all_mark(store, living)
-    going = {key: digest for key, digest in unneeded.items() if key in listed.places and not waiting}
+    going: dict[str, str] = {}
+    if not waiting:  # a record that came after the list stays, and so do its files, whoever else has them
+        found = _unneeded(there, records, loose & listed.places.keys(), marked)
+        going = {key: digest for key, digest in found.items() if key in listed.places}
     gone = [there[key] for key in going]
     for stat in gone:
         record = records.get(stat.key)
         report(record.stage if record else "files", 0 if record else stat.size)
     if mark is not None and going:
-        first, then = ([key for key in going if key.startswith(below)] for below in ("records/", "trees/"))
+        waves: list[list[str]] = [[], [], []]
+        for key in going:
+            waves[0 if key.startswith("records/") else 1 if key.startswith("trees/") else 2].append(key)
         mark.check()
         objects.put(roots.LIST, roots.removal({*going, *look.begun}))
-        _remove(store, mark, [first, then, [key for key in going if key not in {*first, *then}]])
+        _remove(store, mark, waves)
         # What a gc that died has left of something else, one that is alone goes on with.
         done = not look.begun & there.keys() - going.keys()
         objects.put(roots.LIST, roots.removal({*going, *look.begun}, finished=done))
@@ -149,14 +156,14 @@ def _all_mark(store: RemoteStore, living: set[str]) -> bool:
 
 
 def _unneeded(
-    there: dict[str, Stat], records: dict[str, Record], kept: set[str], marked: dict[str, list[FileEntry]]
+    there: dict[str, Stat], records: dict[str, Record], loose: set[str], marked: dict[str, list[FileEntry]]
 ) -> dict[str, str]:
-    """Key of an object that no output of `kept` (digests) nor a file of `marked` needs → digest of the output that it
-    belongs to; a file's is the sha256 that it is named by."""
-    stay = [record for record in records.values() if record.digest in kept]
-    named = {f"trees/{digest}.json" for digest in kept}
+    """What goes if these records go: their keys and those of objects that neither another record nor a file of `marked`
+    needs → digest of the output that it belongs to; of a file its sha256. Records and manifests come first."""
+    stay = [record for key, record in records.items() if key not in loose]
+    named = {f"trees/{digest}.json" for digest in (*marked, *(record.digest for record in stay))}
     named |= _needed_files(there, stay, [entry for files in marked.values() for entry in files])
-    going = {key: record.digest for key, record in records.items() if record.digest not in kept}
+    going = {key: records[key].digest for key in sorted(loose)}
     for below in ("trees/", "files/", deltas.FOLDER):
         for key in there:
             if key.startswith(below) and key not in named:

@@ -106,6 +106,43 @@ def test_who_began_later_keeps_what_it_looks_up_and_sends(at, first) -> None:
     end(second, third)
 
 
+def test_a_record_that_came_after_the_list_keeps_its_files(at, first) -> None:
+    """Catches a record without its files: somebody who did not know of the list sent it, and no run shows it."""
+    gc_at, again = at("gc"), Step({**B.payload, "version": 2}, {**B.files, "more": b"1"})
+    clear(gc_at)
+    compute(first, again)
+    end(first)
+    second = user(at, "b")
+    assert clear(gc_at).records == 2 and all(there(gc_at, again))
+    assert_right(second.lookup("finetune", again.key), again.files)
+    assert verify.verify(gc_at) == []
+    end(second)
+
+
+@pytest.mark.parametrize("most", [2, 5])
+def test_a_list_that_is_too_long_is_cut(at, first, monkeypatch, most) -> None:
+    """Catches a cut between a record and its manifest, or of files that a record outside of the list has."""
+    monkeypatch.setattr(condemned, "MOST", most)
+    first.link_run("run-1", {"001-old": digest_of(A)})  # a run that is given up still leads to what went
+    first.link_run("run-2", {"best": digest_of(KEPT)})
+    gc_at, users, removed = at("gc"), [first], 0
+    for turn in range(6):
+        removed += clear(gc_at).records
+        users.append(user(at, f"u{turn}"))
+        end(users.pop(0))
+        assert verify.verify(gc_at) == []
+    assert removed == 2 and there(gc_at, A, B, KEPT) == [False, False, True]
+    end(*users)
+
+
+def test_a_mark_that_cannot_be_read_is_a_sentence(at, first) -> None:
+    """Catches a damaged mark that is taken for one of an output without files."""
+    clear(at("gc"))
+    first.objects.put(f"condemned/{'1' * 64}.json", b"")
+    with pytest.raises(StoreError, match=r"condemned/1+\.json: not a list of files, so it is not known"):
+        clear(at("gc"))
+
+
 def test_what_is_being_sent_is_not_taken_half(at, first, proxy) -> None:
     """Catches a gc that takes a file which an output in transit has, as no record names it yet."""
     gc_at, again = at("gc"), Step({**B.payload, "version": 2}, {**B.files, "more": b"1"})
