@@ -151,7 +151,8 @@ def _all_mark(store: RemoteStore, living: set[str]) -> bool:
     contents = transfer.in_parallel(store.objects.get, sorted(living))
     older = sum(data is not None and MARKS.encode() not in data for data in contents)
     if older:
-        store.notes.append(f"{store.url}: {older} processes of an older spinloop use the store; nothing is removed.")
+        what = f"{older} of {len(living)} processes that use the store are of an older spinloop"
+        store.notes.append(f"{store.url}: {what}; nothing is removed beside these.")
     return not older
 
 

@@ -226,7 +226,7 @@ def test_nothing_goes_beside_an_older_spinloop(at, first) -> None:
     end(first)
     gc_at.objects.put("leases/1-old", b"process 1\n")
     assert counts(clear(gc_at)) == (0, 0, 2, True) and all(there(gc_at, A, B))
-    assert "1 processes of an older spinloop use the store" in gc_at.notes[-1]
+    assert "1 of 1 processes that use the store are of an older spinloop" in gc_at.notes[-1]
 
 
 def test_an_idle_store_loses_its_list_too(at, first) -> None:
