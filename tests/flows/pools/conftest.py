@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 import yaml
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
 
 from tests.flows.fixtures import TINY
@@ -116,14 +116,14 @@ def profile(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def until(what: Callable[[], object], seconds: float = 120) -> object:
-    """The first true answer of `what`; fails after so many seconds."""
+def until(what: Callable[[], object], seconds: float = 120, else_: Callable[[], object] = str) -> object:
+    """The first true answer of `what`; fails after so many seconds, with what `else_` says of the state of things then."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if answer := what():
             return answer
         time.sleep(0.1)
-    pytest.fail(f"{what} did not come true in {seconds:g} s")
+    pytest.fail(f"{what} did not come true in {seconds:g} s. {else_()}")
 
 
 class Api:
@@ -139,9 +139,13 @@ class Api:
         stored = self.client.read_deployment_by_name(deployment)
         return self.client.create_flow_run_from_deployment(stored.id, parameters=parameters).id
 
-    def wait(self, run: UUID, seconds: float = 240) -> FlowRun:
-        """The flow run once it has ended."""
-        until(lambda: (state := self.client.read_flow_run(run).state) and state.is_final(), seconds)
+    def wait(self, run: UUID, seconds: float = 600) -> FlowRun:
+        """The flow run once it has ended. Its 30 to 50 s were more than 240 where CI's machine was slow and full."""
+
+        def state() -> State | None:
+            return self.client.read_flow_run(run).state
+
+        until(lambda: (now := state()) and now.is_final(), seconds, lambda: f"Its state: {state()!r}")
         return self.client.read_flow_run(run)
 
     def of_pool(self, pool: str = "spin-gpu") -> dict[UUID, FlowRun]:
