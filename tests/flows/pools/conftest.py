@@ -117,7 +117,7 @@ def profile(tmp_path: Path) -> Callable[..., Path]:
 
 
 def until(what: Callable[[], object], seconds: float = 120, else_: Callable[[], object] = str) -> object:
-    """The first true answer of `what`; fails after so many seconds, with what `else_` says of the state of things then."""
+    """The first true answer of `what`; fails after so many seconds, with what `else_` says then."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if answer := what():
