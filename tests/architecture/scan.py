@@ -62,8 +62,8 @@ def python_files(*rooms: str) -> list[Path]:
     return sorted(file for room in rooms for file in (ROOT / room).rglob("*.py"))
 
 
-def tracked_files() -> list[Path]:
-    """Files that git tracks or would track (new ones that it does not ignore), sorted."""
+def tracked() -> list[Path]:
+    """What git tracks or would track (what is new and that it does not ignore), sorted: files, and links to folders."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -71,7 +71,12 @@ def tracked_files() -> list[Path]:
         text=True,
         check=True,
     )
-    return sorted(ROOT / name for name in set(listed.stdout.split("\0")) if name and (ROOT / name).is_file())
+    return sorted(ROOT / name for name in set(listed.stdout.split("\0")) if name and (ROOT / name).exists())
+
+
+def tracked_files() -> list[Path]:
+    """The files of `tracked`."""
+    return [path for path in tracked() if path.is_file()]
 
 
 def where(file: Path) -> str:

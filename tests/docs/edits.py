@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.architecture.scan import ROOT, tracked_files
+from tests.architecture.scan import ROOT, tracked
 from tests.docs.blocks import Block
 
 
 def copy_of_the_tree(to: Path) -> Path:
-    """The tracked files of this repository, as they are now, in the folder `to`; links stay links."""
-    for file in tracked_files():
+    """What git tracks of this repository, as it is now, in the folder `to`; links stay links."""
+    for file in tracked():
         place = to / file.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, place, follow_symlinks=False)
