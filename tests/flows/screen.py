@@ -71,7 +71,7 @@ class Screen:
         """The exit code of a command on this terminal; as soon as `when` is true of what is shown it gets a Ctrl-C."""
         process = subprocess.Popen(
             command, env=env, cwd=cwd, stdin=self.slave, stdout=self.slave, stderr=self.slave,
-            preexec_fn=_take_terminal,
+            preexec_fn=take_terminal,
         )  # fmt: skip
         pressed, until = False, time.monotonic() + 240
         while process.poll() is None:
@@ -89,7 +89,7 @@ class Screen:
         os.close(self.slave)
 
 
-def _take_terminal() -> None:
+def take_terminal() -> None:
     """In the child: Ctrl-C on its standard input is for it and no other process. A test run in a shell's background has
     SIGINT ignored, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
