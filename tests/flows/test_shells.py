@@ -43,7 +43,7 @@ def test_tab_completes_in_a_shell(shell: str, tmp_path: Path) -> None:
         try:
             for line in setup:
                 press(terminal, f"{line}\r")
-            press(terminal, f"echo {READY[:3]}''{READY[3:]}\r")  # two parts, so that what is typed is not what is printed
+            press(terminal, f"echo {READY[:3]}''{READY[3:]}\r")  # in two parts: not what is printed
             shown(terminal, READY)
             for typed, completed in TYPED.items():
                 press(terminal, f"{typed}\t")
