@@ -16,6 +16,7 @@ from spin_core.preview import text
 from spin_core.preview.look import look
 from spin_core.report import data_page
 from spin_core.stages import demo_model, reformat, tokenize
+from tests.report.columns import without_tooltip
 from tests.report.test_page import HOSTILE, Tags, fetched
 
 CHAT = {"max_prompt_length": 40}
@@ -223,7 +224,7 @@ def test_page_has_every_text_escaped(tmp_path):
     for one, tags in ((made, {"script", "img", "b"}), (calm, {"script"})):
         html = data_page.page(as_json(one), HOSTILE, [HOSTILE])
         assert fetched(html) == [] and not tags & {tag for tag, _ in Tags(html).tags}
-        assert html.rstrip().endswith("</html>") and "</main>" in html
+        assert html.rstrip().endswith("</html>") and "</main>" in html and without_tooltip(html) == []
     assert "alert(1)" in Tags(data_page.page(as_json(made), "", [])).text
 
 
