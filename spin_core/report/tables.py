@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from spin_core.analysis import gate_metric
@@ -140,8 +141,10 @@ def _models(rows: Sequence[ModelRow]) -> ReportTable:
         delta, decision = row["delta"], row.get("decision") or {}
         change, of_gate = delta["greedy"] or delta["sampled"], decision.get("change")
         small = "; ".join(part for part in (_moved(row), _bounds(change, signed=True)) if part)
-        gate = _bounds(of_gate, signed=True)
-        gate = f"change {show(of_gate['value'], signed=True)}; {gate}" if of_gate and gate else ""
+        said = partial(gate_metric.moved, decision.get("metric") or "")
+        gate = ""
+        if of_gate and of_gate["low"] is not None and of_gate["high"] is not None:
+            gate = f"change {said(of_gate['value'])}; {said(of_gate['low'], of_gate['high'])}"
         known = gate_metric.measured(row, metric) if own else None
         cell = _shared(known) if metric.startswith("repetition/") else _valued(known)
         return {

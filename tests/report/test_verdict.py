@@ -172,7 +172,7 @@ def test_headline_is_of_the_gates_metric(tmp_path, shares, best, said):
             "repetition/sampled", (0.2, -0.2),
             "The share of their 4-grams that answers at temperature 1 repeat fell from 41.0 % to 40.0 % over one "
             "iteration (40 held-out prompts; lower is better), a change within what chance gives on these rows (95 % "
-            "interval −0.136 to +0.116).",
+            "interval −13.6 to +11.6 points).",
             "repeated 4-grams, temperature 1", "repetition at T = 1",
             "What the gate goes by: the share of their 4-grams that answers at temperature 1 repeat (lower",
         ),
@@ -203,7 +203,7 @@ def test_change_of_repetition_within_chance_says_so_and_other_metrics_have_no_co
         repeating(tree, share, wobble)
     said = render(tmp_path / "out", inputs, config)[2]["sentence"]
     assert f"{REPEAT} fell from 41.0 % to 40.0 % over one iteration" in said
-    assert "within what chance gives on these rows (95 % interval −0.136 to +0.116)" in said
+    assert "within what chance gives on these rows (95 % interval −13.6 to +11.6 points)" in said
     inputs, config = judged_run(tmp_path / "other", metric="nll/real", controls=(), rates=(3, 4), count=40)
     html, markdown, figures = render(tmp_path / "b", inputs, config)
     assert figures["sentence"].startswith("The per-token NLL of held-out real answers rose from 2.100 to 2.113")
