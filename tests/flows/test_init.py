@@ -50,6 +50,7 @@ def test_lengths_and_columns_are_the_data_s(spinloop, model: Path) -> None:
     assert code == 0, err
     assert "Columns: the_query is taken for the prompt and gold_reply for the answer." in out
     assert "200 rows read as prompt: the_query, answer: gold_reply" in out
+    assert "held-out rows: too few for the gate to say which model is better" in out
     config, base_dir = load_profile("profiles/first.yaml")
     assert config.dataset.columns == {"prompt": "the_query", "answer": "gold_reply"}
     assert (base_dir / config.dataset.path).samefile("mine.jsonl") and config.sft is None
