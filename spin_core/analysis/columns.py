@@ -142,7 +142,7 @@ COMPARE = {
     "clearly worse, ≈ within what chance gives. Small print: 95 % interval (bootstrap over rows), and the number of "
     "rows.",
     "setting": "A setting that differs: docs/settings.md says what each does.",
-    "cost": "What was used: time, GPU hours, tokens.",
+    "cost": "What all steps took when they were computed, and how much of it was cached and so not computed again.",
     NAME: "This run.",
 }
 SWEEP = {

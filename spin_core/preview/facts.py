@@ -120,7 +120,7 @@ class Look:
             return ""
         return (
             f"{plural(self.test, 'held-out row')}: too few for the gate to say which model is better; hold out "
-            f"{least:,} (gate.min_rows) or more, by dataset.test_fraction or dataset.test_path."
+            f"{least:,} (gate.min_rows) or more, by dataset.test_fraction, test_path or test_limit."
         )
 
 

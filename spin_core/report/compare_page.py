@@ -63,7 +63,7 @@ def _costs(made: Comparison) -> ReportTable:
         for side in (made.here, made.there):
             total = side.costs["total"]
             used, saved = total["used"][name], total["saved"][name]
-            small = f"{describe(saved)} cached (not computed again)"
+            small = f"{describe(saved)} of it cached"
             cells.append((describe(used + saved), small) if used + saved else (NONE, ""))
         if any(figure != NONE for figure, _ in cells):
             lines.append(TableLine(title, cells))

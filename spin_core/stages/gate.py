@@ -206,7 +206,7 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
     if change is None or metric is None:
         few = (
             f"{len(pairs)} held-out rows are too few to compare models by: hold out {how.min_rows} (gate.min_rows) or "
-            "more, by dataset.test_fraction or test_limit"
+            "more, by dataset.test_fraction, test_path or test_limit"
         )
         none = "no held-out metric was measured: the sections evaluate and harness say what is"
         return f"{few if metric else none}; {best} stays best"

@@ -195,8 +195,8 @@ def test_page_and_text_say_the_same_and_fetch_nothing() -> None:
     assert "EM greedy ▲ +0.200" in shown and "seed 42 7" in shown
     for title in ("Best models: θ_1", "Settings that differ", "Costs"):
         assert f"{title}:\n\n|" in shown_text and title in shown
-    assert "GPU hours 1.35 1.34 cached (not computed again)" in shown and "| GPU hours " in shown_text
-    assert "cached (not computed again" in shown_text and "from the store" not in shown_text
+    assert "GPU hours 1.35 1.34 of it cached" in shown and "| GPU hours " in shown_text
+    assert "of it cached" in shown_text and "from the store" not in shown_text
 
 
 def test_hostile_names_and_settings_are_text() -> None:

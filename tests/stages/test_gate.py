@@ -175,7 +175,9 @@ def test_fixed_point_stops(world, margin, stops: bool) -> None:
     assert world.decide(fixed_point="go on")["go_on"]
     few = world.decide(min_rows=101)
     assert few["outcome"] == "continue" and few["change"] is None and "too few" in few["reason"]
-    assert "hold out 101 (gate.min_rows) or more, by dataset.test_fraction or test_limit; θ_0" in few["reason"]
+    assert (
+        "hold out 101 (gate.min_rows) or more, by dataset.test_fraction, test_path or test_limit; θ_0" in few["reason"]
+    )
 
 
 def test_fixed_point_needs_a_metric_that_rests(world) -> None:
