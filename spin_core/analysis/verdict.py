@@ -162,7 +162,7 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
         interval = gate_metric.moved(metric, low, high)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
     best = _best(seen, metric)
-    if best is not last and figure(best, metric) != figure(last, metric):
+    if figure(best, metric) != figure(last, metric) and _best([start, best], metric) is best:
         text += f"; it was best after {best['label']}, at {figure(best, metric)}"
     kept = next((row for row in (start, *seen) if row.get("best")), None)
     if kept and kept is not last and kept is not best:
