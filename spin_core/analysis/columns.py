@@ -39,8 +39,8 @@ COLUMNS = {
     "trained from does, on held-out prompts. 0: did not move; more is better. Small print: 95 % interval. "
     "`spin/margin`",
     "accuracy": "Share of held-out pairs in which it prefers the real answer more than the model that it was trained "
-    "from does. 0.5: did not move; 1: tells all apart, so there is little left to learn. Small print: 95 % interval. "
-    "`spin/accuracy`",
+    "from does. 0.5: did not move; 1: tells all apart; where the loss is near 0, too, little is left to learn. "
+    "Small print: 95 % interval. `spin/accuracy`",
     "margin, θ_0": "The same as margin, but against θ_0 instead of the model that it was trained from. "
     "`spin/margin_start`",
     "accuracy, θ_0": "The same as accuracy, but against θ_0 instead of the model that it was trained from. "
@@ -108,8 +108,9 @@ RUN = {
     "GPU hours, cached": "GPU time that the cached steps took when they were computed.",
     "step": "A step of the run, and its stage.",
     "state": "ran: computed now; cached: its result was in the store already.",
-    "key": "What the step depends on, as a hash: settings, inputs, the stage's version. The same key is the same step.",
-    "artifact": "Hash of the step's output: the same hash is the same bytes. `spinloop store show` takes it.",
+    "key": "What the step depends on, as a hash: settings, inputs, the stage's version. The same key is the same step. "
+    "`spinloop store show KEY` prints the record behind it.",
+    "artifact": "Hash of the step's output: the same hash is the same bytes.",
     "setting": "A setting of the profile: docs/settings.md says what each does.",
     "iteration": "Number of the iteration, from 0.",
     "all others": "The setting in all other iterations.",

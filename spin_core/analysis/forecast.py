@@ -52,8 +52,8 @@ def sentences(summary: Mapping[str, Any], part: Finetune | None = None, opponent
     left = max(0.0, 1 - identical - preferred)
     said = [
         f"Of the training pairs {percent(identical)} are identical, and in {percent(preferred)} the opponent already "
-        f"gives the real answer the higher log-prob. At best {percent(left)} of the pairs teach. Generated answers "
-        f"have {show(entropy)} nats a token."
+        f"gives the real answer the higher log-prob; generated answers have {show(entropy)} nats a token. At best "
+        f"{percent(left)} of the pairs teach."
     ]
     if left < LEAST:
         said.append(
