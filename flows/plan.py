@@ -132,9 +132,15 @@ def _not_picked(config: Config, ledger: Sequence[Entry]) -> list[str]:
 
 
 def _rows(run: Run) -> todo.Data | None:
-    """What is known of the rows of a planned run; None where they are still to be made."""
-    tree = run.planning.tokens if run.planning else None
-    return todo.measured(tree) if tree else None
+    """What is known of the rows of a planned run; None where they are still to be made. Without a tokenizer their
+    number."""
+    if run.planning is None:
+        return None
+    if run.planning.tokens:
+        return todo.measured(run.planning.tokens)
+    record = run.planning.rows.get("reformat")
+    summary = record.facts["summary"] if record else {}
+    return todo.counted(run.config, summary["train_rows"], summary["test_rows"]) if summary else None
 
 
 def costed(config: Config, store: str, base_dir: Path, gpu: str = "", count: int = 0) -> tuple[Plan, Costs]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 
 from flows.proxies import keep_loopback_direct
 from flows.streams import keep_lines_whole
+from spin_core.analysis.format import ran_text
 from spin_core.config.base import Section
 from spin_core.config.runtime import Runtime
 from spin_core.errors import BadInput, ChildDied, SpinloopError
@@ -152,7 +153,7 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
         # A process that died says more than the steps that were then not begun.
         return failed(next((e for e in steps.failures if not isinstance(e, ChildDied)), steps.failures[0]))
     counts = steps.counts()
-    return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+    return Completed(message=f"{ran_text(counts['ran'], counts['cached'])}.")
 
 
 def _ref(name: str, value: Any) -> Any:

@@ -22,6 +22,7 @@ from flows.live import put_away
 from flows.proxies import keep_loopback_direct
 from flows.server import settings
 from flows.streams import keep_lines_whole, print_escaped, print_line
+from spin_core.analysis.format import ran_text
 from spin_core.config.profile import PROFILES, load_profile
 from spin_core.errors import BadInput, SpinloopError
 from spin_core.job import Entry, title
@@ -204,7 +205,7 @@ def _show_outcome(args: argparse.Namespace, outcome: dict) -> None:
     elif said := outcome["not_started"]:
         print_escaped(f"{said}\nThe last run that trained: {outcome['report']}")
     else:
-        print(f"{outcome['ran']} steps ran, {outcome['cached']} were cached. Run: {outcome['run']}")
+        print(f"{ran_text(outcome['ran'], outcome['cached'])}. Run: {outcome['run']}")
         print(f"Report: {outcome['report']}")
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from flows.cli.terminal import print_error, print_markdown, print_states
 from flows.server import settings
 from flows.streams import print_escaped, print_line
+from spin_core.analysis.format import ran_text
 from spin_core.errors import SpinloopError
 from spin_core.store.opening import open_store
 
@@ -82,7 +83,7 @@ def _show(args: argparse.Namespace, outcome: dict) -> None:
     if args.json:
         print_line(json.dumps({name: value for name, value in outcome.items() if name != "text"}))
     else:
-        print_escaped(f"{outcome['ran']} steps ran, {outcome['cached']} were cached.")
+        print_escaped(f"{ran_text(outcome['ran'], outcome['cached'])}.")
         print_escaped(f"Evaluation: {outcome['page']}")
 
 

@@ -142,7 +142,7 @@ def _section(imported: list[dict]) -> str:
     first = max(models, default=0)
     lines = ["", "In a profile, to begin there:"]
     if first:
-        lines.append(f"model: {{path: {models[first]}}}  # θ_{first}")
+        lines.append(f"model: {{path: {models[first]}}}  # θ_{first}; leave out sft and control, which are about θ_0")
     lines += ["start:"] + ([f"  iteration: {first}"] if first else [])
     if pairs:
         lines += ["  pairs:  # at least those that the first iteration trains on (`history`)"]

@@ -18,6 +18,7 @@ from typing import Any
 from flows.streams import print_escaped
 from spin_core.analysis.format import plural
 from spin_core.config.dataset import ENDINGS
+from spin_core.config.gate import Gate
 from spin_core.config.profile import Config, parse
 from spin_core.errors import BadInput, StoreError
 
@@ -148,8 +149,7 @@ def _guess(model: str, data: str) -> Guess:
     progress = Progress(live.view())
 
     def seen() -> Any:
-        config = _config(model, data, columns)
-        return look(config, Path.cwd(), data, 0, progress)
+        return look(_config(model, data, columns), Path.cwd(), data, 0, progress)
 
     made = seen()
     if made.failures and not made.train and (columns := _columns([one.name for one in made.columns])):
@@ -163,6 +163,7 @@ def _guess(model: str, data: str) -> Guess:
     rejected = sum(one.count for one in made.rejected)
     read = f"{data}: {plural(made.read, 'row')} read as {layouts}; {made.train:,} to train on"
     said.insert(0, f"{read}, {made.test:,} held out, {rejected:,} rejected.")
+    said += filter(None, [made.few_held_out(Gate().min_rows)])
     lengths = {one.name: one.quantiles for one in made.lengths if one.count}
     prompt, answer = (_rounded(lengths[name][SHARE]) if name in lengths else USUAL[name] for name in USUAL)
     room = _context(model)

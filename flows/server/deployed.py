@@ -28,7 +28,7 @@ from flows.server.form import Profile, Settings, given
 from flows.stages import OPTIONS, failed, store_folder
 from flows.streams import keep_lines_whole
 from spin_core.analysis.account import account
-from spin_core.analysis.format import escape_markdown
+from spin_core.analysis.format import escape_markdown, ran_text
 from spin_core.analysis.sweep import verdict
 from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput, one_line
@@ -144,7 +144,7 @@ def dataset(profile: Profile = "demo", file: str = "", settings: Settings = AS_I
         config, base_dir = _config(profile, settings, file)
         tag(config.name)
         counts = rows_only(config, store_folder(), base_dir, _origin())
-        return Completed(message=f"{counts['ran']} steps ran, {counts['cached']} were cached.")
+        return Completed(message=f"{ran_text(counts['ran'], counts['cached'])}.")
     except Exception as error:
         return failed(error)
 
@@ -195,7 +195,7 @@ def sweep(
         outcome = sweeps.report(made, store_folder(), results)
         name = re.sub("[^a-z0-9]+", "-", made.all[0].config.name).strip("-")
         create_markdown_artifact(outcome.text, key=f"{name}-sweep", description=f"Page: {outcome.page}")
-        said = f"{verdict(outcome.made)} {outcome.ran} steps ran, {outcome.cached} were cached. Report: {outcome.page}"
+        said = f"{verdict(outcome.made)} {ran_text(outcome.ran, outcome.cached)}. Report: {outcome.page}"
         if outcome.failed:
             return Failed(message=f"{len(outcome.failed)} runs failed: {'; '.join(outcome.failed)} {said}")
         return Completed(message=said)
@@ -248,7 +248,7 @@ def evaluation(
         for note in outcome["notes"]:
             get_run_logger().warning(note)
         create_markdown_artifact(outcome["text"], key="evaluation", description=f"Page: {outcome['page']}")
-        counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached."
+        counts = f"{ran_text(outcome['ran'], outcome['cached'])}."
         said = f"{outcome['sentence']} {counts} Page: {outcome['page']}"
         if outcome["models"]["failed"]:
             return Failed(message=f"{'; '.join(outcome['lacks'])}. {said}")
@@ -290,7 +290,7 @@ def _final_state(outcome: dict, cached: str = "") -> State:
     get_run_logger().info("Report: %s", outcome["report"])
     stopped = f" The gate ended it. {outcome['stopped']}" if outcome["stopped"] else ""
     new = f" {outcome['new']}" if outcome["new"] else ""
-    counts = f"{outcome['ran']} steps ran, {outcome['cached']} were cached.{new}{stopped}"
+    counts = f"{ran_text(outcome['ran'], outcome['cached'])}.{new}{stopped}"
     if not outcome["ran"]:
         return Completed(name="Cached", message=cached + counts)
     return Completed(message=f"{counts} Report: {outcome['report']}")

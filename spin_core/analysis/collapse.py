@@ -71,9 +71,9 @@ def measured_on_both(new: ModelResults, old: ModelResults) -> list[str]:
 
 
 def named(model: ModelResults, kind: str) -> str:
-    """`greedy`, `at temperature 1`, `as deployed, temperature 0.6`."""
+    """How its answers were drawn: `greedily`, `at temperature 1`, `as deployed, temperature 0.6`."""
     name = name_of(kind, model.metrics)
-    return name if kind == GREEDY else f"as {name}" if kind == DEPLOYED else f"at {name}"
+    return "greedily" if kind == GREEDY else f"as {name}" if kind == DEPLOYED else f"at {name}"
 
 
 def _said(new: ModelResults, kind: str, text: str) -> str:

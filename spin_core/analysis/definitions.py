@@ -1,8 +1,8 @@
-"""What each figure means: of metrics.json (evaluate), results.json (harness), metrics.jsonl (sft, finetune), and of the
-columns of the report's tables. docs/metrics.md is generated from here.
+"""What each figure means: of metrics.json (evaluate), results.json (harness), metrics.jsonl (sft, finetune).
+docs/metrics.md is generated from here.
 
-Is not: how a figure is computed (the stages do), nor which decides (`gate_metric`). Tests hold the names to those that
-the stages and tables write.
+Is not: how a figure is computed (the stages do), which decides (`gate_metric`), nor the columns of the pages' tables
+(`spin_core.analysis.columns`). Tests hold the names to those that the stages write.
 """
 
 from __future__ import annotations
@@ -144,43 +144,6 @@ HARNESS = (
     Metric("subtasks", "", "Of a group: its tasks, each with these figures."),
 )  # fmt: skip
 """Of a task in harness's results.json, under `tasks`; `average` beside it is the plain mean of the values."""
-COLUMNS = {
-    "EM greedy": "Exact match of greedy answers: `exact_match/greedy`.",
-    "EM sampled": "Exact match of answers at temperature 1: `exact_match/sampled`.",
-    "EM": "Exact match: `exact_match/KIND` of the line's decoder.",
-    "Δ EM": "Change of exact match since θ_0; gained: rows wrong at θ_0 and right now; lost: the reverse.",
-    "NLL": "`nll/real`; less is better.",
-    "Δ NLL": "Its change since θ_0.",
-    "decision": "What the gate decided after this model's iteration.",
-    "margin": "`spin/margin`: against the model that it was trained from.",
-    "accuracy": "`spin/accuracy`: against the model that it was trained from.",
-    "margin, θ_0": "`spin/margin_start`: against θ_0.",
-    "accuracy, θ_0": "`spin/accuracy_start`: against θ_0.",
-    "reward, real": "`rewards/real` on held-out pairs.",
-    "reward, generated": "`rewards/generated` on held-out pairs.",
-    "loss": "`spin/loss`.",
-    "same answers": "Held-out prompts that this model and the one before answer greedily with the same text.",
-    "length": "`length/KIND_tokens`, with its change since θ_0.",
-    "of real": "`length/KIND_ratio`.",
-    "never ends": "`truncated/KIND`.",
-    "empty": "`empty/KIND`; of training pairs: generated answers without text.",
-    "loops": "`loops/KIND`.",
-    "repetition": "`repetition/KIND`.",
-    "distinct runs": "`distinct_runs/KIND`.",
-    "distinct 1 · 2": "`distinct_1/KIND` and `distinct_2/KIND`.",
-    "answers": "Answers generated for the training rows.",
-    "pairs": "Pairs that were trained on.",
-    "no wrong answer": "Prompts to which every generated answer is right by `gather.verifier`.",
-    "identical": "Generated answers that are the real answer: such a pair teaches nothing.",
-    "truncated": "Generated answers that reached `generate.max_new_tokens`, so never ended.",
-    "repeated": "Generated answers of the same text as one that another row has.",
-    "tokens": "Where the generated answers' ids are from: as they were sampled, or of their text.",
-    "cut": "Rows whose prompt or answer was cut at its length limit.",
-    "length, real": "Mean characters of the real answers.",
-    "length, generated": "Mean characters of the generated answers.",
-    "held out": "Held-out rows of this set of a mix.",
-}
-"""Head of a column of the report's tables → what it says. A column of another decoder is named as its metric."""
 
 
 def undefined(names: Sequence[str], among: Sequence[Metric] = EVALUATE) -> list[str]:

@@ -82,9 +82,9 @@ def _nearest(identical: float, preferred: float, part: Finetune, opponent: Decod
     here = f" Here {' and '.join(others)}." if others else ""
     return [
         f"Nearest of the situations measured with a model of 0.1 M weights (docs/regimes.md): {row['situation']!r}, "
-        f"where {percent(row['identical'])} were identical and {percent(row['preferred'])} preferred; two iterations "
-        f"of {objective}, opponent {decoder}, changed {row['figure']} by {mean:+.3f}{bounds}, tuned "
-        f"SFT by {row['sft']:+.3f}.{here}"
+        f"with {percent(row['identical'])} identical and {percent(row['preferred'])} preferred. There two iterations "
+        f"of {objective} (opponent {decoder}) changed {row['figure']!r} by {mean:+.3f}{bounds}; tuned SFT changed it "
+        f"by {row['sft']:+.3f}.{here}"
     ]
 
 

@@ -72,6 +72,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def ran_text(ran: int, cached: int) -> str:
+    """1 step ran, 34 were cached."""
+    return f"{plural(ran, 'step')} ran, {cached:,} {'was' if cached == 1 else 'were'} cached"
+
+
 def time_text(seconds: float | None) -> str:
     """2.5 s, 20 min 40 s, 1 h 21 min."""
     if seconds is None:

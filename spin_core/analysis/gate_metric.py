@@ -77,6 +77,13 @@ def shown(metric: str, value: float | None) -> str:
     return percent(value) if metric.startswith("repetition/") else show(value)
 
 
+def moved(metric: str, *values: float) -> str:
+    """A change of the metric, or the bounds of one, as people read it: of a share in percentage points."""
+    if metric.startswith("repetition/"):
+        return f"{' to '.join(show(100 * value, 1, signed=True) for value in values)} points"
+    return " to ".join(show(value, signed=True) for value in values)
+
+
 def measured(row: ModelRow, metric: str) -> Any:
     """A row's figure with its interval (rows.Estimate) or as a number, None where it was not measured. A harness
     average over tasks of which less is better in some says nothing: None."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from spin_core.analysis import gate_metric
-from spin_core.analysis.format import bounds, plural
+from spin_core.analysis.format import percent, plural
 from spin_core.analysis.results import ModelResults, is_finite, number
 from spin_core.analysis.rows import ModelRow, RunDecision
 from spin_core.analysis.statistics import Z95
@@ -19,6 +19,20 @@ from spin_core.analysis.training_alarms import alarms
 from spin_core.config.finetune import Finetune
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+FAULTS = {
+    "identical": (
+        0.5, "are the real answer, and such pairs teach nothing: take rows that the model was not trained on, or "
+        "another generate.decoder",
+    ),
+    "truncated": (0.1, "were cut at generate.max_new_tokens: raise it"),
+    "empty": (
+        0.1, "are empty: `spinloop data` shows the prompts as the model sees them; its chat template should be the one "
+        "that it was trained with",
+    ),
+}  # fmt: skip
+"""Figure of a pair set → from which share on a note says it, and what it says. At a tenth of the answers a fault of
+generation (a cap too low, another template) is likelier than the data; identical answers are none: some are in every
+sound run, and half of them is much of a training's time for nothing."""
 METRICS = ("exact_match/greedy", "exact_match/sampled", "nll/real")  # what evaluate measures of every model
 
 
@@ -101,7 +115,7 @@ def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
     if bad:
         notes.append(
             f"the training loss was not finite in {len(bad):,} of {len(model.steps):,} steps, first at step "
-            f"{bad[0].get('step')}."
+            f"{bad[0].get('step')}: lower its lr, or set its precision to float32."
         )
     decision = row.get("decision") or {}
     evidence, own = decision.get("evidence"), decision.get("alarms", [])
@@ -113,13 +127,14 @@ def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
         if not any(alarm in f"{row['label']}: {note}" for note in notes):
             notes.append(f"{alarm}.")
     if all(value_of(row, metric) is None for metric in METRICS):
-        notes.append("no held-out metric was found.")
+        notes.append("no held-out metric was found: the section evaluate says what is measured.")
     if pairs := row["pairs"]:
-        shares = (("identical", pairs["identical"]), ("truncated", pairs["truncated"]), ("empty", pairs["empty"]))
-        # At a tenth of the pairs a fault of generation (a cap too low, a template mismatch) is likelier than the data.
-        faults = [f"{share:.0%} {name}" for name, share in shares if share is not None and share >= 0.1]
-        if faults:
-            notes.append(f"of the {pairs['rows']:,} generated answers it learnt from, {', '.join(faults)}.")
+        shares = {"identical": pairs["identical"], "truncated": pairs["truncated"], "empty": pairs["empty"]}
+        notes += [
+            f"{percent(share)} of the {pairs['rows']:,} generated answers it learnt from {said}."
+            for name, (least, said) in FAULTS.items()
+            if (share := shares[name]) is not None and share >= least
+        ]
     return [f"{row['label']}: {note}" for note in notes]
 
 
@@ -140,14 +155,14 @@ def _change(start: ModelRow, seen: list[ModelRow], metric: str) -> str:
     text = f"{_name(metric)} {_verb(start, last, metric)} {scope}"
     delta = gate_metric.change(last, metric)
     if metric == "harness" and (half := _harness_error(start, last)) is not None and abs(after - before) <= half:
-        interval = bounds(after - before - half, after - before + half, signed=True)
+        interval = gate_metric.moved(metric, after - before - half, after - before + half)
         text += f", a change within the tasks' standard errors (95 % interval {interval}, items not paired)"
     low, high = (delta["low"], delta["high"]) if delta else (None, None)
     if low is not None and high is not None and low <= 0 <= high and before != after:
-        interval = bounds(low, high, signed=True)
+        interval = gate_metric.moved(metric, low, high)
         text += f", a change within what chance gives on these rows (95 % interval {interval})"
     best = _best(seen, metric)
-    if best is not last and figure(best, metric) != figure(last, metric):
+    if figure(best, metric) != figure(last, metric) and _best([start, best], metric) is best:
         text += f"; it was best after {best['label']}, at {figure(best, metric)}"
     kept = next((row for row in (start, *seen) if row.get("best")), None)
     if kept and kept is not last and kept is not best:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from spin_core.analysis.format import plural
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -111,6 +113,15 @@ class Look:
     first: list[Shown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def few_held_out(self, least: int) -> str:
+        """A sentence where the held-out rows are fewer than `least` (gate.min_rows); else empty."""
+        if self.failures or self.test >= least:
+            return ""
+        return (
+            f"{plural(self.test, 'held-out row')}: too few for the gate to say which model is better; hold out "
+            f"{least:,} (gate.min_rows) or more, by dataset.test_fraction, test_path or test_limit."
+        )
 
 
 def lengths(name: str, unit: str, values: np.ndarray, limits: list[Limit]) -> Lengths:

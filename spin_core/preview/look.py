@@ -63,6 +63,7 @@ def look(
             work.tokenized(tree, tokenizer)
         elif tree:
             work.counted(tree)
+    made.notes += filter(None, [made.few_held_out(config.gate.min_rows)])
     return made
 
 

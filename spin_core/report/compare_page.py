@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spin_core.analysis.columns import COMPARE
 from spin_core.analysis.format import NONE, bounds, escape_markdown, markdown_table, plain, show
 from spin_core.analysis.run_comparison import Change, ComparedModels, Comparison
 from spin_core.report.html import rendered
@@ -38,7 +39,7 @@ def _pair(made: Comparison, pair: ComparedModels, i: int) -> ReportTable:
     title = pair.here if both else f"{pair.here} and {pair.there}"
     title = f"Best models: {title}" if i == 0 else title
     lines = [TableLine(change.name, _cells(change)) for change in pair.changes]
-    return ReportTable(f"pair-{i}", title, "", "metric", ["difference", *names], lines)
+    return ReportTable(f"pair-{i}", title, "", "metric", ["difference", *names], lines, COMPARE)
 
 
 def _cells(change: Change) -> list[tuple[str, str]]:
@@ -52,7 +53,7 @@ def _settings(made: Comparison) -> ReportTable:
     columns = [plain(side.name, 80) for side in (made.here, made.there)]
     lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in made.settings]
     text = "In a profile's order; names and runtime do not count." if lines else "No setting differs."
-    return ReportTable("ledger", "Settings that differ", text, "setting", columns, lines)
+    return ReportTable("ledger", "Settings that differ", text, "setting", columns, lines, COMPARE)
 
 
 def _costs(made: Comparison) -> ReportTable:
@@ -62,9 +63,10 @@ def _costs(made: Comparison) -> ReportTable:
         for side in (made.here, made.there):
             total = side.costs["total"]
             used, saved = total["used"][name], total["saved"][name]
-            small = f"{describe(saved)} cached (not computed again)"
+            small = f"{describe(saved)} of it cached"
             cells.append((describe(used + saved), small) if used + saved else (NONE, ""))
         if any(figure != NONE for figure, _ in cells):
             lines.append(TableLine(title, cells))
     columns = [plain(side.name, 80) for side in (made.here, made.there)]
-    return ReportTable("costs", "Costs", "What all steps took when they were computed.", "", columns, lines)
+    text = "What all steps took when they were computed."
+    return ReportTable("costs", "Costs", text, "cost", columns, lines, COMPARE)

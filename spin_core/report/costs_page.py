@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from spin_core.analysis.account import Account, Sum, hours_name, share_saved
+from spin_core.analysis.columns import COSTS
 from spin_core.analysis.format import (
     NONE,
     bytes_text,
@@ -59,21 +60,20 @@ def _notes(made: Account) -> list[str]:
 
 def _tables(made: Account, disk: Mapping[str, int]) -> list[ReportTable]:
     name = hours_name(made.total)
-    columns = ["executions", "steps ran", "cached", HOURS[name], "saved", "tokens", "saved"]
+    columns = ["executions", "steps ran", "cached", HOURS[name], "hours saved", "tokens", "tokens saved"]
     all_ = TableLine("all", _cells(made.total, name), "total")
 
     def with_disk(one: Sum, key: str) -> list[Cell]:
         return _cells(one, name) + ([(bytes_text(disk[key]) if key in disk else NONE, "")] if disk else [])
 
     profiles = [TableLine(one, with_disk(sum_, one)) for one, sum_ in made.profiles.items()]
-    whole = TableLine("all", with_disk(made.total, ""), "total")
+    profiles += [TableLine("all", with_disk(made.total, ""), "total")]
+    stages, weeks = [*_lines(made.stages, name), all_], [*_lines(made.weeks, name), all_]
     note = "Disk: of the outputs that a profile's runs lead to; one that two profiles share is in both." if disk else ""
     return [
-        ReportTable("profiles", "By profile", note, "profile", [*columns, *["disk"] * bool(disk)], [*profiles, whole]),
-        ReportTable("stages", "By stage", "", "stage", columns, [*_lines(made.stages, name), all_]),
-        ReportTable(
-            "weeks", "By week", "Weeks begin on Monday (UTC).", "week of", columns, [*_lines(made.weeks, name), all_]
-        ),
+        ReportTable("profiles", "By profile", note, "profile", [*columns, *["disk"] * bool(disk)], profiles, COSTS),
+        ReportTable("stages", "By stage", "", "stage", columns, stages, COSTS),
+        ReportTable("weeks", "By week", "Weeks begin on Monday (UTC).", "week of", columns, weeks, COSTS),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spin_core.analysis.columns import DATA, LENGTHS
 from spin_core.analysis.format import plain, plural
 from spin_core.report import charts
 from spin_core.report.html import rendered
@@ -55,13 +56,13 @@ def _chart(one: Mapping[str, Any]) -> charts.Chart:
 def _lengths(known: Sequence[Mapping[str, Any]], unit: str) -> ReportTable:
     columns = list(known[0]["quantiles"]) if known else []
     lines = [TableLine(one["name"], [(f"{one['quantiles'][share]:,}", "") for share in columns]) for one in known]
-    return ReportTable("spread", f"Lengths in {unit}", "", "", columns, lines)
+    return ReportTable("spread", f"Lengths in {unit}", "", "text", columns, lines, DATA | LENGTHS)
 
 
 def _sets(look: Mapping[str, Any]) -> ReportTable:
     counts = ("train_rows", "test_rows", "not_drawn")
     lines = [TableLine(plain(name, 60), [(f"{of[one]:,}", "") for one in counts]) for name, of in look["sets"].items()]
-    return ReportTable("sets", "Sets", "", "set", ["to train on", "held out", "not drawn"], lines)
+    return ReportTable("sets", "Sets", "", "set", ["to train on", "held out", "not drawn"], lines, DATA)
 
 
 def _columns(look: Mapping[str, Any]) -> ReportTable:
@@ -69,15 +70,15 @@ def _columns(look: Mapping[str, Any]) -> ReportTable:
     for one in look["columns"][:LINES]:
         cells = [
             (one["used_as"] or ("not used" if one["filled"] else "empty"), ""),
-            (f"filled in {plural(one['filled'], 'row')}", ""),
+            (plural(one["filled"], "row"), ""),
         ]
         lines.append(TableLine(plain(one["name"], 80), cells))
-    return ReportTable("columns", "Columns", "", "column", ["used as", ""], lines)
+    return ReportTable("columns", "Columns", "", "column", ["used as", "filled"], lines, DATA)
 
 
 def _layout(look: Mapping[str, Any]) -> ReportTable:
     lines = [TableLine(plain(name, 200), [(plural(count, "row"), "")]) for name, count in look["layouts"].items()]
-    return ReportTable("layout", "Layout", "", "as dataset.columns says it", [""], lines)
+    return ReportTable("layout", "Layout", "", "as dataset.columns says it", ["rows"], lines, DATA)
 
 
 def _files(look: Mapping[str, Any]) -> ReportTable:
@@ -85,4 +86,4 @@ def _files(look: Mapping[str, Any]) -> ReportTable:
     for one in look["files"][:LINES]:
         cells = [(one["use"] or "not read", ""), (plural(one["rows"], "row") if one["use"] else one["why"], "")]
         lines.append(TableLine(plain(one["name"], 200), cells))
-    return ReportTable("files", "Files", "", "file", ["", ""], lines)
+    return ReportTable("files", "Files", "", "file", ["use", "rows, or why not read"], lines, DATA)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spin_core.analysis import gate_metric
+from spin_core.analysis.columns import EVALUATION
 from spin_core.analysis.evaluation import TASK, Evaluated, heading, is_less_better, is_share, sentence
 from spin_core.analysis.format import bounds, count, escape_markdown, markdown_table, percent, plain, plain_line, show
 from spin_core.analysis.rows import Estimate
@@ -63,7 +64,8 @@ def _tables(made: Evaluated) -> list[ReportTable]:
         metrics = [metric for metric in made.metrics if metric.startswith(starts)]
         if metrics or i == 0:
             columns = ["made", *map(heading, metrics)]
-            tables.append(ReportTable(id, title, TEXT if i == 0 else "", "run, model", columns, _lines(made, metrics)))
+            text, lines = TEXT if i == 0 else "", _lines(made, metrics)
+            tables.append(ReportTable(id, title, text, "run, model", columns, lines, EVALUATION))
     return tables
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spin_core.analysis import gate_metric
+from spin_core.analysis.columns import RUN
 from spin_core.analysis.decoders import name_of
 from spin_core.analysis.format import plain, setting_text
 from spin_core.analysis.rows import Figures, ModelRow
@@ -16,7 +17,7 @@ from spin_core.analysis.verdict import figure, headlines, value_of
 from spin_core.report.charts import Chart
 from spin_core.report.html import rendered
 from spin_core.report.samples import TAGS, Samples
-from spin_core.report.tables import ReportTable, TableLine, starred, start_label, tables
+from spin_core.report.tables import ReportTable, TableLine, starred, tables
 
 OPEN = 3  # samples that are unfolded at first
 FOLDED = 12  # samples before the rest is folded away
@@ -49,7 +50,6 @@ def page(figures: Figures, charts: Sequence[Chart], shown: Samples, profile: Map
         overrides=overrides(profile),
         # Sorted: profiles that differ in order alone have one key, so they must give the same bytes.
         profile=plain(yaml.safe_dump(dict(profile), sort_keys=True, allow_unicode=True, width=100), 40_000),
-        start=start_label(rows),
         script=SCRIPT,
         hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         mark=mark,
@@ -70,7 +70,7 @@ def overrides(profile: Mapping) -> ReportTable | None:
     columns = ["setting", "all others", "this one"]
     text = "Settings of single iterations that differ from the rest of the run."
     title = "Iterations with settings of their own"
-    return ReportTable("overrides", title, text, "iteration", columns, lines) if lines else None
+    return ReportTable("overrides", title, text, "iteration", columns, lines, RUN) if lines else None
 
 
 def _tiles(rows: list[ModelRow]) -> list[tuple[str, str, str]]:

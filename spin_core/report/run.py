@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from spin_core.analysis.columns import RUN
 from spin_core.analysis.costs import Costs, StageCosts, costs
 from spin_core.analysis.format import NONE, count_text, hours_text, plain, plural, short, time_text
 from spin_core.analysis.profile_diff import DEFAULT, differences, preset, sentence
@@ -60,6 +61,7 @@ def sections(
         downloaded=downloaded,
         **_ledger([one for step in steps if step.stage == "report" and (one := record(step))]),
         steps=steps,
+        heads=[(head, RUN[head]) for head in ("step", "state", "took", "key", "artifact")],
     )
 
 
@@ -83,7 +85,7 @@ def _cost_table(made: Costs) -> ReportTable:
     columns += ["GPU hours", "GPU hours, cached"] if gpu else []
     lines = [TableLine(line["stage"], _cost_cells(line, gpu)) for line in made["lines"]]
     lines.append(TableLine("all", _cost_cells(total, gpu), "total"))
-    return ReportTable("cost-table", "What ran and what it cost", "", "stage", columns, lines)
+    return ReportTable("cost-table", "What ran and what it cost", "", "stage", columns, lines, RUN)
 
 
 def _tiles(made: Costs) -> list[tuple[str, str, str]]:
@@ -185,5 +187,5 @@ def _ledger(reports: Sequence[Record]) -> dict[str, Any]:
     differing = differences(profile, preset(DEFAULT))
     lines = [TableLine(one.setting, [(one.here, ""), (one.there, "")]) for one in differing]
     columns = ["this run", f"preset {DEFAULT}"]
-    table = ReportTable("ledger", "Reproduction ledger", "", "setting", columns, lines)
+    table = ReportTable("ledger", "Reproduction ledger", "", "setting", columns, lines, RUN)
     return {"ledger": table, "first_difference": sentence(differing, DEFAULT)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spin_core.analysis import gate_metric
+from spin_core.analysis.columns import SWEEP
 from spin_core.analysis.format import bounds, escape_markdown, markdown_table, plain, plural, show
 from spin_core.analysis.sweep import START, Figure, Swept, verdict
 from spin_core.report.charts import Chart, Mark, variants_chart
@@ -75,7 +76,7 @@ def _figures(made: Swept) -> ReportTable:
         lines.append(TableLine(one.label, [*cells, (word, small), (alarms, "")], "iteration", i == made.best, models))
     text = "Of each variant its last model. ★ the best by the first metric of those that raised no alarm."
     columns = [*map(_column, metrics), "to the best", "alarms"]
-    return ReportTable("sweep", "Variants", text, "variant", columns, lines)
+    return ReportTable("sweep", "Variants", text, "variant", columns, lines, SWEEP)
 
 
 def _column(metric: str) -> str:
@@ -112,7 +113,7 @@ def _against(made: Swept) -> ReportTable:
         f"{made.corrected:.2%} (Bonferroni), so that all hold together at {made.confidence:.0%}."
     )
     columns = ["difference", "seeds that agree", "better"]
-    return ReportTable("pair-all", "The best beside each other variant", note, "variants", columns, lines)
+    return ReportTable("pair-all", "The best beside each other variant", note, "variants", columns, lines, SWEEP)
 
 
 def _effects(made: Swept) -> ReportTable:
@@ -124,7 +125,8 @@ def _effects(made: Swept) -> ReportTable:
         for one in made.effects
     ]
     title = f"What each setting does to {gate_metric.name(made.metric)}" if made.metric else "Settings"
-    return ReportTable("effects", title, "The mean over all variants with that value.", "setting", ["mean"], lines)
+    text = "The mean over all variants with that value."
+    return ReportTable("effects", title, text, "setting", ["mean"], lines, SWEEP)
 
 
 def _charts(made: Swept) -> list[Chart]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from spin_core.analysis import gate_metric
+from spin_core.analysis.columns import COLUMNS, MARKS, TASKS, column_text
 from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
 from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
 from spin_core.analysis.verdict import figure, judged_by
@@ -35,7 +37,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table under a heading; `head` names the first column."""
+    """A table under a heading; `head` names the first column. `texts`: what the columns say, by their heads."""
 
     id: str
     title: str
@@ -43,6 +45,18 @@ class ReportTable:
     head: str
     columns: list[str]
     lines: list[TableLine]
+    texts: Mapping[str, str]
+
+    def says(self, head: str) -> str:
+        """What a column says."""
+        return column_text(head, self.texts)
+
+    def key(self) -> list[tuple[str, str]]:
+        """What all columns and the signs in the lines say."""
+        heads = [self.head, *self.columns]
+        signs = {"★": any(line.best for line in self.lines)}
+        signs[NONE] = any(cell[0] == NONE for line in self.lines for cell in line.cells)
+        return [*((head, self.says(head)) for head in heads), *((sign, MARKS[sign]) for sign in signs if signs[sign])]
 
 
 def tables(rows: Sequence[ModelRow]) -> list[ReportTable]:
@@ -127,8 +141,10 @@ def _models(rows: Sequence[ModelRow]) -> ReportTable:
         delta, decision = row["delta"], row.get("decision") or {}
         change, of_gate = delta["greedy"] or delta["sampled"], decision.get("change")
         small = "; ".join(part for part in (_moved(row), _bounds(change, signed=True)) if part)
-        gate = _bounds(of_gate, signed=True)
-        gate = f"change {show(of_gate['value'], signed=True)}; {gate}" if of_gate and gate else ""
+        said = partial(gate_metric.moved, decision.get("metric") or "")
+        gate = ""
+        if of_gate and of_gate["low"] is not None and of_gate["high"] is not None:
+            gate = f"change {said(of_gate['value'])}; {said(of_gate['low'], of_gate['high'])}"
         known = gate_metric.measured(row, metric) if own else None
         cell = _shared(known) if metric.startswith("repetition/") else _valued(known)
         return {
@@ -181,7 +197,7 @@ def _style(rows: Sequence[ModelRow]) -> ReportTable:
         for label, row, cells in lines
     ]
     text = "Answers to the held-out prompts, by the way they were drawn."
-    return ReportTable("style", "Style of the answers", text, "model, decoder", names, made if names else [])
+    return ReportTable("style", "Style of the answers", text, "model, decoder", names, made if names else [], COLUMNS)
 
 
 def _of_answers(of: AnswerStyle) -> dict[str, Cell]:
@@ -273,7 +289,7 @@ def _sources(rows: Sequence[ModelRow]) -> ReportTable:
         TableLine(f"{starred(row)}, {name}", [cells[one] for one in names], row["kind"], bool(row.get("best")))
         for row, name, cells in lines
     ]
-    return ReportTable("sources", "By set", text, "model, set", names, made)
+    return ReportTable("sources", "By set", text, "model, set", names, made, COLUMNS)
 
 
 def _tokens(row: ModelRow) -> dict[str, Cell]:
@@ -300,7 +316,8 @@ def _harness(rows: Sequence[ModelRow]) -> ReportTable:
     versions = sorted({row["harness"]["lm_eval"] for row in shown} - {""})
     presets = sorted({row["harness"]["preset"] for row in shown} - {""})
     text = f"lm-evaluation-harness {', '.join(versions)}" + (f", preset {', '.join(presets)}" if presets else "")
-    return ReportTable("harness", "Harness", f"{text}." if shown else "", "task", [*map(starred, shown)], lines)
+    title = f"{text}." if shown else ""
+    return ReportTable("harness", "Harness", title, "task", [*map(starred, shown)], lines, TASKS)
 
 
 def _task(task: HarnessTask) -> str:
@@ -337,7 +354,8 @@ def _made(
         for row, cells in known
         if keep or any(cells[name][0] != NONE for name in columns)
     ]
-    return ReportTable(id, title, text, "model", columns, lines)
+    of_start = {head.replace("θ_0", start_label(rows)): said for head, said in COLUMNS.items()}
+    return ReportTable(id, title, text, "model", columns, lines, of_start)
 
 
 def _valued(figure: Estimate | None) -> Cell:

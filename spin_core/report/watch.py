@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spin_core.analysis.columns import LENGTHS, WATCH
 from spin_core.analysis.format import NONE, escape_markdown, markdown_table, plural
 from spin_core.data.row_change import SHARES, TEXTS, Change, Counts, Part
 from spin_core.report.charts import Chart, shares
@@ -128,8 +129,8 @@ def tables(seen: Seen) -> list[ReportTable]:
     note = "An edited row has another answer to a prompt that was there. Duplicates are rejected, and no rows."
     lengths = f"Lengths of training rows in {seen.change.unit}"
     made = [
-        ReportTable("new-rows", "Rows", note, "", ["before", "now", "new", "gone", "edited"], rows[:LINES]),
-        ReportTable("new-lengths", lengths, "", "", list(SHARES), spreads[:LINES]),
+        ReportTable("new-rows", "Rows", note, "rows", ["before", "now", "new", "gone", "edited"], rows[:LINES], WATCH),
+        ReportTable("new-lengths", lengths, "", "text", list(SHARES), spreads[:LINES], WATCH | LENGTHS),
     ]
     return [table for table in made if table.lines]
 

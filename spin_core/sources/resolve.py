@@ -276,7 +276,7 @@ def artifact(store: Store, digest: str, kind: SourceKind) -> Ref:
     hubs: list[str] = next(iter((record.facts.get("sources") or {}).values()), [])
     hub = hubs[0] if hubs and record.stage.startswith("import") else ""
     store.note_once(
-        f"{kind} {digest[:12]} of the store is used, {f'imported from {hub}' if hub else f'made by {record.stage}'}."
+        f"{kind} {digest[:12]}: taken from the store, {f'imported from {hub}' if hub else f'made by {record.stage}'}."
     )
     return Ref(digest=digest, kind=kind, hub=hub)
 

@@ -42,10 +42,11 @@ from spin_core.errors import BadInput
 from spin_core.job import Inputs, Job
 
 NAME = "gate"
-VERSION = 4
+VERSION = 5
 """2: exact bounds where fewer than 21 rows are paired.
 3: signs of a collapse are read from the answers of every decoder.
-4: the sentence names the settings of the run's own loss."""
+4: the sentence names the settings of the run's own loss.
+5: the sentence says what to do about too few rows, and has shares in per cent."""
 
 NO_MARGIN = 0.1
 """Mean margin, in β nats, that is none: it takes the loss from 0.693 to 0.645. The whole interval must lie below it: a
@@ -115,7 +116,7 @@ def decide(players: list[Player], config: Config) -> dict[str, Any]:
     if is_fixed and margin:
         reason = (
             f"fixed point: real answers are no longer preferred to {before.model.label}'s on {margin.rows:,} held-out "
-            f"pairs (margin {show(margin.value)}, {how.confidence:.0%} interval {show(margin.low)} to "
+            f"pairs (margin {show(margin.value)}, {100 * how.confidence:g} % interval {show(margin.low)} to "
             f"{show(margin.high)}), and {reason}"
         )
     few = len(now.model.answers) < how.min_rows
@@ -203,16 +204,21 @@ def _describe(change: Interval | None, old: Player, new: Player, metric: str | N
     """The metric of both on the rows that both have, and what follows."""
     pairs = _pairs(old, new, metric)
     if change is None or metric is None:
-        few = f"{len(pairs)} held-out rows are too few to compare models by (gate.min_rows {how.min_rows})"
-        return f"{few if metric else 'no held-out metric was measured'}, {best} stays best"
+        few = (
+            f"{len(pairs)} held-out rows are too few to compare models by: hold out {how.min_rows} (gate.min_rows) or "
+            "more, by dataset.test_fraction, test_path or test_limit"
+        )
+        none = "no held-out metric was measured: the sections evaluate and harness say what is"
+        return f"{few if metric else none}; {best} stays best"
     sign = -1 if gate_metric.is_less_better(metric) else 1
     before, after = (sign * fmean(column) for column in zip(*pairs, strict=True))
     own = _own(change, metric)
-    verb = "stayed at" if show(before) == show(after) else f"went from {show(before)} to"
+    was, now = gate_metric.shown(metric, before), gate_metric.shown(metric, after)
+    verb = "stayed at" if was == now else f"went from {was} to"
     word = "clearly better" if change.low > 0 else "clearly worse" if change.high < 0 else "within what chance gives"
     return (
-        f"{gate_metric.name(metric)} {verb} {show(after)} against {old.model.label} on {change.rows:,} rows, {word} "
-        f"({how.confidence:.0%} interval {show(own.low, signed=True)} to {show(own.high, signed=True)}), {best} "
+        f"{gate_metric.name(metric)} {verb} {now} against {old.model.label} on {change.rows:,} rows, {word} "
+        f"({100 * how.confidence:g} % interval {gate_metric.moved(metric, own.low, own.high)}), {best} "
         f"{'is' if new.model.label == best else 'stays'} best"
     )
 

@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from spin_core.analysis.rows import Figures
 
 NAME = "report"
-VERSION = 7
+VERSION = 8
 """2: alarms of the trainings.
 3: the decision, tables by topic with intervals, harness, samples that can be searched.
 4: where the pairs' ids are from, and how many are cut.
 5: the answers of every decoder.
 6: alarms name settings that the run's loss has.
-7: headline, first table and a chart follow the gate's metric."""
+7: headline, first table and a chart follow the gate's metric.
+8: each column has a tooltip, and each table a list of them."""
 
 ARTIFACTS = ("evaluate", "finetune", "gather", "harness", "gate", "score")
 STEPS_MARK = "<!-- spinloop:steps -->"

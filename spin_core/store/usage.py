@@ -49,7 +49,9 @@ def usage(store: Store, run: str | None = None) -> Usage:
         stages = {record.digest: record.stage for _, record in readable(store)}
         trees = {digest: _new(files, seen) for digest, files in outputs(store).items()}
         linked = {
-            folder.name: set(pointer(folder)[0].values()) & trees.keys() for folder in children(store.root / "runs")
+            folder.name: set(pointer(folder)[0].values()) & trees.keys()
+            for folder in children(store.root / "runs")
+            if folder.is_dir()  # pages of sweeps, evaluations and costs lie beside the runs
         }
         other = [
             UsageLine(name, len(paths), sum(_size(path, seen) for path in paths))

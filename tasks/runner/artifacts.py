@@ -37,7 +37,9 @@ def show(run: Run, tree: Path, folder: Path) -> None:
             url, text = f"{base}/{folder.name}/report.html", f"Report of {folder.name}"
             create_link_artifact(url, link_text=text, key=_key(run, "report"))
         elif base:
-            get_run_logger().warning("SPINLOOP_REPORTS_URL is no http address of the store's runs/; it is not used.")
+            get_run_logger().warning(
+                "SPINLOOP_REPORTS_URL is not used: give the address at which the store's runs/ is, with http:// or https://."
+            )
     except Exception as error:  # the run's work is done, and nothing of it is in danger
         _warn(error)
 

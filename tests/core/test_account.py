@@ -14,6 +14,7 @@ from spin_core.analysis.costs import costs
 from spin_core.errors import BadInput
 from spin_core.job import Entry, Place
 from spin_core.report import costs_page
+from tests.report.columns import without_tooltip
 
 START = datetime(2026, 11, 4, 3, tzinfo=UTC)  # a Wednesday
 GPU = {"device": {"gpus": 2, "shared": 1, "name": "H100"}}
@@ -111,6 +112,7 @@ def test_page_and_text_have_every_line(runs: Path) -> None:
     for word in ("demo", "other", "generate", "finetune", "2026-11-16"):
         assert word in page and word in text
     assert "2.00 MB" in page and "disk" not in text and page.count("<svg") == 1
+    assert without_tooltip(page) == []
     assert json.loads(json.dumps(account.as_json(made)))["weeks"]["2026-11-09"]["executions"] == 1
 
 

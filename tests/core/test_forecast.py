@@ -49,7 +49,7 @@ def test_forecast_names_the_nearest_situation_that_was_measured() -> None:
         own = {name: row[name] for name in ("identical", "preferred", "entropy")}
         said = sentences({"forecast": own}, part, DRAWS[row["decoder"]])[-1]
         assert said.startswith("Nearest of the situations") and repr(row["situation"]) in said
-        assert f"by {row['gain'][0]:+.3f}" in said and said.endswith(f"SFT by {row['sft']:+.3f}.")
+        assert f"by {row['gain'][0]:+.3f}" in said and said.endswith(f"SFT changed it by {row['sft']:+.3f}.")
 
 
 @pytest.mark.parametrize(

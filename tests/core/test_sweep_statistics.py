@@ -10,6 +10,7 @@ import pytest
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.sweep import START, Training, Variant, as_json, compare, verdict
 from spin_core.report import sweep_page
+from tests.report.columns import without_tooltip
 
 EM = "exact_match/greedy"
 
@@ -125,3 +126,4 @@ def test_page_holds_every_variant_and_no_markup_of_others() -> None:
     made = compare([variant("<b>one</b>", [drawn(1, 0.5)]), variant("two", [drawn(2, 0.5)])], None, 0.95)
     page = sweep_page.page(made, "t-sweep", (1, 2))
     assert "<b>one</b>" not in page and "&lt;b&gt;one" in page and page.count("<svg") == len(made.figures)
+    assert without_tooltip(page) == []

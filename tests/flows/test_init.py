@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_without_arguments_the_profile_can_be_run_at_once(spinloop) -> None:
     assert Path("spinloop.yaml").read_text() == "mine" and not Path("store").exists()
 
 
+def test_plan_counts_the_rows_before_the_model_is_there(spinloop) -> None:
+    """Catches a cost sheet of 45,000 rows for a file of 50 that the plan has just read, as its model is still to be
+    made."""
+    rows("mine.jsonl", "prompt", "response", 50)
+    code, _, err = spinloop("init", "builtin:tiny-llama", "mine.jsonl")
+    assert code == 0, err
+    code, out, err = spinloop("plan", "spinloop.yaml", "--store", "store")
+    assert code == 0, err
+    ((train, test),) = re.findall(r"Rows: (\d+) to train, (\d+) held out", out)
+    assert int(train) + int(test) == 50 and "(assumed, as the tokenizer is not there yet)" in out
+
+
 def test_lengths_and_columns_are_the_data_s(spinloop, model: Path) -> None:
     """Catches lengths that are not the data's, or that one row of 40 decides; a model's context that is not looked at;
     a guess that is not said, and paths that the profile's folder does not have."""
@@ -50,6 +63,7 @@ def test_lengths_and_columns_are_the_data_s(spinloop, model: Path) -> None:
     assert code == 0, err
     assert "Columns: the_query is taken for the prompt and gold_reply for the answer." in out
     assert "200 rows read as prompt: the_query, answer: gold_reply" in out
+    assert "held-out rows: too few for the gate to say which model is better" in out
     config, base_dir = load_profile("profiles/first.yaml")
     assert config.dataset.columns == {"prompt": "the_query", "answer": "gold_reply"}
     assert (base_dir / config.dataset.path).samefile("mine.jsonl") and config.sft is None

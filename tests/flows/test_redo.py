@@ -155,7 +155,7 @@ def test_replaced_answers_are_what_later_runs_go_on_from(
         work = {"label": "by a worker", "inputs": reads, "key": key, "take": take}
         config = pool_flows.generate_stage.Config.model_validate(record.payload["config"])
         state = pool_flows.generate(config, [work], return_state=True)
-        assert state.message == "0 steps ran, 1 were cached.", state.message
+        assert state.message == "0 steps ran, 1 was cached.", state.message
     state = pool_flows.generate(config, [work | {"take": 1}], return_state=True)
     assert "another key than the run that asks" in state.message
 

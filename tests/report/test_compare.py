@@ -15,6 +15,7 @@ from spin_core.analysis.results import ModelResults
 from spin_core.analysis.run_comparison import Comparison, HarnessItems, Side, compare, harness_items
 from spin_core.errors import BadInput
 from spin_core.report.compare_page import page, text
+from tests.report.columns import without_tooltip
 from tests.report.test_page import HOSTILE, Tags, fetched, steps
 
 
@@ -194,8 +195,8 @@ def test_page_and_text_say_the_same_and_fetch_nothing() -> None:
     assert "EM greedy ▲ +0.200" in shown and "seed 42 7" in shown
     for title in ("Best models: θ_1", "Settings that differ", "Costs"):
         assert f"{title}:\n\n|" in shown_text and title in shown
-    assert "GPU hours 1.35 1.34 cached (not computed again)" in shown and "| GPU hours " in shown_text
-    assert "cached (not computed again" in shown_text and "from the store" not in shown_text
+    assert "GPU hours 1.35 1.34 of it cached" in shown and "| GPU hours " in shown_text
+    assert "of it cached" in shown_text and "from the store" not in shown_text
 
 
 def test_hostile_names_and_settings_are_text() -> None:
@@ -203,5 +204,5 @@ def test_hostile_names_and_settings_are_text() -> None:
     old, new = model(HOSTILE, rows(50)), model(HOSTILE, rows(70))
     settings = {"dataset": preset()["dataset"] | {"columns": {HOSTILE: HOSTILE}}, HOSTILE: HOSTILE}
     made = compare(side(HOSTILE, old), side(HOSTILE, new, **settings))
-    assert fetched(page(made)) == []
+    assert fetched(page(made)) == [] == without_tooltip(page(made))
     assert "<script" not in text(made) and "<img" not in text(made)

@@ -134,8 +134,31 @@ def test_pairs_mostly_identical_are_pointed_out(tmp_path):
     inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
     inputs["gather"] = [pairs_tree(tmp_path / "pairs", 200, 120, 0, 19)]
     assert render(tmp_path / "out", inputs, config)[2]["notes"] == [
-        "iteration 0 (θ_1): of the 200 generated answers it learnt from, 60% identical."
+        "iteration 0 (θ_1): 60.0 % of the 200 generated answers it learnt from are the real answer, and such pairs "
+        "teach nothing: take rows that the model was not trained on, or another generate.decoder."
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((98, 18, 18), []),
+        (
+            (0, 20, 0),
+            ["10.0 % of the 200 generated answers it learnt from were cut at generate.max_new_tokens: raise"],
+        ),
+        ((0, 0, 20), ["10.0 % of the 200 generated answers it learnt from are empty: "]),
+    ],
+)
+def test_faults_of_generation_say_what_to_do(tmp_path, counts, said):
+    """Catches a note on what every sound run has (a tenth of identical answers), one without a remedy, and two faults
+    under one name."""
+    inputs, config = full_run(tmp_path, rates=(3, 4), controls=(), count=6)
+    inputs["gather"] = [pairs_tree(tmp_path / "pairs", 200, *counts)]
+    notes = render(tmp_path / "out", inputs, config)[2]["notes"]
+    assert len(notes) == len(said)
+    for note, begin in zip(notes, said, strict=True):
+        assert note.startswith(f"iteration 0 (θ_1): {begin}")
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,12 @@ def sentence(inputs: dict, config: report.Config) -> str:
         ),
         (
             (580, 560, 540), (),
+            "Exact match fell from 0.580 to 0.540 over two iterations (greedy, 1,000 held-out prompts).",
+        ),
+        (
+            (580, 600, 540), (),
             "Exact match fell from 0.580 to 0.540 over two iterations (greedy, 1,000 held-out prompts); "
-            "it was best after iteration 0 (θ_1), at 0.560.",
+            "it was best after iteration 0 (θ_1), at 0.600.",
         ),
         ((580, 580), (), "Exact match stayed at 0.580 over one iteration (greedy, 1,000 held-out prompts)."),
         (
@@ -133,9 +137,9 @@ REPEAT = "The share of their 4-grams that greedy answers repeat"
         ),
         (
             (0.2, 0.21, 0.3, 0.4, 0.19), 0,
-            f"{REPEAT} rose from 20.0 % to 30.0 % over two iterations (1,000 held-out prompts; lower is better); it "
-            "was best after iteration 0 (θ_1), at 21.0 %; the gate's best is θ_0, at 20.0 %; the same number of SFT "
-            "steps (240) reached 40.0 %; the control “SFT instead, 2×” reached 19.0 % in 480 steps against SPIN's 240.",
+            f"{REPEAT} rose from 20.0 % to 30.0 % over two iterations (1,000 held-out prompts; lower is better); "
+            "the gate's best is θ_0, at 20.0 %; the same number of SFT steps (240) reached 40.0 %; the control "
+            "“SFT instead, 2×” reached 19.0 % in 480 steps against SPIN's 240.",
         ),
     ],
 )  # fmt: skip
@@ -152,7 +156,7 @@ def test_headline_is_of_the_gates_metric(tmp_path, shares, best, said):
     assert tiles == [percent[0], percent[2], *percent[3:]]
     columns = [line.split("|") for line in markdown.splitlines()[:7]]
     assert columns[0][2].strip() == "repetition" and [line[2].strip() for line in columns[2:]] == percent
-    assert re.findall(r"<th scope=\"col\">(.*?)</th>", html)[1] == "repetition"
+    assert re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", html)[1] == "repetition"
     assert "<dt>repetition</dt>" in html and f"<td>{percent[2]}<small>" in html
     lines = [re.split(r" *\| *", line) for line in ui_pages.table(figures["rows"], 5).splitlines()]
     assert lines[0][2] == "repetition" and [line[2] for line in lines[2:]] == percent
@@ -172,7 +176,7 @@ def test_headline_is_of_the_gates_metric(tmp_path, shares, best, said):
             "repetition/sampled", (0.2, -0.2),
             "The share of their 4-grams that answers at temperature 1 repeat fell from 41.0 % to 40.0 % over one "
             "iteration (40 held-out prompts; lower is better), a change within what chance gives on these rows (95 % "
-            "interval −0.136 to +0.116).",
+            "interval −13.6 to +11.6 points).",
             "repeated 4-grams, temperature 1", "repetition at T = 1",
             "What the gate goes by: the share of their 4-grams that answers at temperature 1 repeat (lower",
         ),
@@ -203,12 +207,12 @@ def test_change_of_repetition_within_chance_says_so_and_other_metrics_have_no_co
         repeating(tree, share, wobble)
     said = render(tmp_path / "out", inputs, config)[2]["sentence"]
     assert f"{REPEAT} fell from 41.0 % to 40.0 % over one iteration" in said
-    assert "within what chance gives on these rows (95 % interval −0.136 to +0.116)" in said
+    assert "within what chance gives on these rows (95 % interval −13.6 to +11.6 points)" in said
     inputs, config = judged_run(tmp_path / "other", metric="nll/real", controls=(), rates=(3, 4), count=40)
     html, markdown, figures = render(tmp_path / "b", inputs, config)
     assert figures["sentence"].startswith("The per-token NLL of held-out real answers rose from 2.100 to 2.113")
     assert "<small>NLL per token" in html and "repetition" not in markdown.splitlines()[0]
-    assert "<dt>repetition</dt>" not in html
+    assert "<dt>repetition</dt>" not in html.partition('<section id="style">')[0]
 
 
 @pytest.mark.parametrize(

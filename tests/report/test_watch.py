@@ -20,6 +20,7 @@ from spin_core.store.record import Record
 from spin_core.store.store import Store
 from tests.faults.store.battery import publish
 from tests.places import entry
+from tests.report.columns import without_tooltip
 from tests.report.test_page import Tags, steps
 
 DAY = datetime(2026, 11, 20, 6, tzinfo=UTC)
@@ -98,7 +99,7 @@ def test_report_has_the_section_and_shows_text_as_text() -> None:
     page = sections(steps(), lambda entry: None, seen=seen(7))
     words = " ".join(Tags(page).text.split())
     assert "What is new in the dataset" in words and "training rows: 7 new" in words and "2 → 9" in words
-    assert page.count("<figure") == 1 and "share of the rows" in page
+    assert page.count("<figure") == 1 and without_tooltip(page) == [] and "share of the rows" in page
     assert "What is new" not in sections(steps(), lambda entry: None, seen=Seen(None, 0))
     bad = replace(seen(7), change=None, why="<b>x</b>")
     assert "<b>x" not in sections(steps(), lambda entry: None, seen=bad)

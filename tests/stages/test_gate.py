@@ -107,14 +107,14 @@ def test_less_repetition_is_better_where_the_profile_says_so(world) -> None:
         world.add(_rows(greedy_repetition=[share] * ROWS, nll=nll, tokens=5))
     decision = world.decide(metric="repetition/greedy")
     assert decision["best"] == 1 and not decision["higher_is_better"] and decision["change"]["value"] < 0
-    assert "from 0.600 to 0.200" in decision["reason"] and "clearly better" in decision["reason"]
+    assert "from 60.0 % to 20.0 %" in decision["reason"] and "clearly better" in decision["reason"]
     assert world.decide()["metric"] == "nll/real"
 
 
 @pytest.mark.parametrize(
     ("metric", "fields", "said"),
     [
-        ("repetition/t0.3", {"t0.3_repetition": 0.6}, "4-grams that answers at temperature 0.3 repeat went from 0.600"),
+        ("repetition/t0.3", {"t0.3_repetition": 0.6}, "that answers at temperature 0.3 repeat went from 60.0 %"),
         ("repetition/sampled", {"sampled_repetition": 0.6}, "4-grams that answers at temperature 1 repeat"),
         ("repetition/deployed", {"deployed_repetition": 0.6}, "4-grams that answers as deployed repeat"),
         ("exact_match/t0.3", {"t0.3_match": 0.2}, "exact match (temperature 0.3) went from 0.200"),
@@ -175,6 +175,9 @@ def test_fixed_point_stops(world, margin, stops: bool) -> None:
     assert world.decide(fixed_point="go on")["go_on"]
     few = world.decide(min_rows=101)
     assert few["outcome"] == "continue" and few["change"] is None and "too few" in few["reason"]
+    assert (
+        "hold out 101 (gate.min_rows) or more, by dataset.test_fraction, test_path or test_limit; θ_0" in few["reason"]
+    )
 
 
 def test_fixed_point_needs_a_metric_that_rests(world) -> None:
@@ -192,12 +195,12 @@ SOUND = {"nll": 1.0, "tokens": 30} | {
 }  # fmt: skip
 COLLAPSES = [
     ({"nll": 3.0}, "much less likely, NLL 1.000 to 3.000"),
-    ({"greedy_repetition": 0.6}, "drawn greedy: 60.0 % of the 4-grams"),
+    ({"greedy_repetition": 0.6}, "drawn greedily: 60.0 % of the 4-grams"),
     ({"sampled_repetition": 0.6}, "drawn at temperature 1: 60.0 % of the 4-grams"),
-    ({"greedy_tokens": 90}, "greedy: 90.0 tokens on average, 3.00 times the real 30.0, θ_0's 0.93 times"),
+    ({"greedy_tokens": 90}, "greedily: 90.0 tokens on average, 3.00 times the real 30.0, θ_0's 0.93 times"),
     ({"greedy_tokens": 3}, "3.0 tokens on average"),
     ({"sampled_tokens": 36}, "1.20 times the real"),
-    ({"greedy_cut": _right(0.1)}, "drawn greedy: 10.0 % of the answers never end"),
+    ({"greedy_cut": _right(0.1)}, "drawn greedily: 10.0 % of the answers never end"),
     ({"sampled_cut": _right(0.4)}, "drawn at temperature 1: 40.0 % of the answers never end"),
     ({"sampled_empty": _right(0.2)}, "20.0 % of the answers are empty"),
     ({"greedy_loops": _right(0.5)}, "50.0 % of the answers loop"),
@@ -214,7 +217,7 @@ def test_collapse_is_an_alarm_and_no_best_whatever_the_metric_says(world, change
     world.add(_rows(**SOUND, greedy_match=_right(0.4), margin=2.0), spin__accuracy=0.9)
     decision = fine.decide()
     assert decision["alarms"] == []
-    assert "held-out rows show no sign of a collapse (answers drawn greedy, at temperature 1)" in decision["reason"]
+    assert "held-out rows show no sign of a collapse (answers drawn greedily, at temperature 1)" in decision["reason"]
     world.add(_rows(**{**SOUND, "margin": 2.0, "greedy_match": _right(0.6), **changed}))
     decision = world.decide()
     (alarm,) = decision["alarms"]

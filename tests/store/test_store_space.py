@@ -145,6 +145,7 @@ def test_usage_counts_shared_files_once_and_says_what_only_a_run_has(store):
     store.link_run("one", {"01": rows.digest, "02": first.digest})
     store.link_run("two", {"01": rows.digest, "02": second.digest, "best": second.digest})
     (store.scratch("finetune", second.key) / "checkpoint").write_bytes(b"c" * 77)
+    (store.root / "runs" / "costs.html").write_text("a page, no run")
     used = usage(store)
     models = 2 * 5000 + len(TOKENIZER)
     assert [(line.name, line.count, line.bytes) for line in used.stages] == [

@@ -16,6 +16,7 @@ from spin_core.preview import text
 from spin_core.preview.look import look
 from spin_core.report import data_page
 from spin_core.stages import demo_model, reformat, tokenize
+from tests.report.columns import without_tooltip
 from tests.report.test_page import HOSTILE, Tags, fetched
 
 CHAT = {"max_prompt_length": 40}
@@ -201,6 +202,16 @@ def test_look_at_a_set_of_which_too_much_is_rejected_shows_why(tmp_path):
     assert "not one of its 1 rows" in made.failures[0] and made.rejected[0].examples[0].place == "none.jsonl, line 1"
 
 
+def test_too_few_held_out_rows_are_said_before_a_run(tmp_path):
+    """Catches a user who learns from the report of a finished run that its gate could compare nothing, and a note where
+    they are enough."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"{i} of them", "answer": "x"} for i in range(100)])
+    few, enough = (looked(file, dataset={"path": str(file), "test_fraction": share}) for share in (0.1, 0.5))
+    (note,) = [note for note in few.notes if "too few" in note]
+    assert note.startswith(f"{few.test} held-out rows: too few for the gate") and "hold out 30 (gate.min_rows)" in note
+    assert enough.test >= 30 and not any("too few" in note for note in enough.notes)
+
+
 def test_look_spells_out_what_cannot_be_seen(tmp_path):
     """Catches a first row in which a tab, a line end or an escape looks like nothing."""
     rows = [{"prompt": "a\tb\nc\u00a0d", "answer": "x\u200by\x1b[31m\n"}] * 2 + [
@@ -223,7 +234,7 @@ def test_page_has_every_text_escaped(tmp_path):
     for one, tags in ((made, {"script", "img", "b"}), (calm, {"script"})):
         html = data_page.page(as_json(one), HOSTILE, [HOSTILE])
         assert fetched(html) == [] and not tags & {tag for tag, _ in Tags(html).tags}
-        assert html.rstrip().endswith("</html>") and "</main>" in html
+        assert html.rstrip().endswith("</html>") and "</main>" in html and without_tooltip(html) == []
     assert "alert(1)" in Tags(data_page.page(as_json(made), "", [])).text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spin_core.analysis import definitions, gate_metric
+from spin_core.analysis import columns, definitions, gate_metric
 from tests.architecture.reference.text import COMMAND, filled, table
 
 HEAD = f"""# Every figure
@@ -29,6 +29,11 @@ PARTS = (
         definitions.HARNESS,
     ),
 )
+COLUMNS = (
+    "Each page says the same where the pointer rests on a column's head, and in the list below the table. NAME is a "
+    "column that is named after a model, a run or a task. A column of another decoder is named after it (`EM at T = "
+    "0.3`) and says what the column without that says."
+)
 
 
 def page() -> str:
@@ -42,6 +47,8 @@ def page() -> str:
     for title, text, metrics in PARTS:
         lines = [[f"`{one.name}`", one.unit, one.better, one.text] for one in metrics]
         parts.append(f"## {title}\n\n{filled(text)}\n\n{table(('figure', 'unit', 'better', 'what it says'), lines)}")
-    lines = [[name, text] for name, text in definitions.COLUMNS.items()]
-    parts.append(f"## Columns of the report\n\n{table(('column', 'what it says'), lines)}")
+    parts.append(f"## Columns of the pages\n\n{filled(COLUMNS)}\n")
+    for title, texts in columns.PAGES.items():
+        lines = [[name, text] for name, text in texts.items()]
+        parts.append(f"### {title}\n\n{table(('column', 'what it says'), lines)}")
     return "\n".join(parts)

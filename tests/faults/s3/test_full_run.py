@@ -101,7 +101,7 @@ def stage_on_another_machine(url: str, on, tmp_path: Path) -> None:
     finally:
         os.environ["SPINLOOP_STORE"] = before
     assert state.is_completed(), state.message
-    assert "1 steps ran" in state.message
+    assert "1 step ran" in state.message
     assert cached(tmp_path, "worker"), "it did not fetch its model"
     assert other.is_failed() and "another than that of the run" in other.message
     made = [one for one in leader.records("evaluate") if one.payload["config"]["evaluate"]["max_new_tokens"] == 5]

@@ -50,7 +50,7 @@ def test_killed_run_finds_its_stage_again(workers, api: Api, gpu_runs: Since, pr
     second = api.start("spin/spin", file=path)
     assert api.wait(second).state.name == "Completed"
     assert [run.id for run in gpu_runs.runs("sft")] == [stage.id], "the stage was started again"
-    assert api.wait(stage.id).state.message == "1 steps ran, 0 were cached."
+    assert api.wait(stage.id).state.message == "1 step ran, 0 were cached."
     assert api.wait(first).state.name == "Crashed"
 
 

@@ -63,7 +63,7 @@ def test_stage_that_a_person_starts_shares_the_cache(workers, api, gpu_runs, pro
     config = api.client.read_flow_run(stage_run.id).parameters["config"]
     work = [{"inputs": {"model": trees["demo_model"], "rows": trees["reformat"]}}]
     ended = api.wait(api.start("sft/spin-gpu", config=config, work=work))
-    assert ended.state.message == "0 steps ran, 1 were cached."
+    assert ended.state.message == "0 steps ran, 1 was cached."
 
 
 @pytest.mark.full
