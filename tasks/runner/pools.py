@@ -54,6 +54,7 @@ class Pools:
         self.ending = threading.Event()
         self._lock = threading.Lock()
         self._shared: dict[str, PoolRun] = {}
+        self._there: dict[str, dict[str, KeyedStep]] = {}  # of those that are computed again
 
     def of(self, stage: str) -> str:
         """The work pool of a stage; empty where it runs in this process."""
@@ -87,12 +88,15 @@ class Pools:
         with self._lock:
             steps = batch.steps(keyed) if batch else {keyed.key: keyed}
             name = f"{batch_key(steps)}:{how}"
-            if name not in self._shared:
-                there = {key: one for key, one in steps.items() if look_up(self.store, one)}
-                self._shared[name] = PoolRun(self.client, self.store, self.runtime, self.of(stage), there, how)
-            shared = self._shared[name]
-        if keyed.key not in shared.steps:
-            return None
+            if name not in self._there:  # once: what is computed for the first time meanwhile is not computed again
+                self._there[name] = {key: one for key, one in steps.items() if look_up(self.store, one)}
+            there = self._there[name]
+            if keyed.key not in there:
+                return None
+            shared = self._shared.get(name) or PoolRun(
+                self.client, self.store, self.runtime, self.of(stage), there, how
+            )
+            self._shared[name] = shared
         while True:
             run = shared.look(send, self.ending)
             if run and run.state_type in FINAL:

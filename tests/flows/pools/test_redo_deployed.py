@@ -12,7 +12,11 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 
 from flows.cli.doctor_server import _redone
+from spin_core.analysis.account import account
+from spin_core.report import costs_page
+from spin_core.report.stored_run import executions
 from spin_core.store.store import Store
+from tests.flows.test_costs import plain
 from tests.flows.test_redo import planted
 
 pytestmark = pytest.mark.timeout(900)
@@ -24,6 +28,13 @@ def ledger(place: Path) -> list[dict]:
     return json.loads((Store(place).root / "latest" / "steps.json").read_text())
 
 
+def page_of(api, key: str, run) -> str:
+    """The text of a page that a flow run left in the UI."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    (page,) = api.client.read_artifacts(artifact_filter=wanted)
+    return page.data
+
+
 @pytest.mark.full
 def test_redo_runs_on_the_pool_of_its_stage_and_later_runs_take_what_came_out(
     workers, api, gpu_runs, profile, store
@@ -31,7 +42,7 @@ def test_redo_runs_on_the_pool_of_its_stage_and_later_runs_take_what_came_out(
     """Catches a redo of a deployment that only looks the steps up, that computes in the run's own process, or once for
     each shard; a comparison that stays on the worker; a shard of the same bytes that is replaced; and a new output that
     no later run goes on from, or that takes the place of the first."""
-    path = profile(runtime={"pools": HERE})
+    path, spent = profile(runtime={"pools": HERE}), account(executions(Store(store)))
     first = api.wait(api.start("spin/spin", file=str(path)))
     assert first.state.name == "Completed", first.state.message
     steps = ledger(store)
@@ -50,13 +61,10 @@ def test_redo_runs_on_the_pool_of_its_stage_and_later_runs_take_what_came_out(
     title = f"generate[{ours['label']}]"
     assert said["computed_again"] == len(shards) and said["first_time"] == [] and [*said["otherwise"]] == [title]
     assert said["otherwise"][title]["files"] == ["answers.jsonl"] and said["otherwise"][title]["replaced"] == 1
-    ran = [step for step in ledger(store) if step["state"] == "ran"]
+    redone = ledger(store)
+    ran = [step for step in redone if step["state"] == "ran"]
     assert {step["stage"] for step in ran} == {"generate", "score"} and len(ran) == len(shards) + 1
-    wanted = ArtifactFilter(
-        key=ArtifactFilterKey(any_=["pooled-redo"]), flow_run_id=ArtifactFilterFlowRunId(any_=[asked.id])
-    )
-    (page,) = api.client.read_artifacts(artifact_filter=wanted)
-    lines = page.data.replace("\u200b", "").replace("\\", "").splitlines()
+    lines = page_of(api, "pooled-redo", asked).replace("\u200b", "").replace("\\", "").splitlines()
     assert sum("the same bytes; the output stays, as there is nothing to replace" in line for line in lines) == len(
         shards
     )
@@ -70,6 +78,16 @@ def test_redo_runs_on_the_pool_of_its_stage_and_later_runs_take_what_came_out(
     assert taken_now["key"] != ours["key"] and Store(store).takes.read() == {ours["key"]: 1}
     record = Store(store).lookup("generate", ours["key"])
     assert record is not None and record.digest != new, "the first output is gone"
+
+    # What the three runs cost, those of the pool's flow runs too, and the page that the last one left.
+    now = account(executions(Store(store)))
+    sums = plain(Store(store), [steps, redone, ledger(store)])
+    for which in ("used", "saved"):
+        after, before_ = getattr(now.total, which), getattr(spent.total, which)
+        more = {name: after[name] - before_[name] for name in after}
+        assert more == pytest.approx(dict.fromkeys(after, 0.0) | sums[which], abs=1e-6), which
+    assert now.total.executions - spent.total.executions == 3
+    assert page_of(api, "store-costs", later) == costs_page.text(now, {})
 
 
 @pytest.mark.full
