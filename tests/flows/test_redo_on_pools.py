@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows import stages as pool_flows
 from flows.execute import redone
 from flows.server import deployed
 from spin_core.config.profile import parse as parsed
+from spin_core.config.runtime import Pools
 from spin_core.errors import BadInput
 from spin_core.runtime.redo import Redone
 from spin_core.store.store import Record, Store
@@ -95,6 +98,22 @@ def test_parameters_are_checked_before_the_run(server, parameters, says, monkeyp
     state = deployed.spin(**parameters, return_state=True)
     assert state.is_failed() and state.message.startswith("BadInput: " + says), state.message
     assert not (tmp_path / "store").exists()
+
+
+def test_what_the_form_asks_for_is_done_and_said(finished, server, tiny, tmp_path, monkeypatch) -> None:
+    """Catches a form whose redo does nothing, or whose `replace` is lost, and what came of it being nowhere."""
+    place = tmp_path / "store"
+    shutil.copytree(finished[0], place, symlinks=True)
+    monkeypatch.setenv("SPINLOOP_STORE", str(place))
+    here = {"runtime": {"pools": dict.fromkeys(Pools.model_fields, "here")}}
+    state = deployed.spin(file=str(tiny), settings=here, redo=["gate:0"], replace=True, return_state=True)
+    assert state.message.startswith(f"1 steps ran, {len(finished[1]) - 1} were cached."), state.message
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+        said = ArtifactFilter(key=ArtifactFilterKey(any_=["tiny-redo"]))
+        pages = [page for page in client.read_artifacts(artifact_filter=said) if page.flow_run_id == run.id]
+    assert run.name == "tiny, 2 iterations, redo gate:0, replace, runtime.pools.sft=here and 5 more", run.name
+    assert "the output stays, as there is nothing to replace" in pages[0].data.replace("\u200b", "")
 
 
 def test_boxes_are_plain_and_empty() -> None:
