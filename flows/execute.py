@@ -50,9 +50,15 @@ def title(name: str, iterations: int | None, changed: Iterable[str]) -> str:
     return ", ".join([*parts, *settings[:CHANGES], *more])
 
 
+def redone(parameters: dict) -> list[str]:
+    """`redo generate:1` and `replace`, for a run's name, where its parameters ask for that."""
+    asked = [f"redo {one}" for one in parameters.get("redo") or ()]
+    return [*asked, *["replace"] * bool(asked and parameters.get("replace"))]
+
+
 def _name() -> str:
-    config = flow_run.parameters["config"]
-    return title(config.name, config.iterations, flow_run.parameters.get("changed", ()))
+    config, parameters = flow_run.parameters["config"], flow_run.parameters
+    return title(config.name, config.iterations, [*redone(parameters), *parameters.get("changed", ())])
 
 
 def tag(profile: str, *more: str) -> threading.Thread:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -41,6 +41,7 @@ from spin_core.stages import score as score_stage
 from spin_core.stages import sft as sft_stage
 from spin_core.store.keys import DIGEST
 from spin_core.store.opening import named, open_store
+from tasks.runner.redo import Redo, message
 from tasks.runner.stage import task_of
 from tasks.runner.steps import Steps
 
@@ -55,6 +56,11 @@ class Work(BaseModel):
     )
     key: str = Field("", description="The key that it must have; a worker with other code refuses. Empty: any.")
     take: int = Field(0, description="Beside a key: how often the step was replaced (`--redo … --replace`).")
+    redo: Literal["", "compare", "replace"] = Field(
+        "",
+        description="Compute it again though its output is there: compare (what stands stays), replace (runs go on "
+        "from the new output). The same for all steps of one flow run.",
+    )
 
 
 RUNTIME = Runtime()
@@ -135,6 +141,7 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
             Children(runtime.workers, gpus.groups(runtime, gpus.visible()), leader) as children,
         ):
             steps = Steps(artifacts, children, runtime)
+            steps.redo = _redo(module, work)
             for one in work:
                 step = Step(module, one.label, config, _place(one.place))
                 inputs = {name: _ref(name, value) for name, value in one.inputs.items()}
@@ -152,8 +159,20 @@ def _serve(module: ModuleType, config: Section, work: list[Work], runtime: Runti
     if steps.failures:
         # A process that died says more than the steps that were then not begun.
         return failed(next((e for e in steps.failures if not isinstance(e, ChildDied)), steps.failures[0]))
+    if steps.redo.wanted:
+        for line in steps.redo.report():
+            get_run_logger().info(line)
+        return Completed(message=message(steps.redo))
     counts = steps.counts()
     return Completed(message=f"{ran_text(counts['ran'], counts['cached'])}.")
+
+
+def _redo(module: ModuleType, work: list[Work]) -> Redo:
+    """All steps of a flow run, where they are to be computed again."""
+    asked = {one.redo for one in work}
+    if len(asked) > 1:
+        raise BadInput("work: `redo` is not the same for all steps of this flow run; start one for each.")
+    return Redo([(module.NAME, None)], "replace" in asked) if asked - {""} else Redo()
 
 
 def _ref(name: str, value: Any) -> Any:

@@ -60,7 +60,7 @@ def diagnose_server(store: str) -> list[Line]:
             lines = [_version(client, url)]
             for pool in POOLS:
                 lines += _pool(client, pool, store)
-            return lines
+            return lines + _redone(client)
     except httpx.HTTPError as error:
         return [("missing", "server", str(refused(error)))]
 
@@ -70,6 +70,20 @@ def _version(client: SyncPrefectClient, url: str) -> Line:
         text = f"{url} is Prefect {theirs}, older than the {prefect.__version__} here; start it from this environment"
         return "missing", "server", text
     return "ok", "server", f"{url}, Prefect {client.api_version()}"
+
+
+def _redone(client: SyncPrefectClient) -> list[Line]:
+    """A `redo` that is stored on the server, so that runs which nobody starts by hand compute steps again."""
+    try:
+        deployment = client.read_deployment_by_name("spin/spin")
+    except ObjectNotFound:
+        return []
+    scheduled = [(f"the schedule {one.slug or one.id}", one.parameters) for one in deployment.schedules if one.active]
+    return [
+        ("-", "spin/spin", f"each run by {who} computes {', '.join(steps)} again: `redo` is among its parameters")
+        for who, parameters in [("its stored parameters", deployment.parameters), *scheduled]
+        if (steps := parameters.get("redo"))
+    ]
 
 
 def _pool(client: SyncPrefectClient, pool: str, store: str) -> list[Line]:

@@ -20,7 +20,7 @@ from pydantic import WithJsonSchema
 from flows import sweep as sweeps
 from flows.evaluation import Asked
 from flows.evaluation_run import name_of_flow, run_evaluation
-from flows.execute import NOT_STARTED, NOTHING, rows_only, run_dag, tag, title
+from flows.execute import NOT_STARTED, NOTHING, redone, rows_only, run_dag, tag, title
 from flows.keeping import clear, policy_of
 from flows.plan import check, next_iteration
 from flows.proxies import keep_loopback_direct
@@ -37,6 +37,7 @@ from spin_core.report.stored_run import executions
 from spin_core.store.keep import parse as parse_policy
 from spin_core.store.opening import open_store
 from tasks.runner.pool_run import GPU_POOL
+from tasks.runner.redo import parse as parse_redo
 
 AS_IT_IS: dict[str, Any] = {}
 Axes = Annotated[
@@ -55,7 +56,8 @@ def _name() -> str:
     if "iteration" in parameters:
         t = parameters["iteration"]
         return title(f"{named}, iteration {'next' if t == -1 else t}", None, changed)
-    return title(named, _iterations(parameters["file"] or parameters["profile"], settings), changed)
+    iterations = _iterations(parameters["file"] or parameters["profile"], settings)
+    return title(named, iterations, [*redone(parameters), *changed])
 
 
 def _iterations(profile: str, settings: dict[str, Any]) -> int | None:
@@ -76,19 +78,30 @@ def _flat(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]
 
 
 @flow(name="spin", flow_run_name=_name, **OPTIONS)
-def spin(profile: Profile = "demo", file: str = "", settings: Settings = AS_IT_IS) -> State:  # type: ignore[valid-type]
+def spin(
+    profile: Profile = "demo",  # type: ignore[valid-type]
+    file: str = "",
+    settings: Settings = AS_IT_IS,
+    redo: list[str] = NOTHING,
+    replace: bool = False,
+) -> State:
     """Every iteration of a profile, then the report. What the store has is not computed again.
 
     Args:
         profile: A profile that comes with spinloop. As it is, the demo runs: some minutes on a CPU.
         file: A profile of your own instead: the path of a YAML file that the worker sees.
         settings: What is to be different from the profile. Empty boxes are as the profile has them; "" is no text.
+        redo: Steps to compute again though the store has them, such as generate:1 (of iteration 1) or score (of all):
+            the outputs are compared, and what stands stays.
+        replace: Take what comes out otherwise of the steps of `redo`; later runs go on from it, nothing is lost.
     """
     try:
         config, base_dir = _config(profile, settings, file)
+        asked = parse_redo([step.strip() for step in redo if step.strip()], replace)
+        asked.demand(config)
         tag(config.name)
         check(config, store_folder(), base_dir, GPU_POOL)
-        outcome = run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin())
+        outcome = run_dag(config, store_folder(), base_dir, GPU_POOL, origin=_origin(), redo=asked)
         _show_costs()
         return _final_state(outcome)
     except Exception as error:

@@ -77,6 +77,7 @@ def _create(run: Run, tree: Path, models: list[ModelResults], report: str, name:
         "answers": (ui_pages.answers(samples(models[-2:])), "The same prompts before and after the last iteration."),
         "curves": (ui_pages.curves(charts), "Held-out metrics, and the course of training."),
         "lineage": (_lineage(run), "What each model was made of, by content."),
+        "redo": (_redone(run), "Steps that were computed again on purpose, and what came of each."),
         **_new(run),
     }
     _create_pages(run, pages)
@@ -89,6 +90,11 @@ def _new(run: Run) -> dict[str, tuple[str, str]]:
         return {}
     text = "\n\n".join(part for part in (watch.text(seen), ui_pages.curves(watch.pictures(seen))) if part)
     return {"dataset": (text, seen.not_started or "What is new since the last run that trained.")}
+
+
+def _redone(run: Run) -> str:
+    """What `--redo` came to; empty where nothing was asked for."""
+    return "\n".join(f"- {ui_pages.escape(line, 1000)}" for line in run.redo.report()) if run.redo.wanted else ""
 
 
 def _create_pages(run: Run, pages: dict[str, tuple[str, str]]) -> None:

@@ -50,12 +50,22 @@ class PoolRun:
     """The flow run of one batch, for all of its steps that wait for it."""
 
     def __init__(
-        self, client: SyncPrefectClient, store: Store, runtime: Runtime, pool: str, steps: dict[str, KeyedStep]
+        self,
+        client: SyncPrefectClient,
+        store: Store,
+        runtime: Runtime,
+        pool: str,
+        steps: dict[str, KeyedStep],
+        redo: str = "",
     ):
-        """`steps`: by their keys."""
+        """`steps`: by their keys. `redo`: `compare` or `replace` for steps whose output is there, and which this run,
+        and no other, has computed again."""
         self.client, self.store, self.runtime, self.pool, self.steps = client, store, runtime, pool, steps
         self.key = batch_key(steps)
         self._name = f"{store.identity()[:12]}:{self.key}"  # of another store's flow run nothing would be seen here
+        self._redo = redo
+        if redo:  # once for each run that asks; one that is resumed asks for the same
+            self._name += f":{redo}:{own_flow_run.id}"
         first = next(iter(steps.values())).step
         many = title(first.stage, f"iter {first.place.iteration}, {len(steps)} shards")
         self.stage, self.title = first.stage, many if len(steps) > 1 else first.title
@@ -164,7 +174,7 @@ class PoolRun:
         for key, one in self.steps.items():
             inputs = {name: _plain(value) for name, value in one.inputs.items()}
             item = {"label": one.step.label, "place": one.step.place.as_json(), "key": key, "inputs": inputs}
-            work.append(item | ({"take": one.take} if one.take else {}))
+            work.append(item | ({"take": one.take} if one.take else {}) | ({"redo": self._redo} if self._redo else {}))
         parameters = {
             "config": one.step.config.model_dump(mode="json"),
             "work": work,
@@ -176,7 +186,7 @@ class PoolRun:
                 deployment,
                 parameters=parameters,
                 idempotency_key=f"{self._name}:{self._next}",
-                flow_run_name=f"{self.title} {self.key[:6]}",
+                flow_run_name=f"{self.title} {self.key[:6]}{', computed again' if self._redo else ''}",
                 tags=["spinloop"],
                 job_variables=machines(self.stage, self.runtime),
                 timeout=0,  # do not wait: every step of the batch looks for itself

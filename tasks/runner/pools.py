@@ -13,14 +13,18 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as own_flow_run
 
 from spin_core.config.runtime import Runtime
+from spin_core.errors import BadInput
+from spin_core.runtime.redo import Redone
 from spin_core.runtime.step import KeyedStep, Step, look_up
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record, Store
 from tasks.runner.pool_run import CANCELLED, FINAL, LOOK_SECONDS, PoolRun, Send, batch_key
+from tasks.runner.redo import answer
 
 
 class Batch:
@@ -50,6 +54,7 @@ class Pools:
         self.ending = threading.Event()
         self._lock = threading.Lock()
         self._shared: dict[str, PoolRun] = {}
+        self._there: dict[str, dict[str, KeyedStep]] = {}  # of those that are computed again
 
     def of(self, stage: str) -> str:
         """The work pool of a stage; empty where it runs in this process."""
@@ -76,6 +81,35 @@ class Pools:
                 shared.judge(run)
             self.ending.wait(min(shared.pause, LOOK_SECONDS))
 
+    def again(self, keyed: KeyedStep, batch: Batch | None, how: str, send: Send) -> Redone | None:
+        """What came of a step that the pool computes again though its output is there; `how`: `compare` or `replace`.
+        None where it was not there when the first step of its batch came here."""
+        stage = keyed.step.stage
+        with self._lock:
+            steps = batch.steps(keyed) if batch else {keyed.key: keyed}
+            name = f"{batch_key(steps)}:{how}"
+            if name not in self._there:  # once: what is computed for the first time meanwhile is not computed again
+                self._there[name] = {key: one for key, one in steps.items() if look_up(self.store, one)}
+            there = self._there[name]
+            if keyed.key not in there:
+                return None
+            shared = self._shared.get(name) or PoolRun(
+                self.client, self.store, self.runtime, self.of(stage), there, how
+            )
+            self._shared[name] = shared
+        while True:
+            run = shared.look(send, self.ending)
+            if run and run.state_type in FINAL:
+                if run.state_type is StateType.COMPLETED:
+                    first_time, otherwise = _answer(run, shared)
+                    if keyed.step.title in first_time:
+                        return None
+                    key, files, take = otherwise.get(keyed.step.title, ("", [], 0))
+                    if record := self.store.lookup(stage, key) if key else look_up(self.store, keyed):
+                        return Redone(record, files, take)
+                shared.judge(run)
+            self.ending.wait(min(shared.pause, LOOK_SECONDS))
+
     def __enter__(self) -> Pools:
         self.client = get_client(sync_client=True).__enter__()
         return self
@@ -97,3 +131,14 @@ class Pools:
         with suppress(httpx.HTTPError, ObjectNotFound):
             return self.client.read_flow_run(own_flow_run.id).state_type in CANCELLED
         return False
+
+
+def _answer(run: FlowRun, shared: PoolRun) -> tuple[list[str], dict[str, tuple[str, list[str], int]]]:
+    """What a flow run says came of its steps (`redo.answer`)."""
+    try:
+        return answer((run.state and run.state.message) or "", [one.step.title for one in shared.steps.values()])
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"{shared.title}: its run {run.name} on {shared.pool} does not say that it computed the step again; "
+            "install the same version of spinloop there."
+        ) from None

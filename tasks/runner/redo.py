@@ -1,12 +1,14 @@
 """`spinloop run --redo STAGE[:ITERATION]`: which steps are computed again though their output is there.
 
 What stands in the store stays: another output is kept beside it and said. With `--replace` this run and later ones go
-on from the new output. Is not: how a step is computed again (`spin_core/runtime/redo.py`).
+on from the new output. Is not: how a step is computed again (`spin_core/runtime/redo.py`), nor how a work pool is
+asked for it (`pools.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from spin_core.config.profile import Config
@@ -37,13 +39,16 @@ class Redo:
 
     def demand(self, config: Config) -> None:
         """Raise BadInput where a new output is to be taken of a step that a run of `config` cannot have: said before
-        the run, whose other steps may take hours."""
+        the run, whose other steps may take hours; and where the run would do it more than once."""
+        if self.wanted and config.runtime.approve:
+            raise BadInput(
+                "--redo: with runtime.approve a run begins anew after each answer, and would compute these steps again "
+                "each time; set runtime.approve: false."
+            )
         there = {"sft": config.sft or config.control, "harness": config.harness}
         first, last = config.start.iteration, config.iterations - 1
         for stage, t in self.wanted if self.replace else ():
             name = stage if t is None else f"{stage}:{t}"
-            if config.runtime.pools.of(stage, "here") != "here":
-                raise BadInput(on_pool(stage))
             if not there.get(stage, True):
                 raise BadInput(f"--redo {name}: {config.name} has no section {stage}, so no such step to replace.")
             if t is not None and not first <= t <= last:
@@ -63,9 +68,27 @@ class Redo:
         return lines + [f"--redo {name}: this run has no such step." for name in dict.fromkeys(missed)]
 
 
-def on_pool(stage: str) -> str:
-    """Why a stage cannot be computed again, and what to do."""
-    return f"--redo {stage}: this stage runs on a work pool; set runtime.pools.{stage}: here."
+def message(redo: Redo) -> str:
+    """What a flow run of a work pool says when it ends, for the run that asks (`answer`): JSON, which a person can read
+    too. Steps with the same bytes are a number alone: there may be a thousand."""
+    changed = {name: made for name, made in redo.done.items() if made.differing or made.take}
+    said = {
+        name: {"key": made.record.key, "files": made.differing, "replaced": made.take} for name, made in changed.items()
+    }
+    return json.dumps(
+        {"computed_again": len(redo.done), "first_time": redo.fresh, "otherwise": said}, ensure_ascii=False
+    )
+
+
+def answer(text: str, titles: Collection[str]) -> tuple[list[str], dict[str, tuple[str, list[str], int]]]:
+    """What a flow run said that was to compute the steps with these titles again: those that were not there; and title
+    → key of the output that runs take from now on, files that came out otherwise, how often it was replaced. All others
+    are the same. Raises ValueError where it did not compute each of them: an older spinloop looks them up."""
+    said = json.loads(text)
+    if not isinstance(said, dict) or said["computed_again"] + len(said["first_time"]) != len(titles):
+        raise ValueError(text)
+    otherwise = {name: (one["key"], one["files"], one["replaced"]) for name, one in said["otherwise"].items()}
+    return said["first_time"], otherwise
 
 
 def _came_of(made: Redone, replaced: bool) -> str:

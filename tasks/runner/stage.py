@@ -7,7 +7,7 @@ returned as the state `Completed(name="Cached")`, which `submit(...).result()` r
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -17,13 +17,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from spin_core.errors import BadInput, ChildDied, SpinloopError, StageFailed
-from spin_core.runtime.redo import recompute, replace
+from spin_core.errors import ChildDied, SpinloopError, StageFailed
+from spin_core.runtime.redo import Redone, recompute, replace
 from spin_core.runtime.step import KeyedStep, Step, compute, in_words, look_up
 from spin_core.sources.resolve import Ref
 from spin_core.store.store import Record
 from tasks.runner.pools import Batch
-from tasks.runner.redo import on_pool
 from tasks.runner.run import Run
 from tasks.runner.steps import Steps
 
@@ -79,11 +78,12 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
     try:
         record = look_up(run.store, keyed)
         cached = record is not None
-        again = run.redo.takes(step)
-        if again and record is None:
-            run.redo.fresh.append(step.title)
-        elif again:
-            record, cached = _again(run, keyed), False
+        if run.redo.takes(step):
+            made = _again(run, keyed, batch) if record else None
+            if made:
+                record, cached = made.record, False
+            else:
+                run.redo.fresh.append(step.title)
         if record is None:
             record, cached = _missing(run, keyed, batch)
             if step.title not in run.grouped:
@@ -98,37 +98,50 @@ def perform(run: Steps, keyed: KeyedStep, batch: Batch | None, last: bool) -> tu
     return run.note(step, record, cached), cached
 
 
-def _again(run: Steps, keyed: KeyedStep) -> Record:
-    """The record of a step that is computed again for `--redo`, with `--replace` of the new output; what differs is
-    kept in `run.redo`."""
+def _again(run: Steps, keyed: KeyedStep, batch: Batch | None) -> Redone | None:
+    """What came of a step that is computed again for `--redo`, here or on its work pool, and that is kept in
+    `run.redo`; its record is with `--replace` that of the new output. None where the pool had it to compute for the
+    first time."""
     step = keyed.step
-    if run.pools and run.pools.of(step.stage):
-        raise BadInput(on_pool(step.stage))
-    again = replace if run.redo.replace else recompute
-    made = again(run.store, keyed, run.runtime, run.children, partial(run.progress, step.title))
-    run.redo.done[step.title] = made
-    return made.record
+    title, pool = _begin(run, step)
+
+    def send(event: dict) -> None:
+        if "metrics" not in event:  # the trackers have the curve of the output that stands
+            run.progress(title, event)
+
+    with run.progress.at_work(title, pool):
+        if run.pools and pool:
+            made = run.pools.again(keyed, batch, "replace" if run.redo.replace else "compare", send)
+        else:
+            again = replace if run.redo.replace else recompute
+            made = again(run.store, keyed, run.runtime, run.children, send)
+    if made:
+        run.redo.done[step.title] = made
+    return made
 
 
 def _missing(run: Steps, keyed: KeyedStep, batch: Batch | None) -> tuple[Record, bool]:
     """The record of a step that was not in the store, and whether somebody else computed it meanwhile."""
     step = keyed.step
-    if run.failures:
-        raise StageFailed(f"{step.title}: not begun, because another step failed.")
-
-    title = run.grouped.get(step.title, step.title)
-    show = partial(run.progress, title)
+    title, pool = _begin(run, step)
 
     def send(event: dict) -> None:
         if "metrics" in event:
             run.live(keyed, event["metrics"])
         else:
-            show(event)
+            run.progress(title, event)
 
-    pool = (run.pools and run.pools.of(step.stage)) or ""
     with run.progress.at_work(title, pool):
         if run.pools and pool:
             return run.pools.compute(keyed, batch, send)
         if step.title not in run.grouped:
             get_run_logger().info("%s runs", step.title)
         return compute(run.store, keyed, run.runtime, run.children, send)
+
+
+def _begin(run: Steps, step: Step) -> tuple[str, str]:
+    """The title under which a step that is to be computed shows its progress, and its work pool, empty for here.
+    Raises StageFailed where another step failed: then no more are begun."""
+    if run.failures:
+        raise StageFailed(f"{step.title}: not begun, because another step failed.")
+    return run.grouped.get(step.title, step.title), (run.pools and run.pools.of(step.stage)) or ""

@@ -23,6 +23,7 @@ from spin_core.stages import demo_rows, finetune
 from spin_core.store.store import Record, Store
 from tasks.runner.redo import parse
 from tests.flows.fixtures import TINY
+from tests.flows.test_trackers_run import curves
 
 
 @pytest.mark.full
@@ -51,6 +52,21 @@ def test_every_stage_of_a_run_comes_out_the_same(spinloop, server, finished, tin
 
 def out_steps(out: str) -> str:
     return Path(json.loads(out)["folder"], "steps.json").read_text()
+
+
+def test_training_computed_again_with_a_tracker_sends_it_nothing(spinloop, server, finished, tiny, tmp_path) -> None:
+    """Catches a training that cannot be computed again where the run has a tracker, and a curve that is then on the
+    board twice."""
+    pytest.importorskip("tensorboard")
+    store = tmp_path / "store"
+    shutil.copytree(finished[0], store, symlinks=True)
+    board = ("--set", "runtime.trackers=[tensorboard]")
+    code, out, err = spinloop("run", tiny, "--store", store, "--json", *board, "--redo", "finetune:0")
+    assert code == 0, err
+    assert [note for note in json.loads(out)["notes"] if "computed again, the same bytes." in note]
+    trained = [Store(store).tree(step["digest"]) for step in finished[1] if step["stage"] == "finetune"]
+    steps = sum(len((tree / "metrics.jsonl").read_text().splitlines()) for tree in trained)
+    assert len(curves(store)["finetune/loss"]) == steps > 2
 
 
 def test_another_output_is_named_and_kept_beside_the_first(tmp_path: Path) -> None:
@@ -166,7 +182,6 @@ def test_replaced_answers_are_what_later_runs_go_on_from(
         ([], {}, "--replace: say which step with --redo"),
         (["generate:2"], {"iterations": 2}, "--redo generate:2: tiny has the iterations 0 to 1"),
         (["harness"], {}, "--redo harness: tiny has no section harness"),
-        (["score"], {"runtime": {"pools": {"score": "spin-gpu"}}}, "--redo score: this stage runs on a work pool"),
         (["sft"], {"sft": None}, "--redo sft: tiny has no section sft"),
         (["generates"], {}, "there is no such stage"),
     ],
