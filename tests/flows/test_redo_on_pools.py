@@ -107,7 +107,7 @@ def test_what_the_form_asks_for_is_done_and_said(finished, server, tiny, tmp_pat
     monkeypatch.setenv("SPINLOOP_STORE", str(place))
     here = {"runtime": {"pools": dict.fromkeys(Pools.model_fields, "here")}}
     state = deployed.spin(file=str(tiny), settings=here, redo=["gate:0"], replace=True, return_state=True)
-    assert state.message.startswith(f"1 steps ran, {len(finished[1]) - 1} were cached."), state.message
+    assert state.message.startswith(f"1 step ran, {len(finished[1]) - 1} were cached."), state.message
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
         said = ArtifactFilter(key=ArtifactFilterKey(any_=["tiny-redo"]))
