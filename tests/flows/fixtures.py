@@ -89,11 +89,14 @@ def spinloop(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture) -> I
         from flows.cli.__main__ import main
 
         capsys.readouterr()
-        try:
-            main([str(arg) for arg in args])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
+        with pytest.MonkeyPatch.context() as patch:
+            # After 20 s without an answer of the server this process would end: on a full machine that was pytest's.
+            patch.setattr("flows.ending.SECONDS", 600.0)
+            try:
+                main([str(arg) for arg in args])
+                code = 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
         out, err = capsys.readouterr()
         return code, out, err
 
