@@ -112,7 +112,7 @@ def test_what_the_form_asks_for_is_done_and_said(finished, server, tiny, tmp_pat
         run = client.read_flow_run(state.state_details.flow_run_id)
         said = ArtifactFilter(key=ArtifactFilterKey(any_=["tiny-redo"]))
         pages = [page for page in client.read_artifacts(artifact_filter=said) if page.flow_run_id == run.id]
-    assert run.name == "tiny, 2 iterations, redo gate:0, replace, runtime.pools.sft=here and 5 more", run.name
+    assert run.name == "tiny, 2 iterations, redo gate:0, replace, runtime.pools.sft=here, and 5 more", run.name
     assert "the output stays, as there is nothing to replace" in pages[0].data.replace("\u200b", "")
 
 
