@@ -74,7 +74,10 @@ def test_steps_of_an_old_store_are_cached_but_for_raised_stages(spinloop, server
     code, out, err = spinloop("run", OLD / "profile.yaml", "--store", old_store, "--json")
     assert code == 0, err
     steps = json.loads(Path(json.loads(out)["folder"], "steps.json").read_text())
-    assert {step["state"] for step in steps} == {"Cached"} and len(steps) == len(plan)
+    # Nothing ran where this transformers is the old one; else its version in the demo model's config.json makes today's
+    # steps those of another model, and what the old store lacks is computed.
+    ran = {step["stage"] for step in steps if step["state"] != "Cached"}
+    assert ran <= {*RAISED, *NEW} and len(steps) == len(plan)
     of_old = {step["key"]: step["digest"] for step in steps if step["stage"] not in {*RAISED, *NEW}}
     assert len(of_old) == 3 and of_old.items() <= before.items()
 
