@@ -20,19 +20,14 @@ from spin_core.config.finetune import Finetune
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 FAULTS = {
-    "identical": (
-        0.5, "are the real answer, and such pairs teach nothing: take rows that the model was not trained on, or "
-        "another generate.decoder",
-    ),
-    "truncated": (0.1, "were cut at generate.max_new_tokens: raise it"),
-    "empty": (
-        0.1, "are empty: `spinloop data` shows the prompts as the model sees them; its chat template should be the one "
-        "that it was trained with",
-    ),
-}  # fmt: skip
-"""Figure of a pair set → from which share on a note says it, and what it says. At a tenth of the answers a fault of
-generation (a cap too low, another template) is likelier than the data; identical answers are none: some are in every
-sound run, and half of them is much of a training's time for nothing."""
+    "identical": "are the real answer, and such pairs teach nothing: a higher generate.temperature gives fewer, or "
+    "rows that the model was not trained on",
+    "truncated": "were cut at generate.max_new_tokens: raise it",
+    "empty": "are empty: `spinloop data` shows the prompts as the model sees them; its chat template should be the one "
+    "that it was trained with",
+}
+"""Figure of a pair set → what a note says of it, where at least FAULTY of the answers are so."""
+FAULTY = 0.1  # from there on a fault of generation (a cap too low, another template) is likelier than the data
 METRICS = ("exact_match/greedy", "exact_match/sampled", "nll/real")  # what evaluate measures of every model
 
 
@@ -127,13 +122,13 @@ def _notes_of(model: ModelResults, row: ModelRow, part: Finetune) -> list[str]:
         if not any(alarm in f"{row['label']}: {note}" for note in notes):
             notes.append(f"{alarm}.")
     if all(value_of(row, metric) is None for metric in METRICS):
-        notes.append("no held-out metric was found: the section evaluate says what is measured.")
+        notes.append("no held-out metric was measured: the section evaluate says what is.")
     if pairs := row["pairs"]:
         shares = {"identical": pairs["identical"], "truncated": pairs["truncated"], "empty": pairs["empty"]}
         notes += [
             f"{percent(share)} of the {pairs['rows']:,} generated answers it learnt from {said}."
-            for name, (least, said) in FAULTS.items()
-            if (share := shares[name]) is not None and share >= least
+            for name, said in FAULTS.items()
+            if (share := shares[name]) is not None and share >= FAULTY
         ]
     return [f"{row['label']}: {note}" for note in notes]
 

@@ -116,14 +116,14 @@ def profile(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def until(what: Callable[[], object], seconds: float = 120, else_: Callable[[], object] = str) -> object:
-    """The first true answer of `what`; fails after so many seconds, with what `else_` says then."""
+def until(what: Callable[[], object], seconds: float = 120, state: Callable[[], object] = str) -> object:
+    """The first true answer of `what`; fails after so many seconds, with what `state` says then."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if answer := what():
             return answer
         time.sleep(0.1)
-    pytest.fail(f"{what} did not come true in {seconds:g} s. {else_()}")
+    pytest.fail(f"{what} did not come true in {seconds:g} s. {state()}")
 
 
 class Api:
