@@ -139,10 +139,16 @@ class Finetune(Section):
     def _only_what_the_loss_uses(self) -> Finetune:
         defaults = type(self).model_fields
         if self.loss in WEIGHED and self.beta != defaults["beta"].default:
-            raise ValueError(f"beta is not used by loss {self.loss}, which has {WEIGHED[self.loss]}; leave beta out")
+            raise ValueError(
+                f"beta is not used by loss {self.loss}, which has {WEIGHED[self.loss]}; leave beta out "
+                "(--set finetune.beta= takes it out)"
+            )
         for name in SECTIONS:
             if name != self.loss and getattr(self, name) != defaults[name].default:
-                raise ValueError(f"{name} is not used by loss {self.loss}; leave it out, or set loss: {name}")
+                raise ValueError(
+                    f"{name} is not used by loss {self.loss}; leave it out (--set finetune.{name}= does), or set "
+                    f"loss: {name}"
+                )
         if self.length_normalised and self.loss == "dft":
             raise ValueError(
                 "length_normalised is not used by loss dft, which weighs whole answers, or with dft.reference_free "
