@@ -118,9 +118,11 @@ class Progress:
 
 
 def where(title: str, event: dict) -> str:
-    """Where a step is, for a log."""
+    """Where a step is, for a log. A total of 0 is one that nobody knows yet: then only what is done is said."""
+    done, total = event["done"], event["total"]
+    counts = f", {done:,} of {total:,} {event['unit']}" if total else f", {done:,} {event['unit']}" if done else ""
     figures = "".join(f", {name} {value:.4g}" for name, value in event["figures"].items())
-    return f"{title} {event['label']}: {event['done']:,} of {event['total']:,} {event['unit']}{figures}"
+    return f"{title}: {event['label']}{counts}{figures}"
 
 
 def _logger() -> Any:
