@@ -13,7 +13,7 @@ from flows import live
 from flows.cli import keep, recompute
 from flows.keeping import waiting_text
 from flows.streams import print_escaped
-from spin_core.analysis.format import bytes_text
+from spin_core.analysis.format import bytes_text, time_text
 from spin_core.errors import BadInput, StoreError, printable
 from spin_core.store.deltas import left_out
 from spin_core.store.explain import compare
@@ -79,12 +79,16 @@ def _find(store: Store, key: str) -> Record:
 
 def _ls(args: argparse.Namespace) -> None:
     store = _open(args)
+    rows = []
     for record in store.records():
         if args.stage in (None, record.stage):
-            size, seconds = sum(file["size"] for file in record.files), record.facts.get("seconds", 0)
-            cost = f"{size / 1e6:9.2f} MB {seconds:8.1f} s"
             label = ", ".join(filter(None, (record.facts.get("label", ""), in_words(take_of(record.payload)))))
-            print_escaped(f"{record.key[:12]}  {record.stage:<11} {cost}  {record.digest[:12]}  {label}")
+            cost = bytes_text(sum(file["size"] for file in record.files)), time_text(record.facts.get("seconds"))
+            rows.append((record.key[:12], record.stage, label, *cost, record.digest[:12]))
+    if rows:
+        _table(("key", "stage", "step", "size", "time", "output"), rows, left=3)
+    else:
+        print_escaped(f"{args.store} has no step{f' of stage {args.stage}' if args.stage else ''}.")
     _notes(store)
 
 
@@ -143,10 +147,13 @@ def _du(args: argparse.Namespace) -> None:
     if args.run and not used.runs:
         raise BadInput(f"{args.run}: there is no such run in {args.store}; `spinloop store du` lists them.")
     _table(("stage", "outputs", "size"), [(*_cells(line),) for line in used.stages])
+    print_escaped("")
     if used.runs:
         _table(("run", "outputs", "size", "only here"), [(*_cells(r), bytes_text(r.only)) for r in used.runs])
+        print_escaped("")
     if used.other:
         _table(("besides", "entries", "size"), [(*_cells(line),) for line in used.other])
+        print_escaped("")
     print_escaped(f"{bytes_text(used.total)} in all; a file that several outputs share is counted once.")
 
 
@@ -154,12 +161,13 @@ def _cells(line: UsageLine) -> tuple[str, str, str]:
     return line.name, f"{line.count:,}", bytes_text(line.bytes)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 1) -> None:
+    """Columns under their heads; the first `left` of them begin at one place, the others end at one."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
+        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
         print_escaped("  ".join(cells))
-    print_escaped("")
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -215,6 +223,7 @@ def _gc(args: argparse.Namespace) -> None:
     rows = [(what, f"{len(sizes):,}", bytes_text(sum(sizes))) for what, sizes in sorted(going.items())]
     if rows:
         _table(("what", "records and folders", "size"), rows)
+        print_escaped("")
     print_escaped(
         f"{'would remove' if args.dry_run else 'removed'} {result.records} records, {result.trees} trees, "
         f"{result.temp} temporary and {result.scratch} scratch folders, {result.quarantine} damaged: "

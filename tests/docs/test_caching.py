@@ -15,7 +15,9 @@ TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 CHANGES = re.findall(r"(?m)^\| `([a-z_.]+=[^`]+)` \| (?:`(\w+)`|none)(?: of iteration (\d))? \|", TEXT)
 KEY, LONG, STAGE = r"[0-9a-f]{6}", r"[0-9a-f]{12}", r"[a-z_]+(?:\[[^\]]+\])?"
 SHAPES = {
-    "ls": re.compile(rf"{LONG}  [a-z_]+ +\d+\.\d\d MB +\d+\.\d s  {LONG}  .*"),
+    "ls": re.compile(
+        rf"key +stage +step +size +time +output|{LONG}  [a-z_]+ .*  +\d+\.\d\d [kM]B  +(\d+ min )?[\d.]+ s  {LONG}"
+    ),
     "plan": re.compile(
         rf"cached     {STAGE} +({KEY}|[\d,]+ shards, [\d,]+ rows)( \d+\.\d s saved)?"
         rf"|would run  {STAGE} +([\d,]+ of [\d,]+ shards would run, [\d,]+ of [\d,]+ rows: )?"
@@ -42,7 +44,7 @@ def payload_of_the_page() -> tuple[dict, dict]:
 def test_payload_of_the_page_is_what_a_key_is_made_of(spinloop, finished):
     """Catches a page whose payload has a name more or less than the product's, or is hashed otherwise."""
     shown, names = payload_of_the_page()
-    key = next(line[:12] for line in printed(spinloop, "store", "ls", "finetune", "--store", finished[0]))
+    key = printed(spinloop, "store", "ls", "finetune", "--store", finished[0])[1][:12]
     record = json.loads("\n".join(printed(spinloop, "store", "show", key, "--store", finished[0])))
     real = record["payload"]
     assert names["sha256"](real) == record["key"] and names["sha256"](record["files"]) == record["digest"]
@@ -56,7 +58,7 @@ def test_payload_of_the_page_is_what_a_key_is_made_of(spinloop, finished):
 def test_output_on_the_page_has_the_shape_of_the_commands(spinloop, finished, tiny):
     """Catches output that was written by hand, or that the commands print otherwise by now."""
     store = ("--store", finished[0])
-    key = next(line[:12] for line in printed(spinloop, "store", "ls", "finetune", *store))
+    key = printed(spinloop, "store", "ls", "finetune", *store)[1][:12]
     plan = printed(spinloop, "plan", tiny, *store, "--set", "finetune.beta=0.5")
     real = {
         "ls": printed(spinloop, "store", "ls", *store),

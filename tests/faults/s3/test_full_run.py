@@ -58,7 +58,8 @@ def test_run_on_s3_is_cached_on_another_machine_and_seen_by_every_command(
     assert cached(tmp_path, "c") == [], "a plan fetched models"
     assert not [one for one in proxy.requests if one.method in ("PUT", "POST", "DELETE")], "a plan wrote"
     assert report[0].decode() in on("d", "report")
-    listed = on("e", "store", "ls").splitlines()
+    head, *listed = on("e", "store", "ls").splitlines()
+    assert head.split() == ["key", "stage", "step", "size", "time", "output"]
     assert len(listed) == first["ran"]
     key = next(line.split()[0] for line in listed if " finetune " in line)
     assert json.loads(on("e", "store", "show", key))["stage"] == "finetune"
