@@ -28,7 +28,7 @@ def no_vllm(monkeypatch, tmp_path):
 def test_doctor_says_what_is_there_and_how_to_get_the_rest(spinloop, no_vllm) -> None:
     """Catches a doctor that finds nothing wrong where nothing is, or fails for what is optional."""
     code, out, err = spinloop("doctor", "--store", no_vllm / "store")
-    lines = {line[9:31].strip(): line for line in out.splitlines()}
+    lines = {line[9:31].strip(): line for line in reversed(out.splitlines())}  # below: versions against tested
     assert code == 0, err
     assert lines["torch"].startswith("ok")
     assert lines["vllm"].startswith("-") and "make vllm-env" in lines["vllm"]

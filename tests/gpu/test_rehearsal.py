@@ -108,7 +108,8 @@ def test_page_has_a_failure_in_words_and_the_machine(tmp_path) -> None:
     text = results.page(head, rows)
     assert "a rehearsal with tiny sizes" in text and head["commit"][:8] in text
     assert r"| correct | one | **failed**: a\|b | 1.0 | x 0.1235, y a\|b |" in text
-    assert "flash-attn" in head["packages"] and head["packages"]["torch"] == torch.__version__
+    installed = torch.__version__.partition("+")[0]  # a wheel with CUDA says +cu130 here alone
+    assert "flash-attn" in head["packages"] and head["packages"]["torch"].partition("+")[0] == installed
 
 
 def test_kit_installs_what_is_lacking_and_names_what_does_not_fit(tmp_path) -> None:
