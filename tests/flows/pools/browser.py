@@ -96,9 +96,21 @@ class Ui:
         self.box(field).fill(str(value))
 
     def choose(self, field: str, value: str) -> None:
-        """Choose from a field's list."""
+        """Choose from a field's list. Where the page is slow a list may shut while it opens: it is opened again."""
+        from playwright.sync_api import TimeoutError
+
+        option = self.page.get_by_role("option", name=value, exact=True)
+        for _ in range(6):
+            with suppress(TimeoutError):
+                if not option.is_visible():
+                    self.open_list(field)
+                option.click(timeout=WAIT_MS / 6)
+                return
+        raise AssertionError(f"{field}: six tries did not choose {value}")
+
+    def open_list(self, field: str) -> None:
+        """Show the choices of a field."""
         self.box(field).click()
-        self.page.get_by_role("option", name=value, exact=True).click()
 
     def refuses(self, field: str, why: str) -> None:
         """Wait until the form says why it does not take what stands in a field's box."""
@@ -142,9 +154,8 @@ class FirstUi(Ui):
     def switch(self, section: str, to: str) -> None:
         self._property(section).get_by_text(to, exact=True).first.click()
 
-    def choose(self, field: str, value: str) -> None:
+    def open_list(self, field: str) -> None:
         self.box(field).press("ArrowDown")  # a click gives the focus twice, and the list may shut by it
-        self.page.get_by_role("option", name=value, exact=True).click()
 
     def refuses(self, field: str, why: str) -> None:
         self.page.get_by_text(f"Validation failed for field '{field}'. Failure reason: {why}").first.wait_for()
