@@ -12,7 +12,7 @@ MINUTES ?= 8
 POOL ?= spin-cpu
 LIMIT ?= $(if $(filter spin-gpu,$(POOL)),1)
 
-.PHONY: demo test test-all check format setup lock digests clean demo-seeds regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens bench-iteration store-faults tests test-newest test-oldest docs release
+.PHONY: demo test test-all check format setup lock digests clean demo-seeds report-picture regimes bench-train bench-memory bench-generate vllm-env test-kills faults gpu-proof gpu-kit server worker test-server bench-dispatch bench-growth bench-tokens bench-iteration store-faults tests test-newest test-oldest docs release
 
 demo: .venv/ready            ## run the demo: no network, no GPU, no server
 	@# A server that .env names is not needed; one that the environment names is meant.
@@ -44,6 +44,9 @@ regimes: .venv/ready       ## the regime map: objectives × opponents × situati
 
 demo-seeds: .venv/ready      ## the demo on five seeds beside tuned SFT, and README's table (half an hour; DEMO=demo-tasks or demo-bland: that one)
 	$(BIN)/python -m tests.benchmarks.demo_seeds $(DEMO)
+
+report-picture: demo         ## README's picture: the first screen of the demo's report, into docs/report.svg
+	$(BIN)/python -m tests.benchmarks.report_picture "$${SPINLOOP_STORE:-.spinloop}"/spinloop-store-v1/latest/report.html
 
 bench-train: .venv/bench     ## training speed and memory: the reference's way, TRL, spinloop (BENCH="--model DIR --data DIR" without a hub)
 	$(BIN)/python -m tests.benchmarks.bench_train $(BENCH)
