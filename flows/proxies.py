@@ -7,6 +7,7 @@ to a proxy too; here is the one place that keeps those of this machine from it.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from urllib.request import getproxies_environment
 
 from spin_core.errors import BadInput
@@ -34,6 +35,8 @@ def check() -> None:
 
     for name, address in proxies.items():
         try:
+            if address.lower().startswith("socks") and find_spec("socksio") is None:
+                raise ImportError  # httpx before 0.28 says of socks5h first that it is no scheme
             httpx.HTTPTransport(proxy=address).close()
         except ImportError:
             why = "a SOCKS proxy needs the package socksio, which is not installed"

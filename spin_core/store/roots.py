@@ -80,18 +80,25 @@ def _made_from(digests: set[str], records: list[Record]) -> set[str]:
 
 
 def demand_all(
-    where: object, records: list[Record], there: Mapping[str, Pointer], outputs: Iterable[str], begun: Iterable[str]
+    where: object,
+    records: list[Record],
+    there: Mapping[str, Pointer],
+    outputs: Iterable[str],
+    begun: Iterable[str],
+    files: Iterable[str] = (),
 ) -> None:
     """Raises StoreError where `records` or `outputs` (digests) cannot be all of the store's: there are some of the one
     and none of the other; or a run leads to an output, or a record was made from one, that is there and that no record
-    names. `begun`: what a gc that died was about to remove (its list), of which the records went first."""
+    names. `begun`: what a gc that died was about to remove (its list), of which the records went first. `files`: sums
+    of files that lie there beside the outputs. No record has one for its digest, but a shard of prompts is an input by
+    its sum, so they count only where there is no record at all."""
     there_now, named = set(outputs), {record.digest for record in records}
     if named and not named & there_now:
         remedy = "check that all of the store is there; if nothing of it is wanted, delete the store by hand"
         raise StoreError(
             f"{where}: gc removes nothing: the outputs of all {len(records)} records are missing; {remedy}."
         )
-    lost = there_now - named - digests(begun)
+    lost = (there_now | (set() if records else set(files))) - named - digests(begun)
     if not lost:
         return
     check = f"{where}: gc removes nothing, because records are missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from datetime import timedelta
@@ -35,8 +36,6 @@ def chain(*names: str) -> list[Step]:
 
 
 def digest_of(step: Step) -> str:
-    import hashlib
-
     from spin_core.store.digest import tree_digest
 
     entries = [
@@ -313,3 +312,22 @@ def test_gc_without_the_right_to_list_uploads_says_so(left, proxy):
     proxy.meddle = lambda request: 403 if "uploads" in request.query else None
     assert remote_gc.gc(left).bytes == 3
     assert any("s3:ListBucketMultipartUploads" in note for note in left.notes)
+
+
+def test_file_that_is_an_input_by_its_sum_is_no_output_without_a_record(at, monkeypatch):
+    """Catches a gc that takes every store of real runs for a damaged one: a shard of prompts is a file of `tokenize`,
+    and an input of `generate` by that file's sum. One whose records are gone is refused as before."""
+    monkeypatch.setattr(leases.Lease, "_begin", lambda self: None)
+    store, prompts = at("a"), b"prompts" * 50
+    tokens = Step(payload("tokenize", 1, {}, {"rows": "a" * 64}), {"shard": prompts})
+    answers = Step(
+        payload("generate", 1, {}, {"prompts": hashlib.sha256(prompts).hexdigest()}), {"answers": b"answers"}
+    )
+    made = [compute(store, step) for step in (tokens, answers)]
+    store.link_run("run-1", {"1-tokenize": made[0].digest, "2-generate": made[1].digest})
+    for while_used in (False, True):
+        assert remote_gc.gc(store, keep_runs=1, while_used=while_used).records == 0
+    for record in made:
+        store.objects.delete(f"records/{record.stage}/{record.key}.json")
+    with pytest.raises(StoreError, match="outputs and files are there"):
+        remote_gc.gc(store, keep_runs=1)

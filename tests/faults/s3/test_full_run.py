@@ -72,6 +72,8 @@ def test_run_on_s3_is_cached_on_another_machine_and_seen_by_every_command(
     assert (tmp_path / "e") in folder.parents
     assert "model.safetensors" in on("f", "push", "--to", "org/name", "--dry-run")
     assert spinloop("store", "gc", "--store", url)[0] == 1, "the runs of this very process still hold their leases"
+    gone = "removed 0 records, 0 trees, 0 temporary and 0 scratch folders"
+    assert gone in on("f", "store", "gc", "--while-used", "--keep-runs", "1"), "a store of real runs is no damaged one"
     stage_on_another_machine(url, on, tmp_path)
 
 
