@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Cuts a release in this checkout; `make release VERSION=0.2.0` calls it. What CHANGELOG.md has under [Unreleased] becomes that version, with
-# today's date; pyproject.toml and CITATION.cff get the version; the wheel and the version's notes are in dist/; one commit, and the tag v0.2.0.
+# today's date; pyproject.toml, CITATION.cff and the image's tag in deployments/ and docs/ get the version; the wheel and the version's notes are in
+# dist/; one commit, and the tag v0.2.0.
 # The wheel is built first: where anything fails, nothing is committed and the files are as before. Nothing is pushed or uploaded.
 # VERSION  what to release: MAJOR.MINOR.PATCH, above the one in pyproject.toml
 # PYTHON   an interpreter with pip and setuptools (default .venv/bin/python)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=${VERSION:-}
-files=(CHANGELOG.md CITATION.cff pyproject.toml)
+images=(deployments/Dockerfile deployments/compose.yaml deployments/kubernetes/*.yaml docs/docker.md docs/kubernetes.md)
+files=(CHANGELOG.md CITATION.cff pyproject.toml "${images[@]}")
 
 refuse() {
   echo "release: $*" >&2
@@ -38,6 +40,9 @@ rewrite() { # FILE PROGRAM: the file as awk prints it
   rewrite CHANGELOG.md '{ print } /^## \[Unreleased\]/ { print "\n## [" version "] - " today }'
   rewrite pyproject.toml '/^version = / { $0 = "version = \"" version "\"" } { print }'
   rewrite CITATION.cff '/^date-released:/ { next } /^version:/ { $0 = "version: " version "\ndate-released: " today } { print }'
+  for file in "${images[@]}"; do
+    rewrite "$file" '{ gsub(/spinloop:[0-9]+\.[0-9]+\.[0-9]+/, "spinloop:" version); gsub(/newTag: [0-9]+\.[0-9]+\.[0-9]+/, "newTag: " version); print }'
+  done
 }
 
 # Of a copy of the files that git knows: what an earlier build left in build/ must not be in the wheel.

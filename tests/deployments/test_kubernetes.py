@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,8 @@ def test_kubectl_makes_one_set_of_them(tmp_path: Path):
     text = (FOLDER / "kustomization.yaml").read_text().replace("newName: spinloop,", "newName: registry/me/spinloop,")
     (tmp_path / "mine/kustomization.yaml").write_text(text)
     done = subprocess.run(["kubectl", "kustomize", tmp_path / "mine"], capture_output=True, text=True, check=True)
-    assert done.stdout.count("image: registry/me/spinloop:0.1.0") == 3 and "image: spinloop" not in done.stdout
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert done.stdout.count(f"image: registry/me/spinloop:{version}\n") == 3 and "image: spinloop" not in done.stdout
 
 
 def test_services_find_their_pods_and_policies_name_who_is_there():

@@ -22,6 +22,17 @@ KEPT = {name: value for name, value in os.environ.items() if not name.startswith
 WHO = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
+TAGGED = (
+    "deployments/Dockerfile", "deployments/compose.yaml", "deployments/kubernetes/kustomization.yaml",
+    "deployments/kubernetes/server.yaml", "deployments/kubernetes/workers.yaml", "docs/docker.md", "docs/kubernetes.md",
+)  # fmt: skip
+"""Files that name the image of this version."""
+
+
+def _tags(file: Path) -> set[str]:
+    return set(re.findall(r"(?:spinloop:|newTag: )(\d+\.\d+\.\d+)", file.read_text(encoding="utf-8")))
+
+
 def _git(folder: Path, *words: str) -> str:
     env = {**KEPT, **WHO, "GIT_CONFIG_GLOBAL": os.devnull}
     return subprocess.run(["git", *words], cwd=folder, env=env, check=True, capture_output=True, text=True).stdout
@@ -77,7 +88,8 @@ def test_release_is_one_commit_a_tag_a_wheel_and_notes(checkout: Path) -> None:
     assert _git(checkout, "rev-parse", "v7.8.9^{commit}") == _git(checkout, "rev-parse", "HEAD")
     assert _git(checkout, "status", "--porcelain") == ""
     changed = _git(checkout, "diff", "--name-only", "HEAD^").split()
-    assert changed == ["CHANGELOG.md", "CITATION.cff", "pyproject.toml"]
+    assert changed == sorted(["CHANGELOG.md", "CITATION.cff", "pyproject.toml", *TAGGED])
+    assert {tag for file in TAGGED for tag in _tags(checkout / file)} == {"7.8.9"}
     cited = yaml.safe_load((checkout / "CITATION.cff").read_text(encoding="utf-8"))
     day = cited["date-released"]
     assert cited["version"] == "7.8.9" and abs(datetime.now(UTC).date() - day) <= timedelta(days=1)
@@ -137,11 +149,15 @@ def test_release_whose_build_fails_changes_nothing(checkout: Path) -> None:
     assert _state(checkout) == before
 
 
-def test_citation_has_the_version_of_the_package() -> None:
-    """Catches a version that is raised by hand in one of the two files."""
+def test_citation_and_images_have_the_version_of_the_package() -> None:
+    """Catches a version that is raised by hand in one of these files, and a file that names an image and is not known
+    to the release."""
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert cited["version"] == project["version"] and cited["license"] == project["license"]
+    texts = (*(ROOT / "deployments").rglob("*"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md")
+    tagged = {str(file.relative_to(ROOT)): tags for file in texts if file.is_file() and (tags := _tags(file))}
+    assert tagged == {file: {project["version"]} for file in TAGGED}
 
 
 def test_make_release_hands_on_the_version() -> None:
