@@ -19,6 +19,7 @@ from spin_core.runtime.leader import Leader
 from spin_core.runtime.meeting import Meeting, Member, Order, Place
 from spin_core.store.store import Store
 from tests.faults.fault import Fault
+from tests.sockets import sockets
 
 S18 = Fault("S18", "a stranger's file in the nodes' meeting: shape, owner, kind of file; an order beyond its limits")
 S18_DOOR = Fault("S18", "ports that a run's node 0 and `spinloop join` open while they meet")
@@ -170,6 +171,6 @@ def listening(pid: int) -> set[tuple[str, int]]:
     return {
         tuple(line.laddr)
         for process in ([top] if pid == os.getpid() else [top, *top.children(recursive=True)])
-        for line in process.net_connections(kind="inet")
+        for line in sockets(process)
         if line.status == psutil.CONN_LISTEN
     }

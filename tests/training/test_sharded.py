@@ -22,6 +22,7 @@ from spin_core.errors import ChildDied, StageFailed, Stopped
 from spin_core.runtime.child import Child
 from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
+from tests.sockets import sockets
 
 ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed (pip install .[dev])")
 CASES = [
@@ -123,7 +124,7 @@ def test_processes_of_one_node_listen_on_the_loopback_only(two) -> None:
         found = {
             (pid, line.laddr.ip)
             for pid in (two.process.pid, *ranks(two))
-            for line in psutil.Process(pid).net_connections(kind="inet")
+            for line in sockets(psutil.Process(pid))
             if line.status == psutil.CONN_LISTEN
         }
     assert {address for _, address in found} == {"127.0.0.1"} and len({pid for pid, _ in found}) == 2
