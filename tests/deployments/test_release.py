@@ -54,6 +54,9 @@ def origin(tmp_path_factory) -> Path:
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, to, follow_symlinks=False)
     shutil.copy2(ROOT / "spin_core" / "deployments", folder / "spin_core", follow_symlinks=False)  # a link
+    log = folder / "CHANGELOG.md"  # right after a release nothing is unreleased here
+    text = log.read_text(encoding="utf-8").replace("## [Unreleased]\n", "## [Unreleased]\n\n### Fixed\n- It.\n", 1)
+    log.write_text(text, encoding="utf-8")
     _git(folder, "init", "--quiet", "--initial-branch", "main")
     _git(folder, "add", "--all")
     _git(folder, "commit", "--quiet", "--message", "all")
