@@ -20,6 +20,7 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from spin_core.errors import BadInput
 from spin_core.modeling import loading
 from spin_core.runtime import process_group
 
@@ -59,7 +60,13 @@ def fill(
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False) -> PreTrainedModel:
-    """The model in `path`, sharded over the processes by FSDP2, on `device`; `dtype` is that of the shards."""
+    """The model in `path`, sharded over the processes by FSDP2, on `device`; `dtype` is that of the shards. Raises
+    BadInput on a CPU with torch 2.6, which has no FSDP2 for it."""
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise BadInput(
+            f"runtime.compute.sharding: fsdp2 on a CPU needs torch 2.7 or newer ({torch.__version__} is installed); "
+            "take zero3 or none."
+        )
     process_group.begin()
     with init_empty_weights(include_buffers=False):
         model = empty_model(path)

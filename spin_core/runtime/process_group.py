@@ -55,8 +55,11 @@ def _store() -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank() != 0:
         return dist.TCPStore(address, port, world(), False, MEET)
-    listener = socket.create_server((address, port), family=family_of(address), backlog=2048)
-    return dist.TCPStore(address, port, world(), True, MEET, master_listen_fd=listener.detach())
+    listening = socket.create_server((address, port), family=family_of(address), backlog=2048).detach()
+    try:
+        return dist.TCPStore(address, port, world(), True, MEET, master_listen_fd=listening)
+    except NotImplementedError:  # torch 2.6: only its older server takes a socket that listens already
+        return dist.TCPStore(address, port, world(), True, MEET, master_listen_fd=listening, use_libuv=False)
 
 
 @cache

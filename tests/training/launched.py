@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from spin_core.config.runtime import Runtime
 from spin_core.runtime.child import Child, launched
 
@@ -22,6 +25,8 @@ def spec(stage: str, config: Any, inputs: dict, digests: dict, place: Path, runt
 
 
 def runtime(processes: int = 2, sharding: str = "none", **more: Any) -> Runtime:
+    if sharding == "fsdp2" and torch.__version__ < "2.7":
+        pytest.skip("torch 2.6 has no FSDP2 on a CPU")
     settings = {"device": "cpu", "threads": 1, "micro_tokens": 100, "checkpoint_every": 2, **more}
     compute = {"processes": processes, "sharding": sharding, "offload": settings.pop("offload", "none")}
     return Runtime(compute=compute, **settings)  # type: ignore[arg-type]
