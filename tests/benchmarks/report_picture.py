@@ -44,10 +44,15 @@ def picture(page: str) -> str:
     y += 8
     for i, (model, value, what) in enumerate(tiles):
         x = MARGIN + i * (width + GAP)
-        drawn.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="84" rx="8" fill="var(--card)"/>')
-        small = ((model, 13, 24, "soft"), (value, 26, 52, "ink"), (what, 13, 73, "soft"))
+        drawn.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="100" rx="8" fill="var(--card)"/>')
+        unit = textwrap.wrap(html.unescape(what), int(width / 8.5))[:2]
+        small = (
+            (model, 13, 24, "soft"),
+            (value, 26, 52, "ink"),
+            *zip(unit, (13, 13), (73, 89), ("soft",) * 2, strict=False),
+        )
         drawn += [_line(x + 14, y + down, size, colour, html.unescape(t)) for t, size, down, colour in small]
-    y += 84 + GAP
+    y += 100 + GAP
     charts = {html.unescape(title): svg for title, svg in _charts(page)}
     if lacking := [title for title in CHARTS if title not in charts]:
         raise ValueError(f"the report has no chart {lacking[0]!r}; it has {', '.join(charts)}")
