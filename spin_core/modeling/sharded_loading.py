@@ -61,11 +61,11 @@ def fill(
 
 def load(path: Path, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False) -> PreTrainedModel:
     """The model in `path`, sharded over the processes by FSDP2, on `device`; `dtype` is that of the shards. Raises
-    BadInput on a CPU with torch 2.6, which has no FSDP2 for it."""
+    BadInput on a CPU where this torch has no FSDP2 for it (2.6)."""
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise BadInput(
-            f"runtime.compute.sharding: fsdp2 on a CPU needs torch 2.7 or newer ({torch.__version__} is installed); "
-            "take zero3 or none."
+            f"runtime.compute.sharding: torch {torch.__version__} has no fsdp2 for a CPU; take zero3 or "
+            "none, or a newer torch."
         )
     process_group.begin()
     with init_empty_weights(include_buffers=False):

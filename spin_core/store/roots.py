@@ -80,25 +80,19 @@ def _made_from(digests: set[str], records: list[Record]) -> set[str]:
 
 
 def demand_all(
-    where: object,
-    records: list[Record],
-    there: Mapping[str, Pointer],
-    outputs: Iterable[str],
-    begun: Iterable[str],
-    files: Iterable[str] = (),
+    where: object, records: list[Record], there: Mapping[str, Pointer], outputs: Iterable[str], begun: Iterable[str]
 ) -> None:
-    """Raises StoreError where `records` or `outputs` (digests) cannot be all of the store's: there are some of the one
-    and none of the other; or a run leads to an output, or a record was made from one, that is there and that no record
-    names. `begun`: what a gc that died was about to remove (its list), of which the records went first. `files`: sums
-    of files that lie there beside the outputs. No record has one for its digest, but a shard of prompts is an input by
-    its sum, so they count only where there is no record at all."""
+    """Raises StoreError where `records` or `outputs` (digests, and on S3 sums of files) cannot be all of the store's:
+    there are some of the one and none of the other; or a run leads to an output, or a record was made from one, that is
+    there and that no record names. A shard of prompts is an input by its file's sum, which a record names among its
+    files. `begun`: what a gc that died was about to remove (its list), of which the records went first."""
     there_now, named = set(outputs), {record.digest for record in records}
     if named and not named & there_now:
         remedy = "check that all of the store is there; if nothing of it is wanted, delete the store by hand"
         raise StoreError(
             f"{where}: gc removes nothing: the outputs of all {len(records)} records are missing; {remedy}."
         )
-    lost = (there_now | (set() if records else set(files))) - named - digests(begun)
+    lost = there_now - named - {file["sha256"] for record in records for file in record.files} - digests(begun)
     if not lost:
         return
     check = f"{where}: gc removes nothing, because records are missing"

@@ -45,15 +45,13 @@ def picture(page: str) -> str:
     for i, (model, value, what) in enumerate(tiles):
         x = MARGIN + i * (width + GAP)
         drawn.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="100" rx="8" fill="var(--card)"/>')
-        unit = textwrap.wrap(html.unescape(what), int(width / 8.5))[:2]
-        small = (
-            (model, 13, 24, "soft"),
-            (value, 26, 52, "ink"),
-            *zip(unit, (13, 13), (73, 89), ("soft",) * 2, strict=False),
-        )
+        unit = textwrap.wrap(what, int(width / 8.5))[:2]
+        small = [(model, 13, 24, "soft"), (value, 26, 52, "ink")]
+        small += [(line, 13, 73 + 16 * k, "soft") for k, line in enumerate(unit)]
         drawn += [_line(x + 14, y + down, size, colour, html.unescape(t)) for t, size, down, colour in small]
     y += 100 + GAP
-    charts = {html.unescape(title): svg for title, svg in _charts(page)}
+    drawn_there = re.findall(r"<figcaption>(.*?)</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL)
+    charts = {html.unescape(title): svg for title, svg in drawn_there}
     if lacking := [title for title in CHARTS if title not in charts]:
         raise ValueError(f"the report has no chart {lacking[0]!r}; it has {', '.join(charts)}")
     across = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
@@ -80,10 +78,6 @@ def _text(page: str, name: str) -> str:
     if part is None and name != "decision":  # of a run without a gate
         raise ValueError(f"the page has no {name}; give the report.html of a run")
     return html.unescape(" ".join(re.sub(r"<[^>]*>", "", part[1] if part else "").split()))
-
-
-def _charts(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"<figcaption>(.*?)</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL)
 
 
 def _colours(page: str) -> str:

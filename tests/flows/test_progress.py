@@ -17,7 +17,7 @@ def test_note_that_every_shard_makes_is_shown_once(capsys) -> None:
     assert "2 prompts" in notes[1]
 
 
-def test_total_that_nobody_knows_yet_is_not_a_nought() -> None:
+def test_total_that_nobody_knows_yet_is_not_said_as_zero() -> None:
     """Catches `reading source: 0 of 0 rows` in a worker's log, which reads as an empty dataset."""
     event = {"label": "reading source", "done": 0, "total": 0, "unit": "rows", "figures": {}}
     assert where("reformat", event) == "reformat: reading source"

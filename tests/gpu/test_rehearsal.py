@@ -40,7 +40,8 @@ def test_every_check_of_a_part_runs_here(tmp_path, part) -> None:
     assert rows and any(row.ok for row in rows)
     for row in rows:
         known = any(re.search(reason, row.said) for reason in REASONS)
-        narrow = torch.__version__ < "2.7" and "non power of 2" in row.said  # flex_attention; heads here are 6 wide
+        # flex_attention of torch 2.6 takes heads of a power of two on a CPU; those here are 6 wide.
+        narrow = torch.__version__.startswith("2.6.") and "non power of 2" in row.said
         assert row.ok or narrow or (row.ok is None and known), f"{part}.{row.name}: {row.said}"
         assert f"`{row.name}`" in page, f"docs/gpu.md says nothing of {part}.{row.name}"
     assert len(list(tmp_path.iterdir())) <= 7, "at most six files beside results.json and results.md"

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from launched import runtime, spec, start
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_data import DIGESTS, copy_model, finetune_config, job_at, made_up_pairs, metrics_of, pairs_tree, scored
 
-from spin_core.errors import ChildDied, StageFailed, Stopped
+from spin_core.errors import BadInput, ChildDied, StageFailed, Stopped
+from spin_core.modeling import sharded_loading
 from spin_core.runtime.child import Child
 from spin_core.stages import finetune
 from tests.faults.fault import LEVEL
@@ -113,6 +115,13 @@ def layout(file: Path) -> dict:
             "weights": [(name, part.get_dtype(), part.get_shape()) for name, part in parts.items()],
             "header": weights.metadata(),
         }
+
+
+def test_torch_without_fsdp2_for_a_cpu_is_one_sentence(monkeypatch, tmp_path) -> None:
+    """Catches torch 2.6's AttributeError about a stream, in the middle of the first step."""
+    monkeypatch.delattr(torch.cpu.Stream, "record_event", raising=False)
+    with pytest.raises(BadInput, match=r"runtime.compute.sharding: torch .* has no fsdp2 for a CPU; take zero3"):
+        sharded_loading.load(tmp_path, torch.device("cpu"))
 
 
 def test_processes_of_one_node_listen_on_the_loopback_only(two) -> None:

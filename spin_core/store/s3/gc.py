@@ -96,8 +96,7 @@ def _look(store: RemoteStore, mark: Mark | None, while_used: bool) -> Look:
     views, junk = remote_runs.read(store.objects, [there[key] for key in sorted(there)])
     runs = {run: (view.links, view.order) for run, view in views.items()}
     begun = roots.begun(store.objects.get(roots.LIST))
-    outputs, files = (roots.digests(key for key in there if key.startswith(kind)) for kind in ("trees/", "files/"))
-    roots.demand_all(store.url, list(records.values()), runs, outputs, begun, files)
+    roots.demand_all(store.url, list(records.values()), runs, roots.digests(there), begun)
     return Look(there, living, records, views, junk, begun)
 
 

@@ -316,7 +316,7 @@ def test_gc_without_the_right_to_list_uploads_says_so(left, proxy):
 
 def test_file_that_is_an_input_by_its_sum_is_no_output_without_a_record(at, monkeypatch):
     """Catches a gc that takes every store of real runs for a damaged one: a shard of prompts is a file of `tokenize`,
-    and an input of `generate` by that file's sum. One whose records are gone is refused as before."""
+    and an input of `generate` by that file's sum. Where the record with that file is gone, gc refuses."""
     monkeypatch.setattr(leases.Lease, "_begin", lambda self: None)
     store, prompts = at("a"), b"prompts" * 50
     tokens = Step(payload("tokenize", 1, {}, {"rows": "a" * 64}), {"shard": prompts})
@@ -327,7 +327,7 @@ def test_file_that_is_an_input_by_its_sum_is_no_output_without_a_record(at, monk
     store.link_run("run-1", {"1-tokenize": made[0].digest, "2-generate": made[1].digest})
     for while_used in (False, True):
         assert remote_gc.gc(store, keep_runs=1, while_used=while_used).records == 0
-    for record in made:
-        store.objects.delete(f"records/{record.stage}/{record.key}.json")
-    with pytest.raises(StoreError, match="outputs and files are there"):
+    store.link_run("run-1", {"1-tokenize": None})
+    store.objects.delete(f"records/tokenize/{made[0].key}.json")
+    with pytest.raises(StoreError, match=r"records are missing: generate .* was made from the output"):
         remote_gc.gc(store, keep_runs=1)
