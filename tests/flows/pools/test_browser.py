@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from tests.flows.pools.browser import Ui, chromium
+from tests.flows.pools.browser import FirstUi, Ui, chromium
 from tests.flows.pools.conftest import in_full, until
 
 pytestmark = in_full
@@ -52,7 +52,7 @@ def client(deployed: str) -> Iterator[SyncPrefectClient]:
 @pytest.mark.timeout(1200)
 def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectClient, workers):
     """Catches a form whose boxes do not appear or whose values do not arrive, a run that does not complete from it,
-    and pages of it that are empty or that the browser complains about."""
+    and pages of it that are empty, or that the browser complains about, in either version of the UI."""
     deployment = client.read_deployment_by_name("spin/spin").id
     ui.custom_run(str(deployment))
     ui.picture("form")
@@ -81,7 +81,10 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     assert "control" in settings and settings["control"] is None
     completed(ui, client, run.id, seconds=900)
     look_at_artifacts(ui, client, run.id)
-    assert not ui.errors
+    first = FirstUi(ui.page.context.new_page(), ui.address, ui.pictures)
+    show_run(first, client.read_flow_run(run.id).name, run.id)
+    look_at_artifacts(first, client, run.id)
+    assert not ui.errors and not first.errors
 
 
 @pytest.mark.skipif(not os.environ.get("SPINLOOP_TEST_FULL_DEMO"), reason="SPINLOOP_TEST_FULL_DEMO is not set")
@@ -115,9 +118,14 @@ def completed(ui: Ui, client: SyncPrefectClient, run: UUID, seconds: float) -> N
     """Wait for the run's end, and see it on its page."""
     ended = until(lambda: (now := client.read_flow_run(run)).state.is_final() and now, seconds)
     assert ended.state_name == "Completed", ended.state.message
+    show_run(ui, ended.name, run)
+
+
+def show_run(ui: Ui, name: str, run: UUID) -> None:
+    """See a completed run on its page."""
     ui.open(f"runs/flow-run/{run}")
     ui.page.get_by_text("Completed").first.wait_for()
-    ui.page.get_by_text(ended.name).first.wait_for()
+    ui.page.get_by_text(name).first.wait_for()
     ui.picture("run")
 
 
