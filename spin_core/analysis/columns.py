@@ -151,12 +151,12 @@ SWEEP = {
     "variants": "Two variants; the better one stands first.",
     "harness": "Average of the tasks of lm-evaluation-harness. More is better.",
     **{name: COLUMNS[name] for name in ("NLL", "EM greedy", "EM sampled", "EM", "repetition")},
-    "to the best": "The variant less the best one by the first figure; more is better. `clearly` is said where the "
+    "to the best": "The variant's first figure less that of the best one. `clearly` is said where the "
     "gate's test on the same rows says so at a confidence raised for the number of pairs, and every seed agrees.",
     "alarms": "Runs of this variant, one for each seed, whose gate raised an alarm (signs of a collapse): read its "
     "report.",
-    "difference": "The first less the second by the first figure, over the same held-out rows; more is better. Small "
-    "print: its interval.",
+    "difference": "The first less the second by the first figure, over the same held-out rows. Small print: its "
+    "interval.",
     "seeds that agree": "Training seeds with which the first is the better one, of those that both ran with.",
     "better": "Whether the difference is clear, or within what chance gives.",
     "setting": "A setting of the sweep and one of its values.",

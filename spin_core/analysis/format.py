@@ -62,6 +62,11 @@ def bounds(low: float | None, high: float | None, digits: int = 3, signed: bool 
     return f"{show(low, digits, signed)} to {show(high, digits, signed)}"
 
 
+def share_bounds(low: float | None, high: float | None) -> str:
+    """`63.0 to 68.9`, in per cent and within 0 and 100, or nothing where a bound is unknown."""
+    return "" if low is None or high is None else f"{100 * max(0, low):.1f} to {100 * min(1, high):.1f}"
+
+
 def count(value: float | None) -> str:
     """12,345, or a dash."""
     return NONE if value is None else f"{value:,.0f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from spin_core.analysis.decoders import DEPLOYED, GREEDY, SAMPLED
-from spin_core.analysis.format import percent, show
+from spin_core.analysis.format import bounds, percent, share_bounds, show
 from spin_core.analysis.results import ModelResults
 from spin_core.analysis.rows import Estimate, ModelRow
 
@@ -72,14 +72,24 @@ def column(metric: str) -> str:
     return f"{'EM' if metric.startswith('exact_match/') else 'repetition'}{how}"
 
 
+def is_percent(metric: str) -> bool:
+    """Whether people read it in per cent."""
+    return metric.startswith("repetition/")
+
+
 def shown(metric: str, value: float | None) -> str:
     """A figure of the metric as people read it."""
-    return percent(value) if metric.startswith("repetition/") else show(value)
+    return percent(value) if is_percent(metric) else show(value)
+
+
+def between(metric: str, low: float, high: float) -> str:
+    """The bounds of a figure as people read them, in the unit of `shown`."""
+    return share_bounds(low, high) if is_percent(metric) else bounds(low, high)
 
 
 def moved(metric: str, *values: float) -> str:
     """A change of the metric, or the bounds of one, as people read it: of a share in percentage points."""
-    if metric.startswith("repetition/"):
+    if is_percent(metric):
         return f"{' to '.join(show(100 * value, 1, signed=True) for value in values)} points"
     return " to ".join(show(value, signed=True) for value in values)
 

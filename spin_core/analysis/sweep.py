@@ -258,7 +258,8 @@ def verdict(made: Swept) -> str:
     if apart := made.apart():
         text += f"; {plural(apart, 'variant')} with other held-out rows cannot be compared with it"
     count = (compared := len(figures) + (made.metric in made.start)) * (compared - 1) // 2
-    how = f"each of {count:,} differences at {made.corrected:.2%}, so that all hold at {made.confidence:.0%}"
+    each, together = f"{100 * made.corrected:.2f} %", f"{100 * made.confidence:.0f} %"
+    how = f"each of {count:,} differences at {each}, so that all hold at {together}"
     seeds = max((one.seeds for one in made.against), default=1)
     agree = f"and {seeds:,} of {seeds:,} seeds" if seeds > 1 else "one seed: how far trainings vary is not known"
     return f"{text} ({how}{' ' if seeds > 1 else '; '}{agree})." if made.against else f"{text}."

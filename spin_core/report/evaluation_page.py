@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from spin_core.analysis import gate_metric
 from spin_core.analysis.columns import EVALUATION
 from spin_core.analysis.evaluation import TASK, Evaluated, heading, is_less_better, is_share, sentence
-from spin_core.analysis.format import bounds, count, escape_markdown, markdown_table, percent, plain, plain_line, show
+from spin_core.analysis.format import (
+    bounds,
+    count,
+    escape_markdown,
+    markdown_table,
+    percent,
+    plain,
+    plain_line,
+    share_bounds,
+    show,
+)
 from spin_core.analysis.rows import Estimate
 from spin_core.report.charts import Chart, Mark, runs_chart, variants_chart
 from spin_core.report.html import rendered
@@ -88,8 +98,7 @@ def _cell(metric: str, figure: Estimate | None) -> Cell:
         return "–", ""
     value, low, high = figure["value"], figure["low"], figure["high"]
     if is_share(metric):
-        small = "" if low is None or high is None else f"{100 * max(0, low):.1f} to {100 * min(1, high):.1f}"
-        return percent(value), small
+        return percent(value), share_bounds(low, high)
     digits = 1 if metric.startswith("length/") else 3
     rows = f"; {count(figure['rows'])} items" if metric.startswith(TASK) and figure["rows"] is not None else ""
     return show(value, digits), bounds(low, high, digits) + rows

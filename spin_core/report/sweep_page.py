@@ -3,15 +3,19 @@ setting did, and what the runs shared."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from spin_core.analysis import gate_metric
 from spin_core.analysis.columns import SWEEP
-from spin_core.analysis.format import bounds, escape_markdown, markdown_table, plain, plural, show
+from spin_core.analysis.format import escape_markdown, markdown_table, plain, plural
 from spin_core.analysis.sweep import START, Figure, Swept, verdict
 from spin_core.report.charts import Chart, Mark, variants_chart
 from spin_core.report.html import rendered
 from spin_core.report.tables import Cell, ReportTable, TableLine, with_small
+
+T = TypeVar("T")
 
 
 def page(made: Swept, name: str, counts: tuple[int, int]) -> str:
@@ -61,22 +65,37 @@ def _figures(made: Swept) -> ReportTable:
     for i in ([START] if made.start else []) + list(range(len(made.variants))):
         gap = gaps.get(i)
         is_above = gap is not None and gap.second == made.best
-        word = "" if gap is None else show(gap.change.value if is_above else -gap.change.value, signed=True)
+        word = "" if gap is None else _moved(made, gap.change.value if is_above else -gap.change.value)
         small = (
             "" if gap is None else f"clearly {'better' if is_above else 'worse'}" if gap.is_clear else "within chance"
         )
         if i == START:
             shown = [(gate_metric.shown(metric, made.start.get(metric)), "") for metric in metrics]
-            lines.append(TableLine("θ_0", [*shown, (word, small), ("", "")], "start"))
+            lines.append(TableLine("θ_0", _ordered(shown, (word, small), ("", "")), "start"))
             continue
         one = made.variants[i]
         cells = [_cell(metric, made.figures[metric].get(i)) for metric in metrics]
         alarms = f"{len(one.alarms)} of {len(one.trainings)}" if one.alarms else "none" if one.trainings else ""
         models = ", ".join(dict.fromkeys(run.model.label for run in one.trainings))
-        lines.append(TableLine(one.label, [*cells, (word, small), (alarms, "")], "iteration", i == made.best, models))
+        row = _ordered(cells, (word, small), (alarms, ""))
+        lines.append(TableLine(one.label, row, "iteration", i == made.best, models))
     text = "Of each variant its last model. ★ the best by the first metric of those that raised no alarm."
-    columns = [*map(_column, metrics), "to the best", "alarms"]
+    columns = _ordered([_column(metric) for metric in metrics], "to the best", "alarms")
     return ReportTable("sweep", "Variants", text, "variant", columns, lines, SWEEP)
+
+
+def _ordered(figures: Sequence[T], *judged: T) -> list[T]:
+    """What decides stands first: the first metric and what follows from it, then the other metrics."""
+    return [*figures[:1], *judged, *figures[1:]]
+
+
+def _moved(made: Swept, *values: float) -> str:
+    """A difference, or the bounds of one, of which more is better, as the difference of the figures shown."""
+    return gate_metric.moved(made.metric, *(-one for one in reversed(values)) if _is_less(made) else values)
+
+
+def _is_less(made: Swept) -> bool:
+    return gate_metric.is_less_better(made.metric)
 
 
 def _column(metric: str) -> str:
@@ -89,9 +108,9 @@ def _cell(metric: str, figure: Figure | None) -> Cell:
         return "–", ""
     parts = []
     if figure.rows:
-        parts.append(f"rows {bounds(figure.rows.low, figure.rows.high)}")
+        parts.append(f"rows {gate_metric.between(metric, figure.rows.low, figure.rows.high)}")
     if figure.seeds:
-        parts.append(f"seeds {bounds(*figure.seeds)}")
+        parts.append(f"seeds {gate_metric.between(metric, *figure.seeds)}")
     return gate_metric.shown(metric, figure.value), "; ".join(parts)
 
 
@@ -101,7 +120,7 @@ def _against(made: Swept) -> ReportTable:
         TableLine(
             f"{made.label(one.first)} and {made.label(one.second)}",
             [
-                (show(one.change.value, signed=True), bounds(one.change.low, one.change.high, signed=True)),
+                (_moved(made, one.change.value), _moved(made, one.change.low, one.change.high)),
                 (f"{one.agree} of {one.seeds}", ""),
                 ("clearly" if one.is_clear else "within chance", ""),
             ],
@@ -109,8 +128,9 @@ def _against(made: Swept) -> ReportTable:
         for one in sorted(made.against, key=lambda one: -one.change.value)
     ]
     note = (
-        f"The first less the second, more is better, over the same held-out rows. Each interval is at "
-        f"{made.corrected:.2%} (Bonferroni), so that all hold together at {made.confidence:.0%}."
+        f"The first less the second ({'lower' if _is_less(made) else 'higher'} is better), over the same held-out "
+        "rows. Each interval is at "
+        f"{100 * made.corrected:.2f} % (Bonferroni), so that all hold together at {100 * made.confidence:.0f} %."
     )
     columns = ["difference", "seeds that agree", "better"]
     return ReportTable("pair-all", "The best beside each other variant", note, "variants", columns, lines, SWEEP)
@@ -133,10 +153,14 @@ def _charts(made: Swept) -> list[Chart]:
     drawn = []
     for metric, figures in made.figures.items():
         marks = []
+        unit, scale = (", %", 100) if gate_metric.is_percent(metric) else ("", 1)
         for i, figure in figures.items():
             low, high = (figure.rows.low, figure.rows.high) if figure.rows else (figure.value, figure.value)
-            marks.append(Mark(made.variants[i].label, figure.value, low, high, figure.each, i == made.best))
+            values, each = [scale * one for one in (figure.value, low, high)], [scale * one for one in figure.each]
+            marks.append(Mark(made.variants[i].label, *values, each, i == made.best))
         name = gate_metric.name(metric)
         way = " (lower is better)" if gate_metric.is_less_better(metric) else ""
-        drawn.append(variants_chart(f"{name[0].upper()}{name[1:]}{way}", marks, made.start.get(metric)))
+        start = made.start.get(metric)
+        title = f"{name[0].upper()}{name[1:]}{unit}{way}"
+        drawn.append(variants_chart(title, marks, None if start is None else scale * start))
     return drawn

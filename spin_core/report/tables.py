@@ -13,7 +13,7 @@ from typing import Any
 
 from spin_core.analysis import gate_metric
 from spin_core.analysis.columns import COLUMNS, MARKS, TASKS, column_text
-from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, show
+from spin_core.analysis.format import NONE, bounds, count, escape_markdown, markdown_table, percent, share_bounds, show
 from spin_core.analysis.rows import AnswerStyle, Estimate, HarnessTask, ModelRow
 from spin_core.analysis.verdict import figure, judged_by
 
@@ -220,9 +220,7 @@ def _shared(figure: Estimate | None) -> Cell:
     """A share in per cent, with its interval."""
     if figure is None:
         return NONE, ""
-    low, high = figure["low"], figure["high"]
-    small = "" if low is None or high is None else f"{100 * max(0, low):.1f} to {100 * min(1, high):.1f}"
-    return percent(figure["value"]), small
+    return percent(figure["value"]), share_bounds(figure["low"], figure["high"])
 
 
 def _distinct(part: AnswerStyle) -> str:

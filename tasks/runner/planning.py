@@ -21,6 +21,8 @@ from spin_core.store.explain import explain
 from spin_core.store.store import Record, Store
 from tasks.runner.steps import Steps, listed
 
+ONE_FOR_ALL = "the rows are still to be made, so the shards of an iteration's answers count as one step here."
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -80,6 +82,8 @@ class Planner:
         entry.summary = {} if rows is None else {"rows": rows}
         run.ledger.append(entry)
         self.identities.append(identity := identity_of(step, inputs))
+        if isinstance(prompts, Pending) and ONE_FOR_ALL not in self.notes:
+            self.notes.append(ONE_FOR_ALL)
         saved = getattr(step.module, "WORK_SAVING", ())
         waits = {name: first for name, value in inputs.items() if (first := _waits(value))}
         if waits.keys() <= {*saved}:  # it may be there as it was computed without them

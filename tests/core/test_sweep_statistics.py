@@ -121,6 +121,35 @@ def test_failed_runs_stay_in_sight() -> None:
     assert compare([Variant("two", {"a": "2"}, [], ["no"])], None, 0.95).best is None
 
 
+REPETITION = "repetition/t0.3"
+
+
+def repeating(label: str, shares: Any) -> Variant:
+    """`shares`: of each training, by row, the share of its answer's 4-grams that it repeats."""
+    of = [{f"r{i:04}": {"t0.3_repetition": float(one)} for i, one in enumerate(each)} for each in shares]
+    runs = [
+        Training(f"run-{label}-{s}", s, ModelResults("θ_1", "iteration", 0, {}, rows), REPETITION)
+        for s, rows in enumerate(of)
+    ]
+    return Variant(label, {"finetune.beta": label}, runs)
+
+
+def test_shares_are_in_per_cent_and_differences_are_those_of_the_figures() -> None:
+    """Catches a share in per cent beside its interval as a fraction (2.9 % (0.027 to 0.032)), bounds below zero, and a
+    repetition that is 8 points lower shown as 8 more; and the metric that decides at the end of a wide table."""
+    noise = np.random.default_rng(1).random((2, 3, 200)) * 0.02
+    made = compare([repeating("much", 0.08 + noise[0]), repeating("rare", noise[1] * 0.1)], None, 0.95)
+    assert made.best == 1
+    head, _, *rows = [line.split("|")[1:-1] for line in sweep_page.text(made, (1, 2)).splitlines() if line[:1] == "|"]
+    assert [cell.strip() for cell in head[:4]] == ["variant", "repetition at T = 0.3", "to the best", "alarms"]
+    much, rare = ([cell.strip() for cell in row] for row in rows[:2])
+    assert much[1:3] == ["9.0 % (8.9 to 9.0)", "+8.9 points (clearly worse)"] and rare[1] == "0.1 % (0.1 to 0.1)"
+    page = sweep_page.page(made, "t-sweep", (1, 2))
+    assert "−8.9 points" in page and "(lower is better)" in page and "repeat, % (lower" in page
+    uneven = compare([repeating("one", [[0.0] * 9, [0.0] * 9, [0.3] * 9]), repeating("two", [[0.5] * 9])], None, 0.95)
+    assert "seeds 0.0 to 53.0" in sweep_page.page(uneven, "t-sweep", (1, 2))
+
+
 def test_page_holds_every_variant_and_no_markup_of_others() -> None:
     """Catches a page without a variant, and a setting's text that becomes markup."""
     made = compare([variant("<b>one</b>", [drawn(1, 0.5)]), variant("two", [drawn(2, 0.5)])], None, 0.95)

@@ -161,12 +161,15 @@ def test_plan_of_another_dataset_leaves_the_store_and_the_temporary_folder(
     assert len(shards) == 2 and "8 of 8 shards would run, 71 of 71 rows: reads what sft[θ_0] will write" in shards[0]
     code, out, err = spinloop("plan", tiny, "--store", store)
     assert code == 0 and "read " not in err, "cached rows are not cut again"
+    assert "count as one step" not in err
     assert "cached     generate[iter 0]        8 shards, 72 rows " in out
 
 
 def test_plan_without_its_rows_says_what_it_waits_for(spinloop, tiny, tmp_path) -> None:
-    """Catches: a plan that runs more than the reading of a dataset (here demo_rows), or makes a store."""
-    code, out, _ = spinloop("plan", tiny, "--store", tmp_path / "none", "--set", "iterations=1")
+    """Catches: a plan that runs more than the reading of a dataset (here demo_rows), or makes a store; and one that
+    counts the shards of rows that are still to be made as one step without a word (demo: 24 where 30 ran)."""
+    code, out, err = spinloop("plan", tiny, "--store", tmp_path / "none", "--set", "iterations=1")
+    assert err.count("the shards of an iteration's answers count as one step") == 1
     assert code == 0 and not (tmp_path / "none").exists()
     assert "reads what demo_rows[train] will write" in out and "reads what reformat will write" in out
 

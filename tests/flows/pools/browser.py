@@ -67,12 +67,13 @@ class Ui:
 
     def submit(self) -> None:
         """Press Submit until the form is gone. Under load the server may answer 503, and the form stays; while it
-        checks what was typed last, the page takes no press."""
+        checks what was typed last, the page takes no press; and a press begins its check anew, so that each waits
+        longer than the one before it (3 s six times were too short once)."""
         from playwright.sync_api import TimeoutError
 
-        for _ in range(6):
+        for wait in (3_000, 6_000, 12_000, 24_000, 48_000, 96_000):
             with suppress(TimeoutError):
-                with self.page.expect_request(CREATE, timeout=WAIT_MS / 20):
+                with self.page.expect_request(CREATE, timeout=wait):
                     self.press("Submit")
                 self.page.wait_for_url(re.compile("tab=Runs"), timeout=WAIT_MS / 3)
                 return
