@@ -34,6 +34,7 @@ from spin_core.config.profile import Config, load_profile
 from spin_core.errors import BadInput, one_line
 from spin_core.report import costs_page
 from spin_core.report.stored_run import executions
+from spin_core.report.ui_pages import narrow
 from spin_core.store.keep import parse as parse_policy
 from spin_core.store.opening import open_store
 from tasks.runner.pool_run import GPU_POOL
@@ -207,7 +208,7 @@ def sweep(
         results = sweeps.run_all(made, run, get_run_logger().info, at_once)
         outcome = sweeps.report(made, store_folder(), results)
         name = re.sub("[^a-z0-9]+", "-", made.all[0].config.name).strip("-")
-        create_markdown_artifact(outcome.text, key=f"{name}-sweep", description=f"Page: {outcome.page}")
+        create_markdown_artifact(narrow(outcome.text), key=f"{name}-sweep", description=f"Page: {outcome.page}")
         said = f"{verdict(outcome.made)} {ran_text(outcome.ran, outcome.cached)}. Report: {outcome.page}"
         if outcome.failed:
             return Failed(message=f"{len(outcome.failed)} runs failed: {'; '.join(outcome.failed)} {said}")
@@ -260,7 +261,7 @@ def evaluation(
         outcome = run_evaluation(asked, store_folder(), Path.cwd(), GPU_POOL)
         for note in outcome["notes"]:
             get_run_logger().warning(note)
-        create_markdown_artifact(outcome["text"], key="evaluation", description=f"Page: {outcome['page']}")
+        create_markdown_artifact(narrow(outcome["text"]), key="evaluation", description=f"Page: {outcome['page']}")
         counts = f"{ran_text(outcome['ran'], outcome['cached'])}."
         said = f"{outcome['sentence']} {counts} Page: {outcome['page']}"
         if outcome["models"]["failed"]:
@@ -283,7 +284,7 @@ def _show_costs() -> None:
     try:
         made = account(executions(open_store(store_folder(), create=False, read_only=True)))
         create_markdown_artifact(
-            costs_page.text(made, {}), key="store-costs", description="`spinloop costs` has the disk."
+            narrow(costs_page.text(made, {})), key="store-costs", description="`spinloop costs` has the disk."
         )
     except Exception as error:
         get_run_logger().warning(f"The page store-costs could not be written ({one_line(error, 300, kind=True)}).")

@@ -30,6 +30,7 @@ DECISION = 4_000
 """Characters of the form's text: a person reads it in a dialog."""
 LINES = 40  # of a table
 COLUMNS = 5  # of figures in a table of the report; the page is 640 pixels wide
+WIDE = 80  # characters of a line of other tables, with three between columns
 SHORT = 16  # characters that are kept on one line of a cell
 CELL = 160  # characters of a prompt or an answer
 SAMPLES = 8
@@ -191,6 +192,24 @@ def _report_table(table: ReportTable) -> str:
     parts = max(1, math.ceil(len(table.columns) / most))
     wide = math.ceil(len(table.columns) / parts)
     return "\n\n".join(_columns(table, slice(i * wide, (i + 1) * wide)) for i in range(parts))
+
+
+def narrow(text: str) -> str:
+    """Markdown of a terminal (`format.markdown_table`) for the page: a table that is too wide for it in parts, one
+    below the other, each with the first column."""
+    return "\n\n".join(_narrow(part) if part.startswith("| ") else part for part in text.split("\n\n"))
+
+
+def _narrow(table: str) -> str:
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    first, *widths = (max(map(len, column)) + 3 for column in zip(*rows, strict=True))
+    parts, used = [[0]], first
+    for i, width in enumerate(widths, 1):
+        if used + width > WIDE and len(parts[-1]) > 1:
+            parts, used = [*parts, [0]], first
+        parts[-1].append(i)
+        used += width
+    return "\n\n".join("\n".join(f"| {' | '.join(row[i] for i in part)} |" for row in rows) for part in parts)
 
 
 def _columns(table: ReportTable, columns: slice) -> str:

@@ -117,10 +117,15 @@ class KeyedStep:
 
 
 def in_words(summary: Mapping[str, object]) -> str:
-    """A stage's summary on one line of a log: `loss/last 0.2439, steps 8`."""
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in summary.items()
-    )
+    """A stage's summary on one line of a log: `loss/last 0.2439, steps 8, rejected (too long 2, empty 1)`."""
+    return ", ".join(f"{name}{_value(value)}" for name, value in summary.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        listed = in_words(value) if isinstance(value, Mapping) else "; ".join(map(str, value))
+        return f" ({listed})" if value else " none"
+    return f" {value:.4g}" if isinstance(value, float) else f" {value}"
 
 
 def look_up(store: Store, keyed: KeyedStep) -> Record | None:

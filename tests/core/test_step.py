@@ -14,7 +14,7 @@ from spin_core.errors import StageFailed
 from spin_core.job import Entry, Place
 from spin_core.runtime import step
 from spin_core.runtime.child import Children
-from spin_core.runtime.step import Step
+from spin_core.runtime.step import Step, in_words
 from spin_core.sources.resolve import resolve
 from spin_core.stages import demo_rows
 from spin_core.store import keys
@@ -83,3 +83,10 @@ def test_entry_comes_back_from_json_with_its_place():
     )
     assert Entry.from_json(json.loads(json.dumps(entry.as_json()))) == entry
     assert entry.as_json()["place"] == {"role": "iteration", "iteration": 1, "shard": [2, 8]}
+
+
+def test_summary_in_a_log_has_no_python_in_it() -> None:
+    """Catches `rejected {}` and a dictionary with 16 digits in what a person reads while a run is at work."""
+    summary = {"steps": 8, "loss/last": 0.24391, "rejected": {}, "alarms": [], "cut": {"long": 2, "share": 0.81666667}}
+    assert in_words(summary) == "steps 8, loss/last 0.2439, rejected none, alarms none, cut (long 2, share 0.8167)"
+    assert in_words({"alarms": ["a", "b"]}) == "alarms (a; b)"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from spin_core.analysis.format import plain
+from spin_core.analysis.format import escape_markdown, markdown_table, plain
 from spin_core.analysis.results import ModelResults, read_model
 from spin_core.analysis.summary import model_row
 from spin_core.job import Entry
@@ -357,3 +357,21 @@ def test_lineage_takes_no_syntax_from_names(text: str) -> None:
 def test_lineage_of_nothing() -> None:
     """Catches a failure of a run whose ledger has no model yet."""
     assert lineage([], lambda step: {}) == "No model has been made yet."
+
+
+@given(st.lists(st.text("ab|\\ é", max_size=30), min_size=2, max_size=12), st.integers(1, 4))
+def test_wide_tables_are_parts_with_every_cell(cells: list[str], rows: int) -> None:
+    """Catches a page of which one UI hides what is on the right (the costs' last column), a part without the first
+    column, and a cell with a border of its own that is torn."""
+    lines = [[escape_markdown(f"{cell}{i}", 160) for i, cell in enumerate(cells)] for _ in range(rows + 1)]
+    text = ui_pages.narrow(f"Above:\n\n{markdown_table(lines)}\n\nBelow | it.")
+    above, *parts, below = text.split("\n\n")
+    assert (above, below) == ("Above:", "Below | it.")
+    shown = [lines[0][0].strip()]
+    for part in parts:
+        drawn = [re.split(r"(?<!\\)\|", line)[1:-1] for line in part.splitlines()]
+        assert len(drawn) == rows + 2 and all(row[0].strip() == lines[0][0].strip() for row in (drawn[0], drawn[2]))
+        widths = [max(len(row[i].strip()) + 3 for row in drawn) for i in range(len(drawn[0]))]
+        assert sum(widths) <= ui_pages.WIDE or len(widths) == 2
+        shown += [cell.strip() for cell in drawn[0][1:]]
+    assert shown == [cell.strip() for cell in lines[0]]
