@@ -156,8 +156,9 @@ def _charts(made: Swept) -> list[Chart]:
         unit, scale = (", %", 100) if gate_metric.is_percent(metric) else ("", 1)
         for i, figure in figures.items():
             low, high = (figure.rows.low, figure.rows.high) if figure.rows else (figure.value, figure.value)
-            values, each = [scale * one for one in (figure.value, low, high)], [scale * one for one in figure.each]
-            marks.append(Mark(made.variants[i].label, *values, each, i == made.best))
+            value, low, high = (scale * one for one in (figure.value, low, high))
+            each = [scale * one for one in figure.each]
+            marks.append(Mark(made.variants[i].label, value, low, high, each, i == made.best))
         name = gate_metric.name(metric)
         way = " (lower is better)" if gate_metric.is_less_better(metric) else ""
         start = made.start.get(metric)

@@ -156,3 +156,10 @@ def test_page_holds_every_variant_and_no_markup_of_others() -> None:
     page = sweep_page.page(made, "t-sweep", (1, 2))
     assert "<b>one</b>" not in page and "&lt;b&gt;one" in page and page.count("<svg") == len(made.figures)
     assert without_tooltip(page) == []
+
+
+def test_no_line_breaks_within_a_number() -> None:
+    """Catches `lr 0.` above `0001` in a narrow column."""
+    made = compare([variant("0.0001", [drawn(1, 0.5)]), variant("1", [drawn(2, 0.5)])], None, 0.95)
+    page = sweep_page.page(made, "t-sweep", (1, 2))
+    assert '<th scope="row">0.0001<' in page and "0.<wbr>" not in page
