@@ -146,12 +146,13 @@ def _measured(store: Store, models: Sequence[Model], inputs: Inputs, base_dir: P
 
 
 def _count_once(entries: Sequence[Entry]) -> None:
-    """A step of two runs that a work pool computed for both was cached for the second."""
+    """A step of two runs that a work pool computed for both was cached for the second. Where one of them waited for the
+    other to compute it, whichever that was, it is cached for that one already."""
     ran = set[str]()
     for entry in entries:
-        if entry.state == "ran" and entry.key in ran:
-            entry.state = "Cached"
-        ran.add(entry.key)
+        if entry.state == "ran":
+            entry.state = "Cached" if entry.key in ran else "ran"
+            ran.add(entry.key)
 
 
 def _done(model: Model, run: Run) -> Done:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.evaluation_run import _count_once
+from spin_core.job import Entry
 from spin_core.report.run_facts import read_run
 from spin_core.store.keys import payload
 from spin_core.store.store import Store
@@ -190,6 +192,15 @@ def test_runs_side_by_side_share_their_models(evaluate, run, finished, store: Pa
     assert [one["costs"]["total"]["steps"] for one in kept if one.get("evaluation")] == [3, 3]
     again = evaluate(store, name, other, *WARM, "--best")
     assert (again["ran"], again["models"]["cached"]) == (0, 2)
+
+
+@pytest.mark.parametrize("states", [("ran", "Cached"), ("Cached", "ran"), ("ran", "ran")])
+def test_step_of_two_runs_ran_once(states: tuple[str, str]) -> None:
+    """Catches a step that nobody ran, so that its hours are in no costs: the second run computed it and the first
+    waited for it (seen once, under load); and one that a work pool computed for both and that counts twice."""
+    entries = [Entry("evaluate", f"θ_0 of {i}", "k", state) for i, state in enumerate(states)]
+    _count_once([*entries, Entry("evaluate", "θ_1", "another", "ran"), Entry("evaluate", "θ_2", "before", "Cached")])
+    assert sorted(one.state for one in entries) == ["Cached", "ran"]
 
 
 def test_benchmark_of_all_models_and_its_own_folder_of_tasks(evaluate, run, spinloop, store: Path, tmp_path) -> None:
