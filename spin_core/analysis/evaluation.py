@@ -113,17 +113,12 @@ def heading(metric: str) -> str:
     return f"{ {'exact_match': 'EM', 'truncated': 'never ends', 'length': 'tokens'}.get(figure, figure) }, {how}"
 
 
-def is_share(metric: str) -> bool:
-    """Whether a figure is shown in per cent."""
-    return metric.startswith(("truncated/", "loops/", "repetition/"))
-
-
 def is_less_better(metric: str, made: Evaluated) -> bool:
     """Whether a model is better where the figure is lower."""
     if metric.startswith(TASK):
         tasks = (one.results.harness.get("tasks", {}).get(metric.removeprefix(TASK)) for one in made.models)
         return any(isinstance(task, dict) and task.get("higher_is_better") is False for task in tasks)
-    return metric == gate_metric.NLL or is_share(metric)
+    return metric == gate_metric.NLL or gate_metric.is_share(metric)
 
 
 def _figures(row: ModelRow, model: ModelResults) -> dict[str, Estimate]:

@@ -72,24 +72,24 @@ def column(metric: str) -> str:
     return f"{'EM' if metric.startswith('exact_match/') else 'repetition'}{how}"
 
 
-def is_percent(metric: str) -> bool:
-    """Whether people read it in per cent."""
-    return metric.startswith("repetition/")
+def is_share(metric: str) -> bool:
+    """Whether a figure is shown in per cent; also of those that no run is judged by."""
+    return metric.startswith(("truncated/", "loops/", "repetition/"))
 
 
 def shown(metric: str, value: float | None) -> str:
     """A figure of the metric as people read it."""
-    return percent(value) if is_percent(metric) else show(value)
+    return percent(value) if is_share(metric) else show(value)
 
 
 def between(metric: str, low: float, high: float) -> str:
     """The bounds of a figure as people read them, in the unit of `shown`."""
-    return share_bounds(low, high) if is_percent(metric) else bounds(low, high)
+    return share_bounds(low, high) if is_share(metric) else bounds(low, high)
 
 
 def moved(metric: str, *values: float) -> str:
     """A change of the metric, or the bounds of one, as people read it: of a share in percentage points."""
-    if is_percent(metric):
+    if is_share(metric):
         return f"{' to '.join(show(100 * value, 1, signed=True) for value in values)} points"
     return " to ".join(show(value, signed=True) for value in values)
 

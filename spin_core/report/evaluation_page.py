@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spin_core.analysis import gate_metric
 from spin_core.analysis.columns import EVALUATION
-from spin_core.analysis.evaluation import TASK, Evaluated, heading, is_less_better, is_share, sentence
+from spin_core.analysis.evaluation import TASK, Evaluated, heading, is_less_better, sentence
 from spin_core.analysis.format import (
     bounds,
     count,
@@ -97,7 +97,7 @@ def _cell(metric: str, figure: Estimate | None) -> Cell:
     if figure is None:
         return "–", ""
     value, low, high = figure["value"], figure["low"], figure["high"]
-    if is_share(metric):
+    if gate_metric.is_share(metric):
         return percent(value), share_bounds(low, high)
     digits = 1 if metric.startswith("length/") else 3
     rows = f"; {count(figure['rows'])} items" if metric.startswith(TASK) and figure["rows"] is not None else ""

@@ -129,8 +129,8 @@ def _against(made: Swept) -> ReportTable:
     ]
     note = (
         f"The first less the second ({'lower' if _is_less(made) else 'higher'} is better), over the same held-out "
-        "rows. Each interval is at "
-        f"{100 * made.corrected:.2f} % (Bonferroni), so that all hold together at {100 * made.confidence:.0f} %."
+        f"rows. Each interval is at {100 * made.corrected:.2f} % (Bonferroni), so that all hold together at "
+        f"{100 * made.confidence:.0f} %."
     )
     columns = ["difference", "seeds that agree", "better"]
     return ReportTable("pair-all", "The best beside each other variant", note, "variants", columns, lines, SWEEP)
@@ -153,7 +153,7 @@ def _charts(made: Swept) -> list[Chart]:
     drawn = []
     for metric, figures in made.figures.items():
         marks = []
-        unit, scale = (", %", 100) if gate_metric.is_percent(metric) else ("", 1)
+        unit, scale = (", %", 100) if gate_metric.is_share(metric) else ("", 1)
         for i, figure in figures.items():
             low, high = (figure.rows.low, figure.rows.high) if figure.rows else (figure.value, figure.value)
             value, low, high = (scale * one for one in (figure.value, low, high))

@@ -123,7 +123,7 @@ def in_words(summary: Mapping[str, object]) -> str:
 
 def _value(value: object) -> str:
     if isinstance(value, Mapping | list | tuple):
-        listed = in_words(value) if isinstance(value, Mapping) else "; ".join(map(str, value))
+        listed = in_words(value) if isinstance(value, Mapping) else "; ".join(_value(one).strip() for one in value)
         return f" ({listed})" if value else " none"
     return f" {value:.4g}" if isinstance(value, float) else f" {value}"
 

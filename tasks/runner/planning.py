@@ -21,7 +21,7 @@ from spin_core.store.explain import explain
 from spin_core.store.store import Record, Store
 from tasks.runner.steps import Steps, listed
 
-ONE_FOR_ALL = "the rows are still to be made, so the shards of an iteration's answers count as one step here."
+ONE_FOR_ALL = "the prompts' tokens are still to be made, so an iteration's shards of answers count as one step here."
 
 
 @dataclass(frozen=True)

@@ -89,4 +89,4 @@ def test_summary_in_a_log_has_no_python_in_it() -> None:
     """Catches `rejected {}` and a dictionary with 16 digits in what a person reads while a run is at work."""
     summary = {"steps": 8, "loss/last": 0.24391, "rejected": {}, "alarms": [], "cut": {"long": 2, "share": 0.81666667}}
     assert in_words(summary) == "steps 8, loss/last 0.2439, rejected none, alarms none, cut (long 2, share 0.8167)"
-    assert in_words({"alarms": ["a", "b"]}) == "alarms (a; b)"
+    assert in_words({"alarms": ["a", {"b": 0.81666667}]}) == "alarms (a; (b 0.8167))"

@@ -145,7 +145,8 @@ def test_shares_are_in_per_cent_and_differences_are_those_of_the_figures() -> No
     much, rare = ([cell.strip() for cell in row] for row in rows[:2])
     assert much[1:3] == ["9.0 % (8.9 to 9.0)", "+8.9 points (clearly worse)"] and rare[1] == "0.1 % (0.1 to 0.1)"
     page = sweep_page.page(made, "t-sweep", (1, 2))
-    assert "−8.9 points" in page and "(lower is better)" in page and "repeat, % (lower" in page
+    assert "−8.9 points<small>−8.9 to −8.8 points<" in page and "(lower is better)" in page
+    assert "repeat, % (lower is better). much: 8.990 (8.946 to 9.034)" in page, "the chart has the table's unit"
     uneven = compare([repeating("one", [[0.0] * 9, [0.0] * 9, [0.3] * 9]), repeating("two", [[0.5] * 9])], None, 0.95)
     assert "seeds 0.0 to 53.0" in sweep_page.page(uneven, "t-sweep", (1, 2))
 

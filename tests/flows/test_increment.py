@@ -167,9 +167,9 @@ def test_plan_of_another_dataset_leaves_the_store_and_the_temporary_folder(
 
 def test_plan_without_its_rows_says_what_it_waits_for(spinloop, tiny, tmp_path) -> None:
     """Catches: a plan that runs more than the reading of a dataset (here demo_rows), or makes a store; and one that
-    counts the shards of rows that are still to be made as one step without a word (demo: 24 where 30 ran)."""
-    code, out, err = spinloop("plan", tiny, "--store", tmp_path / "none", "--set", "iterations=1")
-    assert err.count("the shards of an iteration's answers count as one step") == 1
+    counts the shards of tokens that are still to be made as one step without a word (demo: 24 where 30 ran)."""
+    code, out, err = spinloop("plan", tiny, "--store", tmp_path / "none", "--set", "iterations=2")
+    assert err.count("an iteration's shards of answers count as one step") == 1
     assert code == 0 and not (tmp_path / "none").exists()
     assert "reads what demo_rows[train] will write" in out and "reads what reformat will write" in out
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import ConsoleMessage, Locator, Page
+    from playwright.sync_api import ConsoleMessage, Locator, Page, ViewportSize
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 ARGS = [
@@ -21,6 +21,7 @@ ARGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WAIT_MS = 60_000
+VIEW: ViewportSize = {"width": 1280, "height": 900}
 CREATE = re.compile("create_flow_run$")
 """What the form requests of the server."""
 with_browser = pytest.mark.skipif(
@@ -67,8 +68,8 @@ class Ui:
 
     def submit(self) -> None:
         """Press Submit until the form is gone. Under load the server may answer 503, and the form stays; while it
-        checks what was typed last, the page takes no press; and a press begins its check anew, so that each waits
-        longer than the one before it (3 s six times were too short once)."""
+        checks what was typed last, the page takes no press. Each press waits longer than the one before it: 3 s
+        six times were too short once."""
         from playwright.sync_api import TimeoutError
 
         for wait in (3_000, 6_000, 12_000, 24_000, 48_000, 96_000):
@@ -123,7 +124,7 @@ class Ui:
         if self.pictures is None:
             return
         height = self.page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))")
-        size = self.page.viewport_size or {"width": 1280, "height": 900}
+        size = self.page.viewport_size or VIEW
         self.page.set_viewport_size({"width": size["width"], "height": min(int(height) + 40, 12_000)})
         self.page.wait_for_timeout(500)  # what draws itself to the new size
         self.page.screenshot(path=self.pictures / f"{self.name}-{name}.png")
@@ -169,7 +170,7 @@ def chromium(address: str, pictures: Path | None, ui_of: type[Ui] = Ui) -> Itera
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        ui = ui_of(browser.new_page(viewport={"width": 1280, "height": 900}), address, pictures)
+        ui = ui_of(browser.new_page(viewport=VIEW), address, pictures)
         yield ui
         ui.picture("last")  # what a test that failed saw
         browser.close()

@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 
-from tests.flows.pools.browser import FirstUi, Ui, chromium
+from tests.flows.pools.browser import VIEW, FirstUi, Ui, chromium
 from tests.flows.pools.conftest import in_full, until
 
 pytestmark = in_full
@@ -83,7 +83,7 @@ def test_a_form_is_filled_in_and_its_run_completes(ui: Ui, client: SyncPrefectCl
     look_at_artifacts(ui, client, run.id)
     browser = ui.page.context.browser
     assert browser is not None
-    first = FirstUi(browser.new_page(viewport={"width": 1280, "height": 900}), ui.address, ui.pictures)
+    first = FirstUi(browser.new_page(viewport=VIEW), ui.address, ui.pictures)
     show_run(first, client.read_flow_run(run.id).name, run.id)
     look_at_artifacts(first, client, run.id)
     assert not ui.errors and not first.errors
